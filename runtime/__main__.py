@@ -1,0 +1,119 @@
+"""`python -m runtime inspect | verify | run | bench ARTIFACT`: an artifact on a machine without PyTorch."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import onnxruntime
+from tqdm import tqdm
+
+from .artifact import read_artifact
+from .bench import bench, table
+from .describe import describe
+from .errors import SAEError
+from .inputs import select_hooks
+from .manifest import HOOK_NAMES
+from .session import SAESession
+from .stream import stream
+from .verify import verify
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return 0, or 1 if an artifact fails verification, or 2 if the command cannot be carried out."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (SAEError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m runtime", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        sub.add_argument("artifact", help="the folder with sae.json")
+        return sub
+
+    def on_device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+
+    command("inspect", inspect_command, "Print what an artifact is: config, graphs, hooks, parity, provenance.")
+
+    sub = command(
+        "verify", verify_command, "Prove on this machine that the artifact computes what PyTorch did; else exit 1."
+    )
+    on_device(sub)
+
+    sub = command("run", run_command, "Stream activations of any size through the SAE.")
+    sub.add_argument("source", help="a .npy file, (..., d_in) or (..., n_heads, d_head)")
+    sub.add_argument("target", help="the .safetensors file to write, a tensor for each hook")
+    sub.add_argument(
+        "--hooks", nargs="+", metavar="HOOK", help=f"which: {', '.join(HOOK_NAMES)}; all that fire without"
+    )
+    sub.add_argument("--batch", type=int, metavar="N", help="tokens at a time; about 256 MiB of output without")
+    sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    on_device(sub)
+
+    sub = command("bench", bench_command, "Print latency and throughput by number of tokens.")
+    sub.add_argument(
+        "--hooks", nargs="+", metavar="HOOK", default=list(HOOK_NAMES), help="what is computed; all without"
+    )
+    sub.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N", help="1 8 64 512 without")
+    sub.add_argument("--seconds", type=float, default=2.0, help="for each number of tokens (default 2)")
+    sub.add_argument("--threads", type=int, help="of the CPU; one per core without")
+    on_device(sub)
+    return parser
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    """Print what an artifact is."""
+    print(describe(read_artifact(options.artifact)))
+    return 0
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    """Print the parity table."""
+    report = verify(options.artifact, options.device)
+    print(report)
+    return 1 if report.failures else 0
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Stream a file, with a progress bar on a terminal."""
+    if Path(options.target).exists() and not options.overwrite:
+        raise SAEError(f"{options.target} exists. Choose another file, or pass --overwrite.")
+    with (
+        SAESession(options.artifact, options.device) as session,
+        tqdm(unit="token", unit_scale=True, disable=None) as bar,
+    ):
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        stream(session, options.source, options.target, options.hooks, options.batch, progress)
+    return 0
+
+
+def bench_command(options: argparse.Namespace) -> int:
+    """Print the timings."""
+    with SAESession(options.artifact, options.device, threads=options.threads) as session:
+        hooks = select_hooks(options.hooks)
+        if unknown := set(options.hooks) - set(hooks):
+            raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")
+        print(f"{session!r}, onnxruntime {onnxruntime.__version__}")
+        print(table(list(tqdm(bench(session, hooks, options.tokens, options.seconds),
+                              total=len(options.tokens), disable=None, leave=False))))  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""`sae.json`, the manifest of an artifact: what the SAE is, which graphs there are, and what was proved at export.
+
+The reader owns the format: these classes are what `sae.json` holds, key for key. Unknown keys are ignored, so that a
+later release may add some; a change that an older reader would misunderstand raises `FORMAT_VERSION`.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ManifestError
+
+FORMAT_VERSION = 1
+MANIFEST = "sae.json"
+
+HOOK_INPUT = "hook_sae_input"
+HOOK_ACTS_PRE = "hook_sae_acts_pre"
+HOOK_ACTS_POST = "hook_sae_acts_post"
+HOOK_RECONS = "hook_sae_recons"
+HOOK_ERROR = "hook_sae_error"
+HOOK_OUTPUT = "hook_sae_output"
+
+HOOK_NAMES = (HOOK_INPUT, HOOK_ACTS_PRE, HOOK_ACTS_POST, HOOK_RECONS, HOOK_ERROR, HOOK_OUTPUT)
+"""The six hooks in firing order."""
+
+FEATURE_HOOKS = (HOOK_ACTS_PRE, HOOK_ACTS_POST)
+"""Those with one number per feature, `(..., d_sae)`; the others have the shape of the input."""
+
+INPUT = "input"
+TOKENS = "tokens"
+
+GRAPHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "model": ((INPUT,), HOOK_NAMES),
+    "encode": ((INPUT,), FEATURE_HOOKS),
+    "decode": ((HOOK_ACTS_POST,), (HOOK_RECONS,)),
+}
+"""The graphs that every artifact has: the names of their inputs and outputs, in order."""
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """The HookedSAE that was exported.
+
+    Attributes:
+        architecture: how it encodes and decodes; "standard" is the ReLU SAE.
+        dtype: of weights and activations, as numpy names it ("float32").
+        seed: of the initial weights, if there was one.
+        head_shape: (n_heads, d_head) if the graphs take activations with their head dimension, else None.
+        fired_hooks: the hooks that fire in PyTorch, in order: all six, or five without the error term.
+    """
+
+    architecture: str
+    d_in: int
+    d_sae: int
+    hook_name: str
+    use_error_term: bool
+    dtype: str
+    seed: int | None
+    head_shape: tuple[int, ...] | None
+    fired_hooks: tuple[str, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One token's activation: `(d_in,)` or `(n_heads, d_head)`."""
+        return self.head_shape or (self.d_in,)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor of a graph; a dimension that is a name may have any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One `.onnx` file: what it takes and gives, in order."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class GoldenSpec:
+    """The batch that `golden.safetensors` holds.
+
+    Attributes:
+        source: "activations" if a user gave them, "synthetic" if the exporter drew them.
+    """
+
+    file: str
+    tokens: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a tensor is from the truth, see `runtime.parity`; both are ratios without a unit.
+
+    Attributes:
+        token: the largest, over tokens, of the norm of the difference.
+        element: the largest, over all numbers, of the difference.
+    """
+
+    token: float
+    element: float
+
+
+@dataclass(frozen=True)
+class HookParity:
+    """What the export measured at one hook: PyTorch's own error, the artifact's, and the most it may be."""
+
+    original: Errors
+    artifact: Errors
+    budget: Errors
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """The proof made at export, on `tokens` activations run on `device`."""
+
+    device: str
+    tokens: int
+    hooks: dict[str, HookParity]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `sae.json`."""
+
+    format_version: int
+    sae: SAEConfig
+    weights: str
+    graphs: dict[str, GraphSpec]
+    golden: GoldenSpec
+    parity: ParityRecord
+    provenance: dict[str, str]
+    files: dict[str, FileRecord]
+
+    def to_json(self) -> str:
+        """Return the text of `sae.json`: the same manifest gives the same bytes."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def graph_file(name: str) -> str:
+    """Return the file of a graph."""
+    return f"{name}.onnx"
+
+
+def graph_specs(sae: SAEConfig) -> dict[str, GraphSpec]:
+    """Return what the graphs of an SAE are by contract."""
+
+    def tensor(name: str) -> TensorSpec:
+        shape = (sae.d_sae,) if name in FEATURE_HOOKS else sae.input_shape
+        return TensorSpec(name, sae.dtype, (TOKENS, *shape))
+
+    return {
+        name: GraphSpec(graph_file(name), tuple(map(tensor, inputs)), tuple(map(tensor, outputs)))
+        for name, (inputs, outputs) in GRAPHS.items()
+    }
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Return the manifest of a `sae.json` text.
+
+    Raises:
+        ManifestError: it is not JSON, of a newer format, or lacks a key or has one of another type; the message says
+            which.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(
+            f"{MANIFEST} is not JSON ({error}); it may be truncated. Copy or export the artifact again."
+        ) from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ManifestError(
+            f"{MANIFEST} has format version {version}; this release reads {FORMAT_VERSION}. "
+            "Upgrade: pip install --upgrade saeexport"
+        )
+    manifest = _build(Manifest, data, MANIFEST)
+    assert isinstance(manifest, Manifest)
+    _check_files(manifest)
+    _check_graphs(manifest)
+    return manifest
+
+
+def _check_files(manifest: Manifest) -> None:
+    """Refuse what would lead a reader out of the folder, or to a file that nothing vouches for."""
+    for name in manifest.files:
+        if not name or name != name.replace("\\", "/").rsplit("/", 1)[-1] or name in (".", ".."):
+            raise ManifestError(f"{MANIFEST}: files names {name!r}, which is not a plain file name.")
+    used = [manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())]
+    for name in used:
+        if name not in manifest.files:
+            raise ManifestError(f"{MANIFEST}: {name!r} is used but has no entry in files.")
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    """Refuse a graph that does not keep the contract; graphs without one are of a later release."""
+    for name, expected in graph_specs(manifest.sae).items():
+        if name not in manifest.graphs:
+            raise ManifestError(f"{MANIFEST}: graphs has no {name!r}; every artifact has {', '.join(GRAPHS)}.")
+        if manifest.graphs[name] != expected:
+            raise ManifestError(f"{MANIFEST}: graph {name!r} is {manifest.graphs[name]}, of this SAE it is {expected}.")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Return `value`, as JSON gave it, as an object of the annotated type `kind`; `where` names it in errors."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ManifestError(f"{where} is {value!r}, expected an object.")
+        hints = typing.get_type_hints(kind)
+        missing = [name for name in hints if name not in value]
+        if missing:
+            raise ManifestError(f"{where} has no key {', '.join(map(repr, missing))}.")
+        return typing.cast(Any, kind)(
+            **{name: _build(hint, value[name], f"{where}: {name}") for name, hint in hints.items()}
+        )
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ManifestError(f"{where} is {value!r}, expected an object.")
+        return {key: _build(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ManifestError(f"{where} is {value!r}, expected a list.")
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        options = tuple(option for option in arguments if option is not type(None))
+        return _build(options[0], value, where) if len(options) == 1 else _scalar(options, value, where)
+    return _scalar((kind,), value, where)
+
+
+def _scalar(kinds: tuple[type, ...], value: Any, where: str) -> Any:
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        raise ManifestError(f"{where} is {value!r}, expected {' or '.join(kind.__name__ for kind in kinds)}.")
+    return value

@@ -1,0 +1,289 @@
+"""How closeness is judged: the one place that says what "nothing changed" means.
+
+Truth is the same weights evaluated in float64. The error of a tensor `y` at a hook is measured twice, against the size
+`s` of the numbers that it was computed from:
+
+    token   = max over tokens   of  ||y - truth|| / s
+    element = max over elements of  |y - truth| * sqrt(width) / s
+
+    s = ||acts_pre||            for hook_sae_acts_pre and hook_sae_acts_post
+    s = ||input|| + ||recons||  for hook_sae_recons, hook_sae_error and hook_sae_output
+
+A ReLU cuts and an error term cancels, so that a tensor's own norm can be arbitrarily small, even zero, while its
+rounding errors are not; the norms above are of what goes in. `token` sees an error that is spread (a product of lower
+precision), `element` one that is concentrated (one wrong weight).
+
+The budget is calibrated by the PyTorch original's own error, measured in the same way, in the same dtype, on the same
+inputs: `budget = FACTOR * original + FLOOR[dtype]`. So one rule serves every size, dtype and device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from .errors import ParityError
+from .inputs import Array
+from .manifest import (
+    FEATURE_HOOKS,
+    HOOK_ACTS_POST,
+    HOOK_ACTS_PRE,
+    HOOK_ERROR,
+    HOOK_INPUT,
+    HOOK_NAMES,
+    HOOK_OUTPUT,
+    HOOK_RECONS,
+    Errors,
+)
+
+FACTOR = 4.0
+"""Two correct programs that add the same products in another order have errors that differ by this factor at most:
+`python -m benchmarks.parity` measures it over sizes, sparsities and dtypes."""
+
+FLOOR = {"float32": 2.0**-24}
+"""Half a unit in the last place: what one correct rounding of the result costs, where the original happens to be exact.
+A dtype without a row cannot be judged: truth itself is no better than float64, and ONNX Runtime's CPU computes float16
+in float32 and rounds the outputs, so that the exact sum below does not hold in it."""
+
+COMPUTED_HOOKS = HOOK_NAMES[1:]
+
+Hooks: TypeAlias = Mapping[str, Array]
+Budgets: TypeAlias = Mapping[str, Errors]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an artifact is judged against, on a batch of inputs.
+
+    Attributes:
+        original: all six hooks as PyTorch computed them, in the SAE's dtype, `(tokens, ...)`; the error is there even
+            if it does not fire without the error term.
+        truth: the five computed hooks in float64.
+        use_error_term: whether the output is to be the reconstruction plus the error.
+    """
+
+    original: Hooks
+    truth: Hooks
+    use_error_term: bool
+
+    def __post_init__(self) -> None:
+        for name, array in {**self.original, **{f"truth of {k}": v for k, v in self.truth.items()}}.items():
+            if not np.isfinite(array).all():
+                index = _index(int(np.argmin(np.isfinite(array))), array.shape)
+                raise ParityError(
+                    f"{name} is {array[index]} at {list(index)}: parity is judged on finite numbers only. "
+                    "Look for it in the activations and in the weights."
+                )
+
+    @property
+    def tokens(self) -> int:
+        """How many inputs there are."""
+        return len(self.original[HOOK_INPUT])
+
+    def scale(self, hook: str) -> Array:
+        """Return `s` of the module's docstring, `(tokens,)` float64."""
+        if hook in FEATURE_HOOKS:
+            return _norms(self.truth[HOOK_ACTS_PRE])
+        return _norms(self.original[HOOK_INPUT]) + _norms(self.truth[HOOK_RECONS])
+
+    def budgets(self) -> dict[str, Errors]:
+        """Return the most that each computed hook may err."""
+        floor = FLOOR[self.original[HOOK_RECONS].dtype.name]
+        own = {hook: self.errors(hook, self.original[hook]) for hook in COMPUTED_HOOKS}
+        return {
+            hook: Errors(FACTOR * errors.token + floor, FACTOR * errors.element + floor) for hook, errors in own.items()
+        }
+
+    def errors(self, hook: str, y: Array) -> Errors:
+        """Return how far `y` is from the truth of `hook`."""
+        token, element = self._error_arrays(hook, y)
+        return Errors(float(token.max(initial=0.0)), float(element.max(initial=0.0)))
+
+    def worst(self, hook: str, y: Array) -> tuple[int, ...]:
+        """Return the index of the element of `y` that is farthest from the truth."""
+        _, element = self._error_arrays(hook, y)
+        return _index(int(np.argmax(element)), y.shape)
+
+    def _error_arrays(self, hook: str, y: Array) -> tuple[Array, Array]:
+        truth = _rows(self.truth[hook])
+        difference = np.abs(_rows(y).astype(np.float64) - truth)
+        scale = self.scale(hook)
+        with np.errstate(divide="ignore", invalid="ignore"):  # of no size at all, nothing but the truth will do
+            token = np.nan_to_num(np.linalg.norm(difference, axis=1) / scale, nan=0.0, posinf=np.inf)
+            element = np.nan_to_num(difference * np.sqrt(truth.shape[1]) / scale[:, None], nan=0.0, posinf=np.inf)
+        return token, element
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One output of one graph: its error, what it was allowed, and every reason why it fails (none if it passes)."""
+
+    graph: str
+    hook: str
+    errors: Errors | None
+    budget: Errors | None
+    failures: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdicts of a verification, and what failed beside them."""
+
+    title: str
+    verdicts: list[Verdict] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """Every reason to fail, in words."""
+        return [*self.problems, *(failure for verdict in self.verdicts for failure in verdict.failures)]
+
+    def raise_for_failures(self) -> None:
+        """Raise a ParityError with the table and every reason, if there is one."""
+        if self.failures:
+            raise ParityError(f"{self.title}\n" + "\n".join(f"- {failure}" for failure in self.failures))
+
+    def __str__(self) -> str:
+        """Return the table, and the failures below it."""
+        head = ("graph", "hook", "token error", "budget", "element error", "budget", "verdict")
+        rows: list[tuple[str, ...]] = [head]
+        for verdict in self.verdicts:
+            cells = ["exact", "exact", "exact", "exact"]
+            if verdict.errors and verdict.budget:
+                pairs = (
+                    (verdict.errors.token, verdict.budget.token),
+                    (verdict.errors.element, verdict.budget.element),
+                )
+                cells = [f"{number:.2e}" for pair in pairs for number in pair]
+            elif verdict.failures:
+                cells = ["-"] * 4
+            outcome = "FAIL" if verdict.failures else "ok"
+            rows.append((verdict.graph, verdict.hook, *cells, f"{outcome} {verdict.note}".strip()))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        failures = [f"FAIL: {failure}" for failure in self.failures]
+        return "\n".join([self.title, *lines, *failures])
+
+
+def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Reference, budgets: Budgets) -> list[Verdict]:
+    """Return a verdict for each output of a graph, and for each that is missing or should not be there.
+
+    Args:
+        graph: its name, for the messages.
+        expected: the hooks that the graph has to give, in order.
+        outputs: what it gave, in its order.
+        reference: what to judge against.
+        budgets: the most that each computed hook may err.
+    """
+    verdicts = []
+    for hook in expected:
+        if hook not in outputs:
+            verdicts.append(_failed(graph, hook, f"the output is missing; there are {', '.join(outputs) or 'none'}"))
+        elif shape := _form_differs(outputs[hook], reference.original[hook]):
+            verdicts.append(_failed(graph, hook, shape))
+        elif hook == HOOK_INPUT:
+            verdicts.append(_judge_input(graph, outputs[hook], reference))
+        else:
+            verdicts.append(_judge_computed(graph, hook, outputs, reference, budgets))
+    extra = f"there should be no such output; expected are {', '.join(expected)}"
+    verdicts += [_failed(graph, hook, extra) for hook in outputs if hook not in expected]
+    present = [hook for hook in outputs if hook in expected]
+    if sorted(present) == sorted(expected) and present != list(expected):
+        verdicts.append(_failed(graph, "(order)", f"outputs are {', '.join(outputs)}, expected {', '.join(expected)}"))
+    return verdicts
+
+
+def _failed(graph: str, hook: str, why: str) -> Verdict:
+    return Verdict(graph, hook, None, None, (f"{graph}: {hook}: {why}.",))
+
+
+def _form_differs(y: Array, original: Array) -> str:
+    if y.dtype == original.dtype and y.shape == original.shape:
+        return ""
+    return f"it is {y.shape} {y.dtype}, the original {original.shape} {original.dtype}"
+
+
+def _judge_input(graph: str, y: Array, reference: Reference) -> Verdict:
+    x = reference.original[HOOK_INPUT]
+    bits = f"u{x.itemsize}"
+    different = np.ascontiguousarray(y).view(bits) != np.ascontiguousarray(x).view(bits)
+    if not different.any():
+        return Verdict(graph, HOOK_INPUT, None, None)
+    index = _index(int(np.argmax(different)), x.shape)
+    return _failed(
+        graph, HOOK_INPUT, f"it is {y[index]:.9g} at {list(index)}, the input {x[index]:.9g}; it must be its bits"
+    )
+
+
+def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference, budgets: Budgets) -> Verdict:
+    y, budget = outputs[hook], budgets[hook]
+    finite = np.isfinite(y)
+    if not finite.all():
+        index = _index(int(np.argmin(finite)), y.shape)
+        return _failed(
+            graph, hook, f"it is {y[index]} at {list(index)}, the original {reference.original[hook][index]}"
+        )
+    errors, failures, note = reference.errors(hook, y), [], ""
+    for kind in ("token", "element"):
+        error, allowed = getattr(errors, kind), getattr(budget, kind)
+        if not error <= allowed:
+            index = reference.worst(hook, y)
+            failures.append(
+                f"{graph}: {hook}: the {kind} error is {error:.3e}, its budget {allowed:.3e}. Worst at {list(index)}: "
+                f"the artifact has {y[index]:.9g}, the original {reference.original[hook][index]:.9g}, "
+                f"the truth is {reference.truth[hook][index]:.12g}."
+            )
+    if hook == HOOK_ACTS_POST:
+        flips, failure = _judge_support(graph, y, reference, budgets)
+        failures += failure
+        note = f"({flips} at the kink)" if flips else ""
+    if hook == HOOK_OUTPUT:
+        failures += _judge_sum(graph, outputs, reference.use_error_term)
+    return Verdict(graph, hook, errors, budget, tuple(failures), note)
+
+
+def _judge_support(graph: str, y: Array, reference: Reference, budgets: Budgets) -> tuple[int, list[str]]:
+    """Count the features that are on in one and off in the other; only at the kink, within its error, is that right."""
+    on, pre = reference.truth[HOOK_ACTS_POST] != 0, reference.truth[HOOK_ACTS_PRE]
+    flipped = (y != 0) != on
+    reach = budgets[HOOK_ACTS_PRE].element * reference.scale(HOOK_ACTS_PRE) / np.sqrt(pre.shape[-1])
+    wrong = flipped & (np.abs(pre) > reach[:, None])
+    if not wrong.any():
+        return int(flipped.sum()), []
+    token, feature = _index(int(np.argmax(wrong)), wrong.shape)
+    return int(flipped.sum()), [
+        f"{graph}: {HOOK_ACTS_POST}: feature {feature} of token {token} is {'off' if on[token, feature] else 'on'} "
+        f"({y[token, feature]:.9g}), and its preactivation is {pre[token, feature]:.6g}, more than the "
+        f"{reach[token]:.1e} of rounding from the kink. So are {int(wrong.sum()) - 1} more."
+    ]
+
+
+def _judge_sum(graph: str, outputs: Hooks, use_error_term: bool) -> list[str]:
+    """Return why the output is not exactly the reconstruction, or its sum with the error."""
+    parts = (HOOK_RECONS, HOOK_ERROR) if use_error_term else (HOOK_RECONS,)
+    if any(part not in outputs or outputs[part].shape != outputs[HOOK_OUTPUT].shape for part in parts):
+        return []  # the part has a verdict of its own
+    total = sum((outputs[part] for part in parts[1:]), start=outputs[parts[0]])
+    different = total != outputs[HOOK_OUTPUT]
+    if not different.any():
+        return []
+    index = _index(int(np.argmax(different)), different.shape)
+    return [
+        f"{graph}: {HOOK_OUTPUT}: it is {outputs[HOOK_OUTPUT][index]:.9g} at {list(index)}, and {' + '.join(parts)} is "
+        f"{total[index]:.9g}; they must be equal."
+    ]
+
+
+def _rows(array: Array) -> Array:
+    return array.reshape(len(array), -1)
+
+
+def _norms(array: Array) -> Array:
+    return np.linalg.norm(_rows(array).astype(np.float64), axis=1)
+
+
+def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(flat, shape))

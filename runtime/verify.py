@@ -1,0 +1,63 @@
+"""Proof without PyTorch: every graph of an artifact, run on this machine, against the artifact's golden batch."""
+
+import os
+
+from .artifact import read_artifact
+from .errors import ArtifactError
+from .golden import load_golden
+from .manifest import GRAPHS, HOOK_INPUT, INPUT, Errors
+from .parity import COMPUTED_HOOKS, Budgets, Reference, Report, judge
+from .session import SAESession
+
+
+def verify(path: str | os.PathLike[str], device: str = "auto") -> Report:
+    """Return a report on the artifact in the folder `path`: its files, and each output of each of its graphs.
+
+    Raises:
+        ArtifactError: the folder is not an artifact.
+        ProviderError: the device cannot be used.
+    """
+    artifact = read_artifact(path)
+    problems = []
+    for name in artifact.manifest.files:
+        try:
+            artifact.file(name)
+        except ArtifactError as error:
+            problems.append(str(error))
+    if problems:  # nothing that was changed is run
+        return Report(f"{path}: not intact", problems=problems)
+    with SAESession(path, device) as session:
+        return judge_session(session, load_golden(artifact), recorded_budgets(session))
+
+
+def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
+    """Raise unless the artifact in the folder `path` computes on this machine what PyTorch did at export.
+
+    For a service's own test suite.
+
+    Raises:
+        ParityError: it does not; the message has every reason: hook, worst index, both values, error and budget.
+        ArtifactError: the folder is not an artifact.
+        ProviderError: the device cannot be used.
+    """
+    verify(path, device).raise_for_failures()
+
+
+def recorded_budgets(session: SAESession) -> Budgets:
+    """Return the budgets that the export recorded; a hook without one may not err at all."""
+    hooks = session.artifact.manifest.parity.hooks
+    return {hook: hooks[hook].budget if hook in hooks else Errors(0.0, 0.0) for hook in COMPUTED_HOOKS}
+
+
+def judge_session(session: SAESession, reference: Reference, budgets: Budgets) -> Report:
+    """Run every graph of a session that has a contract on a reference's inputs and return the verdicts."""
+    report = Report(f"{session.artifact.path} on {session.device}: {reference.tokens} tokens")
+    sources = {INPUT: reference.original[HOOK_INPUT], **reference.original}
+    for graph, (inputs, expected) in GRAPHS.items():
+        try:
+            outputs = session.run_graph(graph, {name: sources[name] for name in inputs}, expected)
+        except ArtifactError as error:
+            report.problems.append(str(error))
+            continue
+        report.verdicts.extend(judge(graph, expected, outputs, reference, budgets))
+    return report

@@ -1,0 +1,52 @@
+"""What can be exported: an SAE with the six hooks, sound weights, and nothing attached that a trace would bake in."""
+
+from typing import Any
+
+import torch
+
+from runtime.errors import ExportError
+from runtime.manifest import HOOK_NAMES
+from runtime.parity import FLOOR
+
+
+def check_exportable(sae: Any) -> None:
+    """Refuse an SAE that cannot be exported, or whose export would not be what its owner thinks.
+
+    Raises:
+        ExportError: it has not the six hooks, has hook functions attached, has mixed or unsupported dtypes, or weights
+            that are not finite; the message names them.
+    """
+    hooks = getattr(sae, "hook_dict", None)
+    if hooks is None or list(hooks) != list(HOOK_NAMES):
+        raise ExportError(
+            f"A {type(sae).__name__} with the hooks {list(hooks) if hooks is not None else None} was given; what can "
+            f"be exported is a HookedSAE, or a HookedRootModule with exactly {', '.join(HOOK_NAMES)} in this order."
+        )
+    attached = [
+        name or "the SAE itself"
+        for name, module in sae.named_modules()
+        if any(getattr(module, kind, None) for kind in ("fwd_hooks", "bwd_hooks", *TORCH_HOOKS))
+    ]
+    if attached:
+        raise ExportError(
+            f"Hook functions are attached to {', '.join(attached)}; the graph would contain what they do. "
+            "Remove them: sae.reset_hooks(including_permanent=True)"
+        )
+    _check_weights(sae.state_dict())
+
+
+TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _check_weights(state: dict[str, torch.Tensor]) -> None:
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}
+    if len(dtypes) != 1 or not dtypes <= set(FLOOR):
+        raise ExportError(
+            f"The weights are {', '.join(sorted(dtypes))}; parity can be proved in one of {', '.join(FLOOR)}. "
+            "Convert them: sae.float()"
+        )
+    for name, tensor in state.items():
+        finite = torch.isfinite(tensor)
+        if not finite.all():
+            index = tuple(int(i) for i in (~finite).nonzero()[0])
+            raise ExportError(f"{name} is {tensor[index].item()} at {list(index)}; every weight must be finite.")

@@ -1,0 +1,100 @@
+"""From a PyTorch HookedSAE to an ONNX graph with its six hook tensors as outputs."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import ExportError
+from runtime.manifest import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TOKENS
+
+# Opset 20 and IR 10 load in every ONNX Runtime since 1.19, in TensorRT 10 and in the Rust and Node bindings.
+OPSET, IR_VERSION = 20, 10
+
+
+class _SixHooks(nn.Module):
+    """The SAE as a function from the input to the six hook tensors, in firing order."""
+
+    def __init__(self, sae: Any) -> None:
+        super().__init__()
+        self.sae = sae
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        seen: dict[str, Tensor] = {}
+
+        def keep(tensor: Tensor, hook: Any) -> None:
+            seen[hook.name] = tensor
+
+        self.sae.run_with_hooks(input, fwd_hooks=[(name, keep) for name in HOOK_NAMES])
+        if HOOK_ERROR not in seen:  # without the error term it does not fire; as an output it is always there
+            seen[HOOK_ERROR] = seen[HOOK_INPUT] - seen[HOOK_RECONS]
+        return tuple(seen[name] for name in HOOK_NAMES)
+
+
+def trace(sae: Any, input_shape: tuple[int, ...]) -> ir.Model:
+    """Return the SAE's graph, its parameters under the names of the state dict.
+
+    Args:
+        sae: a HookedRootModule with the six hooks, no hook functions attached.
+        input_shape: of one token, `(d_in,)` or `(n_heads, d_head)`.
+
+    Raises:
+        ExportError: PyTorch cannot trace the SAE.
+    """
+    weight = next(sae.parameters())
+    example = torch.zeros(3, *input_shape, dtype=weight.dtype, device=weight.device)
+    traced = _SixHooks(sae)
+    with _evaluating(traced), _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                traced,
+                (example,),
+                input_names=[INPUT],
+                output_names=list(HOOK_NAMES),
+                dynamic_shapes=({0: torch.export.Dim(TOKENS)},),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=True,  # its common-subexpression elimination merges the error term's second pass
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(f"PyTorch cannot trace this {type(sae).__name__}: {error}") from error
+    assert program is not None
+    model = program.model
+    model.ir_version = IR_VERSION
+    for name in list(model.graph.initializers):
+        if name.startswith("sae."):
+            model.graph.initializers[name].name = name.removeprefix("sae.")
+    return model
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch a module to evaluation, without gradients, and back."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hold back what torch.onnx says of itself: operators of torchvision that are not installed, and a deprecation."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
