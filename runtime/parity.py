@@ -264,7 +264,7 @@ def _judge_support(graph: str, y: Array, reference: Reference, budgets: Budgets)
 def _judge_sum(graph: str, outputs: Hooks, use_error_term: bool) -> list[str]:
     """Return why the output is not exactly the reconstruction, or its sum with the error."""
     parts = (HOOK_RECONS, HOOK_ERROR) if use_error_term else (HOOK_RECONS,)
-    if any(part not in outputs or outputs[part].shape != outputs[HOOK_OUTPUT].shape for part in parts):
+    if any(part not in outputs or _form_differs(outputs[part], outputs[HOOK_OUTPUT]) for part in parts):
         return []  # the part has a verdict of its own
     total = sum((outputs[part] for part in parts[1:]), start=outputs[parts[0]])
     different = total != outputs[HOOK_OUTPUT]

@@ -5,9 +5,13 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 
 def strip_remarks(model: ir.Model) -> ir.Model:
-    """Remove the metadata and doc strings of the model, its graph and its nodes."""
+    """Remove the metadata and doc strings of the model, its graph, its nodes and its values."""
     model = ClearMetadataAndDocStringPass()(model).model
-    model.doc_string = None
-    model.metadata_props.clear()
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph:
+        values += node.outputs
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
     model.producer_name, model.producer_version = "saeexport", None  # versions are in the manifest
     return model

@@ -1,0 +1,449 @@
+"""The exporter: what it writes, what it refuses, and that a failure costs nothing."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import HOOKS, TINY, make_sae, normal
+from safetensors.torch import load_file
+
+import runtime
+from runtime import InputError, ParityError
+from runtime.tensorfile import read_header
+from saeexport import ExportError, HookedSAE, export, load
+
+exporting = importlib.import_module("saeexport.export")  # the package has the function under this name
+GRAPHS = ("model", "encode", "decode")
+
+
+def graph_of(folder, name):
+    return onnx.load_model(folder / f"{name}.onnx", load_external_data=False)
+
+
+def contents(folder):
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+# What is written
+
+
+def test_graphs_are_the_least_that_computes_the_hooks(exported):
+    sae, path = exported
+    ops = {name: [node.op_type for node in graph_of(path, name).graph.node] for name in GRAPHS}
+    output = "Add" if sae.cfg.use_error_term else "Identity"
+    assert sorted(ops["model"]) == sorted(["Identity", "Sub", "Gemm", "Relu", "Gemm", "Sub", output])
+    assert ops["encode"] == ["Sub", "Gemm", "Relu"]
+    assert ops["decode"] == ["Gemm"]
+
+
+def test_graphs_keep_the_contract(exported_z):
+    _, path = exported_z
+    for name, spec in runtime.read_artifact(path).manifest.graphs.items():
+        model = graph_of(path, name)
+        assert [value.name for value in model.graph.input] == [tensor.name for tensor in spec.inputs]
+        assert [value.name for value in model.graph.output] == [tensor.name for tensor in spec.outputs]
+        assert (model.ir_version, [(entry.domain, entry.version) for entry in model.opset_import]) == (10, [("", 20)])
+    assert [tensor.name for tensor in runtime.read_artifact(path).manifest.graphs["model"].outputs] == HOOKS
+
+
+def test_a_lone_graph_says_what_it_is(exported_z):
+    sae, path = exported_z
+    artifact = runtime.read_artifact(path)
+    heads = artifact.manifest.sae.head_shape
+    fields = {entry.key: entry.value for entry in graph_of(path, "encode").metadata_props}
+    assert fields == {
+        "saeexport.architecture": "standard",
+        "saeexport.d_in": "12",
+        "saeexport.d_sae": "16",
+        "saeexport.dtype": "float32",
+        "saeexport.fired_hooks": ",".join(HOOKS),
+        "saeexport.format_version": "1",
+        "saeexport.head_shape": "3x4" if heads else "",
+        "saeexport.hook_name": sae.cfg.hook_name,
+        "saeexport.use_error_term": "true",
+        "saeexport.weights_sha256": artifact.manifest.files["weights.safetensors"].sha256,
+    }
+
+
+def test_the_weights_file_is_the_state_dict(exported):
+    sae, path = exported
+    stored = load_file(path / "weights.safetensors")
+    assert set(stored) == set(sae.state_dict())
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in sae.state_dict().items())
+
+
+def test_parameters_are_shared_and_only_referred_to(exported):
+    _, path = exported
+    places = {name: (str(t.offset), str(t.nbytes)) for name, t in read_header(path / "weights.safetensors").items()}
+    for name in GRAPHS:
+        for tensor in graph_of(path, name).graph.initializer:
+            assert tensor.data_location == onnx.TensorProto.EXTERNAL
+            entry = {e.key: e.value for e in tensor.external_data}
+            assert entry["location"] == "weights.safetensors"
+            assert (entry["offset"], entry["length"]) == places[tensor.name]
+
+
+def test_graphs_do_not_grow_with_the_weights(tmp_path):
+    """Protocol buffers end at 2 GB; here nothing of the weights is in them."""
+    sizes = []
+    for d_sae in (16, 4096):
+        path = export(make_sae(d_sae=d_sae), tmp_path / str(d_sae)).path
+        sizes.append(sum((path / f"{name}.onnx").stat().st_size for name in GRAPHS))
+    assert sizes[1] < sizes[0] + 200
+
+
+def test_weights_beyond_2_gb_are_found(tmp_path, artifact):
+    """The tiny weights behind 3 GB of nothing, in a sparse file."""
+    gap = 3 << 30
+    weights, header = artifact / "weights.safetensors", read_header(artifact / "weights.safetensors")
+    old = weights.read_bytes()
+    start = min(t.offset for t in header.values())
+    entries = {"gap": {"dtype": "U8", "shape": [gap], "data_offsets": [0, gap]}}
+    for name, t in header.items():
+        begin = gap + t.offset - start
+        entries[name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [begin, begin + t.nbytes]}
+    text = json.dumps(entries).encode()
+    with weights.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.seek(gap, os.SEEK_CUR)
+        file.write(old[start:])
+    model = exporting.extract(exporting.trace(load(TINY), (6,)), ("input",), tuple(HOOKS))
+    model = exporting.point_to_weights(exporting.products_to_gemm(model), weights, set(header))
+    exporting.ir.save(model, artifact / "model.onnx")
+    exporting.check_graph(artifact / "model.onnx", ("input",), tuple(HOOKS))
+    x = normal(5, 6)
+    outputs = onnxruntime.InferenceSession(artifact / "model.onnx").run(None, {"input": x})
+    _, expected = runtime.SAESession(TINY, "cpu").run_with_cache(x)
+    for output, hook in zip(outputs, HOOKS, strict=True):
+        np.testing.assert_allclose(output, expected[hook], atol=1e-6)
+
+
+def test_nothing_of_this_machine_is_in_an_artifact(exported):
+    _, path = exported
+    for name, data in contents(path).items():
+        for secret in (os.getcwd(), os.path.expanduser("~"), sys.prefix, str(path.parent), os.uname().nodename):
+            assert secret.encode() not in data, (name, secret)
+        assert b"stack_trace" not in data, name
+        assert b"pkg.torch" not in data, name
+
+
+def test_the_same_sae_gives_the_same_bytes(tmp_path):
+    x = normal(40, 6)
+    one, two = (export(make_sae(), tmp_path / name, x).path for name in ("one", "two"))
+    assert contents(one) == contents(two)
+
+
+def test_another_process_gives_the_same_bytes(tmp_path):
+    here = export(load(TINY), tmp_path / "here").path
+    there = tmp_path / "there"
+    subprocess.run([sys.executable, "-m", "saeexport", "export", TINY, there], check=True, capture_output=True)
+    assert contents(here) == contents(there)
+
+
+def test_an_artifact_is_its_own_checkpoint(exported, tmp_path):
+    sae, path = exported
+    again = load(path)
+    assert again.cfg == sae.cfg
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), sae.parameters(), strict=True))
+    assert contents(export(again, tmp_path / "again", normal(40, 6)).path) == contents(path)
+
+
+def test_export_leaves_the_sae_as_it_was(tmp_path):
+    sae = make_sae(use_error_term=False)
+    sae.hook_sae_recons.eval()
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    export(sae, tmp_path / "sae")
+    assert sae.training
+    assert not sae.hook_sae_recons.training
+    assert not sae.cfg.use_error_term
+    assert all(parameter.requires_grad for parameter in sae.parameters())
+    assert all(torch.equal(tensor, sae.state_dict()[name]) for name, tensor in before.items())
+    assert not any(point.fwd_hooks for point in sae.hook_points())
+
+
+def test_weights_that_are_views_are_written_as_numbers(tmp_path):
+    sae = make_sae(d_in=6, d_sae=16)
+    sae.W_dec = torch.nn.Parameter(sae.W_enc.detach().T)
+    assert not sae.W_dec.is_contiguous()
+    saeexport_path = export(sae, tmp_path / "sae").path
+    assert torch.equal(load_file(saeexport_path / "weights.safetensors")["W_dec"], sae.W_dec)
+
+
+# The golden batch
+
+
+def test_golden_inputs_are_a_sample_of_the_activations(tmp_path):
+    x = normal(3, 500, 6)
+    artifact = export(make_sae(), tmp_path / "sae", torch.from_numpy(x))
+    golden = load_file(artifact.path / "golden.safetensors")["hook_sae_input"].numpy()
+    rows = {row.tobytes() for row in x.reshape(-1, 6)}
+    assert len(golden) == artifact.manifest.golden.tokens == 64
+    assert all(row.tobytes() in rows for row in golden)
+    assert artifact.manifest.golden.source == "activations"
+    assert artifact.manifest.parity.tokens == 1024
+
+
+def test_without_activations_they_are_called_synthetic(tmp_path):
+    artifact = export(make_sae(), tmp_path / "sae")
+    assert artifact.manifest.golden.source == "synthetic"
+
+
+def test_the_golden_file_stays_small_at_any_size():
+    config = runtime.read_artifact(TINY).manifest.sae
+    for d_in, d_sae in ((768, 24576), (4096, 131072), (8192, 65536)):
+        tokens = exporting._golden_tokens(dataclasses.replace(config, d_in=d_in, d_sae=d_sae), 1024)
+        assert 1 <= tokens <= 64
+        assert tokens * 4 * (4 * d_sae + 9 * d_in) < 6.5e6
+
+
+def test_a_few_activations_are_enough(tmp_path):
+    artifact = export(make_sae(), tmp_path / "sae", normal(6))
+    assert artifact.manifest.golden.tokens == artifact.manifest.parity.tokens == 1
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("hook_name", HOOKS)
+@pytest.mark.parametrize("kind", ["forward", "backward", "permanent", "torch"])
+def test_hooks_that_are_still_attached_are_named(tmp_path, hook_name, kind):
+    sae = make_sae()
+    point, zero = sae.hook_dict[hook_name], lambda tensor, hook: tensor * 0
+    if kind == "torch":
+        point.register_forward_hook(lambda module, args, output: output * 0)
+    else:
+        point.add_hook(zero, dir="bwd" if kind == "backward" else "fwd", is_permanent=kind == "permanent")
+    with pytest.raises(ExportError, match=rf"attached to {hook_name};.*sae.reset_hooks\(including_permanent=True\)"):
+        export(sae, tmp_path / "sae")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_hook_on_the_sae_itself_is_named(tmp_path):
+    sae = make_sae()
+    sae.register_forward_pre_hook(lambda module, args: (args[0] * 0,))
+    with pytest.raises(ExportError, match="attached to the SAE itself"):
+        export(sae, tmp_path / "sae")
+
+
+def test_other_modules_are_refused(tmp_path):
+    with pytest.raises(ExportError, match=r"A Linear with the hooks None was given; what can be exported"):
+        export(torch.nn.Linear(3, 3), tmp_path / "sae")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_that_cannot_be_proved_are_refused(tmp_path, dtype):
+    with pytest.raises(ExportError, match=r"The weights are \w+; parity can be proved in one of float32. .*sae.float"):
+        export(make_sae(dtype=dtype), tmp_path / "sae")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    sae = make_sae()
+    with torch.no_grad():
+        sae.W_dec[2, 3] = torch.inf
+    with pytest.raises(ExportError, match=r"W_dec is inf at \[2, 3\]; every weight must be finite"):
+        export(sae, tmp_path / "sae")
+
+
+@pytest.mark.parametrize(
+    ("hook_name", "head_shape"), [("blocks.0.hook_resid_pre", (2, 3)), ("blocks.0.attn.hook_z", (2, 4))]
+)
+def test_a_head_shape_that_does_not_fit(tmp_path, hook_name, head_shape):
+    message = rf"head_shape is {re.escape(str(head_shape))}; it needs a hook_name that ends in _z"
+    with pytest.raises(ExportError, match=message):
+        export(make_sae(hook_name=hook_name), tmp_path / "sae", head_shape=head_shape)
+
+
+@pytest.mark.parametrize(
+    ("activations", "error", "message"),
+    [
+        (normal(4, 5), InputError, r"activations has shape \(4, 5\); this SAE takes \(\.\.\., 6\)"),
+        (np.ones((4, 6)), InputError, r"activations is \(4, 6\) float64"),
+        (normal(0, 6), ExportError, r"activations is \(0, 6\): it holds no token"),
+        (np.full((4, 6), np.nan, np.float32), ExportError, "not finite"),
+    ],
+)
+def test_activations_that_do_not_fit(tmp_path, activations, error, message):
+    with pytest.raises(error, match=message):
+        export(make_sae(), tmp_path / "sae", activations)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    def spoil(model):
+        for node in model.graph:
+            if node.op_type == "Relu":
+                node.op_type = "Abs"
+        return model
+
+    products_to_gemm = exporting.products_to_gemm
+    monkeypatch.setattr(exporting, "products_to_gemm", lambda model: spoil(products_to_gemm(model)))
+    with pytest.raises(ParityError, match=r"sae was not written: parity is not met(.|\n)*hook_sae_acts_post"):
+        export(make_sae(), tmp_path / "sae")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_graph_with_outputs_in_another_order_is_not_written(tmp_path, monkeypatch):
+    extract = exporting.extract
+
+    def reorder(model, inputs, outputs):
+        return extract(model, inputs, outputs[::-1])
+
+    monkeypatch.setattr(exporting, "extract", reorder)
+    with pytest.raises(ExportError, match=f"model.onnx has the outputs {', '.join(HOOKS[::-1])}; they must be"):
+        export(make_sae(), tmp_path / "sae")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_graph_that_is_not_valid_is_not_written(tmp_path, monkeypatch):
+    describe = exporting.describe
+
+    def spoil(model, *args):
+        model.graph[0].op_type = "NoSuchOperator"
+        return describe(model, *args)
+
+    monkeypatch.setattr(exporting, "describe", spoil)
+    with pytest.raises(ExportError, match="model.onnx is not valid ONNX"):
+        export(make_sae(), tmp_path / "sae")
+    assert not any(tmp_path.iterdir())
+
+
+# What was there before
+
+
+STAGES = ["_write_weights", "_write_graphs", "reference_of", "save_golden", "_prove"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError("No space left on device")])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_at_any_stage_leaves_what_was_there(tmp_path, monkeypatch, stage, error, existing):
+    target = tmp_path / "new" / "sae"
+    if existing:
+        shutil.copytree(TINY, target)
+    original = getattr(exporting, stage)
+
+    def fail(*args):
+        original(*args)
+        raise error
+
+    monkeypatch.setattr(exporting, stage, fail)
+    expected = ExportError if isinstance(error, OSError) else error
+    with pytest.raises(expected) as caught:
+        export(make_sae(), target, overwrite=existing)
+    if expected is ExportError:
+        assert str(caught.value) == f"{target} cannot be written: No space left on device. Nothing was written."
+    if existing:
+        assert contents(target) == contents(TINY)
+        assert list(target.parent.iterdir()) == [target]
+    else:
+        assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk(tmp_path):
+    """A limit on the size of files stands in for a full disk: the same call to the system fails."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "saeexport", "export", TINY, tmp_path / "sae"],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert re.match(
+        r"error: .*sae cannot be written: .*(File too large|os error 27).*Nothing was written.", done.stderr
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(**kwargs):
+        raise PermissionError(13, "Permission denied", str(kwargs["dir"]))
+
+    monkeypatch.setattr("saeexport.staging.tempfile.mkdtemp", refuse)
+    with pytest.raises(ExportError, match=r"sae cannot be written: .*Permission denied.*Nothing was written"):
+        export(make_sae(), tmp_path / "sae")
+
+
+def test_a_parent_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ExportError, match="cannot be written"):
+        export(make_sae(), tmp_path / "file" / "sae")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_path_that_exists_needs_overwrite(artifact):
+    with pytest.raises(ExportError, match=r"tiny exists. Choose another path, or overwrite it \(overwrite=True"):
+        export(make_sae(), artifact)
+    assert contents(artifact) == contents(TINY)
+
+
+def test_overwrite_replaces_an_artifact(artifact):
+    export(make_sae(), artifact, overwrite=True)
+    assert load(artifact).cfg.hook_name == "blocks.0.hook_resid_pre"
+    assert list(artifact.parent.iterdir()) == [artifact]
+
+
+def test_overwrite_takes_an_empty_folder(tmp_path):
+    export(make_sae(), tmp_path, overwrite=True)
+    assert (tmp_path / "sae.json").exists()
+
+
+def test_overwrite_spares_what_is_not_an_artifact(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ExportError, match=r"will not be overwritten, for it may not be an artifact: .*thesis.tex"):
+        export(make_sae(), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_overwrite_spares_strangers_in_an_artifact(artifact):
+    (artifact / "notes.txt").write_text("precious")
+    with pytest.raises(ExportError, match=r"holds what is not of its artifact: notes.txt. Move that elsewhere first"):
+        export(make_sae(), artifact, overwrite=True)
+    assert (artifact / "notes.txt").read_text() == "precious"
+
+
+def test_overwrite_puts_the_old_one_back_if_the_last_step_fails(artifact, monkeypatch):
+    rename = exporting.Path.rename
+
+    def fail(self, target):
+        if self.name.startswith(".tiny.") and "replaced" not in self.name:
+            raise OSError("the disk went away")
+        return rename(self, target)
+
+    monkeypatch.setattr("saeexport.staging.Path.rename", fail)
+    with pytest.raises(ExportError, match="the disk went away"):
+        export(make_sae(), artifact, overwrite=True)
+    assert contents(artifact) == contents(TINY)
+    assert list(artifact.parent.iterdir()) == [artifact]
+
+
+def test_an_sae_can_be_exported_over_its_own_artifact(artifact):
+    export(load(artifact), artifact, normal(9, 6), overwrite=True)
+    assert runtime.verify(artifact, "cpu").failures == []
+
+
+def test_an_sae_on_its_user_s_class(tmp_path):
+    """A subclass that computes the same with other operators is traced, not assumed."""
+
+    class Mine(HookedSAE):
+        def preactivations(self, x):
+            return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    sae = Mine(dict(d_sae=16, d_in=6, hook_name="h", seed=0, device="cpu"))
+    path = export(sae, tmp_path / "sae").path
+    assert [node.op_type for node in graph_of(path, "encode").graph.node] == ["Sub", "Gemm", "Relu"]
