@@ -18,11 +18,12 @@ RESIDUAL = "residual."
 
 
 def save_golden(reference: Reference, tokens: int, path: str) -> None:
-    """Write the first `tokens` of a reference to `path`."""
-    original = {hook: reference.original[hook][:tokens] for hook in HOOK_NAMES}
+    """Write `tokens` of a reference, evenly spaced, to `path`."""
+    sample = np.linspace(0, reference.tokens - 1, tokens, dtype=np.int64)
+    original = {hook: reference.original[hook][sample] for hook in HOOK_NAMES}
     tensors: dict[str, Array] = dict(original)
     for hook in COMPUTED_HOOKS:
-        residual = reference.truth[hook][:tokens] - original[hook].astype(np.float64)
+        residual = reference.truth[hook][sample] - original[hook].astype(np.float64)
         tensors[RESIDUAL + hook] = residual.astype(np.float32)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
 

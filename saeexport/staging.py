@@ -55,6 +55,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         staging.chmod(0o777 & ~_umask())  # mkdtemp's are for the owner only
         yield staging
+        for file in staging.iterdir():
+            file.chmod(0o666 & ~_umask())  # safetensors' are for the owner only, too
         _move(staging, path)
     except BaseException:
         if staging is not None:

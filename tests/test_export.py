@@ -180,6 +180,14 @@ def test_weights_that_are_views_are_written_as_numbers(tmp_path):
     assert torch.equal(load_file(saeexport_path / "weights.safetensors")["W_dec"], sae.W_dec)
 
 
+def test_a_service_of_another_user_can_read_it(exported):
+    _, path = exported
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o777 & ~mask
+    assert {entry.stat().st_mode & 0o777 for entry in path.iterdir()} == {0o666 & ~mask}
+
+
 # The golden batch
 
 

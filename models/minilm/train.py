@@ -20,7 +20,7 @@ from encoder import D_MODEL, LAYER, MiniLM
 from tqdm import tqdm
 
 from runtime.inputs import Array
-from saeexport import HookedSAE, HookedSAEConfig, export
+from saeexport import HookedSAE, HookedSAEConfig, export, load
 
 HERE = Path(__file__).parent
 ARTIFACT = HERE.parent / "minilm-layer3"
@@ -124,10 +124,11 @@ def main() -> None:
     """Fetch, embed, train, export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for archives and activations, 4 GB")
-    cache = parser.parse_args().cache
-    texts, model = load_texts(cache), MiniLM()
+    parser.add_argument("--again", action="store_true", help="do not train: export the weights that are there again")
+    options = parser.parse_args()
+    texts, model = load_texts(options.cache), MiniLM()
     held_out, rest = texts[:HELD_OUT], texts[HELD_OUT:]
-    sae = train(cached_activations(model, rest, cache / "train.npy"))
+    sae = load(ARTIFACT) if options.again else train(cached_activations(model, rest, options.cache / "train.npy"))
     real = torch.cat([model.activations(ids) for _, ids in list(model.batches(held_out))[::4]])
     print(export(sae, ARTIFACT, activations=real, overwrite=ARTIFACT.exists()).path)
 

@@ -7,6 +7,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 def strip_remarks(model: ir.Model) -> ir.Model:
     """Remove the metadata and doc strings of the model, its graph, its nodes and its values."""
     model = ClearMetadataAndDocStringPass()(model).model
+    model.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in model.graph:
         values += node.outputs

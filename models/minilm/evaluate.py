@@ -1,0 +1,82 @@
+"""What the SAE of models/minilm-layer3 is worth on held-out text: `python models/minilm/evaluate.py`.
+
+Writes evaluation.json, which models/README.md quotes, and prints the same.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import torch
+from corpus import load_texts
+from encoder import MiniLM
+from tqdm import tqdm
+from train import ARTIFACT, HELD_OUT, HERE
+
+from saeexport import load
+
+RESULT = HERE / "evaluation.json"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the archives of text")
+    texts, model, sae = load_texts(parser.parse_args().cache)[:HELD_OUT], MiniLM(), load(ARTIFACT)
+    sae.cfg.use_error_term = False
+    batches = [model.activations(ids) for _, ids in tqdm(list(model.batches(texts)), desc="text", disable=None)]
+    result = {"texts": len(texts), **measure(sae, batches), **embedding_cosines(sae, model, texts)}
+    result["made_with"] = {
+        "torch": importlib.metadata.version("torch"),
+        "transformers": importlib.metadata.version("transformers"),
+        "python": platform.python_version(),
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(RESULT.read_text())
+
+
+@torch.no_grad()
+def measure(sae, batches: list[torch.Tensor]) -> dict[str, float]:
+    """Return L0, variance explained and dead features of `batches` of activations, `(tokens, 384)`."""
+    everything = torch.cat(batches)
+    variance = (everything - everything.mean(0)).square().sum()
+    residual, counts = torch.zeros(()), []
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.long)
+    for x in batches:
+        acts = sae.encode(x)
+        residual += (x - sae.decode(acts)).square().sum()
+        counts.append((acts > 0).sum(1))
+        fired += (acts > 0).sum(0)
+    active = torch.cat(counts).float()
+    return {
+        "tokens": len(everything),
+        "l0_mean": round(active.mean().item(), 2),
+        "l0_median": active.median().item(),
+        "l0_p95": active.quantile(0.95).item(),
+        "variance_explained": round(1 - (residual / variance).item(), 4),
+        "dead_features": round((fired == 0).float().mean().item(), 4),
+    }
+
+
+def embedding_cosines(sae, model: MiniLM, texts: list[str]) -> dict[str, float]:
+    """Return how much a sentence's embedding turns if the SAE's reconstruction goes on instead of the activation."""
+    plain = model.embeddings(texts)
+
+    def cosines(replace) -> torch.Tensor:
+        return (plain * model.embeddings(texts, replace)).sum(1)
+
+    spliced = cosines(sae)
+    mean = torch.cat([model.activations(ids) for _, ids in list(model.batches(texts))[:5]]).mean(0)
+    return {
+        "embedding_cosine_mean": round(spliced.mean().item(), 4),
+        "embedding_cosine_p5": round(spliced.quantile(0.05).item(), 4),
+        "embedding_cosine_if_every_token_were_the_mean": round(
+            cosines(lambda hidden: mean.expand_as(hidden)).mean().item(), 4
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()
