@@ -1,0 +1,59 @@
+# make demo   the main job on a real SAE: export it again, compare, run it without PyTorch
+# make test   the whole test suite
+# make check  lint, formatting, types
+#
+# Each makes the environments it needs; PYTHON chooses the interpreter (3.10 or later).
+
+PYTHON ?= python3
+# The two ONNX Runtimes share an import name: the one for GPUs where there is an NVIDIA driver, the other elsewhere.
+ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEMO := build/demo
+
+.PHONY: demo test check parity test-transformer-lens clean
+
+demo: .venv/ready .venv-runtime/ready
+	.venv/bin/python models/minilm/demo.py $(DEMO)
+	.venv-runtime/bin/python -m runtime verify models/minilm-layer3
+	.venv-runtime/bin/python models/minilm/strongest.py $(DEMO)
+
+test: .venv/ready .venv-runtime/ready
+	.venv/bin/python -m pytest
+
+check: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# How far apart two correct programs are: the measurement behind runtime/parity.py's FACTOR.
+parity: .venv/ready
+	.venv/bin/python -m benchmarks.parity
+
+# Everything: exporter, runtime, demo, tests, lint.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,demo,test,lint]"
+	touch $@
+
+# What a service installs: no PyTorch, no onnx.
+.venv-runtime/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-runtime
+	.venv-runtime/bin/python $(PIP) --editable ".[$(ONNXRUNTIME)]"
+	touch $@
+
+# The PyTorch original on TransformerLens' releases from the oldest supported on. 2.16 needs NumPy 1, whose last pyarrow
+# does not say so.
+test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0/ready
+	for version in 2.16.1 3.3.0 4.3.0; do echo "transformer_lens $$version"; \
+	  .venv-tl-$$version/bin/python -m pytest -W default tests/test_hooked_sae.py tests/test_export.py tests/test_session.py \
+	    || exit 1; done
+
+.venv-tl-%/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-tl-$*
+	.venv-tl-$*/bin/python -m pip install --quiet torch==2.13.0
+	.venv-tl-$*/bin/python -m pip install --quiet --editable ".[$(ONNXRUNTIME),export,test]" transformer_lens==$* \
+	  $(if $(filter 2.%,$*),"pyarrow<20")
+	touch $@
+
+clean:
+	rm -rf .venv .venv-runtime .venv-tl-* build

@@ -1,0 +1,79 @@
+"""How much larger an artifact's error may honestly be than PyTorch's: `python -m benchmarks.parity`.
+
+Exports SAEs of several sizes and sparsities and prints, for each computed hook, the artifact's error divided by the
+original's (the larger of the token and the element ratio), in all features at once and in one product of the worst
+order of summation. `runtime.parity.FACTOR` has to lie above what is seen here, and no higher than it must.
+Writes benchmarks/results/parity.json.
+"""
+
+import importlib.metadata
+import json
+import platform
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from runtime import SAESession
+from runtime.inputs import Array
+from runtime.manifest import HOOK_ACTS_POST, HOOK_INPUT, HOOK_NAMES
+from runtime.parity import COMPUTED_HOOKS, FACTOR
+from saeexport import HookedSAE, export
+from saeexport.verify import reference_of
+
+RESULTS = Path(__file__).parent / "results" / "parity.json"
+SIZES = [(4, 8), (48, 512), (384, 3072), (768, 24576), (2304, 16384)]
+ON = {"sparse": 0.002, "some": 0.05, "half": 0.5, "all": 1.0}  # fraction of the features that are on
+TOKENS = [1, 64]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    rows = []
+    cases = [(d_in, d_sae, on, tokens) for d_in, d_sae in SIZES for on in ON for tokens in TOKENS]
+    for d_in, d_sae, on, tokens in tqdm(cases, disable=None):
+        x = np.random.default_rng(1).standard_normal((tokens, d_in)).astype(np.float32)
+        rows.append({"d_in": d_in, "d_sae": d_sae, "on": on, "tokens": tokens, **ratios(sae_of(d_in, d_sae, on, x), x)})
+    worst = max(max(row[hook] for hook in COMPUTED_HOOKS) for row in rows)
+    print(f"{'d_in':>6} {'d_sae':>6} {'on':>7} {'tokens':>6} {'L0':>8}  " + "  ".join(h[9:] for h in COMPUTED_HOOKS))
+    for row in rows:
+        numbers = "  ".join(f"{row[hook]:>{len(hook) - 9}.2f}" for hook in COMPUTED_HOOKS)
+        print(f"{row['d_in']:>6} {row['d_sae']:>6} {row['on']:>7} {row['tokens']:>6} {row['l0']:>8.1f}  {numbers}")
+    print(f"worst ratio {worst:.2f}; FACTOR is {FACTOR}")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "numpy")}
+    machine = {"date": date.today().isoformat(), "machine": platform.machine(), "threads": torch.get_num_threads()}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({**machine, **versions, "worst": worst, "rows": rows}, indent=1) + "\n")
+
+
+def sae_of(d_in: int, d_sae: int, on: str, x: Array) -> HookedSAE:
+    """Return an SAE whose bias lets a fraction of the features on for `x`."""
+    sae = HookedSAE({"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "use_error_term": True, "seed": 0, "device": "cpu"})
+    with torch.no_grad():
+        acts_pre = sae.preactivations(torch.from_numpy(x))
+        sae.b_enc += -acts_pre.flatten()[:100_000].quantile(1 - ON[on]) + (1e-3 if on == "all" else 0)
+    return sae
+
+
+def ratios(sae: HookedSAE, x: Array) -> dict[str, float]:
+    """Return the artifact's error over the original's at each hook; an error below one rounding counts as none."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(sae, Path(folder) / "sae", activations=x)
+        with SAESession(Path(folder) / "sae", "cpu") as session:
+            outputs = session.compute(x, HOOK_NAMES)
+    reference = reference_of(sae, x)
+    result = {"l0": float((reference.original[HOOK_ACTS_POST] > 0).sum(1).mean())}
+    floor = 2.0**-24
+    for hook in COMPUTED_HOOKS:
+        own, other = reference.errors(hook, reference.original[hook]), reference.errors(hook, outputs[hook])
+        pairs = ((other.token, own.token), (other.element, own.element))
+        result[hook] = round(max((max(y - floor, 0.0) / o if o else 0.0) for y, o in pairs), 3)
+    assert HOOK_INPUT not in result
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Where each feature fires strongest, in words: `python models/minilm/label.py` writes models/minilm-layer3.features.json.
+
+A list with an entry per feature: up to four pieces of text with the token in [brackets], strongest first, of a sixth of
+the training text. A label is a reading aid, not a claim about what the feature means.
+"""
+
+import argparse
+import heapq
+import json
+from pathlib import Path
+
+import torch
+from corpus import load_texts
+from encoder import MAX_TOKENS, MiniLM
+from tqdm import tqdm
+from train import ARTIFACT, HELD_OUT, HERE
+
+from saeexport import load
+
+LABELS = ARTIFACT.with_suffix(".features.json")
+TEXTS, EXAMPLES, REACH = 30_000, 4, 5
+
+
+def main() -> None:
+    """Read text, remember the strongest places, write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the archives of text")
+    texts = load_texts(parser.parse_args().cache)[HELD_OUT : HELD_OUT + TEXTS]
+    model, sae = MiniLM(), load(ARTIFACT)
+    best: list[list[tuple[float, int, int]]] = [[] for _ in range(sae.cfg.d_sae)]
+    for positions, ids in tqdm(list(model.batches(texts)), desc="reading", disable=None):
+        with torch.no_grad():
+            acts = sae.encode(model.activations(ids))
+        places = [(text, i) for text, row in zip(positions, ids, strict=True) for i in range(len(row))]
+        values, rows = acts.topk(min(3 * EXAMPLES, len(acts)), dim=0)
+        for feature in range(sae.cfg.d_sae):
+            for value, row in zip(values[:, feature].tolist(), rows[:, feature].tolist(), strict=True):
+                if value > 0:
+                    best[feature].append((value, *places[row]))
+            best[feature] = heapq.nlargest(3 * EXAMPLES, best[feature])
+    labels = [examples(model, texts, places) for places in tqdm(best, desc="writing", disable=None)]
+    LABELS.write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n", "utf-8")
+
+
+def examples(model: MiniLM, texts: list[str], places: list[tuple[float, int, int]]) -> list[str]:
+    """Return the strongest places as text, each with another surrounding."""
+    found: dict[str, None] = {}
+    for _, text, position in places:
+        ids = model.tokenizer(texts[text], truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        before, after = ids[max(0, position - REACH) : position], ids[position + 1 : position + 1 + REACH]
+        word = model.tokenizer.convert_ids_to_tokens([ids[position]])[0].removeprefix("##")
+        pieces = [model.tokenizer.decode(part, skip_special_tokens=True) for part in (before, after)]
+        found[f"{pieces[0]} [{word}] {pieces[1]}".strip()] = None
+        if len(found) == EXAMPLES:
+            break
+    return list(found)
+
+
+if __name__ == "__main__":
+    main()
