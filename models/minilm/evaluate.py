@@ -1,6 +1,6 @@
 """What the SAE of models/minilm-layer3 is worth on held-out text: `python models/minilm/evaluate.py`.
 
-Writes evaluation.json, which models/README.md quotes, and prints the same.
+Writes evaluation.json and evaluation.png, which models/README.md shows, and prints the former.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import platform
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from corpus import load_texts
 from encoder import MiniLM
@@ -27,7 +28,9 @@ def main() -> None:
     texts, model, sae = load_texts(parser.parse_args().cache)[:HELD_OUT], MiniLM(), load(ARTIFACT)
     sae.cfg.use_error_term = False
     batches = [model.activations(ids) for _, ids in tqdm(list(model.batches(texts)), desc="text", disable=None)]
-    result = {"texts": len(texts), **measure(sae, batches), **embedding_cosines(sae, model, texts)}
+    active, fired = counts(sae, batches)
+    plot(active, fired / len(active))
+    result = {"texts": len(texts), **measure(sae, batches, active, fired), **embedding_cosines(sae, model, texts)}
     result["made_with"] = {
         "torch": importlib.metadata.version("torch"),
         "transformers": importlib.metadata.version("transformers"),
@@ -38,18 +41,18 @@ def main() -> None:
 
 
 @torch.no_grad()
-def measure(sae, batches: list[torch.Tensor]) -> dict[str, float]:
+def counts(sae, batches: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how many features are on for each token, and for how many tokens each feature is."""
+    on = [sae.encode(x) > 0 for x in batches]
+    return torch.cat([block.sum(1) for block in on]).float(), torch.stack([block.sum(0) for block in on]).sum(0)
+
+
+@torch.no_grad()
+def measure(sae, batches: list[torch.Tensor], active: torch.Tensor, fired: torch.Tensor) -> dict[str, float]:
     """Return L0, variance explained and dead features of `batches` of activations, `(tokens, 384)`."""
     everything = torch.cat(batches)
     variance = (everything - everything.mean(0)).square().sum()
-    residual, counts = torch.zeros(()), []
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.long)
-    for x in batches:
-        acts = sae.encode(x)
-        residual += (x - sae.decode(acts)).square().sum()
-        counts.append((acts > 0).sum(1))
-        fired += (acts > 0).sum(0)
-    active = torch.cat(counts).float()
+    residual = sum((x - sae.decode(sae.encode(x))).square().sum() for x in batches)
     return {
         "tokens": len(everything),
         "l0_mean": round(active.mean().item(), 2),
@@ -58,6 +61,18 @@ def measure(sae, batches: list[torch.Tensor]) -> dict[str, float]:
         "variance_explained": round(1 - (residual / variance).item(), 4),
         "dead_features": round((fired == 0).float().mean().item(), 4),
     }
+
+
+def plot(active: torch.Tensor, frequency: torch.Tensor) -> None:
+    """Draw how many features are on for a token, and how often a feature is on."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    left.hist(active.numpy(), bins=range(0, int(active.max()) + 3, 2), color="tab:blue")
+    left.axvline(active.mean().item(), color="black", linewidth=1, label=f"mean {active.mean():.1f}")
+    left.set(xlabel="features on for a token (L0)", ylabel="tokens")
+    left.legend(frameon=False)
+    right.hist(frequency.clamp(min=1e-6).log10().numpy(), bins=60, color="tab:orange")
+    right.set(xlabel="log10 of the fraction of tokens that a feature is on for", ylabel="features")
+    figure.savefig(RESULT.with_suffix(".png"), dpi=110)
 
 
 def embedding_cosines(sae, model: MiniLM, texts: list[str]) -> dict[str, float]:

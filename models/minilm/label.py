@@ -1,7 +1,8 @@
-"""Where each feature fires strongest, in words: `python models/minilm/label.py` writes models/minilm-layer3.features.json.
+"""Where each feature fires strongest, in words: `python models/minilm/label.py`.
 
-A list with an entry per feature: up to four pieces of text with the token in [brackets], strongest first, of a sixth of
-the training text. A label is a reading aid, not a claim about what the feature means.
+Writes models/minilm-layer3.features.json, a list with an entry per feature: up to four pieces of text with the token in
+[brackets], strongest first, of a sixth of the training text. A label is a reading aid, not a claim about what the
+feature means.
 """
 
 import argparse

@@ -1,0 +1,104 @@
+"""The README is executed, and its tables are compared with the code."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import HOOKS, MINILM, ROOT
+
+from runtime.manifest import GRAPHS, MANIFEST
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+
+
+def masked(text):
+    """Hide measured numbers: errors such as 2.16e-07."""
+    return re.sub(r"\d\.\d+e-\d+", "#", text)
+
+
+def table(heading):
+    """Return the cells of the table whose first heading is this."""
+    lines = TEXT.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Be in a folder where `models` is, and where files may be written."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_python_blocks_run_and_print_what_they_say(folder):
+    namespace, ran = {}, 0
+    for i, (language, code) in enumerate(BLOCKS):
+        if language != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, f"README block {i}", "exec"), namespace)
+        expected = BLOCKS[i + 1][1] if i + 1 < len(BLOCKS) and BLOCKS[i + 1][0] == "text" else ""
+        assert printed.getvalue() == expected
+        ran += 1
+    assert ran == 4
+
+
+def test_the_console_blocks_print_what_they_say(folder):
+    commands = [block for language, block in BLOCKS if language == "console" and block.startswith("$ ")]
+    assert len(commands) == 2
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    for block in commands:
+        command, expected = block.removeprefix("$ ").split("\n", 1)
+        words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        assert (done.returncode, masked(done.stdout)) == (0, masked(expected)), done.stderr
+
+
+def test_the_two_commands_are_in_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_hook_table_has_the_hooks_in_order():
+    assert [row[0].strip("`") for row in table("hook, in firing order")] == HOOKS
+
+
+def test_the_artifact_table_has_its_files():
+    names = [row[0].strip("`") for row in table("file")]
+    assert sorted(names) == sorted(entry.name for entry in MINILM.iterdir())
+    rows = {row[0].strip("`"): row[1] for row in table("file")}
+    assert MANIFEST in rows
+    for graph, (inputs, outputs) in GRAPHS.items():
+        described = rows[f"{graph}.onnx"].replace("`", "")
+        hooks = "all six hooks" if list(outputs) == HOOKS else ", ".join(outputs)
+        assert described == f"{inputs[0]} to {hooks}"
+
+
+def test_the_code_map_has_every_module():
+    listed = set(re.findall(r"^\| `((?:runtime|saeexport)/\S+\.py)` \|", TEXT, re.MULTILINE))
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("runtime", "saeexport")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py" and str(path.relative_to(ROOT)) != "saeexport/__main__.py"
+    }
+    assert listed == modules
+
+
+def test_the_links_lead_somewhere():
+    for name in ("README.md", "models/README.md"):
+        for link in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / name).parent.joinpath(link).exists(), link
