@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from .artifact import read_artifact
 from .bench import bench, table
+from .console import run
 from .describe import describe
 from .errors import SAEError
 from .inputs import select_hooks
@@ -20,15 +21,7 @@ from .verify import verify
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return 0, or 1 if an artifact fails verification, or 2 if the command cannot be carried out."""
-    options = build_parser().parse_args(arguments)
-    try:
-        return int(options.command(options))
-    except (SAEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run(build_parser(), arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

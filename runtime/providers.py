@@ -28,7 +28,7 @@ PROBE = (
     b"b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\r"
 )
 
-INSTALL_GPU = 'pip uninstall -y onnxruntime; pip install "onnxruntime-gpu[cuda,cudnn]"'
+INSTALL_GPU = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def _require_cuda(device: Device) -> None:
     asked = f"{device.name} was asked for"
     if CUDA not in ort.get_available_providers():
         raise ProviderError(
-            f"{asked}, but the onnxruntime {ort.__version__} installed here is built without CUDA. {INSTALL_GPU}"
+            f"{asked}, but the onnxruntime {ort.__version__} installed here is built without CUDA: "
+            f"pip uninstall -y onnxruntime; {INSTALL_GPU}"
         )
     _preload_libraries()
     ort.set_default_logger_severity(LOG_FATAL)  # what it would log is in the error below

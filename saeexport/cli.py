@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from runtime.console import run
 from runtime.errors import SAEError
 
 from .activations import read_activations
@@ -13,15 +14,7 @@ from .verify import verify
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return 0, or 1 if an artifact fails verification, or 2 if the command cannot be carried out."""
-    options = build_parser().parse_args(arguments)
-    try:
-        return int(options.command(options))
-    except (SAEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run(build_parser(), arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

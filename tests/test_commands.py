@@ -70,7 +70,7 @@ def test_ctrl_c_exits_130(capsys, monkeypatch):
 
     monkeypatch.setattr("runtime.__main__.verify", interrupt)
     assert run(["verify", str(TINY)]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
 
 
 @pytest.mark.parametrize("batch", [[], ["--batch", "10"], ["--batch", "1"], ["--batch", "1000"]])

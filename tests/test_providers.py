@@ -105,7 +105,7 @@ def test_auto_falls_to_the_cpu_and_says_so(cuda):
 
 def test_a_wheel_without_cuda(monkeypatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: [providers.CPU])
-    message = f"cuda:1 was asked for, but the onnxruntime {ort.__version__} installed here is built without CUDA. pip"
+    message = f"cuda:1 was asked for, but the onnxruntime {ort.__version__} installed here is built without CUDA: pip"
     with pytest.raises(ProviderError, match=re.escape(message)):
         SAESession(TINY, "cuda:1")
     with SAESession(TINY, "auto") as session:

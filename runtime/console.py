@@ -1,0 +1,22 @@
+"""From a command's errors to a line on stderr and an exit code, for both command lines."""
+
+import argparse
+import sys
+
+from .errors import SAEError
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+    """Parse the arguments, call the function that the parser set as `command`, and return the exit code.
+
+    It is the command's own, or 2 if the command cannot be carried out, or 130 after Ctrl-C.
+    """
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (SAEError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
