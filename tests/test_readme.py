@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 from conftest import HOOKS, MINILM, ROOT
 
 from runtime.manifest import GRAPHS, MANIFEST
+from runtime.parity import FACTOR
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
@@ -102,3 +104,9 @@ def test_the_links_lead_somewhere():
     for name in ("README.md", "models/README.md"):
         for link in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / name).read_text()):
             assert (ROOT / name).parent.joinpath(link).exists(), link
+
+
+def test_the_measured_factor_is_quoted_and_below_the_allowed_one():
+    worst = json.loads((ROOT / "benchmarks" / "results" / "parity.json").read_text())["worst"]
+    assert worst < FACTOR / 2
+    assert f"correct\nprograms is {worst:.1f}." in TEXT
