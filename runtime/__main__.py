@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 import onnxruntime
 from tqdm import tqdm
@@ -81,8 +80,6 @@ def verify_command(options: argparse.Namespace) -> int:
 
 def run_command(options: argparse.Namespace) -> int:
     """Stream a file, with a progress bar on a terminal."""
-    if Path(options.target).exists() and not options.overwrite:
-        raise SAEError(f"{options.target} exists. Choose another file, or pass --overwrite.")
     with (
         SAESession(options.artifact, options.device) as session,
         tqdm(unit="token", unit_scale=True, disable=None) as bar,
@@ -92,13 +89,15 @@ def run_command(options: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        stream(session, options.source, options.target, options.hooks, options.batch, progress)
+        stream(session, options.source, options.target, options.hooks, options.batch, options.overwrite, progress)
     return 0
 
 
 def bench_command(options: argparse.Namespace) -> int:
     """Print the timings."""
     with SAESession(options.artifact, options.device, threads=options.threads) as session:
+        if min(options.tokens) < 1:
+            raise SAEError(f"--tokens is {min(options.tokens)}; it must be at least 1.")
         hooks = select_hooks(options.hooks)
         if unknown := set(options.hooks) - set(hooks):
             raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")

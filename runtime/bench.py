@@ -44,7 +44,8 @@ def _times(call: Callable[[], object], seconds: float) -> list[float]:
     call()
     call()
     times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

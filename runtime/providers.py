@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import io
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ PROBE = (
     b'\x08\x08:9\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x05probeZ\x10\n\x01x\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01n'
     b"b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\r"
 )
+
+_STARTING = threading.Lock()  # the standard output and ONNX Runtime's log are one for all threads
 
 INSTALL_GPU = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
@@ -96,14 +99,15 @@ def _require_cuda(device: Device) -> None:
             f"{asked}, but the onnxruntime {ort.__version__} installed here is built without CUDA: "
             f"pip uninstall -y onnxruntime; {INSTALL_GPU}"
         )
-    _preload_libraries()
-    ort.set_default_logger_severity(LOG_FATAL)  # what it would log is in the error below
-    try:
-        start_session(PROBE, device)
-    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        raise ProviderError(f"{asked}, but CUDA does not start: {_missing_libraries() or error}") from error
-    finally:
-        ort.set_default_logger_severity(LOG_WARNING)
+    with _STARTING:
+        _preload_libraries()
+        ort.set_default_logger_severity(LOG_FATAL)  # what it would log is in the error below
+        try:
+            start_session(PROBE, device)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ProviderError(f"{asked}, but CUDA does not start: {_missing_libraries() or error}") from error
+        finally:
+            ort.set_default_logger_severity(LOG_WARNING)
 
 
 def _preload_libraries() -> None:

@@ -164,18 +164,21 @@ class SAESession:
             for name in names
         }
 
-    def run_graph(self, graph: str, feeds: dict[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        """Run one graph of the artifact as it is, and return the named outputs.
+    def run_graph(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run one graph of the artifact as it is, and return its outputs.
 
         Args:
             graph: its name in the manifest, such as "model".
             feeds: an array for each of its inputs, with the rank and dtype that the manifest gives.
-            names: which of its outputs.
+            names: which of its outputs; None for all that it has, in its order.
 
         Raises:
             ArtifactError: the artifact has no such graph, or it cannot be loaded.
         """
-        arrays = self._session(graph).run(list(names), feeds)
+        session = self._session(graph)
+        if names is None:
+            names = [output.name for output in session.get_outputs()]
+        arrays = session.run(list(names), feeds)
         return dict(zip(names, arrays, strict=True))
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .inputs import flat_shape
+from .inputs import as_dtype, flat_shape
 from .manifest import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
 from .session import SAESession
 from .tensorfile import TensorWriter, replaced_file
@@ -22,6 +22,7 @@ def stream(
     target: str | os.PathLike[str],
     hooks: Sequence[str] | None = None,
     batch: int | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> None:
     """Write hooks of the activations in `source` to `target`, a safetensors file with a tensor for each hook.
@@ -32,10 +33,12 @@ def stream(
         target: appears when it is whole.
         hooks: which; None for those that fire.
         batch: tokens at a time; None for about 256 MiB of output.
+        overwrite: replace a target that exists.
         progress: called with the tokens done and their number, after each block.
 
     Raises:
-        InputError: the file is not such an array, a name is not a hook, or `batch` is not positive.
+        InputError: the file is not such an array, a name is not a hook, `batch` is not positive, or the target may not
+            be written.
         OSError: the target cannot be written.
     """
     cfg = session.cfg
@@ -46,6 +49,7 @@ def stream(
         raise InputError(f"batch is {batch}; it must be at least 1.")
     x = _map_array(Path(source))
     lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
+    as_dtype(x[:0] if x.ndim > 1 else x, np.dtype(cfg.dtype), str(source))  # refused before anything is written
     token_shape = x.shape[len(lead) :]
     rows = x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
     tensors = {
@@ -56,7 +60,7 @@ def stream(
         for name in names
     }
     batch = batch or max(1, BLOCK_BYTES // (4 * (len(FEATURE_HOOKS) * cfg.d_sae + 4 * cfg.d_in)))
-    with replaced_file(Path(target)) as file:
+    with replaced_file(Path(target), overwrite) as file:
         writer = TensorWriter(file, tensors)
         for start in range(0, len(rows), batch):
             for name, block in session.compute(rows[start : start + batch], names).items():

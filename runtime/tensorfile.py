@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .errors import ArtifactError
+from .errors import ArtifactError, InputError
 from .inputs import Array
 
 DTYPES = {
@@ -87,16 +87,27 @@ class TensorWriter:
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def replaced_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: `path` is not an ordinary file, or exists and may not be overwritten, now or at the end.
+    """
+    check_target(path, overwrite)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("xb") as file:
             yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's are for the owner only
-        os.replace(name, path)
+        check_target(path, overwrite)
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse to write to what is not an ordinary file, or exists and may not be overwritten."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file. Choose another path.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists. Choose another file, or overwrite it (overwrite=True, --overwrite).")

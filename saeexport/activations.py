@@ -32,7 +32,10 @@ def prepare_activations(sae: Any, config: SAEConfig, activations: Any) -> Array:
     if activations is None:
         return _synthetic(sae, config, limit)
     if isinstance(activations, torch.Tensor):
-        activations = activations.detach().cpu().numpy()
+        activations = activations.detach().cpu()
+        if activations.dtype == torch.bfloat16:  # which numpy has not; float32 holds its numbers
+            activations = activations.float()
+        activations = activations.numpy()
     shape = flat_shape(np.shape(activations), config.d_in, config.hook_name, "activations")
     rows = np.asarray(activations).reshape(-1, *config.input_shape)
     if shape[:-1] and not len(rows):

@@ -30,12 +30,13 @@ from runtime.manifest import (
     graph_file,
     graph_specs,
 )
-from runtime.parity import Reference, Report
+from runtime.parity import Reference, Report, judge
 from runtime.session import SAESession
 from runtime.verify import judge_session
 from runtime.verify import verify as verify_golden
 
 from .activations import prepare_activations
+from .checkpoints import load
 from .exportable import check_exportable
 from .passes.describe import describe
 from .passes.external import point_to_weights
@@ -44,7 +45,7 @@ from .passes.strip import strip_remarks
 from .passes.subgraph import extract
 from .staging import check_target, staged_folder
 from .trace import trace
-from .verify import reference_of
+from .verify import reference_of, six_hooks
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
@@ -91,7 +92,7 @@ def export(
     config = _config_of(sae, head_shape)
     batch = prepare_activations(sae, config, activations)
     try:
-        with staged_folder(path) as folder, _stages(f"exporting {path.name}") as stage:
+        with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
             stage("writing weights")
             _write_weights(sae, folder)
             stage("tracing")
@@ -103,8 +104,9 @@ def export(
             save_golden(reference, golden.tokens, str(folder / GOLDEN))
             stage("proving parity")
             _prove(folder, path, config, reference, golden)
+            _prove_checkpoint(sae, folder, reference)
     except (OSError, SafetensorError) as error:
-        raise ExportError(f"{path} cannot be written: {error}. Nothing was written.") from error
+        raise ExportError(f"{path} was not written: {error}") from error
     return read_artifact(path)
 
 
@@ -112,10 +114,10 @@ def _config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
     cfg = sae.cfg
     if head_shape is not None:
         n_heads, d_head = head_shape
-        if not cfg.hook_name.endswith("_z") or n_heads * d_head != cfg.d_in:
+        if not cfg.hook_name.endswith("_z") or n_heads * d_head != cfg.d_in or n_heads < 2:
             raise ExportError(
                 f"head_shape is {tuple(head_shape)}; it needs a hook_name that ends in _z (it is {cfg.hook_name!r}) "
-                f"and n_heads * d_head = d_in = {cfg.d_in}."
+                f"and n_heads * d_head = d_in = {cfg.d_in} with at least 2 heads."
             )
     return SAEConfig(
         architecture="standard",
@@ -186,6 +188,17 @@ def _prove(folder: Path, path: Path, config: SAEConfig, reference: Reference, go
         record.hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
     _write_manifest(folder, config, golden, record)
     verify_golden(folder, record.device).raise_for_failures()
+
+
+def _prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
+    """Make sure that the artifact is its own checkpoint: what is loaded from it computes what was exported."""
+    outputs = six_hooks(load(folder), reference.original[HOOK_NAMES[0]])
+    verdicts = judge("checkpoint", HOOK_NAMES, outputs, reference, reference.budgets())
+    if failures := Report("", verdicts).failures:
+        raise ExportError(
+            f"This {type(sae).__name__} computes something else than the HookedSAE that its artifact would be loaded "
+            f"as: {failures[0]} Only the equations of HookedSAE can be exported."
+        )
 
 
 def _write_manifest(folder: Path, config: SAEConfig, golden: GoldenSpec, parity: ParityRecord) -> None:

@@ -1,9 +1,8 @@
 """Folders appear whole or not at all, and never cost what was there before."""
 
 import contextlib
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,9 @@ def check_target(path: Path, overwrite: bool) -> None:
     Raises:
         ExportError: it is refused; the message says what to do.
     """
-    if not path.exists() and not path.is_symlink():
+    if path.is_symlink():
+        raise ExportError(f"{path} is a symbolic link. Pass the folder that it leads to, or another path.")
+    if not path.exists():
         return
     if not overwrite:
         raise ExportError(f"{path} exists. Choose another path, or overwrite it (overwrite=True, --overwrite).")
@@ -39,24 +40,26 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
+def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     """Give a new folder beside `path`, and rename it to `path` if the block ends well.
 
     On any exception, Ctrl-C included, the new folder is removed, and so are parents that were made for it; what was at
-    `path` stays. Otherwise what was there is replaced; for an instant it has another name, beside `path`.
+    `path` stays. Otherwise what was there is replaced, if it may be; for an instant it has another name, beside `path`.
 
     Raises:
+        ExportError: meanwhile something has appeared at `path` that may not be replaced.
         OSError: the folder cannot be made or renamed.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        staging.chmod(0o777 & ~_umask())  # mkdtemp's are for the owner only
+        staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        staging.mkdir()
         yield staging
         for file in staging.iterdir():
-            file.chmod(0o666 & ~_umask())  # safetensors' are for the owner only, too
+            file.chmod(staging.stat().st_mode & 0o666)  # safetensors' are for the owner only
+        check_target(path, overwrite)
         _move(staging, path)
     except BaseException:
         if staging is not None:
@@ -71,20 +74,12 @@ def _move(staging: Path, path: Path) -> None:
     if not path.exists():
         staging.rename(path)
         return
-    replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced.", dir=path.parent))
+    replaced = staging.with_name(f"{staging.name}.replaced")
+    path.rename(replaced)
     try:
-        path.rename(replaced)  # onto an empty folder: one step on POSIX
         staging.rename(path)
     except BaseException:
         if not path.exists():
             replaced.rename(path)
         raise
-    finally:
-        if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -4,6 +4,7 @@ import copy
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -26,15 +27,15 @@ def reference_of(sae: Any, activations: Array) -> Reference:
         sae: a HookedSAE, or any HookedRootModule with the six hooks.
         activations: `(tokens, d_in)` or `(tokens, n_heads, d_head)`, in the SAE's dtype.
     """
-    x = torch.from_numpy(activations).to(next(sae.parameters()).device)
-    original = _six_hooks(sae, x)
-    truth = _six_hooks(copy.deepcopy(sae).double(), x.double())
+    original = six_hooks(sae, activations)
+    truth = six_hooks(copy.deepcopy(sae).double(), activations.astype(np.float64))
     return Reference(original, {hook: truth[hook] for hook in COMPUTED_HOOKS}, bool(sae.cfg.use_error_term))
 
 
-def _six_hooks(sae: Any, x: torch.Tensor) -> dict[str, Array]:
+def six_hooks(sae: Any, activations: Array) -> dict[str, Array]:
+    """Return all six hooks as PyTorch computes them, the error also where it does not fire."""
     with torch.no_grad():
-        output, cache = sae.run_with_cache(x)
+        output, cache = sae.run_with_cache(torch.from_numpy(activations).to(next(sae.parameters()).device))
     if HOOK_ERROR not in cache:  # it does not fire without the error term
         cache[HOOK_ERROR] = cache[HOOK_INPUT] - cache[HOOK_RECONS]
     cache[HOOK_OUTPUT] = output
@@ -67,7 +68,7 @@ def verify(
     artifact.check_files()
     config = artifact.manifest.sae
     original = load(path) if sae is None else sae
-    if problems := _differences(artifact, original):  # of another shape, it could not even be run
+    if sae is not None and (problems := _differences(artifact, sae)):  # of another shape, it could not even be run
         return Report(f"{artifact.path} is not an export of this SAE", problems=problems)
     if activations is None:
         batch = load_golden(artifact).original[HOOK_INPUT]

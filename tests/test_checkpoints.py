@@ -42,6 +42,11 @@ def test_the_dtype_is_that_of_the_tensors(tmp_path, dtype):
     assert again.cfg.dtype == again.W_enc.dtype == torch.float16
 
 
+def test_the_device_it_was_on_is_ignored(tmp_path):
+    sae = load(write(tmp_path, "my-sae.pt", make_sae().state_dict(), {**CONFIG, "device": "cuda:7"}))
+    assert sae.W_enc.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def test_an_artifact():
     sae = load(str(TINY))
     assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.hook_name, sae.cfg.seed) == (6, 16, "blocks.0.attn.hook_z", 0)
@@ -105,6 +110,11 @@ def state(**changes):
         (state(b_dec=None), CONFIG, r"holds W_dec \[16, 6\], .*a HookedSAE of its config has .*b_dec \[6\]"),
         (state(threshold=torch.zeros(16)), CONFIG, r"threshold \[16\]; a HookedSAE of its config has"),
         (state(W_enc=torch.zeros(16, 6)), CONFIG, r"W_enc \[16, 6\].* of its config has .*W_enc \[6, 16\]"),
+        ({}, CONFIG, "holds no tensor"),
+        ({"W_enc": torch.zeros(6, 16).int()}, CONFIG, "holds int32; weights are floating-point numbers"),
+        (state(), {**CONFIG, "d_sae": "16"}, "does not fit: d_sae is '16'"),
+        (state(), {**CONFIG, "d_in": True}, "does not fit: d_in is True"),
+        (state(), {**CONFIG, "use_error_term": "false"}, "does not fit: use_error_term is 'false'"),
         ([torch.zeros(3)], CONFIG, "holds a list, not a state dict"),
         ({"epoch": 3}, CONFIG, "holds a dict, not a state dict"),
     ],

@@ -1,8 +1,11 @@
 """Both command lines, as a user types them."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -70,7 +73,7 @@ def test_ctrl_c_exits_130(capsys, monkeypatch):
 
     monkeypatch.setattr("runtime.__main__.verify", interrupt)
     assert run(["verify", str(TINY)]) == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("batch", [[], ["--batch", "10"], ["--batch", "1"], ["--batch", "1000"]])
@@ -116,7 +119,9 @@ def test_run_lists_the_hooks_if_one_is_unknown(capsys, tmp_path, source):
 def test_run_does_not_replace_a_file_unasked(capsys, tmp_path, source):
     out = tmp_path / "out.safetensors"
     out.write_text("precious")
-    assert "exists. Choose another file, or pass --overwrite" in said(capsys, 2, "run", TINY, source, out)
+    assert "exists. Choose another file, or overwrite it (overwrite=True, --overwrite)" in said(
+        capsys, 2, "run", TINY, source, out
+    )
     assert out.read_text() == "precious"
     said(capsys, 0, "run", TINY, source, out, "--overwrite")
     assert set(load_file(out)) == set(HOOKS)
@@ -140,6 +145,44 @@ def test_run_that_fails_leaves_what_was_there(capsys, tmp_path, source, monkeypa
     assert out.read_text() == "precious"
 
 
+@pytest.mark.parametrize("target", ["folder", "fifo"])
+def test_run_refuses_a_target_that_is_no_file(capsys, tmp_path, source, target):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    error = said(capsys, 2, "run", TINY, source, tmp_path / target, "--overwrite")
+    assert "is not an ordinary file. Choose another path" in error
+
+
+def test_run_spares_a_file_that_appears_meanwhile(capsys, tmp_path, source, monkeypatch):
+    out, compute = tmp_path / "out.safetensors", SAESession.compute
+
+    def appear(self, x, names):
+        out.write_text("precious")
+        return compute(self, x, names)
+
+    monkeypatch.setattr(SAESession, "compute", appear)
+    assert "exists" in said(capsys, 2, "run", TINY, source, out)
+    assert out.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.safetensors", "x.npy"]
+
+
+def test_run_that_is_terminated_leaves_nothing(tmp_path, source):
+    code = f"""
+import os, signal, sys
+from runtime import SAESession
+from runtime.__main__ import main
+SAESession.compute = lambda *args: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(main(["run", {str(TINY)!r}, {str(source)!r}, {str(tmp_path / "out")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_bench_refuses_no_tokens(capsys):
+    assert "--tokens is 0; it must be at least 1" in said(capsys, 2, "bench", TINY, "--tokens", "5", "0")
+
+
 def save_several(path):
     with path.open("wb") as file:
         np.savez(file, a=normal(7, 6))
@@ -151,6 +194,9 @@ def save_several(path):
         (lambda path: np.save(path, np.asfortranarray(normal(7, 6))), "is in Fortran order. Save numpy.ascont"),
         (lambda path: np.save(path, normal(7, 5)), r"x.npy has shape \(7, 5\); this SAE takes"),
         (lambda path: np.save(path, np.ones((7, 6))), "float64; this SAE is float32"),
+        (lambda path: np.save(path, np.ones((7, 6), bool)), r"\(0, 6\) bool; this SAE is float32"),
+        (lambda path: np.save(path, np.ones((7, 6), "c8")), "complex64; this SAE is float32"),
+        (lambda path: np.save(path, np.ones((0, 6))), "float64; this SAE is float32"),
         (lambda path: np.save(path, np.full((7, 6), None)), "is not a .npy file of numbers"),
         (lambda path: path.write_text("no array"), "is not a .npy file of numbers"),
         (save_several, "holds several arrays"),

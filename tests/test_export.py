@@ -264,7 +264,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("hook_name", "head_shape"), [("blocks.0.hook_resid_pre", (2, 3)), ("blocks.0.attn.hook_z", (2, 4))]
+    ("hook_name", "head_shape"),
+    [("blocks.0.hook_resid_pre", (2, 3)), ("blocks.0.attn.hook_z", (2, 4)), ("blocks.0.attn.hook_z", (1, 6))],
 )
 def test_a_head_shape_that_does_not_fit(tmp_path, hook_name, head_shape):
     message = rf"head_shape is {re.escape(str(head_shape))}; it needs a hook_name that ends in _z"
@@ -329,7 +330,7 @@ def test_a_graph_that_is_not_valid_is_not_written(tmp_path, monkeypatch):
 # What was there before
 
 
-STAGES = ["_write_weights", "_write_graphs", "reference_of", "save_golden", "_prove"]
+STAGES = ["_write_weights", "_write_graphs", "reference_of", "save_golden", "_prove", "_prove_checkpoint"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -350,7 +351,7 @@ def test_a_failure_at_any_stage_leaves_what_was_there(tmp_path, monkeypatch, sta
     with pytest.raises(expected) as caught:
         export(make_sae(), target, overwrite=existing)
     if expected is ExportError:
-        assert str(caught.value) == f"{target} cannot be written: No space left on device. Nothing was written."
+        assert str(caught.value) == f"{target} was not written: No space left on device"
     if existing:
         assert contents(target) == contents(TINY)
         assert list(target.parent.iterdir()) == [target]
@@ -372,24 +373,26 @@ def test_a_full_disk(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert re.match(
-        r"error: .*sae cannot be written: .*(File too large|os error 27).*Nothing was written.", done.stderr
-    )
+    assert re.match(r"error: .*sae was not written: .*(File too large|os error 27)", done.stderr)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    def refuse(**kwargs):
-        raise PermissionError(13, "Permission denied", str(kwargs["dir"]))
+    mkdir = exporting.Path.mkdir
 
-    monkeypatch.setattr("saeexport.staging.tempfile.mkdtemp", refuse)
-    with pytest.raises(ExportError, match=r"sae cannot be written: .*Permission denied.*Nothing was written"):
+    def refuse(self, *args, **kwargs):
+        if self.name.startswith(".sae."):
+            raise PermissionError(13, "Permission denied", str(self))
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr("saeexport.staging.Path.mkdir", refuse)
+    with pytest.raises(ExportError, match=r"sae was not written: .*Permission denied"):
         export(make_sae(), tmp_path / "sae")
 
 
 def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ExportError, match="cannot be written"):
+    with pytest.raises(ExportError, match="was not written"):
         export(make_sae(), tmp_path / "file" / "sae")
     assert (tmp_path / "file").read_text() == "precious"
 
@@ -440,9 +443,64 @@ def test_overwrite_puts_the_old_one_back_if_the_last_step_fails(artifact, monkey
     assert list(artifact.parent.iterdir()) == [artifact]
 
 
+def test_what_appears_while_an_export_runs_is_spared(tmp_path, monkeypatch):
+    prove = exporting._prove
+
+    def appear(*args):
+        prove(*args)
+        (tmp_path / "sae").mkdir()
+        (tmp_path / "sae" / "thesis.tex").write_text("precious")
+
+    monkeypatch.setattr(exporting, "_prove", appear)
+    with pytest.raises(ExportError, match="sae exists"):
+        export(make_sae(), tmp_path / "sae")
+    assert contents(tmp_path / "sae") == {"thesis.tex": b"precious"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "sae"]
+
+
+def test_a_symbolic_link_is_refused_up_front(artifact):
+    (artifact.parent / "link").symlink_to(artifact)
+    with pytest.raises(ExportError, match=r"link is a symbolic link. Pass the folder that it leads to"):
+        export(make_sae(), artifact.parent / "link", overwrite=True)
+
+
+def test_a_process_that_is_terminated_leaves_nothing(tmp_path):
+    code = f"""
+import importlib, os, signal, sys
+exporting = importlib.import_module("saeexport.export")
+prove = exporting._prove
+exporting._prove = lambda *args: (prove(*args), os.kill(os.getpid(), signal.SIGTERM))
+from saeexport.cli import main
+sys.exit(main(["export", {str(TINY)!r}, {str(tmp_path / "sae")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_sae_can_be_exported_over_its_own_artifact(artifact):
     export(load(artifact), artifact, normal(9, 6), overwrite=True)
     assert runtime.verify(artifact, "cpu").failures == []
+
+
+def test_activations_may_be_bfloat16(tmp_path):
+    x = torch.from_numpy(normal(20, 6)).bfloat16()
+    artifact = export(make_sae(), tmp_path / "sae", x)
+    golden = load_file(artifact.path / "golden.safetensors")["hook_sae_input"]
+    assert torch.equal(golden, x.float())
+
+
+def test_a_class_that_computes_something_else_is_refused(tmp_path):
+    """Its graph would be right, but `load` would make another SAE of the artifact."""
+
+    class Thresholded(HookedSAE):
+        def activation(self, acts_pre):
+            return torch.relu(acts_pre) * (acts_pre > 0.5)
+
+    sae = Thresholded(dict(d_sae=16, d_in=6, hook_name="h", seed=0, device="cpu"))
+    with pytest.raises(ExportError, match=r"Thresholded computes something else .*checkpoint: hook_sae_acts_post"):
+        export(sae, tmp_path / "sae")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_sae_on_its_user_s_class(tmp_path):

@@ -318,6 +318,29 @@ def test_assert_parity_sees_a_wrong_graph(artifact):
         saeexport.assert_parity(artifact, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda hooks: {name: y for name, y in hooks.items() if name != HOOKS[2]},
+            "hook_sae_acts_post: the output is miss",
+        ),
+        (lambda hooks: {**hooks, "hook_mlp_out": hooks[HOOKS[1]]}, "hook_mlp_out: there should be no such output"),
+        (lambda hooks: dict(reversed(hooks.items())), "outputs are hook_sae_output, hook_sae_error"),
+    ],
+)
+def test_verify_judges_every_output_that_the_graph_gives(monkeypatch, spoil, message):
+    """Were the session's own check of names not there: the verdicts do not rest on asking for the right ones."""
+    run_graph = SAESession.run_graph
+
+    def wrong(self, graph, feeds, names=None):
+        hooks = run_graph(self, graph, feeds, names)
+        return spoil(hooks) if graph == "model" else hooks
+
+    monkeypatch.setattr(SAESession, "run_graph", wrong)
+    assert message in "\n".join(runtime.verify(TINY, "cpu").failures)
+
+
 def test_nothing_is_run_that_is_not_intact(artifact):
     (artifact / "decode.onnx").unlink()
     with pytest.raises(IntegrityError, match="decode.onnx is missing"):

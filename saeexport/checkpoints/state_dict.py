@@ -2,7 +2,7 @@
 
 The config of `folder/my-sae.pt` is `folder/my-sae.json`, `folder/my-sae_cfg.json` or `folder/cfg.json`, whichever is
 there first. Its keys are HookedSAEConfig's; `dtype` is a string such as "float32" and may be left out, as may all keys
-that have a default.
+that have a default. `device` is where the SAE was, and is ignored.
 """
 
 import json
@@ -37,9 +37,15 @@ def read(path: Path) -> HookedSAE:
     """
     config = _read_config(path)
     tensors = _read_tensors(path)
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensor.")
     stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     if len(stored) != 1:
         raise CheckpointError(f"{path} mixes the dtypes {', '.join(sorted(stored))}. Convert it to one of them.")
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds {', '.join(stored)}; weights are floating-point numbers.")
+    _check_types(config, path)
+    config.pop("device", None)
     dtype = config.pop("dtype", *stored)
     if str(dtype).removeprefix("torch.") not in stored:
         raise CheckpointError(f"{path} holds {', '.join(stored)}, its config says {dtype}. Convert one of them.")
@@ -48,6 +54,16 @@ def read(path: Path) -> HookedSAE:
     except ValueError as error:
         raise CheckpointError(f"The config of {path} does not fit: {error}") from None
     return build(cfg, tensors, str(path))
+
+
+TYPES = {"d_sae": int, "d_in": int, "hook_name": str, "use_error_term": bool, "seed": (int, type(None)), "dtype": str}
+
+
+def _check_types(config: dict[str, Any], path: Path) -> None:
+    for key, expected in TYPES.items():
+        value = config.get(key)
+        if key in config and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
+            raise CheckpointError(f"The config of {path} does not fit: {key} is {value!r}.")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
