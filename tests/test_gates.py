@@ -323,7 +323,7 @@ def test_assert_parity_sees_a_wrong_graph(artifact):
     [
         (
             lambda hooks: {name: y for name, y in hooks.items() if name != HOOKS[2]},
-            "hook_sae_acts_post: the output is miss",
+            "hook_sae_acts_post: the output is missing",
         ),
         (lambda hooks: {**hooks, "hook_mlp_out": hooks[HOOKS[1]]}, "hook_mlp_out: there should be no such output"),
         (lambda hooks: dict(reversed(hooks.items())), "outputs are hook_sae_output, hook_sae_error"),

@@ -56,7 +56,14 @@ def read(path: Path) -> HookedSAE:
     return build(cfg, tensors, str(path))
 
 
-TYPES = {"d_sae": int, "d_in": int, "hook_name": str, "use_error_term": bool, "seed": (int, type(None)), "dtype": str}
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "d_sae": int,
+    "d_in": int,
+    "hook_name": str,
+    "use_error_term": bool,
+    "seed": (int, type(None)),
+    "dtype": str,
+}
 
 
 def _check_types(config: dict[str, Any], path: Path) -> None:
