@@ -169,7 +169,7 @@ def check_graph(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:
     """Return how many tokens are stored: a few megabytes of them, at least one."""
-    features, activations = 2 * 2 * config.d_sae, (4 + 3 + 1) * config.d_in  # each with its residual but the input
+    features, activations = 2 * 2 * config.d_sae, (1 + 2 * 3) * config.d_in  # each with its residual but the input
     return min(tokens, GOLDEN_TOKENS, max(1, GOLDEN_BYTES // (4 * (features + activations))))
 
 

@@ -212,7 +212,7 @@ def test_the_golden_file_stays_small_at_any_size():
     for d_in, d_sae in ((768, 24576), (4096, 131072), (8192, 65536)):
         tokens = exporting._golden_tokens(dataclasses.replace(config, d_in=d_in, d_sae=d_sae), 1024)
         assert 1 <= tokens <= 64
-        assert tokens * 4 * (4 * d_sae + 9 * d_in) < 6.5e6
+        assert tokens * 4 * (4 * d_sae + 7 * d_in) < 6.5e6
 
 
 def test_a_few_activations_are_enough(tmp_path):
