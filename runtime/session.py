@@ -174,11 +174,16 @@ class SAESession:
 
         Raises:
             ArtifactError: the artifact has no such graph, or it cannot be loaded.
+            SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
         session = self._session(graph)
         if names is None:
             names = [output.name for output in session.get_outputs()]
-        arrays = session.run(list(names), feeds)
+        try:
+            arrays = session.run(list(names), feeds)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
+            raise SAEError(f"ONNX Runtime cannot run {graph!r} on {self.device} with {shapes}: {error}") from error
         return dict(zip(names, arrays, strict=True))
 
     def close(self) -> None:

@@ -270,6 +270,11 @@ def test_an_unknown_graph_is_an_error(session):
         session.run_graph("steer", {}, [])
 
 
+def test_what_onnx_runtime_says_of_a_run_is_passed_on(session):
+    with pytest.raises(SAEError, match=r"cannot run .model. on cpu with input \(4, 5\) float32: .*invalid dimensions"):
+        session.run_graph("model", {"input": normal(4, 5)})
+
+
 def test_threads_can_be_set():
     with SAESession(TINY, "cpu", threads=1) as session:
         np.testing.assert_allclose(session(normal(9, 6)), TINY_SESSION(normal(9, 6)), atol=1e-6)
