@@ -45,6 +45,11 @@ def normal(*shape, seed=1):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def contents(folder):
+    """Return the bytes of every file of a folder."""
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
 @pytest.fixture(scope="session", params=[True, False], ids=["error_term", "no_error_term"])
 def exported(request, tmp_path_factory):
     """An SAE and its artifact; not to be changed."""

@@ -71,3 +71,15 @@ def test_the_lint_rule_bans_pytorch(tmp_path):
             input=f"import {package}\n", capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "TID251" in done.stdout, (package, done.stdout, done.stderr)
+
+
+def test_it_works_in_an_environment_with_its_own_dependencies_only():
+    """What `pip install .[cpu]` brings is enough; `make test` makes that environment."""
+    python = ROOT / ".venv-runtime" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("needs .venv-runtime, which `make test` makes")
+    code = f"import importlib.util as u; print([name for name in {HEAVY[:-1]!r} if u.find_spec(name)])"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    done = subprocess.run([python, "-m", "runtime", "verify", TINY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count(" ok")) == (0, 9), done.stderr
