@@ -5,6 +5,7 @@ SAEError
 |   |-- ManifestError        sae.json cannot be read: not JSON, a key missing, a newer format
 |   `-- IntegrityError       a file is missing, truncated, changed, or belongs to another SAE
 |-- InputError               an array has a shape or dtype that the SAE does not take
+|-- UnknownHookError         a hook's name is not one of the six
 |-- ProviderError            the device that was asked for cannot run the SAE
 |-- ParityError              the artifact does not compute what the original computes
 |-- ExportError              (saeexport) an SAE cannot be exported
@@ -34,6 +35,14 @@ class InputError(SAEError, ValueError, RuntimeError):
     A `ValueError`; and a `RuntimeError` too, which is what PyTorch raises for the same mistake, so that code written
     around the PyTorch original keeps catching it.
     """
+
+
+class UnknownHookError(SAEError, KeyError):
+    """A hook's name is not one of the six; a `KeyError`, as in TransformerLens."""
+
+    def __str__(self) -> str:
+        """Return the message; a KeyError would show it in quotes."""
+        return Exception.__str__(self)
 
 
 class ProviderError(SAEError, RuntimeError):

@@ -1,13 +1,15 @@
 """What an SAE takes: shapes and dtypes, and the words that say why not."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .manifest import HOOK_NAMES
+from .manifest import FEATURE_HOOKS, HOOK_NAMES, SAEConfig
 
 Array: TypeAlias = npt.NDArray[Any]
 NamesFilter: TypeAlias = str | list[str] | Callable[[str], bool] | None
@@ -51,6 +53,47 @@ def as_dtype(array: Any, dtype: np.dtype[Any], what: str) -> Array:
         fix = f'Pass x.astype("{dtype}").' if array.dtype.kind in "fiub" else "Pass an array of numbers."
         raise InputError(f"{given}; this SAE is {dtype}. {fix}")
     return array.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a caller gave to the SAE, and how it becomes what a graph takes.
+
+    Attributes:
+        cfg: of the SAE.
+        given: the caller's array, as it is.
+        lead: the leading dimensions, `...` of `(..., d_in)`.
+    """
+
+    cfg: SAEConfig
+    given: Array
+    lead: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Any, cfg: SAEConfig) -> "Batch":
+        """Return the batch of an array.
+
+        Raises:
+            InputError: its shape does not fit.
+        """
+        given = np.asarray(x)
+        return cls(cfg, given, flat_shape(given.shape, cfg.d_in, cfg.hook_name)[:-1])
+
+    def rows(self) -> Array:
+        """Return the activations as a graph's input, `(tokens, *cfg.input_shape)` in the SAE's dtype.
+
+        Raises:
+            InputError: their dtype does not fit.
+        """
+        return as_dtype(self.given, np.dtype(self.cfg.dtype), "x").reshape(math.prod(self.lead), *self.cfg.input_shape)
+
+    def feature_rows(self, tensor: Array) -> Array:
+        """Return a tensor of features, `(..., d_sae)`, as a graph's input, `(tokens, d_sae)`."""
+        return tensor.reshape(math.prod(self.lead), self.cfg.d_sae)
+
+    def shape(self, hook: str) -> tuple[int, ...]:
+        """Return the shape of a hook's tensor."""
+        return (*self.lead, self.cfg.d_sae) if hook in FEATURE_HOOKS else self.given.shape
 
 
 def select_hooks(names_filter: NamesFilter) -> list[str]:

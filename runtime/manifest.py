@@ -8,7 +8,7 @@ import dataclasses
 import json
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ManifestError
@@ -32,12 +32,43 @@ FEATURE_HOOKS = (HOOK_ACTS_PRE, HOOK_ACTS_POST)
 INPUT = "input"
 TOKENS = "tokens"
 
-GRAPHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "model": ((INPUT,), HOOK_NAMES),
-    "encode": ((INPUT,), FEATURE_HOOKS),
-    "decode": ((HOOK_ACTS_POST,), (HOOK_RECONS,)),
+FEATURE_IDS = "feature_ids"
+FEATURE_SCALE = "feature_scale"
+FEATURE_SHIFT = "feature_shift"
+INTERVENTION = (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)
+"""The inputs by which `steer.onnx` edits features."""
+
+MODEL, ENCODE, ACTIVATE, DECODE, STEER = "model", "encode", "activate", "decode", "steer"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a graph takes and gives, by name and in order, and what it is for, in words."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    description: str
+
+
+GRAPHS = {
+    MODEL: Contract((INPUT,), HOOK_NAMES, "The whole SAE."),
+    ENCODE: Contract((INPUT,), FEATURE_HOOKS, "The encoder alone."),
+    ACTIVATE: Contract((HOOK_ACTS_PRE,), (HOOK_ACTS_POST,), "The activation function alone, for edited acts_pre."),
+    DECODE: Contract((HOOK_ACTS_POST,), (HOOK_RECONS,), "The decoder alone."),
+    STEER: Contract(
+        (INPUT, *INTERVENTION),
+        HOOK_NAMES,
+        "The whole SAE with an intervention on m features, as a forward hook on hook_sae_acts_post makes it: "
+        "acts_post[:, feature_ids] = acts_post[:, feature_ids] * feature_scale + feature_shift. Scale 0 ablates, scale "
+        "0 with a shift clamps, a scale alone amplifies, a shift alone adds. recons is that of the edited features, "
+        "error that of the clean pass, output follows. feature_scale and feature_shift have one row for all tokens, "
+        "[1, m], or one per token, [tokens, m]; m may be 0. feature_ids must be distinct: for duplicates ONNX leaves "
+        "acts_post undefined, and recons would get the sum of their edits. They must lie in [0, d_sae): beyond, the "
+        "run fails, and from -d_sae to -1 they count from the end. A scale or shift that is NaN or infinite spreads "
+        "to the whole reconstruction.",
+    ),
 }
-"""The graphs that every artifact has: the names of their inputs and outputs, in order."""
+"""The graphs that every artifact has."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +110,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One `.onnx` file: what it takes and gives, in order."""
+    """One `.onnx` file: what it takes and gives, in order, and what it is for, in words."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    description: str = field(compare=False)  # words may be improved; they are no part of the contract
 
 
 @dataclass(frozen=True)
@@ -123,11 +155,12 @@ class HookParity:
 
 @dataclass(frozen=True)
 class ParityRecord:
-    """The proof made at export, on `tokens` activations run on `device`."""
+    """The proof made at export, on `tokens` activations run on `device`: `model`, and `steer` under an intervention."""
 
     device: str
     tokens: int
     hooks: dict[str, HookParity]
+    steered: dict[str, HookParity]
 
 
 @dataclass(frozen=True)
@@ -165,12 +198,21 @@ def graph_specs(sae: SAEConfig) -> dict[str, GraphSpec]:
     """Return what the graphs of an SAE are by contract."""
 
     def tensor(name: str) -> TensorSpec:
+        if name == FEATURE_IDS:
+            return TensorSpec(name, "int64", ("m",))
+        if name in INTERVENTION:
+            return TensorSpec(name, sae.dtype, ("rows", "m"))
         shape = (sae.d_sae,) if name in FEATURE_HOOKS else sae.input_shape
         return TensorSpec(name, sae.dtype, (TOKENS, *shape))
 
     return {
-        name: GraphSpec(graph_file(name), tuple(map(tensor, inputs)), tuple(map(tensor, outputs)))
-        for name, (inputs, outputs) in GRAPHS.items()
+        name: GraphSpec(
+            graph_file(name),
+            tuple(map(tensor, contract.inputs)),
+            tuple(map(tensor, contract.outputs)),
+            contract.description,
+        )
+        for name, contract in GRAPHS.items()
     }
 
 

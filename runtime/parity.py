@@ -15,16 +15,23 @@ precision), `element` one that is concentrated (one wrong weight).
 
 The budget is calibrated by the PyTorch original's own error, measured in the same way, in the same dtype, on the same
 inputs: `budget = FACTOR * original + FLOOR[dtype]`. So one rule serves every size, dtype and device.
+
+Under an intervention on features the reconstruction is the clean one plus an update, so that `s` and the original's own
+error are those of both passes: `s = ||input|| + ||recons|| + ||clean recons||`, and `original` the larger of the two.
+An edit that ablates every feature leaves `b_dec`, which the original has without any error, and the update as what
+remains of two large numbers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 
 from .errors import ParityError
 from .inputs import Array
+from .interventions import Intervention
 from .manifest import (
     FEATURE_HOOKS,
     HOOK_ACTS_POST,
@@ -62,11 +69,13 @@ class Reference:
             if it does not fire without the error term.
         truth: the five computed hooks in float64.
         use_error_term: whether the output is to be the reconstruction plus the error.
+        recorded: budgets that were measured before, on this batch or a larger one; None measures them.
     """
 
     original: Hooks
     truth: Hooks
     use_error_term: bool
+    recorded: Budgets | None = None
 
     def __post_init__(self) -> None:
         for name, array in {**self.original, **{f"truth of {k}": v for k, v in self.truth.items()}}.items():
@@ -82,19 +91,26 @@ class Reference:
         """How many inputs there are."""
         return len(self.original[HOOK_INPUT])
 
+    @cached_property
+    def budgets(self) -> Budgets:
+        """The most that each computed hook may err."""
+        if self.recorded is not None:
+            return self.recorded
+        floor = FLOOR[self.original[HOOK_RECONS].dtype.name]
+        own = {hook: self.own_errors(hook) for hook in COMPUTED_HOOKS}
+        return {
+            hook: Errors(FACTOR * errors.token + floor, FACTOR * errors.element + floor) for hook, errors in own.items()
+        }
+
     def scale(self, hook: str) -> Array:
         """Return `s` of the module's docstring, `(tokens,)` float64."""
         if hook in FEATURE_HOOKS:
             return _norms(self.truth[HOOK_ACTS_PRE])
         return _norms(self.original[HOOK_INPUT]) + _norms(self.truth[HOOK_RECONS])
 
-    def budgets(self) -> dict[str, Errors]:
-        """Return the most that each computed hook may err."""
-        floor = FLOOR[self.original[HOOK_RECONS].dtype.name]
-        own = {hook: self.errors(hook, self.original[hook]) for hook in COMPUTED_HOOKS}
-        return {
-            hook: Errors(FACTOR * errors.token + floor, FACTOR * errors.element + floor) for hook, errors in own.items()
-        }
+    def own_errors(self, hook: str) -> Errors:
+        """Return the original's own errors, by which the budget is calibrated."""
+        return self.errors(hook, self.original[hook])
 
     def errors(self, hook: str, y: Array) -> Errors:
         """Return how far `y` is from the truth of `hook`."""
@@ -114,6 +130,29 @@ class Reference:
             token = np.nan_to_num(np.linalg.norm(difference, axis=1) / scale, nan=0.0, posinf=np.inf)
             element = np.nan_to_num(difference * np.sqrt(truth.shape[1]) / scale[:, None], nan=0.0, posinf=np.inf)
         return token, element
+
+
+@dataclass(frozen=True)
+class SteeredReference(Reference):
+    """What an artifact is judged against under an intervention on features.
+
+    Attributes:
+        clean: the reference of the same inputs without it.
+        intervention: the edits that the original was run with.
+    """
+
+    clean: Reference = field(kw_only=True)
+    intervention: Intervention = field(kw_only=True)
+
+    def scale(self, hook: str) -> Array:
+        """Return `s` of the module's docstring, `(tokens,)` float64."""
+        own = super().scale(hook)
+        return own if hook in FEATURE_HOOKS else own + _norms(self.clean.truth[HOOK_RECONS])
+
+    def own_errors(self, hook: str) -> Errors:
+        """Return the larger of the original's own errors in the two passes."""
+        steered, clean = super().own_errors(hook), self.clean.own_errors(hook)
+        return Errors(max(steered.token, clean.token), max(steered.element, clean.element))
 
 
 @dataclass(frozen=True)
@@ -169,15 +208,14 @@ class Report:
         return "\n".join([self.title, *lines, *failures])
 
 
-def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Reference, budgets: Budgets) -> list[Verdict]:
+def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Reference) -> list[Verdict]:
     """Return a verdict for each output of a graph, and for each that is missing or should not be there.
 
     Args:
         graph: its name, for the messages.
         expected: the hooks that the graph has to give, in order.
         outputs: what it gave, in its order.
-        reference: what to judge against.
-        budgets: the most that each computed hook may err.
+        reference: what to judge against, and with which budgets.
     """
     verdicts = []
     for hook in expected:
@@ -188,7 +226,7 @@ def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Refere
         elif hook == HOOK_INPUT:
             verdicts.append(_judge_input(graph, outputs[hook], reference))
         else:
-            verdicts.append(_judge_computed(graph, hook, outputs, reference, budgets))
+            verdicts.append(_judge_computed(graph, hook, outputs, reference))
     extra = f"there should be no such output; expected are {', '.join(expected)}"
     verdicts += [_failed(graph, hook, extra) for hook in outputs if hook not in expected]
     present = [hook for hook in outputs if hook in expected]
@@ -219,8 +257,8 @@ def _judge_input(graph: str, y: Array, reference: Reference) -> Verdict:
     )
 
 
-def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference, budgets: Budgets) -> Verdict:
-    y, budget = outputs[hook], budgets[hook]
+def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference) -> Verdict:
+    y, budget = outputs[hook], reference.budgets[hook]
     finite = np.isfinite(y)
     if not finite.all():
         index = _index(int(np.argmin(finite)), y.shape)
@@ -238,7 +276,7 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference,
                 f"the truth is {reference.truth[hook][index]:.12g}."
             )
     if hook == HOOK_ACTS_POST:
-        flips, failure = _judge_support(graph, y, reference, budgets)
+        flips, failure = _judge_support(graph, y, reference)
         failures += failure
         note = f"({flips} at the kink)" if flips else ""
     if hook == HOOK_OUTPUT:
@@ -246,11 +284,11 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference,
     return Verdict(graph, hook, errors, budget, tuple(failures), note)
 
 
-def _judge_support(graph: str, y: Array, reference: Reference, budgets: Budgets) -> tuple[int, list[str]]:
+def _judge_support(graph: str, y: Array, reference: Reference) -> tuple[int, list[str]]:
     """Count the features that are on in one and off in the other; only at the kink, within its error, is that right."""
     on, pre = reference.truth[HOOK_ACTS_POST] != 0, reference.truth[HOOK_ACTS_PRE]
     flipped = (y != 0) != on
-    reach = budgets[HOOK_ACTS_PRE].element * reference.scale(HOOK_ACTS_PRE) / np.sqrt(pre.shape[-1])
+    reach = reference.budgets[HOOK_ACTS_PRE].element * reference.scale(HOOK_ACTS_PRE) / np.sqrt(pre.shape[-1])
     wrong = flipped & (np.abs(pre) > reach[:, None])
     if not wrong.any():
         return int(flipped.sum()), []

@@ -2,18 +2,21 @@
 
 import math
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from .artifact import Artifact, read_artifact
-from .errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
-from .inputs import Array, NamesFilter, as_dtype, flat_shape, select_hooks
+from .errors import InputError
+from .graphs import Graphs
+from .hooks import FwdHooks, HookPoint, PlacedHooks, placed_hooks, run_hooked
+from .inputs import Array, Batch, NamesFilter, as_dtype, flat_shape, select_hooks
+from .interventions import Edit, Intervention
 from .manifest import (
+    DECODE,
     FEATURE_HOOKS,
     HOOK_ACTS_POST,
     HOOK_INPUT,
@@ -21,14 +24,10 @@ from .manifest import (
     HOOK_OUTPUT,
     HOOK_RECONS,
     INPUT,
+    STEER,
     SAEConfig,
-    TensorSpec,
 )
-from .providers import find_device, start_session
-
-DECODE = "decode"
-METADATA_PREFIX = "saeexport."
-WEIGHTS_KEY = METADATA_PREFIX + "weights_sha256"
+from .providers import find_device
 
 
 class SAESession:
@@ -36,6 +35,10 @@ class SAESession:
 
     A graph is loaded when it is first needed, and the smallest one that computes what was asked is run. Calls from
     several threads at once are safe. Use it as a context manager, or call `close`, to free its memory.
+
+    Activations can be changed on their way: by edits of features that the graph carries out (`steer`, `steering`), or
+    by hook functions (`run_with_hooks`, `hooks`). Both reach `__call__` and `run_with_cache`; `encode`, `decode` and
+    `compute` stay those of the clean pass.
 
     Attributes:
         artifact: what was opened.
@@ -62,14 +65,12 @@ class SAESession:
         check_integrity: bool = True,
     ) -> None:
         self.artifact: Artifact = read_artifact(path)
-        self._device = find_device(device)
-        self.device: str = self._device.name
-        self._threads = threads
-        self._check_integrity = check_integrity
-        self._dtype = np.dtype(self.cfg.dtype)
-        self._sessions: dict[str, ort.InferenceSession] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+        found = find_device(device)
+        self.device: str = found.name
+        self._graphs = Graphs(self.artifact, found, threads, check_integrity)
+        self._hook_points = {name: HookPoint(name) for name in HOOK_NAMES}
+        # Of the thread or asyncio task that entered `hooks` or `steering`: no other caller of the session sees them.
+        self._hooks: ContextVar[PlacedHooks] = ContextVar("hooks", default=())
 
     @property
     def cfg(self) -> SAEConfig:
@@ -91,7 +92,7 @@ class SAESession:
         Raises:
             InputError: `x` has another shape or dtype.
         """
-        return self.compute(x, [HOOK_OUTPUT])[HOOK_OUTPUT]
+        return self._forward(x, [HOOK_OUTPUT])[HOOK_OUTPUT]
 
     def run_with_cache(
         self, x: Array, names_filter: NamesFilter = None, *, return_output: bool = True
@@ -111,8 +112,86 @@ class SAESession:
             ValueError: `names_filter` is of another type.
         """
         wanted = [name for name in select_hooks(names_filter) if name in self.cfg.fired_hooks]
-        hooks = self.compute(x, [*wanted, HOOK_OUTPUT] if return_output else wanted)
+        hooks = self._forward(x, [*wanted, HOOK_OUTPUT] if return_output else wanted)
         return (hooks[HOOK_OUTPUT] if return_output else None), {name: hooks[name] for name in wanted}
+
+    def run_with_hooks(self, x: Array, fwd_hooks: FwdHooks = ()) -> Array:
+        """Return the output of a pass in which functions read or replace the tensors at hooks.
+
+        As in TransformerLens: `fn(tensor, hook=point)` is called with the tensor, `(..., d_sae)` or of the shape of
+        `x`, and a `HookPoint`, whose `name` says where. What it returns replaces the tensor, None keeps it; an edit in
+        place is effective; functions at one hook run in the order given. At `hook_sae_input` a returned value changes
+        nothing, and an edit in place changes the caller's `x`. The error is always that of the clean pass; without the
+        error term `hook_sae_error` does not fire.
+
+        Args:
+            x: as for `__call__`.
+            fwd_hooks: (where, function) pairs; where is a hook's name, or a function that tells of a name whether.
+
+        Raises:
+            UnknownHookError: a name is not a hook; it is a KeyError.
+            InputError: `x` does not fit, or a function returned an array of another shape or dtype.
+        """
+        with self.hooks(fwd_hooks):
+            return self(x)
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks = ()) -> Iterator["SAESession"]:
+        """Let hook functions take part in every `__call__` and `run_with_cache` inside the `with` block.
+
+        They count for the thread or asyncio task that entered the block, and for no other. Blocks can be nested, with
+        `steering` too: functions of the outer one come first.
+
+        Raises:
+            UnknownHookError: a name is not a hook; it is a KeyError.
+        """
+        token = self._hooks.set(self._hooks.get() + placed_hooks(fwd_hooks))
+        try:
+            yield self
+        finally:
+            self._hooks.reset(token)
+
+    def steer(
+        self,
+        x: Array,
+        edits: Mapping[int, Edit] | Intervention,
+        names_filter: NamesFilter = None,
+        *,
+        return_output: bool = True,
+    ) -> tuple[Array | None, dict[str, Array]]:
+        """Return the output and the hooks of a pass with edited features, at about the price of a pass without.
+
+        It is what `run_with_cache` returns in PyTorch with a forward hook on `hook_sae_acts_post` that makes the same
+        edits: acts_post, recons and output are edited, the error is that of the clean pass.
+
+            sae.steer(x, {123: Ablate(), 77: Clamp(5.0), 9: Scale(3.0), 4: Add(0.5)})
+
+        Args:
+            x: as for `__call__`.
+            edits: what to do with which feature, for all tokens or, with arrays of the shape of the tokens, for each.
+            names_filter: as for `run_with_cache`.
+            return_output: as for `run_with_cache`.
+
+        Raises:
+            InputError: `x` does not fit, or the edits are not as `Intervention` says.
+        """
+        with self.steering(edits):
+            return self.run_with_cache(x, names_filter, return_output=return_output)
+
+    @contextmanager
+    def steering(self, edits: Mapping[int, Edit] | Intervention) -> Iterator["SAESession"]:
+        """Edit features in every `__call__` and `run_with_cache` inside the `with` block, as `steer` does in one.
+
+        Blocks nest as those of `hooks`; a lone one runs in the graph, several or with hook functions run in stages.
+
+        Raises:
+            InputError: the edits are not as `Intervention` says.
+        """
+        if not isinstance(edits, Intervention):
+            edits = Intervention.of(edits)
+        edits.check(self.cfg.d_sae, self.cfg.dtype)
+        with self.hooks([(HOOK_ACTS_POST, edits)]):
+            yield self
 
     def encode(self, x: Array) -> Array:
         """Return the activations of the features, `hook_sae_acts_post`, `(..., d_sae)`.
@@ -130,7 +209,7 @@ class SAESession:
         Raises:
             InputError: `acts_post` has another shape or dtype.
         """
-        acts = as_dtype(acts_post, self._dtype, "acts_post")
+        acts = as_dtype(acts_post, np.dtype(self.cfg.dtype), "acts_post")
         lead = flat_shape(acts.shape, self.cfg.d_sae, what="acts_post")[:-1]
         feed = acts.reshape(math.prod(lead), self.cfg.d_sae)
         recons = self.run_graph(DECODE, {HOOK_ACTS_POST: feed}, [HOOK_RECONS])[HOOK_RECONS]
@@ -150,19 +229,7 @@ class SAESession:
         """
         if unknown := [name for name in names if name not in HOOK_NAMES]:
             raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(HOOK_NAMES)}.")
-        given = np.asarray(x)
-        lead = flat_shape(given.shape, self.cfg.d_in, self.cfg.hook_name)[:-1]
-        feed = as_dtype(given, self._dtype, "x")
-        hooks = {HOOK_INPUT: given}  # as given: in the original too it keeps its dtype
-        if computed := [name for name in dict.fromkeys(names) if name != HOOK_INPUT]:
-            rows = feed.reshape(math.prod(lead), *self.cfg.input_shape)
-            hooks |= self.run_graph(self._smallest_graph(computed), {INPUT: rows}, computed)
-        return {
-            name: hooks[name].reshape(*lead, self.cfg.d_sae)
-            if name in FEATURE_HOOKS
-            else hooks[name].reshape(given.shape)
-            for name in names
-        }
+        return self._compute(x, names)
 
     def run_graph(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one graph of the artifact as it is, and return its outputs.
@@ -176,21 +243,11 @@ class SAESession:
             ArtifactError: the artifact has no such graph, or it cannot be loaded.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
-        session = self._session(graph)
-        if names is None:
-            names = [output.name for output in session.get_outputs()]
-        try:
-            arrays = session.run(list(names), feeds)
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
-            raise SAEError(f"ONNX Runtime cannot run {graph!r} on {self.device} with {shapes}: {error}") from error
-        return dict(zip(names, arrays, strict=True))
+        return self._graphs.run(graph, feeds, names)
 
     def close(self) -> None:
         """Free the graphs and their weights; a call after this one is an error. Closing twice is not."""
-        with self._lock:
-            self._closed = True
-            self._sessions.clear()
+        self._graphs.close()
 
     def __enter__(self) -> "SAESession":
         return self
@@ -204,67 +261,28 @@ class SAESession:
         cfg = self.cfg
         return f"SAESession({str(self.artifact.path)!r}, {cfg.hook_name}, {cfg.d_in} -> {cfg.d_sae}, {self.device})"
 
-    def _smallest_graph(self, names: Sequence[str]) -> str:
-        """Return the graph with the fewest outputs that computes `names` from the input alone."""
-        fitting = {
-            graph: len(spec.outputs)
-            for graph, spec in self.artifact.manifest.graphs.items()
-            if [tensor.name for tensor in spec.inputs] == [INPUT]
-            and set(names) <= {tensor.name for tensor in spec.outputs}
-        }
-        if not fitting:
-            raise ArtifactError(f"{self.artifact.path} has no graph from {INPUT} to {', '.join(names)}.")
-        return min(fitting, key=lambda graph: fitting[graph])
+    def _forward(self, x: Array, names: Sequence[str]) -> dict[str, Array]:
+        """Return the named hooks, in that order, of a pass with what `hooks` and `steering` ask for in this context."""
+        hooks = self._hooks.get()
+        if not hooks:
+            return self._compute(x, names)
+        (where, function), *more = hooks
+        if not more and where == HOOK_ACTS_POST and isinstance(function, Intervention):
+            return self._compute(x, names, function)
+        fired = run_hooked(self._graphs, Batch.of(x, self.cfg), hooks, self._hook_points, self.cfg.use_error_term)
+        return {name: fired[name] for name in names}
 
-    def _session(self, graph: str) -> ort.InferenceSession:
-        session = self._sessions.get(graph)
-        if session is None:
-            with self._lock:  # two threads that need the same graph load it once
-                if self._closed:
-                    raise SAEError(f"{self!r} is closed.")
-                if graph not in self._sessions:
-                    self._sessions[graph] = self._load(graph)
-                session = self._sessions[graph]
-        return session
-
-    def _load(self, graph: str) -> ort.InferenceSession:
-        """Load a graph, and make sure that it is the one that the manifest describes."""
-        manifest = self.artifact.manifest
-        if graph not in manifest.graphs:
-            raise ArtifactError(f"{self.artifact.path} has no graph {graph!r}; it has {', '.join(manifest.graphs)}.")
-        spec = manifest.graphs[graph]
-        self.artifact.file(manifest.weights, self._check_integrity)
-        path = self.artifact.file(spec.file, self._check_integrity)
-        try:
-            session = start_session(str(path), self._device, self._threads)
-        except ProviderError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            raise ArtifactError(
-                f"ONNX Runtime {ort.__version__} cannot load {path} on {self.device}: {error}"
-            ) from error
-        weights = session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY)
-        if weights != manifest.files[manifest.weights].sha256:
-            raise IntegrityError(
-                f"{path} was exported for other weights (sha256 {weights}). Copy the whole folder again."
-            )
-        for role, found, expected in (
-            ("inputs", session.get_inputs(), spec.inputs),
-            ("outputs", session.get_outputs(), spec.outputs),
-        ):
-            tensors = tuple(_tensor_spec(tensor) for tensor in found)
-            if tensors != expected:
-                raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
-        return session
-
-
-ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
-
-
-def _tensor_spec(argument: Any) -> TensorSpec:
-    """Return what ONNX Runtime says of an input or output in the manifest's terms."""
-    return TensorSpec(argument.name, ONNX_TYPES.get(argument.type, argument.type), tuple(argument.shape))
-
-
-def _describe(tensors: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
+    def _compute(self, x: Array, names: Sequence[str], intervention: Intervention | None = None) -> dict[str, Array]:
+        """Return the named hooks, in that order, by one graph."""
+        batch = Batch.of(x, self.cfg)
+        hooks = {HOOK_INPUT: batch.given}  # as given: in the original too it keeps its dtype
+        computed = [name for name in dict.fromkeys(names) if name != HOOK_INPUT]
+        feeds = {INPUT: batch.rows()}
+        if intervention and not set(computed) <= set(FEATURE_HOOKS):
+            hooks |= self.run_graph(STEER, feeds | intervention.feeds(batch.lead, self.cfg.dtype), computed)
+        elif computed:
+            hooks |= self.run_graph(self._graphs.smallest(computed), feeds, computed)
+        tensors = {name: hooks[name].reshape(batch.shape(name)) for name in names}
+        if intervention and HOOK_ACTS_POST in names and set(computed) <= set(FEATURE_HOOKS):
+            tensors[HOOK_ACTS_POST] = intervention(tensors[HOOK_ACTS_POST])  # the features need no decoder
+        return tensors

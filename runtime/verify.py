@@ -5,8 +5,8 @@ import os
 from .artifact import read_artifact
 from .errors import ArtifactError
 from .golden import load_golden
-from .manifest import GRAPHS, HOOK_INPUT, INPUT, Errors
-from .parity import COMPUTED_HOOKS, Budgets, Reference, Report, judge
+from .manifest import FEATURE_IDS, GRAPHS, HOOK_INPUT, INPUT
+from .parity import Report, SteeredReference, judge
 from .session import SAESession
 
 
@@ -27,7 +27,7 @@ def verify(path: str | os.PathLike[str], device: str = "auto") -> Report:
     if problems:  # nothing that was changed is run
         return Report(f"{path}: not intact", problems=problems)
     with SAESession(path, device) as session:
-        return judge_session(session, load_golden(artifact), recorded_budgets(session))
+        return judge_session(session, load_golden(artifact))
 
 
 def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
@@ -43,21 +43,20 @@ def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
     verify(path, device).raise_for_failures()
 
 
-def recorded_budgets(session: SAESession) -> Budgets:
-    """Return the budgets that the export recorded; a hook without one may not err at all."""
-    hooks = session.artifact.manifest.parity.hooks
-    return {hook: hooks[hook].budget if hook in hooks else Errors(0.0, 0.0) for hook in COMPUTED_HOOKS}
+def judge_session(session: SAESession, steered: SteeredReference) -> Report:
+    """Run every graph of a session that has a contract on a reference's inputs and return the verdicts.
 
-
-def judge_session(session: SAESession, reference: Reference, budgets: Budgets) -> Report:
-    """Run every graph of a session that has a contract on a reference's inputs and return the verdicts."""
-    report = Report(f"{session.artifact.path} on {session.device}: {reference.tokens} tokens")
-    sources = {INPUT: reference.original[HOOK_INPUT], **reference.original}
-    for graph, (inputs, expected) in GRAPHS.items():
+    Those that take no intervention are judged against `steered.clean`.
+    """
+    report = Report(f"{session.artifact.path} on {session.device}: {steered.tokens} tokens")
+    sources = {INPUT: steered.original[HOOK_INPUT], **steered.clean.original}
+    sources |= steered.intervention.feeds((steered.tokens,), session.cfg.dtype)
+    for graph, contract in GRAPHS.items():
+        reference = steered if FEATURE_IDS in contract.inputs else steered.clean
         try:
-            outputs = session.run_graph(graph, {name: sources[name] for name in inputs})
+            outputs = session.run_graph(graph, {name: sources[name] for name in contract.inputs})
         except ArtifactError as error:
             report.problems.append(str(error))
             continue
-        report.verdicts.extend(judge(graph, expected, outputs, reference, budgets))
+        report.verdicts.extend(judge(graph, contract.outputs, outputs, reference))
     return report

@@ -22,6 +22,8 @@ from runtime.manifest import (
     HOOK_ERROR,
     HOOK_NAMES,
     MANIFEST,
+    MODEL,
+    STEER,
     GoldenSpec,
     HookParity,
     Manifest,
@@ -30,7 +32,7 @@ from runtime.manifest import (
     graph_file,
     graph_specs,
 )
-from runtime.parity import Reference, Report, judge
+from runtime.parity import Reference, Report, SteeredReference, judge
 from runtime.session import SAESession
 from runtime.verify import judge_session
 from runtime.verify import verify as verify_golden
@@ -41,11 +43,12 @@ from .exportable import check_exportable
 from .passes.describe import describe
 from .passes.external import point_to_weights
 from .passes.gemm import products_to_gemm
+from .passes.steer import add_interventions
 from .passes.strip import strip_remarks
 from .passes.subgraph import extract
 from .staging import check_target, staged_folder
 from .trace import trace
-from .verify import reference_of, six_hooks
+from .verify import reference_of, six_hooks, steered_reference_of, typical_intervention
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
@@ -98,13 +101,14 @@ def export(
             stage("tracing")
             _write_graphs(sae, config, folder)
             stage("running the original, and in float64")
-            reference = reference_of(sae, batch)
+            clean = reference_of(sae, batch)
+            steered = steered_reference_of(sae, clean, typical_intervention(clean))
             source = "synthetic" if activations is None else "activations"
             golden = GoldenSpec(GOLDEN, _golden_tokens(config, len(batch)), source)
-            save_golden(reference, golden.tokens, str(folder / GOLDEN))
+            save_golden(steered, golden.tokens, str(folder / GOLDEN))
             stage("proving parity")
-            _prove(folder, path, config, reference, golden)
-            _prove_checkpoint(sae, folder, reference)
+            _prove(folder, path, config, steered, golden)
+            _prove_checkpoint(sae, folder, clean)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} was not written: {error}") from error
     return read_artifact(path)
@@ -143,11 +147,14 @@ def _write_graphs(sae: Any, config: SAEConfig, folder: Path) -> None:
     model = products_to_gemm(strip_remarks(trace(sae, config.input_shape)))
     model = point_to_weights(model, weights, set(sae.state_dict()))
     sha256 = record_of(weights).sha256
-    for name, (inputs, outputs) in GRAPHS.items():
-        graph = describe(extract(model, inputs, outputs), config, sha256)
+    for name, contract in GRAPHS.items():
+        if name == STEER:
+            graph = add_interventions(extract(model, GRAPHS[MODEL].inputs, GRAPHS[MODEL].outputs), config)
+        else:
+            graph = extract(model, contract.inputs, contract.outputs)
         file = folder / graph_file(name)
-        ir.save(graph, file)
-        check_graph(file, inputs, outputs)
+        ir.save(describe(graph, name, config, sha256), file)
+        check_graph(file, contract.inputs, contract.outputs)
 
 
 def check_graph(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
@@ -169,23 +176,24 @@ def check_graph(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:
     """Return how many tokens are stored: a few megabytes of them, at least one."""
-    features, activations = 2 * 2 * config.d_sae, (1 + 2 * 3) * config.d_in  # each with its residual but the input
+    # Each with its residual but the input; the two activations that an intervention changes are there twice.
+    features, activations = 2 * 2 * config.d_sae, (1 + 2 * (3 + 2)) * config.d_in
     return min(tokens, GOLDEN_TOKENS, max(1, GOLDEN_BYTES // (4 * (features + activations))))
 
 
-def _prove(folder: Path, path: Path, config: SAEConfig, reference: Reference, golden: GoldenSpec) -> None:
+def _prove(folder: Path, path: Path, config: SAEConfig, steered: SteeredReference, golden: GoldenSpec) -> None:
     """Run the graphs against the original, record the result in the manifest, then read it all as a user would."""
-    budgets = reference.budgets()
-    record = ParityRecord("cpu", reference.tokens, {})
+    record = ParityRecord("cpu", steered.tokens, {}, {})
     _write_manifest(folder, config, golden, record)
     with SAESession(folder, record.device) as session:
-        report = judge_session(session, reference, budgets)
+        report = judge_session(session, steered)
     Report(f"{path} was not written: parity is not met", report.verdicts, report.problems).raise_for_failures()
-    measured = {verdict.hook: verdict.errors for verdict in report.verdicts if verdict.graph == "model"}
-    for hook, budget in budgets.items():
-        artifact = measured[hook]
-        assert artifact is not None, hook  # a computed hook without a failure has been measured
-        record.hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
+    measured = {(verdict.graph, verdict.hook): verdict.errors for verdict in report.verdicts}
+    for graph, reference, hooks in ((MODEL, steered.clean, record.hooks), (STEER, steered, record.steered)):
+        for hook, budget in reference.budgets.items():
+            artifact = measured[graph, hook]
+            assert artifact is not None, hook  # a computed hook without a failure has been measured
+            hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
     _write_manifest(folder, config, golden, record)
     verify_golden(folder, record.device).raise_for_failures()
 
@@ -193,7 +201,7 @@ def _prove(folder: Path, path: Path, config: SAEConfig, reference: Reference, go
 def _prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
     """Make sure that the artifact is its own checkpoint: what is loaded from it computes what was exported."""
     outputs = six_hooks(load(folder), reference.original[HOOK_NAMES[0]])
-    verdicts = judge("checkpoint", HOOK_NAMES, outputs, reference, reference.budgets())
+    verdicts = judge("checkpoint", HOOK_NAMES, outputs, reference)
     if failures := Report("", verdicts).failures:
         raise ExportError(
             f"This {type(sae).__name__} computes something else than the HookedSAE that its artifact would be loaded "

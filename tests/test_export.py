@@ -22,7 +22,7 @@ from runtime.tensorfile import read_header
 from saeexport import ExportError, HookedSAE, export, load
 
 exporting = importlib.import_module("saeexport.export")  # the package has the function under this name
-GRAPHS = ("model", "encode", "decode")
+GRAPHS = ("model", "encode", "activate", "decode", "steer")
 
 
 def graph_of(folder, name):
@@ -38,7 +38,10 @@ def test_graphs_are_the_least_that_computes_the_hooks(exported):
     output = "Add" if sae.cfg.use_error_term else "Identity"
     assert sorted(ops["model"]) == sorted(["Identity", "Sub", "Gemm", "Relu", "Gemm", "Sub", output])
     assert ops["encode"] == ["Sub", "Gemm", "Relu"]
+    assert ops["activate"] == ["Relu"]
     assert ops["decode"] == ["Gemm"]
+    update = ["Gather", "Mul", "Add", "Sub", "Gather", "Gemm", "Shape", "Expand", "ScatterElements"]
+    assert sorted(ops["steer"]) == sorted([*ops["model"], *update])
 
 
 def test_graphs_keep_the_contract(exported_z):
@@ -60,9 +63,11 @@ def test_a_lone_graph_says_what_it_is(exported_z):
         "saeexport.architecture": "standard",
         "saeexport.d_in": "12",
         "saeexport.d_sae": "16",
+        "saeexport.description": "The encoder alone.",
         "saeexport.dtype": "float32",
         "saeexport.fired_hooks": ",".join(HOOKS),
         "saeexport.format_version": "1",
+        "saeexport.graph": "encode",
         "saeexport.head_shape": "3x4" if heads else "",
         "saeexport.hook_name": sae.cfg.hook_name,
         "saeexport.use_error_term": "true",

@@ -1,14 +1,13 @@
 """Artifacts that are not what they should be: every gate closes and says where."""
 
-import hashlib
 import json
 import re
 import shutil
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from breaking import claim_weights, edit_graph, edit_weight, failures_of, rewrite
 from conftest import HOOKS, TINY, make_sae, normal
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
@@ -17,61 +16,7 @@ import runtime
 import saeexport
 from runtime import ArtifactError, IntegrityError, ParityError, SAESession
 from runtime.__main__ import main
-
-
-def rewrite(folder, name, change):
-    """Change a file and its record in the manifest, as somebody would who knows the format."""
-    path = folder / name
-    change(path)
-    manifest = json.loads((folder / "sae.json").read_text())
-    data = path.read_bytes()
-    manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (folder / "sae.json").write_text(json.dumps(manifest))
-
-
-def edit_weight(name, index, factor):
-    def change(path):
-        tensors = load_file(path)
-        tensors[name][index] *= factor
-        save_file(tensors, path)
-
-    return change
-
-
-def claim_weights(folder):
-    """Make every graph and the manifest agree on the weights that are there now."""
-    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-
-    def change(path):
-        model = onnx.load_model(path, load_external_data=False)
-        for entry in model.metadata_props:
-            if entry.key == "saeexport.weights_sha256":
-                entry.value = digest
-        onnx.save_model(model, path)
-
-    for graph in ("model", "encode", "decode"):
-        rewrite(folder, f"{graph}.onnx", change)
-
-
-def edit_graph(change):
-    def on_file(path):
-        model = onnx.load_model(path, load_external_data=False)
-        change(model)
-        onnx.save_model(model, path)
-
-    return on_file
-
-
-def failures_of(folder, capsys):
-    """Return what verification says, and make sure that all three ways to it agree that it fails."""
-    report = runtime.verify(folder, "cpu")
-    assert report.failures
-    with pytest.raises(ParityError) as error:
-        runtime.assert_parity(folder, "cpu")
-    assert report.failures[0] in str(error.value)
-    assert main(["verify", str(folder), "--device", "cpu"]) == 1
-    assert report.failures[0] in capsys.readouterr().out
-    return "\n".join(report.failures)
+from runtime.manifest import GRAPHS
 
 
 def test_an_intact_artifact_passes(artifact, capsys):
@@ -81,7 +26,9 @@ def test_an_intact_artifact_passes(artifact, capsys):
         *(("model", hook) for hook in HOOKS),
         ("encode", HOOKS[1]),
         ("encode", HOOKS[2]),
+        ("activate", HOOKS[2]),
         ("decode", HOOKS[3]),
+        *(("steer", hook) for hook in HOOKS),
     ]
     runtime.assert_parity(artifact, "cpu")
     assert main(["verify", str(artifact), "--device", "cpu"]) == 0
@@ -171,7 +118,7 @@ def test_a_graph_with_other_sizes(artifact, capsys, tmp_path):
     other = saeexport.export(make_sae(d_sae=17), tmp_path / "other").path
     shutil.copy(other / "weights.safetensors", artifact / "weights.safetensors")
     rewrite(artifact, "weights.safetensors", lambda path: None)
-    for graph in ("model", "encode", "decode"):
+    for graph in GRAPHS:
         rewrite(artifact, f"{graph}.onnx", lambda path: shutil.copy(other / path.name, path))
     assert "encode.onnx has the outputs hook_sae_acts_pre float32 ['tokens', 17]" in failures_of(artifact, capsys)
 

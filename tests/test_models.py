@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import runtime
 import saeexport
 from runtime import SAESession
+from runtime.manifest import GRAPHS, graph_file
 
 
 @pytest.fixture(params=[TINY, MINILM], ids=["tiny", "minilm"])
@@ -44,7 +45,7 @@ def test_they_agree_with_the_oracle_on_real_inputs(path):
 
 def test_exported_again_graphs_and_weights_are_the_same_bytes(path, tmp_path):
     again = saeexport.export(saeexport.load(path), tmp_path / "again").path
-    for name in ("model.onnx", "encode.onnx", "decode.onnx", "weights.safetensors"):
+    for name in (*map(graph_file, GRAPHS), "weights.safetensors"):
         assert (again / name).read_bytes() == (path / name).read_bytes(), name
 
 
@@ -56,7 +57,7 @@ def test_their_golden_inputs_are_real():
 
 def test_the_real_sae_stays_small():
     assert sum(file.stat().st_size for file in MINILM.iterdir()) < 15e6
-    assert sum(file.stat().st_size for file in TINY.iterdir()) < 30e3
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 40e3
 
 
 def test_the_readme_quotes_the_evaluation():

@@ -27,7 +27,7 @@ def outputs_of(reference):
 
 
 def failures(reference, outputs, expected=HOOKS):
-    verdicts = judge("model", expected, outputs, reference, reference.budgets())
+    verdicts = judge("model", expected, outputs, reference)
     return [failure for verdict in verdicts for failure in verdict.failures]
 
 
@@ -59,7 +59,7 @@ def test_another_order_of_summation_passes(reference):
 
 
 def test_budgets_are_calibrated_by_the_original(reference):
-    budgets = reference.budgets()
+    budgets = reference.budgets
     for hook in HOOKS[1:]:
         own = reference.errors(hook, reference.original[hook])
         assert 0 < own.token < 1e-6
@@ -86,7 +86,7 @@ def test_a_wrong_number_is_named_with_both_values_error_and_budget(reference, ho
     outputs[hook][3, 5] += np.float32(0.25)
     wrong, right = outputs[hook][3, 5], reference.original[hook][3, 5]
     message = "\n".join(failures(reference, outputs))
-    budget = reference.budgets()[hook].element
+    budget = reference.budgets[hook].element
     for part in (f"model: {hook}: the element error is", f"its budget {budget:.3e}", "Worst at [3, 5]",
                  f"the artifact has {wrong:.9g}, the original {right:.9g}"):  # fmt: skip
         assert part in message
@@ -96,7 +96,7 @@ def test_a_spread_error_is_seen_by_the_token_rule_first(reference):
     outputs = outputs_of(reference)
     draws = np.random.default_rng(0).standard_normal(outputs[PRE].shape)
     scale = reference.scale(PRE)[:, None] / np.sqrt(96)
-    outputs[PRE] = (outputs[PRE] + draws * scale * reference.budgets()[PRE].token * 1.3).astype(np.float32)
+    outputs[PRE] = (outputs[PRE] + draws * scale * reference.budgets[PRE].token * 1.3).astype(np.float32)
     assert any("the token error" in failure for failure in failures(reference, outputs))
 
 
@@ -154,16 +154,16 @@ def test_a_feature_that_is_on_far_from_the_kink_fails_however_faint(reference):
 
 def test_a_feature_may_flip_at_the_kink_within_the_error(reference):
     token, feature = map(int, np.argwhere(reference.truth[PRE] < -0.5)[0])
-    reach = reference.budgets()[PRE].element * reference.scale(PRE)[token] / np.sqrt(96)
+    reach = reference.budgets[PRE].element * reference.scale(PRE)[token] / np.sqrt(96)
     for distance, passes in ((0.5, True), (2.0, False)):
         truth = {hook: array.copy() for hook, array in reference.truth.items()}
         original = {hook: array.copy() for hook, array in reference.original.items()}
         truth[PRE][token, feature] = -distance * reach
         original[PRE][token, feature] = -distance * reach
-        moved = dataclasses.replace(reference, truth=truth, original=original)
+        moved = dataclasses.replace(reference, truth=truth, original=original, recorded=reference.budgets)
         outputs = outputs_of(moved)
         outputs[POST][token, feature] = 1e-12
-        verdicts = judge("model", HOOKS, outputs, moved, reference.budgets())
+        verdicts = judge("model", HOOKS, outputs, moved)
         assert (not any(verdict.failures for verdict in verdicts)) == passes
         if passes:
             assert "(1 at the kink)" in str(Report("title", verdicts))
@@ -224,7 +224,7 @@ def test_a_report_shows_a_row_per_output_and_every_failure(reference):
     outputs = outputs_of(reference)
     outputs[RECONS][3, 5] += 1
     del outputs[PRE]
-    report = Report("title", judge("model", HOOKS, outputs, reference, reference.budgets()), ["a file is missing"])
+    report = Report("title", judge("model", HOOKS, outputs, reference), ["a file is missing"])
     text = str(report)
     assert text.startswith("title\n")
     assert text.count("FAIL: ") == len(report.failures) >= 3
@@ -238,4 +238,4 @@ def test_a_report_shows_a_row_per_output_and_every_failure(reference):
 
 
 def test_a_report_without_failures_does_not_raise(reference):
-    Report("title", judge("model", HOOKS, outputs_of(reference), reference, reference.budgets())).raise_for_failures()
+    Report("title", judge("model", HOOKS, outputs_of(reference), reference)).raise_for_failures()

@@ -83,10 +83,10 @@ def test_the_artifact_table_has_its_files():
     assert sorted(names) == sorted(entry.name for entry in MINILM.iterdir())
     rows = {row[0].strip("`"): row[1] for row in table("file")}
     assert MANIFEST in rows
-    for graph, (inputs, outputs) in GRAPHS.items():
+    for graph, contract in GRAPHS.items():
         described = rows[f"{graph}.onnx"].replace("`", "")
-        hooks = "all six hooks" if list(outputs) == HOOKS else ", ".join(outputs)
-        assert described == f"{inputs[0]} to {hooks}"
+        hooks = "all six hooks" if list(contract.outputs) == HOOKS else ", ".join(contract.outputs)
+        assert described == f"{', '.join(contract.inputs)} to {hooks}"
 
 
 def test_the_code_map_has_every_module():

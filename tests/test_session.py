@@ -132,7 +132,7 @@ def test_only_the_graph_that_is_needed_is_loaded_and_run(session, monkeypatch):
     session.encode(x)
     assert session.compute(x, ["hook_sae_input"])["hook_sae_input"] is not None
     assert ran == ["encode", "encode"]
-    assert set(session._sessions) == {"encode"}
+    assert set(session._graphs.loaded) == {"encode"}
     session(x)
     assert ran[-1] == "model"
 
@@ -236,8 +236,8 @@ def test_threads_load_a_graph_once_and_get_right_results():
     loads, x = [], normal(64, 6)
     expected = TINY_SESSION.run_with_cache(x)[1]
     with SAESession(TINY, "cpu") as session:
-        load_graph = session._load
-        session._load = lambda graph: loads.append(graph) or load_graph(graph)
+        load_graph = session._graphs._load
+        session._graphs._load = lambda graph: loads.append(graph) or load_graph(graph)
         barrier, wrong = threading.Barrier(8), []
 
         def work(i):
@@ -266,8 +266,8 @@ def test_a_closed_session_says_so():
 
 
 def test_an_unknown_graph_is_an_error(session):
-    with pytest.raises(ArtifactError, match="has no graph 'steer'; it has model, encode, decode"):
-        session.run_graph("steer", {}, [])
+    with pytest.raises(ArtifactError, match="has no graph 'attend'; it has model, encode, "):
+        session.run_graph("attend", {}, [])
 
 
 def test_what_onnx_runtime_says_of_a_run_is_passed_on(session):

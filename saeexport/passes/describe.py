@@ -2,15 +2,17 @@
 
 import onnx_ir as ir
 
-from runtime.manifest import FORMAT_VERSION, SAEConfig
-from runtime.session import METADATA_PREFIX, WEIGHTS_KEY
+from runtime.graphs import METADATA_PREFIX, WEIGHTS_KEY
+from runtime.manifest import FORMAT_VERSION, GRAPHS, SAEConfig
 
 
-def describe(model: ir.Model, sae: SAEConfig, weights_sha256: str) -> ir.Model:
-    """Write the essential fields of the manifest, and which weights the graph belongs to, into the model."""
+def describe(model: ir.Model, graph: str, sae: SAEConfig, weights_sha256: str) -> ir.Model:
+    """Write the essential fields of the manifest, and which weights `graph` belongs to, into the model."""
     heads = "" if sae.head_shape is None else "x".join(map(str, sae.head_shape))
     fields = {
         "format_version": FORMAT_VERSION,
+        "graph": graph,
+        "description": GRAPHS[graph].description,
         "architecture": sae.architecture,
         "hook_name": sae.hook_name,
         "d_in": sae.d_in,

@@ -1,0 +1,127 @@
+"""The graphs of an artifact, loaded when they are first needed and checked to be what the manifest says."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import onnxruntime as ort
+
+from .artifact import Artifact
+from .errors import ArtifactError, IntegrityError, ProviderError, SAEError
+from .inputs import Array
+from .manifest import INPUT, TensorSpec
+from .providers import Device, start_session
+
+METADATA_PREFIX = "saeexport."
+WEIGHTS_KEY = METADATA_PREFIX + "weights_sha256"
+
+
+class Graphs:
+    """The graphs of an artifact on one device. Calls from several threads at once are safe.
+
+    Attributes:
+        loaded: the sessions of ONNX Runtime that were started, by the graph's name.
+    """
+
+    def __init__(self, artifact: Artifact, device: Device, threads: int | None, check_integrity: bool) -> None:
+        self.loaded: dict[str, ort.InferenceSession] = {}
+        self._artifact = artifact
+        self._device = device
+        self._threads = threads
+        self._check_integrity = check_integrity
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run a graph; see `SAESession.run_graph`."""
+        session = self._session(graph)
+        if names is None:
+            names = [output.name for output in session.get_outputs()]
+        try:
+            arrays = session.run(list(names), feeds)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
+            raise SAEError(
+                f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}"
+            ) from error
+        return dict(zip(names, arrays, strict=True))
+
+    def smallest(self, names: Sequence[str]) -> str:
+        """Return the graph with the fewest outputs that computes `names` from the input alone.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        fitting = {
+            graph: len(spec.outputs)
+            for graph, spec in self._artifact.manifest.graphs.items()
+            if [tensor.name for tensor in spec.inputs] == [INPUT]
+            and set(names) <= {tensor.name for tensor in spec.outputs}
+        }
+        if not fitting:
+            raise ArtifactError(f"{self._artifact.path} has no graph from {INPUT} to {', '.join(names)}.")
+        return min(fitting, key=lambda graph: fitting[graph])
+
+    def close(self) -> None:
+        """Free the graphs and their weights; a run after this one is an error."""
+        with self._lock:
+            self._closed = True
+            self.loaded.clear()
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        session = self.loaded.get(graph)
+        if session is None:
+            with self._lock:  # two threads that need the same graph load it once
+                if self._closed:
+                    raise SAEError(f"The session of {self._artifact.path} is closed.")
+                if graph not in self.loaded:
+                    self.loaded[graph] = self._load(graph)
+                session = self.loaded[graph]
+        return session
+
+    def _load(self, graph: str) -> ort.InferenceSession:
+        """Load a graph, and make sure that it is the one that the manifest describes."""
+        manifest = self._artifact.manifest
+        if graph not in manifest.graphs:
+            raise ArtifactError(f"{self._artifact.path} has no graph {graph!r}; it has {', '.join(manifest.graphs)}.")
+        spec = manifest.graphs[graph]
+        self._artifact.file(manifest.weights, self._check_integrity)
+        path = self._artifact.file(spec.file, self._check_integrity)
+        try:
+            session = start_session(str(path), self._device, self._threads)
+        except ProviderError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ArtifactError(
+                f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
+            ) from error
+        weights = session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY)
+        if weights != manifest.files[manifest.weights].sha256:
+            raise IntegrityError(
+                f"{path} was exported for other weights (sha256 {weights}). Copy the whole folder again."
+            )
+        for role, found, expected in (
+            ("inputs", session.get_inputs(), spec.inputs),
+            ("outputs", session.get_outputs(), spec.outputs),
+        ):
+            tensors = tuple(_tensor_spec(tensor) for tensor in found)
+            if tensors != expected:
+                raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
+        return session
+
+
+ONNX_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+}
+
+
+def _tensor_spec(argument: Any) -> TensorSpec:
+    """Return what ONNX Runtime says of an input or output in the manifest's terms."""
+    return TensorSpec(argument.name, ONNX_TYPES.get(argument.type, argument.type), tuple(argument.shape))
+
+
+def _describe(tensors: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
