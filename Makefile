@@ -10,7 +10,7 @@ ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test check parity test-transformer-lens clean
+.PHONY: demo test check parity bench-steer test-transformer-lens clean
 
 demo: .venv/ready .venv-runtime/ready
 	.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -28,6 +28,10 @@ check: .venv/ready
 # How far apart two correct programs are: the measurement behind runtime/parity.py's FACTOR.
 parity: .venv/ready
 	.venv/bin/python -m benchmarks.parity
+
+# What an intervention on features costs, beside the clean pass.
+bench-steer: .venv/ready
+	.venv/bin/python -m benchmarks.steer
 
 # Everything: exporter, runtime, demo, tests, lint.
 .venv/ready: pyproject.toml constraints.txt

@@ -1,5 +1,7 @@
 """What an artifact is, in words: the text of `python -m runtime inspect`."""
 
+import textwrap
+
 from .artifact import Artifact
 from .manifest import TensorSpec
 
@@ -20,18 +22,20 @@ def describe(artifact: Artifact) -> str:
     ]
     for name, graph in manifest.graphs.items():
         lines.append(f"  {name:<8} {graph.file}")
+        lines += textwrap.wrap(graph.description, 110, initial_indent="    ", subsequent_indent="    ")
         lines += [f"    in   {_tensor(tensor)}" for tensor in graph.inputs]
         lines += [f"    out  {_tensor(tensor)}" for tensor in graph.outputs]
     lines += [
         "",
         f"parity at export, {parity.tokens} tokens on {parity.device}, errors against float64 (token, element)",
     ]
-    for hook, record in parity.hooks.items():
-        original, own = record.original, record.artifact
-        lines.append(
-            f"  {hook:<20} PyTorch {original.token:.2e} {original.element:.2e}"
-            f"   artifact {own.token:.2e} {own.element:.2e}"
-        )
+    for hooks, when in ((parity.hooks, ""), (parity.steered, "  under an intervention")):
+        for hook, record in hooks.items():
+            original, own = record.original, record.artifact
+            lines.append(
+                f"  {hook:<20} PyTorch {original.token:.2e} {original.element:.2e}"
+                f"   artifact {own.token:.2e} {own.element:.2e}{when}"
+            )
     lines += ["", "made with", "  " + ", ".join(f"{name} {version}" for name, version in manifest.provenance.items())]
     lines += ["", "files"]
     lines += [f"  {name:<22} {file.bytes:>12,} bytes  {file.sha256[:16]}" for name, file in manifest.files.items()]

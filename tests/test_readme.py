@@ -1,6 +1,7 @@
 """The README is executed, and its tables are compared with the code."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import pytest
 from conftest import HOOKS, MINILM, ROOT
 
+from benchmarks import steer
 from runtime.manifest import GRAPHS, MANIFEST
 from runtime.parity import FACTOR
 
@@ -54,7 +56,7 @@ def test_the_python_blocks_run_and_print_what_they_say(folder):
         expected = BLOCKS[i + 1][1] if i + 1 < len(BLOCKS) and BLOCKS[i + 1][0] == "text" else ""
         assert printed.getvalue() == expected
         ran += 1
-    assert ran == 4
+    assert ran == 6
 
 
 def test_the_console_blocks_print_what_they_say(folder):
@@ -98,6 +100,13 @@ def test_the_code_map_has_every_module():
         if path.name != "__init__.py" and str(path.relative_to(ROOT)) != "saeexport/__main__.py"
     }
     assert listed == modules
+
+
+def test_the_measured_tables_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "models" / "minilm")
+    steering = importlib.import_module("steer")
+    assert steering.table(json.loads(steering.RESULT.read_text())) in TEXT
+    assert steer.table(json.loads(steer.RESULTS.read_text())["rows"]) in TEXT
 
 
 def test_the_links_lead_somewhere():
