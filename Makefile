@@ -49,7 +49,7 @@ bench-steer: .venv/ready
 # does not say so.
 test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0/ready
 	for version in 2.16.1 3.3.0 4.3.0; do echo "transformer_lens $$version"; \
-	  .venv-tl-$$version/bin/python -m pytest -W default tests/test_hooked_sae.py tests/test_export.py tests/test_session.py \
+	  .venv-tl-$$version/bin/python -m pytest -W default tests/test_hooked_sae.py tests/test_export.py tests/test_session.py tests/test_hooks.py tests/test_interventions.py \
 	    || exit 1; done
 
 .venv-tl-%/ready: pyproject.toml
