@@ -10,7 +10,7 @@ ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test check parity bench-steer test-transformer-lens clean
+.PHONY: demo test check parity bench-steer bench-export test-transformer-lens test-peers clean
 
 demo: .venv/ready .venv-runtime/ready
 	.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -32,6 +32,10 @@ parity: .venv/ready
 # What an intervention on features costs, beside the clean pass.
 bench-steer: .venv/ready
 	.venv/bin/python -m benchmarks.steer
+
+# What the export of a large SAE costs in time and memory.
+bench-export: .venv/ready
+	.venv/bin/python -m benchmarks.export
 
 # Everything: exporter, runtime, demo, tests, lint.
 .venv/ready: pyproject.toml constraints.txt
@@ -59,5 +63,19 @@ test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0
 	  $(if $(filter 2.%,$*),"pyarrow<20")
 	touch $@
 
+# The readers of checkpoints beside the libraries that write them. What those say they need would replace PyTorch, so
+# they are installed without, and then what their imports need.
+test-peers: .venv-peers/ready
+	.venv-peers/bin/python -m pytest -W default --require-peers tests/peers
+
+.venv-peers/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet torch==2.13.0
+	.venv-peers/bin/python -m pip install --quiet --editable ".[$(ONNXRUNTIME),export,test]" "transformer_lens<4" \
+	  natsort nnsight python-dotenv schedulefree simple-parsing tenacity
+	.venv-peers/bin/python -m pip install --quiet --no-deps \
+	  sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+	touch $@
+
 clean:
-	rm -rf .venv .venv-runtime .venv-tl-* build
+	rm -rf .venv .venv-runtime .venv-tl-* .venv-peers build

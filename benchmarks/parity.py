@@ -22,7 +22,7 @@ from runtime.inputs import Array
 from runtime.manifest import HOOK_ACTS_POST, HOOK_NAMES, INPUT, STEER
 from runtime.parity import COMPUTED_HOOKS, FACTOR, Reference
 from saeexport import HookedSAE, export
-from saeexport.verify import reference_of, steered_reference_of, typical_intervention
+from saeexport.truth import reference_of, steered_reference_of, typical_intervention
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
 SIZES = [(4, 8), (48, 512), (384, 3072), (768, 24576), (2304, 16384)]

@@ -4,6 +4,8 @@ It holds the six hooks by their names, as PyTorch computed them, `(tokens, ...)`
 `feature_shift`, an intervention as `steer.onnx` takes it; and what that changed: `steered.hook_sae_recons` and
 `steered.hook_sae_output`, and of `steered.hook_sae_acts_post` the columns `feature_ids`, `(tokens, m)`.
 
+A transcoder with the error term has `target` too, and one without has no `hook_sae_error`.
+
 For every computed tensor there is `residual.<name>`, float32: the truth in float64 less what PyTorch computed. It is
 small, so that float32 keeps the truth to about 14 digits in half the space.
 """
@@ -23,10 +25,10 @@ from .manifest import (
     FEATURE_SHIFT,
     HOOK_ACTS_POST,
     HOOK_INPUT,
-    HOOK_NAMES,
     HOOK_OUTPUT,
     HOOK_RECONS,
     INTERVENTION,
+    TARGET,
     Errors,
     HookParity,
 )
@@ -35,24 +37,25 @@ from .parity import COMPUTED_HOOKS, Budgets, Reference, SteeredReference
 RESIDUAL = "residual."
 STEERED = "steered."
 CHANGED_HOOKS = (HOOK_ACTS_POST, HOOK_RECONS, HOOK_OUTPUT)
-COMPUTED = (*COMPUTED_HOOKS, *(STEERED + hook for hook in CHANGED_HOOKS))
 
 
 def save_golden(steered: SteeredReference, tokens: int, path: str) -> None:
     """Write `tokens` of a reference, evenly spaced, to `path`."""
     sample = np.linspace(0, steered.tokens - 1, tokens, dtype=np.int64)
-    original, truth = ({hook: hooks[hook][sample] for hook in COMPUTED_HOOKS}
+    original, truth = ({hook: hooks[hook][sample] for hook in steered.truth}
                        for hooks in (steered.clean.original, steered.clean.truth))  # fmt: skip
     for hook in CHANGED_HOOKS:
         columns = (sample[:, None], steered.intervention.ids) if hook == HOOK_ACTS_POST else sample
         original[STEERED + hook] = steered.original[hook][columns]
         truth[STEERED + hook] = steered.truth[hook][columns]
     residuals = {
-        RESIDUAL + name: (truth[name] - original[name].astype(np.float64)).astype(np.float32) for name in COMPUTED
+        RESIDUAL + name: (truth[name] - y.astype(np.float64)).astype(np.float32) for name, y in original.items()
     }
     inputs = steered.original[HOOK_INPUT]
     feeds = steered.intervention.feeds((tokens,), inputs.dtype)
     tensors = {HOOK_INPUT: inputs[sample], **original, **residuals, **feeds}
+    if steered.target is not None:
+        tensors[TARGET] = steered.target[sample]
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
 
 
@@ -64,22 +67,27 @@ def load_golden(artifact: Artifact) -> SteeredReference:
     """
     path = artifact.file(artifact.manifest.golden.file)
     tensors = load_file(path)
-    missing = {*HOOK_NAMES, *INTERVENTION, *COMPUTED, *(RESIDUAL + name for name in COMPUTED)} - set(tensors)
-    if missing:
+    sae, parity = artifact.manifest.sae, artifact.manifest.parity
+    computed = [*sae.hooks[1:], *(STEERED + hook for hook in CHANGED_HOOKS)]
+    needed = {HOOK_INPUT, *INTERVENTION, *computed, *(RESIDUAL + name for name in computed)}
+    if sae.takes_target:
+        needed.add(TARGET)
+    if missing := needed - set(tensors):
         raise IntegrityError(f"{path} has no tensor {', '.join(sorted(missing))}. Export the SAE again.")
-    truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in COMPUTED}
-    use_error_term, parity = artifact.manifest.sae.use_error_term, artifact.manifest.parity
+    truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in computed}
     clean = Reference(
-        {hook: tensors[hook] for hook in HOOK_NAMES},
-        {hook: truth[hook] for hook in COMPUTED_HOOKS},
-        use_error_term,
+        {hook: tensors[hook] for hook in sae.hooks},
+        {hook: truth[hook] for hook in sae.hooks[1:]},
+        sae.use_error_term,
+        tensors.get(TARGET),
         _budgets(parity.hooks),
     )
     intervention = Intervention(*(tensors[name] for name in (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)))
     return SteeredReference(
         {**clean.original, **_changed(tensors, clean.original, intervention)},
         {**clean.truth, **_changed(truth, clean.truth, intervention)},
-        use_error_term,
+        sae.use_error_term,
+        tensors.get(TARGET),
         _budgets(parity.steered),
         clean=clean,
         intervention=intervention,

@@ -7,9 +7,9 @@ from typing import Any
 import onnxruntime as ort
 
 from .artifact import Artifact
-from .errors import ArtifactError, IntegrityError, ProviderError, SAEError
+from .errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
 from .inputs import Array
-from .manifest import INPUT, TensorSpec
+from .manifest import INPUT, TARGET, TensorSpec
 from .providers import Device, start_session
 
 METADATA_PREFIX = "saeexport."
@@ -35,10 +35,12 @@ class Graphs:
     def run(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Run a graph; see `SAESession.run_graph`."""
         session = self._session(graph)
+        if missing := set(self.inputs(graph)) - set(feeds):
+            raise InputError(_missing(missing, graph))
         if names is None:
             names = [output.name for output in session.get_outputs()]
         try:
-            arrays = session.run(list(names), feeds)
+            arrays = session.run(list(names), {name: feeds[name] for name in self.inputs(graph)})
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(
@@ -46,8 +48,19 @@ class Graphs:
             ) from error
         return dict(zip(names, arrays, strict=True))
 
+    def inputs(self, graph: str) -> list[str]:
+        """Return the names of a graph's inputs, in order.
+
+        Raises:
+            ArtifactError: there is no such graph.
+        """
+        graphs = self._artifact.manifest.graphs
+        if graph not in graphs:
+            raise ArtifactError(f"{self._artifact.path} has no graph {graph!r}; it has {', '.join(graphs)}.")
+        return [tensor.name for tensor in graphs[graph].inputs]
+
     def smallest(self, names: Sequence[str]) -> str:
-        """Return the graph with the fewest outputs that computes `names` from the input alone.
+        """Return the graph with the fewest outputs that computes `names` from the input, and the target if need be.
 
         Raises:
             ArtifactError: there is none.
@@ -55,12 +68,17 @@ class Graphs:
         fitting = {
             graph: len(spec.outputs)
             for graph, spec in self._artifact.manifest.graphs.items()
-            if [tensor.name for tensor in spec.inputs] == [INPUT]
+            if {tensor.name for tensor in spec.inputs} <= {INPUT, TARGET}
             and set(names) <= {tensor.name for tensor in spec.outputs}
         }
         if not fitting:
             raise ArtifactError(f"{self._artifact.path} has no graph from {INPUT} to {', '.join(names)}.")
         return min(fitting, key=lambda graph: fitting[graph])
+
+    def release(self, graph: str) -> None:
+        """Free a graph and its weights, if it is loaded."""
+        with self._lock:
+            self.loaded.pop(graph, None)
 
     def close(self) -> None:
         """Free the graphs and their weights; a run after this one is an error."""
@@ -81,9 +99,8 @@ class Graphs:
 
     def _load(self, graph: str) -> ort.InferenceSession:
         """Load a graph, and make sure that it is the one that the manifest describes."""
+        self.inputs(graph)
         manifest = self._artifact.manifest
-        if graph not in manifest.graphs:
-            raise ArtifactError(f"{self._artifact.path} has no graph {graph!r}; it has {', '.join(manifest.graphs)}.")
         spec = manifest.graphs[graph]
         self._artifact.file(manifest.weights, self._check_integrity)
         path = self._artifact.file(spec.file, self._check_integrity)
@@ -108,6 +125,15 @@ class Graphs:
             if tensors != expected:
                 raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
         return session
+
+
+def _missing(names: set[str], graph: str) -> str:
+    if names == {TARGET}:
+        return (
+            "This transcoder's error is taken against the activation that it predicts, and its outputs need it: pass "
+            "target=, (..., d_out). Its features do not: encode(x)."
+        )
+    return f"{graph!r} needs {', '.join(sorted(names))}, too."
 
 
 ONNX_TYPES = {

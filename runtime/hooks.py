@@ -21,7 +21,6 @@ from .manifest import (
     HOOK_NAMES,
     HOOK_OUTPUT,
     HOOK_RECONS,
-    INPUT,
     MODEL,
 )
 
@@ -92,18 +91,21 @@ def run_hooked(
 
     fire(HOOK_INPUT, batch.given)
     features_hooked = any(name in FEATURE_HOOKS for name, _ in hooks)
-    clean = graphs.run(MODEL if use_error_term else ENCODE, {INPUT: batch.rows()})
+    feeds = batch.feeds()
+    clean = graphs.run(MODEL if use_error_term else ENCODE, feeds)
 
     acts_pre = fire(HOOK_ACTS_PRE, shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
     acts_post = clean[HOOK_ACTS_POST]
     if any(name == HOOK_ACTS_PRE for name, _ in hooks):
-        acts_post = graphs.run(ACTIVATE, {HOOK_ACTS_PRE: batch.feature_rows(acts_pre)})[HOOK_ACTS_POST]
+        feeds[HOOK_ACTS_PRE] = batch.feature_rows(acts_pre)
+        acts_post = graphs.run(ACTIVATE, feeds)[HOOK_ACTS_POST]
     acts_post = fire(HOOK_ACTS_POST, shaped(HOOK_ACTS_POST, acts_post))
 
     if HOOK_RECONS in clean and not features_hooked:
         recons = clean[HOOK_RECONS]
     else:
-        recons = graphs.run(DECODE, {HOOK_ACTS_POST: batch.feature_rows(acts_post)})[HOOK_RECONS]
+        feeds[HOOK_ACTS_POST] = batch.feature_rows(acts_post)
+        recons = graphs.run(DECODE, feeds)[HOOK_RECONS]
     recons = fire(HOOK_RECONS, shaped(HOOK_RECONS, recons))
 
     if use_error_term:

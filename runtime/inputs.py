@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .manifest import FEATURE_HOOKS, HOOK_NAMES, SAEConfig
+from .manifest import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, INPUT, TARGET, SAEConfig
 
 Array: TypeAlias = npt.NDArray[Any]
 NamesFilter: TypeAlias = str | list[str] | Callable[[str], bool] | None
@@ -63,29 +63,42 @@ class Batch:
         cfg: of the SAE.
         given: the caller's array, as it is.
         lead: the leading dimensions, `...` of `(..., d_in)`.
+        target: what a transcoder's error is taken against, `(..., d_out)`, if it was given.
     """
 
     cfg: SAEConfig
     given: Array
     lead: tuple[int, ...]
+    target: Array | None
 
     @classmethod
-    def of(cls, x: Any, cfg: SAEConfig) -> "Batch":
-        """Return the batch of an array.
+    def of(cls, x: Any, cfg: SAEConfig, target: Any = None) -> "Batch":
+        """Return the batch of an array, and of a target if there is one.
 
         Raises:
-            InputError: its shape does not fit.
+            InputError: a shape does not fit, or there is a target that the SAE does not take.
         """
         given = np.asarray(x)
-        return cls(cfg, given, flat_shape(given.shape, cfg.d_in, cfg.hook_name)[:-1])
+        lead = flat_shape(given.shape, cfg.d_in, cfg.hook_name)[:-1]
+        if target is None:
+            return cls(cfg, given, lead, None)
+        target, expected = np.asarray(target), (*lead, cfg.d_out)
+        if not cfg.takes_target or target.shape != expected:
+            takes = f"one of shape {expected}" if cfg.takes_target else "none: it is no transcoder with the error term"
+            raise InputError(f"target is {target.shape} {target.dtype}; this SAE takes {takes}.")
+        return cls(cfg, given, lead, target)
 
-    def rows(self) -> Array:
-        """Return the activations as a graph's input, `(tokens, *cfg.input_shape)` in the SAE's dtype.
+    def feeds(self) -> dict[str, Array]:
+        """Return the inputs of a graph from what was given: `input`, and `target` if there is one.
 
         Raises:
-            InputError: their dtype does not fit.
+            InputError: a dtype does not fit.
         """
-        return as_dtype(self.given, np.dtype(self.cfg.dtype), "x").reshape(math.prod(self.lead), *self.cfg.input_shape)
+        dtype, tokens = np.dtype(self.cfg.dtype), math.prod(self.lead)
+        feeds = {INPUT: as_dtype(self.given, dtype, "x").reshape(tokens, *self.cfg.input_shape)}
+        if self.target is not None:
+            feeds[TARGET] = as_dtype(self.target, dtype, "target").reshape(tokens, *self.cfg.output_shape)
+        return feeds
 
     def feature_rows(self, tensor: Array) -> Array:
         """Return a tensor of features, `(..., d_sae)`, as a graph's input, `(tokens, d_sae)`."""
@@ -93,7 +106,11 @@ class Batch:
 
     def shape(self, hook: str) -> tuple[int, ...]:
         """Return the shape of a hook's tensor."""
-        return (*self.lead, self.cfg.d_sae) if hook in FEATURE_HOOKS else self.given.shape
+        if hook in FEATURE_HOOKS:
+            return (*self.lead, self.cfg.d_sae)
+        if hook == HOOK_INPUT or self.cfg.d_out is None:
+            return self.given.shape
+        return (*self.lead, self.cfg.d_out)
 
 
 def select_hooks(names_filter: NamesFilter) -> list[str]:

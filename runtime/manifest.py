@@ -8,6 +8,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ FEATURE_HOOKS = (HOOK_ACTS_PRE, HOOK_ACTS_POST)
 """Those with one number per feature, `(..., d_sae)`; the others have the shape of the input."""
 
 INPUT = "input"
+TARGET = "target"
 TOKENS = "tokens"
 
 FEATURE_IDS = "feature_ids"
@@ -50,7 +52,7 @@ class Contract:
     description: str
 
 
-GRAPHS = {
+CONTRACTS = {
     MODEL: Contract((INPUT,), HOOK_NAMES, "The whole SAE."),
     ENCODE: Contract((INPUT,), FEATURE_HOOKS, "The encoder alone."),
     ACTIVATE: Contract((HOOK_ACTS_PRE,), (HOOK_ACTS_POST,), "The activation function alone, for edited acts_pre."),
@@ -68,7 +70,11 @@ GRAPHS = {
         "to the whole reconstruction.",
     ),
 }
-"""The graphs that every artifact has."""
+"""The graphs that every artifact has, of an SAE that predicts its input and has six hooks."""
+
+
+CUSTOM = "custom:"
+"""Before the architecture of an SAE whose class is its user's own, and after it the class's name."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,13 @@ class SAEConfig:
     """The HookedSAE that was exported.
 
     Attributes:
-        architecture: how it encodes and decodes; "standard" is the ReLU SAE.
+        architecture: how it encodes and decodes; "standard" is the ReLU SAE, and a name with "custom:" a user's class.
         dtype: of weights and activations, as numpy names it ("float32").
         seed: of the initial weights, if there was one.
         head_shape: (n_heads, d_head) if the graphs take activations with their head dimension, else None.
+        d_out: of a transcoder, the width of the activation that it predicts, which with the error term is an input,
+            `target`; None for an SAE, which predicts its input.
+        options: what the architecture's config has beyond these keys, such as k.
         fired_hooks: the hooks that fire in PyTorch, in order: all six, or five without the error term.
     """
 
@@ -91,12 +100,32 @@ class SAEConfig:
     dtype: str
     seed: int | None
     head_shape: tuple[int, ...] | None
+    d_out: int | None
+    options: dict[str, bool | int | float | str]
     fired_hooks: tuple[str, ...]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """One token's activation: `(d_in,)` or `(n_heads, d_head)`."""
         return self.head_shape or (self.d_in,)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """One token's reconstruction: as the input, or of a transcoder `(d_out,)`."""
+        return self.input_shape if self.d_out is None else (self.d_out,)
+
+    @property
+    def takes_target(self) -> bool:
+        """Whether the graphs take, beside the input, the activation that the error is taken against."""
+        return self.d_out is not None and self.use_error_term
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hooks that the graphs give, in firing order.
+
+        All six; the error is there even where it does not fire, unless it would need a target that nobody gives.
+        """
+        return HOOK_NAMES if self.d_out is None or self.use_error_term else self.fired_hooks
 
 
 @dataclass(frozen=True)
@@ -194,26 +223,45 @@ def graph_file(name: str) -> str:
     return f"{name}.onnx"
 
 
-def graph_specs(sae: SAEConfig) -> dict[str, GraphSpec]:
-    """Return what the graphs of an SAE are by contract."""
+def contract(graph: str, sae: SAEConfig, needs_input: bool = False) -> Contract:
+    """Return what a graph of an SAE takes and gives.
+
+    Args:
+        graph: a key of `CONTRACTS`.
+        sae: the configuration.
+        needs_input: of `activate` and `decode`, whether they need the SAE's input too: a gate reads it, a
+            normalisation is undone with it, a skip connection adds it. Then it comes first.
+    """
+    inputs, outputs, description = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs, CONTRACTS[graph].description
+    if needs_input and inputs[0] != INPUT:
+        inputs = (INPUT, *inputs)
+    if outputs == HOOK_NAMES:
+        outputs = sae.hooks
+        if sae.takes_target:
+            inputs = (INPUT, TARGET, *inputs[1:])
+    return Contract(inputs, outputs, description)
+
+
+def graph_specs(sae: SAEConfig, needing_input: Collection[str] = ()) -> dict[str, GraphSpec]:
+    """Return what the graphs of an SAE are by contract; `needing_input` as `contract` says."""
 
     def tensor(name: str) -> TensorSpec:
         if name == FEATURE_IDS:
             return TensorSpec(name, "int64", ("m",))
         if name in INTERVENTION:
             return TensorSpec(name, sae.dtype, ("rows", "m"))
-        shape = (sae.d_sae,) if name in FEATURE_HOOKS else sae.input_shape
+        if name in FEATURE_HOOKS:
+            shape: tuple[int, ...] = (sae.d_sae,)
+        else:
+            shape = sae.input_shape if name in (INPUT, HOOK_INPUT) else sae.output_shape
         return TensorSpec(name, sae.dtype, (TOKENS, *shape))
 
-    return {
-        name: GraphSpec(
-            graph_file(name),
-            tuple(map(tensor, contract.inputs)),
-            tuple(map(tensor, contract.outputs)),
-            contract.description,
-        )
-        for name, contract in GRAPHS.items()
-    }
+    specs = {}
+    for name in CONTRACTS:
+        graph = contract(name, sae, name in needing_input)
+        inputs, outputs = tuple(map(tensor, graph.inputs)), tuple(map(tensor, graph.outputs))
+        specs[name] = GraphSpec(graph_file(name), inputs, outputs, graph.description)
+    return specs
 
 
 def parse_manifest(text: str) -> Manifest:
@@ -255,9 +303,12 @@ def _check_files(manifest: Manifest) -> None:
 
 def _check_graphs(manifest: Manifest) -> None:
     """Refuse a graph that does not keep the contract; graphs without one are of a later release."""
-    for name, expected in graph_specs(manifest.sae).items():
+    needing_input = [
+        name for name, graph in manifest.graphs.items() if name in (ACTIVATE, DECODE) and len(graph.inputs) > 1
+    ]
+    for name, expected in graph_specs(manifest.sae, needing_input).items():
         if name not in manifest.graphs:
-            raise ManifestError(f"{MANIFEST}: graphs has no {name!r}; every artifact has {', '.join(GRAPHS)}.")
+            raise ManifestError(f"{MANIFEST}: graphs has no {name!r}; every artifact has {', '.join(CONTRACTS)}.")
         if manifest.graphs[name] != expected:
             raise ManifestError(f"{MANIFEST}: graph {name!r} is {manifest.graphs[name]}, of this SAE it is {expected}.")
 
@@ -292,7 +343,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 
 
 def _scalar(kinds: tuple[type, ...], value: Any, where: str) -> Any:
-    if float in kinds and type(value) is int:
+    if float in kinds and int not in kinds and type(value) is int:
         return float(value)
     if type(value) not in kinds:
         raise ManifestError(f"{where} is {value!r}, expected {' or '.join(kind.__name__ for kind in kinds)}.")

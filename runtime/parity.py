@@ -9,6 +9,8 @@ Truth is the same weights evaluated in float64. The error of a tensor `y` at a h
     s = ||acts_pre||            for hook_sae_acts_pre and hook_sae_acts_post
     s = ||input|| + ||recons||  for hook_sae_recons, hook_sae_error and hook_sae_output
 
+(`input` is the target where a transcoder's error is taken against one.)
+
 A ReLU cuts and an error term cancels, so that a tensor's own norm can be arbitrarily small, even zero, while its
 rounding errors are not; the norms above are of what goes in. `token` sees an error that is spread (a product of lower
 precision), `element` one that is concentrated (one wrong weight).
@@ -65,16 +67,18 @@ class Reference:
     """What an artifact is judged against, on a batch of inputs.
 
     Attributes:
-        original: all six hooks as PyTorch computed them, in the SAE's dtype, `(tokens, ...)`; the error is there even
-            if it does not fire without the error term.
-        truth: the five computed hooks in float64.
+        original: the hooks as PyTorch computed them, in the SAE's dtype, `(tokens, ...)`: all six, the error even where
+            it does not fire; of a transcoder without the error term, the five that fire.
+        truth: the same without the input, in float64.
         use_error_term: whether the output is to be the reconstruction plus the error.
+        target: of a transcoder with the error term, what the error is taken against.
         recorded: budgets that were measured before, on this batch or a larger one; None measures them.
     """
 
     original: Hooks
     truth: Hooks
     use_error_term: bool
+    target: Array | None = None
     recorded: Budgets | None = None
 
     def __post_init__(self) -> None:
@@ -97,7 +101,7 @@ class Reference:
         if self.recorded is not None:
             return self.recorded
         budgets = {}
-        for hook in COMPUTED_HOOKS:
+        for hook in self.truth:
             own, floor = self.own_errors(hook), self.floor(hook)
             budgets[hook] = Errors(FACTOR * own.token + floor, FACTOR * own.element + floor)
         return budgets
@@ -106,7 +110,8 @@ class Reference:
         """Return `s` of the module's docstring, `(tokens,)` float64."""
         if hook in FEATURE_HOOKS:
             return _norms(self.truth[HOOK_ACTS_PRE])
-        return _norms(self.original[HOOK_INPUT]) + _norms(self.truth[HOOK_RECONS])
+        against = self.original[HOOK_INPUT] if self.target is None else self.target
+        return _norms(against) + _norms(self.truth[HOOK_RECONS])
 
     def own_errors(self, hook: str) -> Errors:
         """Return the original's own errors, by which the budget is calibrated."""

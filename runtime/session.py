@@ -79,23 +79,32 @@ class SAESession:
 
     @property
     def hook_names(self) -> tuple[str, ...]:
-        """The six hooks in firing order. `cfg.fired_hooks` has those that `run_with_cache` returns."""
-        return HOOK_NAMES
+        """The six hooks in firing order; `cfg.fired_hooks` has those that `run_with_cache` returns.
 
-    def __call__(self, x: Array) -> Array:
-        """Return `hook_sae_output`, with the shape of `x` and the SAE's dtype.
+        Of a transcoder without the error term they are five: without a target there is no error.
+        """
+        return self.cfg.hooks
+
+    def __call__(self, x: Array, target: Array | None = None) -> Array:
+        """Return `hook_sae_output`, with the shape of `x` (of a transcoder `(..., d_out)`) and the SAE's dtype.
 
         Args:
             x: `(..., d_in)`, or `(..., n_heads, d_head)` where `cfg.hook_name` ends in `_z`; of the SAE's dtype, or
                 for float32 also float16 and integers.
+            target: for a transcoder with the error term (`cfg.takes_target`), the activation that it predicts.
 
         Raises:
-            InputError: `x` has another shape or dtype.
+            InputError: `x` or `target` has another shape or dtype, or the target is missing or not taken.
         """
-        return self._forward(x, [HOOK_OUTPUT])[HOOK_OUTPUT]
+        return self._forward(x, [HOOK_OUTPUT], target)[HOOK_OUTPUT]
 
     def run_with_cache(
-        self, x: Array, names_filter: NamesFilter = None, *, return_output: bool = True
+        self,
+        x: Array,
+        names_filter: NamesFilter = None,
+        *,
+        target: Array | None = None,
+        return_output: bool = True,
     ) -> tuple[Array | None, dict[str, Array]]:
         """Return the output, and the hooks that fire in the original and pass the filter, in firing order.
 
@@ -104,18 +113,19 @@ class SAESession:
         Args:
             x: as for `__call__`.
             names_filter: None for all hooks, a name, a list of names, or a function of a name.
+            target: as for `__call__`.
             return_output: False returns None for the output and does not compute it: with
                 `names_filter="hook_sae_acts_post"` only the encoder runs.
 
         Raises:
-            InputError: `x` has another shape or dtype.
+            InputError: as for `__call__`.
             ValueError: `names_filter` is of another type.
         """
         wanted = [name for name in select_hooks(names_filter) if name in self.cfg.fired_hooks]
-        hooks = self._forward(x, [*wanted, HOOK_OUTPUT] if return_output else wanted)
+        hooks = self._forward(x, [*wanted, HOOK_OUTPUT] if return_output else wanted, target)
         return (hooks[HOOK_OUTPUT] if return_output else None), {name: hooks[name] for name in wanted}
 
-    def run_with_hooks(self, x: Array, fwd_hooks: FwdHooks = ()) -> Array:
+    def run_with_hooks(self, x: Array, fwd_hooks: FwdHooks = (), *, target: Array | None = None) -> Array:
         """Return the output of a pass in which functions read or replace the tensors at hooks.
 
         As in TransformerLens: `fn(tensor, hook=point)` is called with the tensor, `(..., d_sae)` or of the shape of
@@ -127,13 +137,14 @@ class SAESession:
         Args:
             x: as for `__call__`.
             fwd_hooks: (where, function) pairs; where is a hook's name, or a function that tells of a name whether.
+            target: as for `__call__`.
 
         Raises:
             UnknownHookError: a name is not a hook; it is a KeyError.
-            InputError: `x` does not fit, or a function returned an array of another shape or dtype.
+            InputError: `x` or `target` does not fit, or a function returned an array of another shape or dtype.
         """
         with self.hooks(fwd_hooks):
-            return self(x)
+            return self(x, target)
 
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks = ()) -> Iterator["SAESession"]:
@@ -157,6 +168,7 @@ class SAESession:
         edits: Mapping[int, Edit] | Intervention,
         names_filter: NamesFilter = None,
         *,
+        target: Array | None = None,
         return_output: bool = True,
     ) -> tuple[Array | None, dict[str, Array]]:
         """Return the output and the hooks of a pass with edited features, at about the price of a pass without.
@@ -170,13 +182,14 @@ class SAESession:
             x: as for `__call__`.
             edits: what to do with which feature, for all tokens or, with arrays of the shape of the tokens, for each.
             names_filter: as for `run_with_cache`.
+            target: as for `__call__`.
             return_output: as for `run_with_cache`.
 
         Raises:
             InputError: `x` does not fit, or the edits are not as `Intervention` says.
         """
         with self.steering(edits):
-            return self.run_with_cache(x, names_filter, return_output=return_output)
+            return self.run_with_cache(x, names_filter, target=target, return_output=return_output)
 
     @contextmanager
     def steering(self, edits: Mapping[int, Edit] | Intervention) -> Iterator["SAESession"]:
@@ -201,21 +214,34 @@ class SAESession:
         """
         return self.compute(x, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
 
-    def decode(self, acts_post: Array) -> Array:
+    def decode(self, acts_post: Array, x: Array | None = None) -> Array:
         """Return the reconstruction from activations `(..., d_sae)`.
 
-        It has the shape `(..., d_in)`, or `(..., n_heads, d_head)` if the artifact was exported with its head shape.
+        It has the shape `(..., d_in)`, or `(..., n_heads, d_head)` if the artifact was exported with its head shape;
+        of a transcoder `(..., d_out)`.
+
+        Args:
+            acts_post: the activations.
+            x: what they were encoded from, of the same leading dimensions; needed only where a normalisation has to be
+                undone or a skip connection added.
 
         Raises:
-            InputError: `acts_post` has another shape or dtype.
+            InputError: an array has another shape or dtype, or `x` is needed.
         """
         acts = as_dtype(acts_post, np.dtype(self.cfg.dtype), "acts_post")
         lead = flat_shape(acts.shape, self.cfg.d_sae, what="acts_post")[:-1]
-        feed = acts.reshape(math.prod(lead), self.cfg.d_sae)
-        recons = self.run_graph(DECODE, {HOOK_ACTS_POST: feed}, [HOOK_RECONS])[HOOK_RECONS]
-        return recons.reshape(*lead, *self.cfg.input_shape)
+        feeds = {HOOK_ACTS_POST: acts.reshape(math.prod(lead), self.cfg.d_sae)}
+        if INPUT in self._graphs.inputs(DECODE):
+            batch = None if x is None else Batch.of(x, self.cfg)
+            if batch is None or batch.lead != lead:
+                given = "no x" if batch is None else f"an x with the leading dimensions {batch.lead}"
+                raise InputError(f"The decoder of this {self.cfg.architecture} SAE also reads the input; {given} was "
+                                 f"given. Pass decode(acts_post, x) with {(*lead, self.cfg.d_in)}.")  # fmt: skip
+            feeds |= batch.feeds()
+        recons = self.run_graph(DECODE, feeds, [HOOK_RECONS])[HOOK_RECONS]
+        return recons.reshape(*lead, *self.cfg.output_shape)
 
-    def compute(self, x: Array, names: Sequence[str]) -> dict[str, Array]:
+    def compute(self, x: Array, names: Sequence[str], target: Array | None = None) -> dict[str, Array]:
         """Return the named hooks of `x`, in that order, by the smallest graph that has them all.
 
         Unlike the cache, it has `hook_sae_error` also where that does not fire in the original.
@@ -223,13 +249,14 @@ class SAESession:
         Args:
             x: as for `__call__`.
             names: among `hook_names`.
+            target: as for `__call__`.
 
         Raises:
-            InputError: `x` has another shape or dtype, or a name is not a hook.
+            InputError: `x` or `target` has another shape or dtype, or a name is not a hook.
         """
-        if unknown := [name for name in names if name not in HOOK_NAMES]:
-            raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(HOOK_NAMES)}.")
-        return self._compute(x, names)
+        if unknown := [name for name in names if name not in self.hook_names]:
+            raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(self.hook_names)}.")
+        return self._compute(x, names, target)
 
     def run_graph(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one graph of the artifact as it is, and return its outputs.
@@ -244,6 +271,10 @@ class SAESession:
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
         return self._graphs.run(graph, feeds, names)
+
+    def release(self, graph: str) -> None:
+        """Free one graph's copy of the weights; a later call loads it again."""
+        self._graphs.release(graph)
 
     def close(self) -> None:
         """Free the graphs and their weights; a call after this one is an error. Closing twice is not."""
@@ -261,23 +292,26 @@ class SAESession:
         cfg = self.cfg
         return f"SAESession({str(self.artifact.path)!r}, {cfg.hook_name}, {cfg.d_in} -> {cfg.d_sae}, {self.device})"
 
-    def _forward(self, x: Array, names: Sequence[str]) -> dict[str, Array]:
+    def _forward(self, x: Array, names: Sequence[str], target: Array | None) -> dict[str, Array]:
         """Return the named hooks, in that order, of a pass with what `hooks` and `steering` ask for in this context."""
         hooks = self._hooks.get()
         if not hooks:
-            return self._compute(x, names)
+            return self._compute(x, names, target)
         (where, function), *more = hooks
         if not more and where == HOOK_ACTS_POST and isinstance(function, Intervention):
-            return self._compute(x, names, function)
-        fired = run_hooked(self._graphs, Batch.of(x, self.cfg), hooks, self._hook_points, self.cfg.use_error_term)
+            return self._compute(x, names, target, function)
+        batch = Batch.of(x, self.cfg, target)
+        fired = run_hooked(self._graphs, batch, hooks, self._hook_points, self.cfg.use_error_term)
         return {name: fired[name] for name in names}
 
-    def _compute(self, x: Array, names: Sequence[str], intervention: Intervention | None = None) -> dict[str, Array]:
+    def _compute(
+        self, x: Array, names: Sequence[str], target: Array | None, intervention: Intervention | None = None
+    ) -> dict[str, Array]:
         """Return the named hooks, in that order, by one graph."""
-        batch = Batch.of(x, self.cfg)
+        batch = Batch.of(x, self.cfg, target)
         hooks = {HOOK_INPUT: batch.given}  # as given: in the original too it keeps its dtype
         computed = [name for name in dict.fromkeys(names) if name != HOOK_INPUT]
-        feeds = {INPUT: batch.rows()}
+        feeds = batch.feeds()
         if intervention and not set(computed) <= set(FEATURE_HOOKS):
             hooks |= self.run_graph(STEER, feeds | intervention.feeds(batch.lead, self.cfg.dtype), computed)
         elif computed:

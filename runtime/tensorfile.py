@@ -72,7 +72,7 @@ class TensorWriter:
             begin, end = end, end + math.prod(shape) * dtype.itemsize
             header[name] = {"dtype": DTYPES[dtype.name], "shape": list(shape), "data_offsets": [begin, end]}
             self._offset[name] = begin
-        text = json.dumps(header).encode()
+        text = json.dumps(header, separators=(",", ":")).encode()  # as the library writes it, byte for byte
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)
         self._start = 8 + len(text)

@@ -5,7 +5,7 @@ import os
 from .artifact import read_artifact
 from .errors import ArtifactError
 from .golden import load_golden
-from .manifest import FEATURE_IDS, GRAPHS, HOOK_INPUT, INPUT
+from .manifest import CONTRACTS, FEATURE_IDS, HOOK_INPUT, INPUT, TARGET
 from .parity import Report, SteeredReference, judge
 from .session import SAESession
 
@@ -51,12 +51,18 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
     report = Report(f"{session.artifact.path} on {session.device}: {steered.tokens} tokens")
     sources = {INPUT: steered.original[HOOK_INPUT], **steered.clean.original}
     sources |= steered.intervention.feeds((steered.tokens,), session.cfg.dtype)
-    for graph, contract in GRAPHS.items():
-        reference = steered if FEATURE_IDS in contract.inputs else steered.clean
+    if steered.target is not None:
+        sources[TARGET] = steered.target
+    for graph in CONTRACTS:
+        spec = session.artifact.manifest.graphs[graph]
+        inputs, expected = ([tensor.name for tensor in tensors] for tensors in (spec.inputs, spec.outputs))
+        reference = steered if FEATURE_IDS in inputs else steered.clean
         try:
-            outputs = session.run_graph(graph, {name: sources[name] for name in contract.inputs})
+            outputs = session.run_graph(graph, {name: sources[name] for name in inputs})
         except ArtifactError as error:
             report.problems.append(str(error))
             continue
-        report.verdicts.extend(judge(graph, contract.outputs, outputs, reference))
+        finally:
+            session.release(graph)  # one copy of the weights at a time
+        report.verdicts.extend(judge(graph, expected, outputs, reference))
     return report

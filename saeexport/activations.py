@@ -14,44 +14,71 @@ from runtime.inputs import Array, as_dtype, flat_shape
 from runtime.manifest import SAEConfig
 
 MAX_TOKENS = 1024
-MAX_NUMBERS = 1 << 24  # of one tensor of the features, in float64 128 MiB: 1024 tokens up to d_sae 16384, 128 at 131072
+MAX_NUMBERS = 1 << 22  # of one tensor of the features, in float64 32 MiB: 1024 tokens up to d_sae 4096, 64 at 65536
 MIN_TOKENS = 16
 
 
-def prepare_activations(sae: Any, config: SAEConfig, activations: Any) -> Array:
+def prepare_activations(
+    sae: Any, config: SAEConfig, activations: Any, targets: Any = None
+) -> tuple[Array, Array | None]:
     """Return at most 1024 tokens of the given activations, evenly spaced; or, of None, as many random ones.
 
     Returns:
-        `(tokens, d_in)` or `(tokens, n_heads, d_head)`, in the SAE's dtype.
+        `(tokens, d_in)` or `(tokens, n_heads, d_head)`, in the SAE's dtype; and for a transcoder with the error term
+        the targets of these tokens, `(tokens, d_out)`.
 
     Raises:
-        ExportError: there is no token, or one that is not finite.
+        ExportError: there is no token, or one that is not finite, or targets are missing, or there are too many.
         InputError: their shape or dtype does not fit.
     """
     limit = max(MIN_TOKENS, min(MAX_TOKENS, MAX_NUMBERS // config.d_sae))
-    if activations is None:
+    given = activations is not None
+    if (targets is not None) != (given and config.takes_target):
+        takes = "one for each of the activations" if config.takes_target else "none: that is for transcoders with it"
+        raise ExportError(f"targets, which the error term is taken against: {'none' if targets is None else 'some'} "
+                          f"given; this SAE takes {takes}.")  # fmt: skip
+    if not given:
         return _synthetic(sae, config, limit)
-    if isinstance(activations, torch.Tensor):
-        activations = activations.detach().cpu()
-        if activations.dtype == torch.bfloat16:  # which numpy has not; float32 holds its numbers
-            activations = activations.float()
-        activations = activations.numpy()
+    activations = _as_numpy(activations)
     shape = flat_shape(np.shape(activations), config.d_in, config.hook_name, "activations")
     rows = np.asarray(activations).reshape(-1, *config.input_shape)
     if shape[:-1] and not len(rows):
         raise ExportError(f"activations is {np.shape(activations)}: it holds no token.")
-    sample = rows[np.linspace(0, len(rows) - 1, min(limit, len(rows)), dtype=np.int64)]
-    sample = np.ascontiguousarray(as_dtype(sample, np.dtype(config.dtype), "activations"))
+    sample = np.linspace(0, len(rows) - 1, min(limit, len(rows)), dtype=np.int64)
+    if targets is None:
+        return _finite(rows[sample], config, "activations"), None
+    targets = np.asarray(_as_numpy(targets))
+    if targets.shape != (*shape[:-1], config.d_out):
+        raise InputError(f"targets is {targets.shape}; it must be {(*shape[:-1], config.d_out)}, one for each token.")
+    target_rows = targets.reshape(-1, *config.output_shape)[sample]
+    return _finite(rows[sample], config, "activations"), _finite(target_rows, config, "targets")
+
+
+def _as_numpy(array: Any) -> Any:
+    if not isinstance(array, torch.Tensor):
+        return array
+    array = array.detach().cpu()
+    if array.dtype == torch.bfloat16:  # which numpy has not; float32 holds its numbers
+        array = array.float()
+    return array.numpy()
+
+
+def _finite(rows: Array, config: SAEConfig, what: str) -> Array:
+    sample = np.ascontiguousarray(as_dtype(rows, np.dtype(config.dtype), what))
     if not np.isfinite(sample).all():
-        raise ExportError("activations holds numbers that are not finite; parity cannot be judged on them.")
+        raise ExportError(f"{what} holds numbers that are not finite; parity cannot be judged on them.")
     return sample
 
 
-def _synthetic(sae: Any, config: SAEConfig, tokens: int) -> Array:
+def _synthetic(sae: Any, config: SAEConfig, tokens: int) -> tuple[Array, Array | None]:
     """Draw from a standard normal distribution around `b_dec`, where an SAE expects its inputs."""
-    draws = np.random.default_rng(0).standard_normal((tokens, config.d_in))
-    center = getattr(sae, "b_dec", torch.zeros(())).detach().cpu().double().numpy()
-    return (draws + center).astype(config.dtype).reshape(tokens, *config.input_shape)
+    draws = np.random.default_rng(0)
+    b_dec = getattr(sae, "b_dec", torch.zeros(())).detach().cpu().double().numpy()
+    center = b_dec if config.d_out is None else np.zeros(())
+    x = draws.standard_normal((tokens, config.d_in)) + center
+    target = draws.standard_normal((tokens, *config.output_shape)) + b_dec if config.takes_target else None
+    batch = x.astype(config.dtype).reshape(tokens, *config.input_shape)
+    return batch, None if target is None else target.astype(config.dtype)
 
 
 def read_activations(path: str) -> Array:

@@ -1,13 +1,19 @@
-"""`saeexport export | verify`: the command line of the exporter."""
+"""`saeexport export | verify | inspect | formats`: the command line of the exporter."""
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
 
 from runtime.console import run
 from runtime.errors import SAEError
 
 from .activations import read_activations
-from .checkpoints import load
+from .architectures import ARCHITECTURES
+from .checkpoints import FORMATS, load, recognise
 from .export import export
 from .verify import verify
 
@@ -25,13 +31,15 @@ def build_parser() -> argparse.ArgumentParser:
     text = "Export a checkpoint to a folder that any ONNX Runtime executes, verified."
     sub = commands.add_parser("export", help=text, description=text)
     sub.set_defaults(command=export_command)
-    sub.add_argument("checkpoint", help="an artifact, or a .safetensors or .pt state dict with its config beside it")
+    sub.add_argument("checkpoint", help="a file or folder of a format that `saeexport formats` lists")
     sub.add_argument("out", help="the folder to write")
     sub.add_argument("--activations", metavar="FILE", help="real inputs, .npy, .npz or .safetensors with one array")
     sub.add_argument("--heads", type=int, metavar="N", help="graphs take (tokens, N, d_head); for hooks that end in _z")
     sub.add_argument(
         "--error-term", action=argparse.BooleanOptionalAction, help="output = recons + error, or not; else as stored"
     )
+    sub.add_argument("--hook-name", metavar="NAME", help="where the activations come from; else the checkpoint's")
+    sub.add_argument("--dtype", choices=["float32"], help="of the parameters; else the checkpoint's")
     sub.add_argument("--overwrite", action="store_true", help="replace an artifact that is at OUT")
 
     text = "Prove that an artifact computes what PyTorch computes here and now; else exit 1."
@@ -41,12 +49,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", metavar="CHECKPOINT", help="the original; the artifact's own weights without")
     sub.add_argument("--activations", metavar="FILE", help="inputs, as for export; the golden batch without")
     sub.add_argument("--device", default="auto", help="of the artifact: auto (default), cpu, cuda or cuda:N")
+
+    text = "Print what a checkpoint or an artifact holds: format, architecture, config, tensors."
+    sub = commands.add_parser("inspect", help=text, description=text)
+    sub.set_defaults(command=inspect_command)
+    sub.add_argument("checkpoint", help="a file or folder of a format that `saeexport formats` lists")
+
+    text = "Print the formats that can be read: name, files, architectures."
+    sub = commands.add_parser("formats", help=text, description=text)
+    sub.set_defaults(command=formats_command)
     return parser
 
 
 def export_command(options: argparse.Namespace) -> int:
     """Export, and say in three lines what was made."""
-    sae = load(options.checkpoint)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    sae = load(options.checkpoint, hook_name=options.hook_name, dtype=dtype)
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
     head_shape = None
@@ -79,6 +97,43 @@ def verify_command(options: argparse.Namespace) -> int:
     report = verify(options.artifact, sae, activations, options.device)
     print(report)
     return 1 if report.failures else 0
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    """Print the config and the tensors."""
+    form = recognise(Path(options.checkpoint))
+    sae = load(options.checkpoint)
+    config = {field.name: getattr(sae.cfg, field.name) for field in fields(sae.cfg) if field.name != "device"}
+    lines = {"format": f"{form.TITLE}: {form.NAME}", "architecture": sae.architecture, **config}
+    tensors = [
+        (name, str(list(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{tensor.nbytes:,} bytes")
+        for name, tensor in sae.named_parameters()
+    ]
+    print_columns([(key, str(value).removeprefix("torch.") or "(not given)") for key, value in lines.items()])
+    print()
+    print_columns(tensors)
+    return 0
+
+
+def formats_command(options: argparse.Namespace) -> int:
+    """Print a row for each format."""
+    rows = [
+        (
+            form.TITLE,
+            form.NAME,
+            "all" if set(form.ARCHITECTURES) == set(ARCHITECTURES) else ", ".join(form.ARCHITECTURES),
+        )
+        for form in FORMATS
+    ]
+    print_columns([("format", "files", "architectures"), *rows])
+    return 0
+
+
+def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows with their columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

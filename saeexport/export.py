@@ -1,59 +1,70 @@
 """Export: trace the SAE, rewrite its graph, write the artifact, verify it, and only then put it in its place."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from runtime.artifact import Artifact, read_artifact, record_of
 from runtime.errors import ExportError
 from runtime.golden import save_golden
 from runtime.manifest import (
+    ACTIVATE,
+    CONTRACTS,
+    CUSTOM,
+    DECODE,
     FORMAT_VERSION,
-    GRAPHS,
     HOOK_ERROR,
+    HOOK_INPUT,
     HOOK_NAMES,
+    INPUT,
     MANIFEST,
     MODEL,
     STEER,
     GoldenSpec,
+    GraphSpec,
     HookParity,
     Manifest,
     ParityRecord,
     SAEConfig,
-    graph_file,
     graph_specs,
 )
 from runtime.parity import Reference, Report, SteeredReference, judge
 from runtime.session import SAESession
+from runtime.tensorfile import TensorWriter
 from runtime.verify import judge_session
 from runtime.verify import verify as verify_golden
 
 from .activations import prepare_activations
 from .checkpoints import load
-from .exportable import check_exportable
+from .exportable import architecture_of, check_exportable
 from .passes.describe import describe
 from .passes.external import point_to_weights
 from .passes.gemm import products_to_gemm
 from .passes.steer import add_interventions
 from .passes.strip import strip_remarks
-from .passes.subgraph import extract
+from .passes.subgraph import depends_on, extract
 from .staging import check_target, staged_folder
 from .trace import trace
-from .verify import reference_of, six_hooks, steered_reference_of, typical_intervention
+from .truth import all_hooks, reference_of, steered_reference_of, typical_intervention
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 STAGES = 4
+BLOCK_BYTES = 16 << 20  # of weights in memory at a time while they are written
 GOLDEN_TOKENS, GOLDEN_BYTES = 64, 6 << 20
+
+# What the manifest has keys of its own for, and where the SAE happened to live.
+BASE_OPTIONS = ("d_in", "d_sae", "hook_name", "use_error_term", "dtype", "seed", "device")
 
 PACKAGES = (
     "saeexport", "torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
@@ -67,6 +78,7 @@ def export(
     activations: Any = None,
     head_shape: tuple[int, int] | None = None,
     *,
+    targets: Any = None,
     overwrite: bool = False,
 ) -> Artifact:
     """Write a HookedSAE to the folder `path` as a verified artifact, and return it.
@@ -82,6 +94,8 @@ def export(
             synthetic.
         head_shape: (n_heads, d_head), for graphs that take `(tokens, n_heads, d_head)`; None for `(tokens, d_in)`.
             `runtime` takes both from either.
+        targets: for a transcoder with the error term, the activations that it predicts, `(..., d_out)`, one for each
+            of `activations`.
         overwrite: replace an artifact that is at `path`.
 
     Raises:
@@ -93,21 +107,22 @@ def export(
     check_exportable(sae)
     check_target(path, overwrite)
     config = _config_of(sae, head_shape)
-    batch = prepare_activations(sae, config, activations)
+    batch, target = prepare_activations(sae, config, activations, targets)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
             stage("writing weights")
             _write_weights(sae, folder)
             stage("tracing")
-            _write_graphs(sae, config, folder)
+            graphs = _write_graphs(sae, config, folder)
             stage("running the original, and in float64")
-            clean = reference_of(sae, batch)
+            clean = reference_of(sae, batch, target)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
             source = "synthetic" if activations is None else "activations"
-            golden = GoldenSpec(GOLDEN, _golden_tokens(config, len(batch)), source)
+            golden = GoldenSpec(GOLDEN, _golden_tokens(config, clean.tokens), source)
             save_golden(steered, golden.tokens, str(folder / GOLDEN))
             stage("proving parity")
-            _prove(folder, path, config, steered, golden)
+            manifest = _manifest(config, graphs, golden)
+            _prove(folder, path, manifest, steered)
             _prove_checkpoint(sae, folder, clean)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} was not written: {error}") from error
@@ -123,42 +138,60 @@ def _config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
                 f"head_shape is {tuple(head_shape)}; it needs a hook_name that ends in _z (it is {cfg.hook_name!r}) "
                 f"and n_heads * d_head = d_in = {cfg.d_in} with at least 2 heads."
             )
+    options = {name: value for name, value in vars(cfg).items() if name not in BASE_OPTIONS}
     return SAEConfig(
-        architecture="standard",
+        architecture=architecture_of(sae),
         d_in=cfg.d_in,
         d_sae=cfg.d_sae,
         hook_name=cfg.hook_name,
         use_error_term=bool(cfg.use_error_term),
         dtype=str(next(sae.parameters()).dtype).removeprefix("torch."),
-        seed=cfg.seed,
+        seed=getattr(cfg, "seed", None),
         head_shape=None if head_shape is None else (int(head_shape[0]), int(head_shape[1])),
+        d_out=options.pop("d_out", None),
+        options={name: value for name, value in options.items() if isinstance(value, bool | int | float | str)},
         fired_hooks=tuple(hook for hook in HOOK_NAMES if cfg.use_error_term or hook != HOOK_ERROR),
     )
 
 
 def _write_weights(sae: Any, folder: Path) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    """Write the state dict, a block of rows at a time: a matrix that is a transposed view is never held twice."""
+    state = dict(sorted(sae.state_dict().items()))
+    with (folder / WEIGHTS).open("wb") as file:
+        writer = TensorWriter(
+            file, {name: (tuple(y.shape), np.dtype(str(y.dtype).removeprefix("torch."))) for name, y in state.items()}
+        )
+        for name, tensor in state.items():
+            rows = max(1, BLOCK_BYTES // (tensor.nbytes // max(len(tensor), 1) or 1))
+            for start in range(0, len(tensor), rows):
+                writer.write(name, start, tensor[start : start + rows].detach().cpu().numpy())
 
 
-def _write_graphs(sae: Any, config: SAEConfig, folder: Path) -> None:
-    """Trace the SAE and write every graph of the contract, checked."""
+def _write_graphs(sae: Any, config: SAEConfig, folder: Path) -> dict[str, GraphSpec]:
+    """Trace the SAE, write every graph of the contract, checked, and return what they take and give."""
     weights = folder / WEIGHTS
-    model = products_to_gemm(strip_remarks(trace(sae, config.input_shape)))
+    model = products_to_gemm(strip_remarks(trace(sae, config)))
     model = point_to_weights(model, weights, set(sae.state_dict()))
     sha256 = record_of(weights).sha256
-    for name, contract in GRAPHS.items():
+    specs = graph_specs(config, [name for name in (ACTIVATE, DECODE) if _needs_input(model, name)])
+    for name, spec in specs.items():
+        of = specs[MODEL] if name == STEER else spec
+        graph = extract(model, [tensor.name for tensor in of.inputs], [tensor.name for tensor in of.outputs])
         if name == STEER:
-            graph = add_interventions(extract(model, GRAPHS[MODEL].inputs, GRAPHS[MODEL].outputs), config)
-        else:
-            graph = extract(model, contract.inputs, contract.outputs)
-        file = folder / graph_file(name)
-        ir.save(describe(graph, name, config, sha256), file)
-        check_graph(file, contract.inputs, contract.outputs)
+            graph = add_interventions(graph, spec)
+        ir.save(describe(graph, name, config, sha256), folder / spec.file)
+        check_graph(folder / spec.file, spec)
+    return specs
 
 
-def check_graph(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-    """Refuse a graph that is not valid ONNX, or whose inputs or outputs are not these, in this order.
+def _needs_input(model: ir.Model, graph: str) -> bool:
+    """Tell whether the activation or the decoder of a traced SAE also reads the input: a gate, a skip connection."""
+    (source,), (output,) = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs
+    return depends_on(model, output, INPUT, source)
+
+
+def check_graph(path: Path, spec: GraphSpec) -> None:
+    """Refuse a graph that is not valid ONNX, or whose inputs or outputs are not named as they should, in this order.
 
     Raises:
         ExportError: it is not so.
@@ -168,10 +201,10 @@ def check_graph(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path.name} is not valid ONNX: {error}") from error
     graph = onnx.load_model(path, load_external_data=False).graph
-    for role, found, expected in (("inputs", graph.input, inputs), ("outputs", graph.output, outputs)):
-        names = tuple(value.name for value in found)
-        if names != expected:
-            raise ExportError(f"{path.name} has the {role} {', '.join(names)}; they must be {', '.join(expected)}.")
+    for role, found, expected in (("inputs", graph.input, spec.inputs), ("outputs", graph.output, spec.outputs)):
+        names, wanted = [value.name for value in found], [tensor.name for tensor in expected]
+        if names != wanted:
+            raise ExportError(f"{path.name} has the {role} {', '.join(names)}; they must be {', '.join(wanted)}.")
 
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:
@@ -181,10 +214,10 @@ def _golden_tokens(config: SAEConfig, tokens: int) -> int:
     return min(tokens, GOLDEN_TOKENS, max(1, GOLDEN_BYTES // (4 * (features + activations))))
 
 
-def _prove(folder: Path, path: Path, config: SAEConfig, steered: SteeredReference, golden: GoldenSpec) -> None:
+def _prove(folder: Path, path: Path, manifest: Manifest, steered: SteeredReference) -> None:
     """Run the graphs against the original, record the result in the manifest, then read it all as a user would."""
     record = ParityRecord("cpu", steered.tokens, {}, {})
-    _write_manifest(folder, config, golden, record)
+    _write_manifest(folder, manifest, record)
     with SAESession(folder, record.device) as session:
         report = judge_session(session, steered)
     Report(f"{path} was not written: parity is not met", report.verdicts, report.problems).raise_for_failures()
@@ -194,14 +227,16 @@ def _prove(folder: Path, path: Path, config: SAEConfig, steered: SteeredReferenc
             artifact = measured[graph, hook]
             assert artifact is not None, hook  # a computed hook without a failure has been measured
             hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
-    _write_manifest(folder, config, golden, record)
+    _write_manifest(folder, manifest, record)
     verify_golden(folder, record.device).raise_for_failures()
 
 
 def _prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
     """Make sure that the artifact is its own checkpoint: what is loaded from it computes what was exported."""
-    outputs = six_hooks(load(folder), reference.original[HOOK_NAMES[0]])
-    verdicts = judge("checkpoint", HOOK_NAMES, outputs, reference)
+    if architecture_of(sae).startswith(CUSTOM):
+        return  # only its owner's code can make it again
+    outputs = all_hooks(load(folder), reference.original[HOOK_INPUT], reference.target)
+    verdicts = judge("checkpoint", list(reference.original), outputs, reference)
     if failures := Report("", verdicts).failures:
         raise ExportError(
             f"This {type(sae).__name__} computes something else than the HookedSAE that its artifact would be loaded "
@@ -209,20 +244,16 @@ def _prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
         )
 
 
-def _write_manifest(folder: Path, config: SAEConfig, golden: GoldenSpec, parity: ParityRecord) -> None:
-    graphs = graph_specs(config)
-    files = sorted([WEIGHTS, golden.file, *(graph.file for graph in graphs.values())])
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        sae=config,
-        weights=WEIGHTS,
-        graphs=graphs,
-        golden=golden,
-        parity=parity,
-        provenance=_versions(),
-        files={name: record_of(folder / name) for name in files},
-    )
-    (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+def _manifest(config: SAEConfig, graphs: dict[str, GraphSpec], golden: GoldenSpec) -> Manifest:
+    """Return the manifest, still without the proof and the files."""
+    return Manifest(FORMAT_VERSION, config, WEIGHTS, graphs, golden, ParityRecord("", 0, {}, {}), _versions(), {})
+
+
+def _write_manifest(folder: Path, manifest: Manifest, parity: ParityRecord) -> None:
+    names = sorted([manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())])
+    files = {name: record_of(folder / name) for name in names}
+    text = dataclasses.replace(manifest, parity=parity, files=files).to_json()
+    (folder / MANIFEST).write_text(text, "utf-8")
 
 
 def _versions() -> dict[str, str]:

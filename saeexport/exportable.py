@@ -5,8 +5,16 @@ from typing import Any
 import torch
 
 from runtime.errors import ExportError
-from runtime.manifest import HOOK_NAMES
+from runtime.manifest import CUSTOM, HOOK_NAMES
 from runtime.parity import FLOOR
+
+from .architectures import ARCHITECTURES
+
+
+def architecture_of(sae: Any) -> str:
+    """Return the name of an SAE's architecture; of a class not in `ARCHITECTURES`, "custom:" and the class's name."""
+    kind = type(sae)
+    return next((name for name, known in ARCHITECTURES.items() if known is kind), f"{CUSTOM}{kind.__name__}")
 
 
 def check_exportable(sae: Any) -> None:

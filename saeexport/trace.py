@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import ExportError
-from runtime.manifest import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TOKENS
+from runtime.manifest import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TARGET, TOKENS, SAEConfig
 
 # Opset 20 and IR 10 load in every ONNX Runtime since 1.19, in TensorRT 10 and in the Rust and Node bindings.
 OPSET, IR_VERSION = 20, 10
@@ -20,43 +20,46 @@ OPSET, IR_VERSION = 20, 10
 class _SixHooks(nn.Module):
     """The SAE as a function from the input to the six hook tensors, in firing order."""
 
-    def __init__(self, sae: Any) -> None:
+    def __init__(self, sae: Any, hooks: tuple[str, ...]) -> None:
         super().__init__()
         self.sae = sae
+        self.hooks = hooks
 
-    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         seen: dict[str, Tensor] = {}
 
         def keep(tensor: Tensor, hook: Any) -> None:
             seen[hook.name] = tensor
 
-        self.sae.run_with_hooks(input, fwd_hooks=[(name, keep) for name in HOOK_NAMES])
-        if HOOK_ERROR not in seen:  # without the error term it does not fire; as an output it is always there
+        self.sae.run_with_hooks(*inputs, fwd_hooks=[(name, keep) for name in HOOK_NAMES])
+        if HOOK_ERROR not in seen and HOOK_ERROR in self.hooks:  # it does not fire; as an output it is always there
             seen[HOOK_ERROR] = seen[HOOK_INPUT] - seen[HOOK_RECONS]
-        return tuple(seen[name] for name in HOOK_NAMES)
+        return tuple(seen[name] for name in self.hooks)
 
 
-def trace(sae: Any, input_shape: tuple[int, ...]) -> ir.Model:
+def trace(sae: Any, config: SAEConfig) -> ir.Model:
     """Return the SAE's graph, its parameters under the names of the state dict.
 
     Args:
         sae: a HookedRootModule with the six hooks, no hook functions attached.
-        input_shape: of one token, `(d_in,)` or `(n_heads, d_head)`.
+        config: what the artifact says of it: the inputs and their shapes, the hooks.
 
     Raises:
         ExportError: PyTorch cannot trace the SAE.
     """
     weight = next(sae.parameters())
-    example = torch.zeros(3, *input_shape, dtype=weight.dtype, device=weight.device)
-    traced = _SixHooks(sae)
+    shapes = [config.input_shape, *([config.output_shape] if config.takes_target else [])]
+    examples = tuple(torch.zeros(3, *shape, dtype=weight.dtype, device=weight.device) for shape in shapes)
+    tokens = torch.export.Dim(TOKENS)
+    traced = _SixHooks(sae, config.hooks)
     with _evaluating(traced), _quiet_exporter():
         try:
             program = torch.onnx.export(
                 traced,
-                (example,),
-                input_names=[INPUT],
-                output_names=list(HOOK_NAMES),
-                dynamic_shapes=({0: torch.export.Dim(TOKENS)},),
+                examples,
+                input_names=[INPUT, TARGET][: len(examples)],
+                output_names=list(config.hooks),
+                dynamic_shapes=(tuple({0: tokens} for _ in examples),),
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=True,  # its common-subexpression elimination merges the error term's second pass
@@ -88,13 +91,17 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hold back what torch.onnx says of itself: operators of torchvision that are not installed, and a deprecation."""
+    """Hold back what torch.onnx says of itself.
+
+    Of operators of torchvision that are not installed, of a deprecation, and that two inputs have equally many tokens.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*axis name: tokens will not be used", category=UserWarning)
             yield
     finally:
         logger.setLevel(level)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 import runtime
 from runtime import ParityError
 from runtime.__main__ import main
-from runtime.manifest import GRAPHS
+from runtime.manifest import CONTRACTS
 
 
 def rewrite(folder, name, change):
@@ -43,7 +43,7 @@ def claim_weights(folder):
                 entry.value = digest
         onnx.save_model(model, path)
 
-    for graph in GRAPHS:
+    for graph in CONTRACTS:
         rewrite(folder, f"{graph}.onnx", change)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from runtime import ArtifactError
 from saeexport import CheckpointError, load
+from saeexport.checkpoints import FORMATS
 
 CONFIG = {"d_sae": 16, "d_in": 6, "hook_name": "blocks.0.hook_resid_pre", "use_error_term": True, "seed": 0}
 
@@ -73,7 +74,8 @@ def test_anything_else_is_refused_with_what_can_be_loaded(tmp_path, make, found)
     with pytest.raises(CheckpointError) as error:
         load(make(tmp_path))
     assert found in str(error.value)
-    assert "What can be loaded: an artifact, a folder with sae.json; a HookedSAE state dict" in str(error.value)
+    assert "What can be loaded: an artifact, a folder with sae.json; " in str(error.value)
+    assert all(form.NAME in str(error.value) for form in FORMATS)
 
 
 class Malicious:
@@ -107,8 +109,8 @@ def state(**changes):
         (state(), [1], "is not a JSON object"),
         (state(), {**CONFIG, "dtype": "float16"}, "holds float32, its config says float16. Convert one of them"),
         (state(b_dec=torch.zeros(6).half()), CONFIG, "mixes the dtypes float16, float32"),
-        (state(b_dec=None), CONFIG, r"holds W_dec \[16, 6\], .*a HookedSAE of its config has .*b_dec \[6\]"),
-        (state(threshold=torch.zeros(16)), CONFIG, r"threshold \[16\]; a HookedSAE of its config has"),
+        (state(b_dec=None), CONFIG, r"holds W_dec \[16, 6\], .*the standard SAE of its config has .*b_dec \[6\]"),
+        (state(threshold=torch.zeros(16)), CONFIG, r"threshold \[16\]; the standard SAE of its config has"),
         (state(W_enc=torch.zeros(16, 6)), CONFIG, r"W_enc \[16, 6\].* of its config has .*W_enc \[6, 16\]"),
         ({}, CONFIG, "holds no tensor"),
         ({"W_enc": torch.zeros(6, 16).int()}, CONFIG, "holds int32; weights are floating-point numbers"),

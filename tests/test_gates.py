@@ -16,7 +16,7 @@ import runtime
 import saeexport
 from runtime import ArtifactError, IntegrityError, ParityError, SAESession
 from runtime.__main__ import main
-from runtime.manifest import GRAPHS
+from runtime.manifest import CONTRACTS
 
 
 def test_an_intact_artifact_passes(artifact, capsys):
@@ -118,7 +118,7 @@ def test_a_graph_with_other_sizes(artifact, capsys, tmp_path):
     other = saeexport.export(make_sae(d_sae=17), tmp_path / "other").path
     shutil.copy(other / "weights.safetensors", artifact / "weights.safetensors")
     rewrite(artifact, "weights.safetensors", lambda path: None)
-    for graph in GRAPHS:
+    for graph in CONTRACTS:
         rewrite(artifact, f"{graph}.onnx", lambda path: shutil.copy(other / path.name, path))
     assert "encode.onnx has the outputs hook_sae_acts_pre float32 ['tokens', 17]" in failures_of(artifact, capsys)
 

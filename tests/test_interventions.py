@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from runtime import Ablate, Add, Clamp, Edit, InputError, Intervention, SAESession, Scale
 from runtime.parity import Report, judge
 from saeexport import export
-from saeexport.verify import reference_of, steered_reference_of, torch_hook
+from saeexport.truth import reference_of, steered_reference_of, torch_hook
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
 TINY_SESSION = SAESession(TINY, "cpu")

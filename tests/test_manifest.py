@@ -33,10 +33,8 @@ def paths(value, prefix=()):
                 if prefix[0] == "files":
                     yield from paths(inner, (*prefix, key))
                 continue
-            if prefix not in {
-                ("parity", "hooks"),
-                ("parity", "steered"),
-            }:  # a hook without budgets is the subject of test_gates.py
+            # A hook without budgets is the subject of test_gates.py; options are the architecture's own.
+            if prefix not in {("parity", "hooks"), ("parity", "steered"), ("sae", "options")}:
                 yield (*prefix, key)
             yield from paths(inner, (*prefix, key))
     if isinstance(value, list):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import runtime
 import saeexport
 from runtime import SAESession
-from runtime.manifest import GRAPHS, graph_file
+from runtime.manifest import CONTRACTS, graph_file
 
 
 @pytest.fixture(params=[TINY, MINILM], ids=["tiny", "minilm"])
@@ -45,7 +45,7 @@ def test_they_agree_with_the_oracle_on_real_inputs(path):
 
 def test_exported_again_graphs_and_weights_are_the_same_bytes(path, tmp_path):
     again = saeexport.export(saeexport.load(path), tmp_path / "again").path
-    for name in (*map(graph_file, GRAPHS), "weights.safetensors"):
+    for name in (*map(graph_file, CONTRACTS), "weights.safetensors"):
         assert (again / name).read_bytes() == (path / name).read_bytes(), name
 
 

@@ -11,7 +11,7 @@ from conftest import HOOKS, make_sae, normal
 from runtime import ParityError
 from runtime.manifest import Errors
 from runtime.parity import FACTOR, FLOOR, Reference, Report, judge
-from saeexport.verify import reference_of
+from saeexport.truth import reference_of
 
 PRE, POST, RECONS, ERROR, OUTPUT = HOOKS[1:]
 

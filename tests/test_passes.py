@@ -74,7 +74,17 @@ def test_a_product_that_is_an_output_keeps_its_own_value():
     assert rewritten(model, x=normal(4, 6)) == ["Gemm", "Add"]
 
 
-@pytest.mark.parametrize("equation", ["ij,kj->ik", "ij,jk->ki", "ji,jk->ik", "ij,ij->ij"])
+@pytest.mark.parametrize("equation", ["ij,kj->ik", "...a,ba->...b"])
+def test_a_product_with_a_transposed_matrix_becomes_one_too(equation):
+    einsum = helper.make_node("Einsum", ["x", "Wt"], ["p"], equation=equation)
+    model = model_of(
+        [einsum, helper.make_node("Add", ["p", "b"], ["y"])],
+        initializers={"Wt": np.ascontiguousarray(W.T), "b": B},
+    )
+    assert rewritten(model, x=normal(4, 6)) == ["Gemm"]
+
+
+@pytest.mark.parametrize("equation", ["ij,jk->ki", "ji,jk->ik", "ij,ij->ij"])
 def test_other_equations_are_left_alone(equation):
     square = normal(6, 6, seed=4)
     model = model_of([helper.make_node("Einsum", ["x", "W"], ["y"], equation=equation)],

@@ -13,9 +13,10 @@ import sys
 import pytest
 from conftest import HOOKS, MINILM, ROOT
 
-from benchmarks import steer
-from runtime.manifest import GRAPHS, MANIFEST
+from benchmarks import export, steer
+from runtime.manifest import CONTRACTS, MANIFEST
 from runtime.parity import FACTOR
+from saeexport import checkpoints
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
@@ -85,7 +86,7 @@ def test_the_artifact_table_has_its_files():
     assert sorted(names) == sorted(entry.name for entry in MINILM.iterdir())
     rows = {row[0].strip("`"): row[1] for row in table("file")}
     assert MANIFEST in rows
-    for graph, contract in GRAPHS.items():
+    for graph, contract in CONTRACTS.items():
         described = rows[f"{graph}.onnx"].replace("`", "")
         hooks = "all six hooks" if list(contract.outputs) == HOOKS else ", ".join(contract.outputs)
         assert described == f"{', '.join(contract.inputs)} to {hooks}"
@@ -107,6 +108,11 @@ def test_the_measured_tables_are_those_of_the_results(monkeypatch):
     steering = importlib.import_module("steer")
     assert steering.table(json.loads(steering.RESULT.read_text())) in TEXT
     assert steer.table(json.loads(steer.RESULTS.read_text())["rows"]) in TEXT
+    assert export.table(json.loads(export.RESULTS.read_text())) in TEXT
+
+
+def test_the_table_of_formats_is_that_of_the_code():
+    assert checkpoints.table() in TEXT
 
 
 def test_the_links_lead_somewhere():

@@ -17,7 +17,7 @@ from runtime import Add, IntegrityError, Intervention, SAEError, SAESession
 from runtime.verify import judge_session
 from saeexport import export
 from saeexport.passes.steer import add_interventions
-from saeexport.verify import reference_of, steered_reference_of, typical_intervention
+from saeexport.truth import reference_of, steered_reference_of, typical_intervention
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
 TINY_SESSION = SAESession(TINY, "cpu")
@@ -68,7 +68,7 @@ def test_every_decoder_is_edited_and_the_error_is_not(decoder, m):
         [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items() if name in used],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    steered = ir.to_proto(add_interventions(ir.from_proto(model), runtime.read_artifact(TINY).manifest.sae))
+    steered = ir.to_proto(add_interventions(ir.from_proto(model), runtime.read_artifact(TINY).manifest.graphs["steer"]))
     onnx.checker.check_model(steered, full_check=True)
     assert [value.name for value in steered.graph.output] == HOOKS
     products = [node.op_type for node in steered.graph.node].count("Gemm")

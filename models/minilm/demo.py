@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from encoder import MiniLM
 
-from runtime.manifest import GRAPHS, graph_file
+from runtime.manifest import CONTRACTS, graph_file
 from saeexport import export, load
 
 ARTIFACT = Path(__file__).parent.parent / "minilm-layer3"
@@ -41,7 +41,7 @@ def main(out: Path, sentences: list[str]) -> int:
     export(load(ARTIFACT), again, activations=np.concatenate(activations))
     print(f"exported {ARTIFACT.name} again from its own weights; compared with the committed artifact:")
     differ = False
-    for name in (*map(graph_file, GRAPHS), "weights.safetensors"):
+    for name in (*map(graph_file, CONTRACTS), "weights.safetensors"):
         same = (again / name).read_bytes() == (ARTIFACT / name).read_bytes()
         differ |= not same
         print(f"  {name:<20} {(again / name).stat().st_size:>10,} bytes  {'identical' if same else 'DIFFERENT'}")

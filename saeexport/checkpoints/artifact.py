@@ -6,12 +6,16 @@ import torch
 from safetensors.torch import load_file
 
 from runtime.artifact import read_artifact
-from runtime.manifest import MANIFEST
+from runtime.errors import CheckpointError
+from runtime.manifest import CUSTOM, MANIFEST
 
-from ..hooked_sae import HookedSAE, HookedSAEConfig
+from .. import architectures
+from ..hooked_sae import HookedSAE
 from .build import build
 
+TITLE = "artifact"
 NAME = f"an artifact, a folder with {MANIFEST}"
+ARCHITECTURES = tuple(architectures.ARCHITECTURES)
 
 
 def recognises(path: Path) -> bool:
@@ -29,12 +33,20 @@ def read(path: Path) -> HookedSAE:
     artifact = read_artifact(path)
     sae = artifact.manifest.sae
     weights = artifact.file(artifact.manifest.weights)
-    cfg = HookedSAEConfig(
-        d_sae=sae.d_sae,
-        d_in=sae.d_in,
-        hook_name=sae.hook_name,
-        use_error_term=sae.use_error_term,
-        dtype=getattr(torch, sae.dtype),
-        seed=sae.seed,
-    )
-    return build(cfg, load_file(weights), str(weights))
+    if sae.architecture.startswith(CUSTOM):
+        name = sae.architecture.removeprefix(CUSTOM)
+        raise CheckpointError(
+            f"{path} was exported from {name}, a class of its owner's, which alone can make it again: "
+            f'sae = {name}(...); sae.load_state_dict(safetensors.torch.load_file("{weights}"))'
+        )
+    config = {
+        "d_sae": sae.d_sae,
+        "d_in": sae.d_in,
+        "hook_name": sae.hook_name,
+        "use_error_term": sae.use_error_term,
+        "dtype": getattr(torch, sae.dtype),
+        "seed": sae.seed,
+        **sae.options,
+        **({} if sae.d_out is None else {"d_out": sae.d_out}),
+    }
+    return build(sae.architecture, config, load_file(weights), str(weights))

@@ -1,25 +1,43 @@
 """From a config and a state dict to a HookedSAE, without drawing weights that would be thrown away."""
 
 import dataclasses
+from typing import Any
 
 import torch
 
 from runtime.errors import CheckpointError
 
-from ..hooked_sae import HookedSAE, HookedSAEConfig
+from ..architectures import ARCHITECTURES
+from ..hooked_sae import HookedSAE
 
 
-def build(cfg: HookedSAEConfig, tensors: dict[str, torch.Tensor], source: str) -> HookedSAE:
-    """Return the HookedSAE of `cfg` with `tensors` as its parameters, on `cfg.device`.
+def build(architecture: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], source: str) -> HookedSAE:
+    """Return the SAE with `tensors` as its parameters, without a copy of them, on `cfg.device`.
+
+    Args:
+        architecture: a key of `ARCHITECTURES`.
+        config: the keys of the architecture's `Config`.
+        tensors: by the names of the architecture's parameters; they need not be contiguous.
+        source: what they were read from, for the messages.
 
     Raises:
-        CheckpointError: a tensor is missing, extra, or of another shape than the config says.
+        CheckpointError: the architecture or a key of the config is unknown, or a tensor is missing, extra, or of
+            another shape than the config says.
     """
-    sae = HookedSAE(dataclasses.replace(cfg, device="meta"))
-    expected = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(f"{source} is a {architecture!r} SAE; what is known: {', '.join(ARCHITECTURES)}.")
+    kind = ARCHITECTURES[architecture]
+    try:
+        cfg = kind.Config.from_dict(config)
+    except ValueError as error:
+        raise CheckpointError(f"The config of {source} does not fit: {error}") from None
+    expected = kind.parameter_shapes(cfg)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
-        raise CheckpointError(f"{source} holds {_shapes(found)}; a HookedSAE of its config has {_shapes(expected)}.")
+        raise CheckpointError(
+            f"{source} holds {_shapes(found)}; the {architecture} SAE of its config has {_shapes(expected)}."
+        )
+    sae = kind(dataclasses.replace(cfg, device="meta"))
     sae.load_state_dict(tensors, assign=True)
     sae.cfg = cfg
     return sae.to(cfg.device)

@@ -5,23 +5,21 @@ there first. Its keys are HookedSAEConfig's; `dtype` is a string such as "float3
 that have a default. `device` is where the SAE was, and is ignored.
 """
 
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from runtime.errors import CheckpointError
 
-from ..hooked_sae import HookedSAE, HookedSAEConfig
+from .. import architectures
+from ..hooked_sae import HookedSAE
 from .build import build
+from .files import only_dtype, read_json, read_tensors
 
+TITLE = "HookedSAE state dict"
 NAME = (
     "a HookedSAE state dict, .safetensors or .pt, with its config beside it as <name>.json, <name>_cfg.json or cfg.json"
 )
+ARCHITECTURES = tuple(architectures.ARCHITECTURES)
 
 
 def recognises(path: Path) -> bool:
@@ -36,24 +34,16 @@ def read(path: Path) -> HookedSAE:
         CheckpointError: there is no config, or either file is not sound; the message says what.
     """
     config = _read_config(path)
-    tensors = _read_tensors(path)
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensor.")
-    stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-    if len(stored) != 1:
-        raise CheckpointError(f"{path} mixes the dtypes {', '.join(sorted(stored))}. Convert it to one of them.")
-    if not all(tensor.is_floating_point() for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds {', '.join(stored)}; weights are floating-point numbers.")
+    tensors = read_tensors(path)
+    dtype = only_dtype(tensors, path)
     _check_types(config, path)
     config.pop("device", None)
-    dtype = config.pop("dtype", *stored)
-    if str(dtype).removeprefix("torch.") not in stored:
-        raise CheckpointError(f"{path} holds {', '.join(stored)}, its config says {dtype}. Convert one of them.")
-    try:
-        cfg = HookedSAEConfig.from_dict({**config, "dtype": getattr(torch, stored.pop())})
-    except ValueError as error:
-        raise CheckpointError(f"The config of {path} does not fit: {error}") from None
-    return build(cfg, tensors, str(path))
+    stored = str(dtype).removeprefix("torch.")
+    said = config.pop("dtype", stored)
+    if said.removeprefix("torch.") != stored:
+        raise CheckpointError(f"{path} holds {stored}, its config says {said}. Convert one of them.")
+    architecture = config.pop("architecture", HookedSAE.architecture)
+    return build(architecture, {**config, "dtype": dtype}, tensors, str(path))
 
 
 TYPES: dict[str, type | tuple[type, ...]] = {
@@ -63,6 +53,12 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "use_error_term": bool,
     "seed": (int, type(None)),
     "dtype": str,
+    "architecture": str,
+    "apply_b_dec_to_input": bool,
+    "normalize_activations": str,
+    "k": int,
+    "d_out": int,
+    "hook_name_out": str,
 }
 
 
@@ -77,25 +73,5 @@ def _read_config(path: Path) -> dict[str, Any]:
     candidates = [path.with_suffix(".json"), path.with_name(f"{path.stem}_cfg.json"), path.with_name("cfg.json")]
     for candidate in candidates:
         if candidate.is_file():
-            try:
-                config = json.loads(candidate.read_text("utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{candidate} is not JSON: {error}.") from None
-            if not isinstance(config, dict):
-                raise CheckpointError(f"{candidate} is not a JSON object.")
-            return config
+            return read_json(candidate)
     raise CheckpointError(f"{path} has no config beside it; looked for {', '.join(c.name for c in candidates)}.")
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict: names with tensors.")
-    return tensors

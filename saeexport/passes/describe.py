@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from runtime.graphs import METADATA_PREFIX, WEIGHTS_KEY
-from runtime.manifest import FORMAT_VERSION, GRAPHS, SAEConfig
+from runtime.manifest import CONTRACTS, FORMAT_VERSION, SAEConfig
 
 
 def describe(model: ir.Model, graph: str, sae: SAEConfig, weights_sha256: str) -> ir.Model:
@@ -12,7 +12,7 @@ def describe(model: ir.Model, graph: str, sae: SAEConfig, weights_sha256: str) -
     fields = {
         "format_version": FORMAT_VERSION,
         "graph": graph,
-        "description": GRAPHS[graph].description,
+        "description": CONTRACTS[graph].description,
         "architecture": sae.architecture,
         "hook_name": sae.hook_name,
         "d_in": sae.d_in,

@@ -10,37 +10,42 @@ import onnx_ir as ir
 
 
 def products_to_gemm(model: ir.Model) -> ir.Model:
-    """Replace every product of two matrices `x @ W`, with its bias if there is one, by a Gemm."""
+    """Replace every product of two matrices `x @ W` or `x @ W.T`, with its bias if there is one, by a Gemm."""
     for product in list(model.graph):
-        if not _is_matrix_product(product):
+        transposed = _transposed(product)
+        if transposed is None:
             continue
         inputs, last = list(product.inputs), product
         bias = _bias_of(product)
         if bias is not None:
             last, value = bias
             inputs.append(value)
-        gemm = ir.Node("", "Gemm", inputs, num_outputs=1, name=product.name)
+        attributes = [ir.AttrInt64("transB", 1)] if transposed else []
+        gemm = ir.Node("", "Gemm", inputs, attributes, num_outputs=1, name=product.name)
         ir.convenience.replace_nodes_and_values(
             model.graph, last, [last] if last is product else [product, last], [gemm], last.outputs, gemm.outputs
         )
     return model
 
 
-def _is_matrix_product(node: ir.Node) -> bool:
+def _transposed(node: ir.Node) -> bool | None:
+    """Tell of a product of two matrices whether the second one is transposed; None if it is no such product."""
     if node.op_type not in ("MatMul", "Einsum") or len(node.inputs) != 2:
-        return False
+        return None
     if any(value is None or value.shape is None or len(value.shape) != 2 for value in node.inputs):
-        return False
-    return node.op_type == "MatMul" or _is_matmul_equation(node.attributes["equation"].as_string())
+        return None
+    return False if node.op_type == "MatMul" else _transposed_in(node.attributes["equation"].as_string())
 
 
-def _is_matmul_equation(equation: str) -> bool:
-    """Tell whether an equation is `ij,jk->ik` for matrices, also written with an ellipsis for i."""
+def _transposed_in(equation: str) -> bool | None:
+    """Tell `ij,jk->ik` (False) and `ij,kj->ik` (True), also with an ellipsis for i, from others (None)."""
     match = re.fullmatch(r"(\w|\.\.\.)(\w),(\w)(\w)->(\w|\.\.\.)(\w)", equation.replace(" ", ""))
     if not match:
-        return False
-    i, j, j2, k, i2, k2 = match.groups()
-    return i == i2 and j == j2 and k == k2 and len({i, j, k}) == 3
+        return None
+    i, j, first, second, i2, k = match.groups()
+    if i != i2 or len({i, j, k}) != 3:
+        return None
+    return {(j, k): False, (k, j): True}.get((first, second))
 
 
 def _bias_of(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:

@@ -23,23 +23,23 @@ from runtime.manifest import (
     HOOK_ERROR,
     HOOK_OUTPUT,
     HOOK_RECONS,
-    STEER,
-    SAEConfig,
-    graph_specs,
+    INTERVENTION,
+    GraphSpec,
 )
 
 CLEAN = "clean."
 
 
-def add_interventions(model: ir.Model, sae: SAEConfig) -> ir.Model:
-    """Give a graph from the input to the six hooks the three inputs of an intervention."""
+def add_interventions(model: ir.Model, spec: GraphSpec) -> ir.Model:
+    """Give a graph from the input to the hooks the three inputs of an intervention, as `spec` of `steer` has them."""
     graph = model.graph
     outputs = {value.name: value for value in graph.outputs}
-    acts_post, error = outputs[HOOK_ACTS_POST], outputs[HOOK_ERROR]
-    edited = _Editing(graph, acts_post, sae)
+    acts_post = outputs[HOOK_ACTS_POST]
+    edited = _Editing(graph, acts_post, spec)
     after = _readers(acts_post)
     decoder = after & _ancestors(outputs[HOOK_RECONS])
-    to_output = after & (_ancestors(outputs[HOOK_OUTPUT]) - _ancestors(error))
+    clean = _ancestors(outputs[HOOK_ERROR]) if HOOK_ERROR in outputs else set()
+    to_output = after & (_ancestors(outputs[HOOK_OUTPUT]) - clean)
     copies = edited.copy([node for node in list(graph) if node in decoder | to_output])
 
     for name in (HOOK_RECONS, HOOK_OUTPUT):
@@ -57,13 +57,14 @@ def add_interventions(model: ir.Model, sae: SAEConfig) -> ir.Model:
 class _Editing:
     """The nodes that edit the activations of a graph, appended to it."""
 
-    def __init__(self, graph: ir.Graph, acts_post: ir.Value, sae: SAEConfig) -> None:
+    def __init__(self, graph: ir.Graph, acts_post: ir.Value, spec: GraphSpec) -> None:
         self._graph = graph
         self._acts_post = acts_post
         self._scattered: ir.Value | None = None
-        for spec in graph_specs(sae)[STEER].inputs[1:]:
-            dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
-            graph.inputs.append(ir.val(spec.name, dtype=dtype, shape=list(spec.shape)))
+        for tensor in spec.inputs:
+            if tensor.name in INTERVENTION:
+                dtype = ir.DataType.from_numpy(np.dtype(tensor.dtype))
+                graph.inputs.append(ir.val(tensor.name, dtype=dtype, shape=list(tensor.shape)))
         inputs = {value.name: value for value in graph.inputs}
         self._ids, scale, shift = inputs[FEATURE_IDS], inputs[FEATURE_SCALE], inputs[FEATURE_SHIFT]
         self._selected = self._add("Gather", [acts_post, self._ids], axis=1)

@@ -13,3 +13,19 @@ def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> i
     graph.initializers.clear()
     graph.initializers.update(in_order)
     return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)
+
+
+def depends_on(model: ir.Model, output: str, source: str, between: str) -> bool:
+    """Tell whether the value `output` is computed from `source` in any other way than through the value `between`."""
+    todo = [ir.convenience.create_value_mapping(model.graph)[output]]
+    seen: set[ir.Value] = set()
+    while todo:
+        value = todo.pop()
+        if value in seen or value.name == between:
+            continue
+        seen.add(value)
+        if value.name == source:
+            return True
+        node = value.producer()
+        todo.extend(input for input in (node.inputs if node else ()) if input is not None)
+    return False

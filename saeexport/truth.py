@@ -1,0 +1,218 @@
+"""The original and the truth: what PyTorch computes in the SAE's dtype, and what the same weights give in float64.
+
+A feature whose preactivation lies within rounding of a threshold, or of the k-th largest, is on in one correct program
+and off in another, and from there on the two differ by as much as the feature is worth. On such a token nothing can be
+proved; `reference_of` finds these tokens by moving the numbers about and leaves them out.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from runtime.errors import ParityError
+from runtime.inputs import Array
+from runtime.interventions import Intervention
+from runtime.manifest import (
+    HOOK_ACTS_POST,
+    HOOK_ACTS_PRE,
+    HOOK_ERROR,
+    HOOK_INPUT,
+    HOOK_NAMES,
+    HOOK_OUTPUT,
+    HOOK_RECONS,
+)
+from runtime.parity import Reference, SteeredReference
+
+EDITED_FEATURES = 8
+"""How many features the intervention edits by which `steer.onnx` is proved: two of each kind."""
+
+REACH = 2.0
+"""How far the preactivations are moved to find thresholds nearby, as a multiple of the most that they may err."""
+
+INPUT_REACH = 16.0
+"""How much farther those are moved that no hook shows, such as a gate's, by moving the input; in all directions at
+random, so that most of them move by more than their error."""
+
+JUMP = 8.0
+"""An activation that moves by more than this multiple of what its preactivation moved by has crossed a threshold."""
+
+HookFunction = tuple[str, Callable[..., Any]]
+
+
+def reference_of(sae: Any, activations: Array, target: Array | None = None) -> Reference:
+    """Return what PyTorch computes, and the truth, of those tokens that are not at a threshold.
+
+    Args:
+        sae: a HookedSAE, or any HookedRootModule with the six hooks.
+        activations: `(tokens, d_in)` or `(tokens, n_heads, d_head)`, in the SAE's dtype.
+        target: `(tokens, d_out)`, for a transcoder with the error term.
+
+    Raises:
+        ParityError: a number is not finite, or every token is at a threshold.
+    """
+    original, truth = original_and_truth(sae, activations, target)
+    reference = Reference(original, truth, bool(sae.cfg.use_error_term), target)
+    certain = ~_at_a_threshold(sae, reference)
+    if not certain.any():
+        raise ParityError(
+            f"On each of the {reference.tokens} tokens some feature's preactivation is within rounding of its "
+            "threshold, so that correct programs differ there. Give more activations, or real ones."
+        )
+    if certain.all():
+        return reference
+    original, truth = ({hook: y[certain] for hook, y in hooks.items()} for hooks in (original, truth))
+    return Reference(original, truth, reference.use_error_term, None if target is None else target[certain])
+
+
+def steered_reference_of(sae: Any, clean: Reference, intervention: Intervention) -> SteeredReference:
+    """Return what PyTorch computes from the inputs of `clean` under an intervention, and the truth of it."""
+    hook = (HOOK_ACTS_POST, torch_hook(intervention))
+    original, truth = original_and_truth(sae, clean.original[HOOK_INPUT], clean.target, hook)
+    return SteeredReference(original, truth, clean.use_error_term, clean.target, clean=clean, intervention=intervention)
+
+
+def torch_hook(intervention: Intervention) -> Callable[..., Tensor]:
+    """Return an intervention as a hook function for `hook_sae_acts_post` of the PyTorch original."""
+
+    def edit(acts_post: Tensor, hook: Any = None) -> Tensor:
+        ids, scale, shift = (
+            torch.as_tensor(values, device=acts_post.device)
+            for values in (intervention.ids, intervention.scale, intervention.shift)
+        )
+        edited = acts_post.clone()
+        edited[..., ids] = edited[..., ids] * scale.to(acts_post.dtype) + shift.to(acts_post.dtype)
+        return edited
+
+    return edit
+
+
+def typical_intervention(reference: Reference) -> Intervention:
+    """Return edits of every kind, of the features that are most often on and of the one that is least often.
+
+    The values are of the size of the activations, so that every edit shows in the reconstruction.
+    """
+    acts_post = reference.original[HOOK_ACTS_POST]
+    on = (acts_post != 0).sum(axis=0)
+    by_use = np.argsort(-on, kind="stable")
+    ids = by_use if len(by_use) <= EDITED_FEATURES else np.append(by_use[: EDITED_FEATURES - 1], by_use[-1])
+    size = np.array([acts_post[acts_post[:, j] != 0, j].mean() if on[j] else 1.0 for j in ids], acts_post.dtype)
+    scale, shift = (np.resize(kinds, len(ids)) for kinds in ([0, 0, 3, 1], [0, 1, 0, 1]))  # ablate, clamp, scale, add
+    return Intervention(ids, scale, shift * size)
+
+
+def original_and_truth(
+    sae: Any, activations: Array, target: Array | None, *fwd_hooks: HookFunction
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the hooks as PyTorch computes them, and without the input in float64."""
+    original = all_hooks(sae, activations, target, *fwd_hooks)
+    with InFloat64():
+        truth = all_hooks(sae, activations, target, *fwd_hooks)
+    return original, {hook: y for hook, y in truth.items() if hook != HOOK_INPUT}
+
+
+def all_hooks(sae: Any, activations: Array, target: Array | None, *fwd_hooks: HookFunction) -> dict[str, Array]:
+    """Return the hooks as PyTorch computes them, the error also where it does not fire, unless it needs a target."""
+    device = next(sae.parameters()).device
+    inputs = [torch.from_numpy(array).to(device) for array in (activations, target) if array is not None]
+    with torch.no_grad(), sae.hooks(fwd_hooks=list(fwd_hooks)):
+        output, cache = sae.run_with_cache(*inputs)
+    if HOOK_ERROR not in cache and predicts_its_input(sae):
+        clean = cache[HOOK_RECONS] if not fwd_hooks else _clean_recons(sae, inputs)
+        cache[HOOK_ERROR] = cache[HOOK_INPUT] - clean
+    cache[HOOK_OUTPUT] = output
+    return {hook: cache[hook].cpu().numpy() for hook in HOOK_NAMES if hook in cache}
+
+
+def predicts_its_input(sae: Any) -> bool:
+    """Tell an SAE from a transcoder, whose config says how wide the activation is that it predicts."""
+    return getattr(sae.cfg, "d_out", None) is None
+
+
+def _clean_recons(sae: Any, inputs: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad():
+        _, cache = sae.run_with_cache(*inputs, names_filter=HOOK_RECONS)
+    return cache[HOOK_RECONS]
+
+
+class InFloat64(TorchFunctionMode):
+    """Inside, every operation on floating-point tensors is carried out in float64.
+
+    Only what an operation takes is widened, and only for as long as it runs: of an SAE one matrix at a time, where a
+    copy in float64 would hold three times the weights.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Widen the tensors, and let the dtype of a tensor be what it will be widened to."""
+        if getattr(func, "__name__", "") == "__get__":
+            value = func(*args)
+            return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+        args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _at_a_threshold(sae: Any, reference: Reference) -> Array:
+    """Tell of each token whether some activation jumps when the numbers before it move by about their error."""
+    error = REACH * reference.budgets[HOOK_ACTS_PRE].element
+    acts_pre, acts_post = reference.truth[HOOK_ACTS_PRE], reference.truth[HOOK_ACTS_POST]
+    reach = error * reference.scale(HOOK_ACTS_PRE)[:, None] / np.sqrt(acts_pre.shape[1])
+    jumps = np.zeros(reference.tokens, bool)
+    for moved in _moved_preactivations(acts_pre, reach):
+        _, post = _activations(sae, reference, reference.original[HOOK_INPUT], moved)
+        jumps |= (np.abs(post - acts_post) > JUMP * reach).any(axis=1)
+    x = reference.original[HOOK_INPUT].astype(np.float64)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
+    for direction in (1.0, -1.0):
+        pre, post = _activations(sae, reference, x * (1 + direction * INPUT_REACH * error * signs), None)
+        moved_by = np.maximum(np.abs(pre - acts_pre).max(axis=1, keepdims=True), INPUT_REACH * reach)
+        jumps |= (np.abs(post - acts_post) > JUMP * moved_by).any(axis=1)
+    return jumps
+
+
+def _moved_preactivations(acts_pre: Array, reach: Array) -> Iterator[Array]:
+    """Yield preactivations moved all up, all down, and by turns in the order of their size, with and without sign.
+
+    The first two cross every threshold nearby; the others exchange neighbours, so that the k-th largest is another one.
+    """
+    for direction in (1.0, -1.0):
+        yield acts_pre + direction * reach
+        for size in (acts_pre, np.abs(acts_pre)):
+            by_turns = np.empty_like(acts_pre)
+            turns = np.broadcast_to(direction * (-1.0) ** np.arange(acts_pre.shape[1]), acts_pre.shape)
+            np.put_along_axis(by_turns, np.argsort(size, axis=1), turns, axis=1)
+            yield acts_pre + by_turns * reach * (1.0 if size is acts_pre else np.sign(acts_pre))
+
+
+def _activations(sae: Any, reference: Reference, x: Array, acts_pre: Array | None) -> tuple[Array, Array]:
+    """Return `acts_pre` and `acts_post` in float64, the first replaced if it is given; nothing after them is run."""
+    seen: list[Tensor] = []
+
+    def at_acts_pre(tensor: Tensor, hook: Any) -> Tensor:
+        seen.append(tensor if acts_pre is None else torch.from_numpy(acts_pre).to(tensor.device))
+        return seen[-1]
+
+    def at_acts_post(tensor: Tensor, hook: Any) -> None:
+        seen.append(tensor)
+        raise _Seen
+
+    device = next(sae.parameters()).device
+    inputs = [torch.from_numpy(array).to(device) for array in (x, reference.target) if array is not None]
+    with contextlib.suppress(_Seen), torch.no_grad(), InFloat64():
+        sae.run_with_hooks(*inputs, fwd_hooks=[(HOOK_ACTS_PRE, at_acts_pre), (HOOK_ACTS_POST, at_acts_post)])
+    pre, post = (tensor.cpu().numpy() for tensor in seen)
+    return pre, post
+
+
+class _Seen(Exception):  # noqa: N818
+    """The activations are there."""

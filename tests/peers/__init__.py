@@ -1,0 +1,1 @@
+"""The readers of checkpoints beside the libraries whose checkpoints they read; `make test-peers` runs these."""

@@ -1,0 +1,128 @@
+"""The truth in float64, and the tokens on which it proves nothing."""
+
+import copy
+import importlib
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from conftest import HOOKS, make_sae, normal
+from zoo import ARCHITECTURES, D_IN, sae_of
+
+import saeexport
+from runtime import ParityError
+from saeexport import ExportError, export, truth
+from saeexport.truth import InFloat64, reference_of
+
+INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
+exporting = importlib.import_module("saeexport.export")  # the package has the function under this name
+write_weights = exporting._write_weights
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_operations_in_float64_are_those_of_a_copy_in_float64(architecture):
+    sae, x = sae_of(architecture), torch.from_numpy(normal(9, D_IN))
+    wide = copy.deepcopy(sae).double()
+    with torch.no_grad():
+        expected, expected_cache = wide.run_with_cache(x.double())
+        with InFloat64():
+            output, cache = sae.run_with_cache(x)
+    assert torch.equal(output, expected)
+    assert all(torch.equal(cache[hook], y) for hook, y in expected_cache.items() if hook != INPUT)
+    assert {parameter.dtype for parameter in sae.parameters()} == {torch.float32}
+
+
+def test_float64_holds_one_matrix_at_a_time(monkeypatch):
+    """The widened copy that an operation takes is gone when the next operation comes."""
+    sae, widen, made, alive = make_sae(d_in=64, d_sae=512), truth._widened, [], []
+
+    def note(tensor):
+        alive.append(sum(copy() is not None for copy in made))
+        wide = widen(tensor)
+        if wide.numel() == 64 * 512:
+            made.append(weakref.ref(wide))
+        return wide
+
+    monkeypatch.setattr(truth, "_widened", note)
+    with torch.no_grad(), InFloat64():
+        sae(torch.from_numpy(normal(2, 64)))
+    assert len(made) >= 4
+    assert max(alive) <= 1
+
+
+def at_a_threshold(architecture, token, distance):
+    """Return an SAE and inputs, of which the preactivation of feature 5 lies `distance` off a threshold for `token`."""
+    sae, x = sae_of(architecture), torch.from_numpy(normal(40, D_IN))
+    with torch.no_grad():
+        pre = sae.preactivations(x[token])
+        if architecture == "jumprelu":
+            sae.threshold[5] = max(float(pre[5]), 0.3)
+            sae.b_enc[5] += sae.threshold[5] - pre[5] + distance
+        elif architecture == "gated":
+            sae.b_gate[5] += distance - (sae._product(x[token]) + sae.b_gate)[5]
+            sae.b_mag[5] += 1.0 - pre[5]
+        else:
+            size = pre.abs() if architecture == "abstopk" else pre
+            last = size.topk(sae.cfg.k).values[-1] * (torch.sign(pre[5]) if architecture == "abstopk" else 1)
+            other = 5 if size[5] < size.topk(sae.cfg.k).values[-1] else int(size.argmin())
+            sae.b_enc[other] += last - pre[other] - distance
+    return sae, x.numpy()
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
+@pytest.mark.parametrize("distance", [0.0, 1e-7, -1e-7])
+def test_a_token_at_a_threshold_is_left_out(architecture, distance):
+    sae, x = at_a_threshold(architecture, 7, distance)
+    reference = reference_of(sae, x)
+    assert not (reference.original[INPUT] == x[7]).all(axis=1).any()
+    assert 30 <= reference.tokens < 40
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
+def test_a_token_off_the_threshold_stays(architecture):
+    sae, x = at_a_threshold(architecture, 7, 1e-2)
+    assert (reference_of(sae, x).original[INPUT] == x[7]).all(axis=1).any()
+
+
+def test_a_relu_has_no_threshold_that_matters():
+    """It is continuous: a preactivation within rounding of zero makes an activation of that size."""
+    sae, x = make_sae(), torch.from_numpy(normal(40, 6))
+    with torch.no_grad():
+        sae.b_enc -= sae.preactivations(x[7])
+    assert reference_of(sae, x.numpy()).tokens == 40
+
+
+def test_where_every_token_is_at_a_threshold_nothing_is_proved(tmp_path):
+    sae, x = at_a_threshold("jumprelu", 7, 0.0)
+    with pytest.raises(ParityError, match="On each of the 3 tokens .* Give more activations"):
+        export(sae, tmp_path / "sae", np.repeat(x[7:8], 3, axis=0))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
+def test_the_rest_is_proved(tmp_path, architecture):
+    sae, x = at_a_threshold(architecture, 7, 1e-8)
+    artifact = export(sae, tmp_path / "sae", x)
+    assert artifact.manifest.parity.tokens < 40
+    saeexport.assert_parity(artifact.path, sae, x, device="cpu")
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk", "abstopk", "standard"])
+def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architecture):
+    """Off the threshold, leaving tokens out hides nothing: a graph with another threshold, gate or k is refused."""
+    wrong = sae_of(architecture)
+    with torch.no_grad():
+        if architecture == "jumprelu":
+            wrong.threshold *= 1.05
+        elif architecture == "gated":
+            wrong.b_gate += 0.05
+        elif "topk" in architecture:
+            wrong.cfg.k += 1
+        else:
+            wrong.b_enc += 0.05
+    trace = exporting.trace
+    monkeypatch.setattr(exporting, "trace", lambda sae, config: trace(wrong, config))
+    monkeypatch.setattr(exporting, "_write_weights", lambda sae, folder: write_weights(wrong, folder))
+    with pytest.raises((ParityError, ExportError), match="hook_sae_acts_p"):
+        export(sae_of(architecture), tmp_path / "sae", normal(64, D_IN))
