@@ -1,13 +1,15 @@
 """How much larger an artifact's error may honestly be than PyTorch's: `python -m benchmarks.parity`.
 
-Exports SAEs of several sizes and sparsities and prints, for each computed hook, the artifact's error divided by the
-original's (the larger of the token and the element ratio, one rounding subtracted); in the last column the largest one
-under an intervention, as the exporter proves it. `runtime.parity.FACTOR` has to lie above what is seen here. Writes
-benchmarks/results/parity.json.
+Exports SAEs of several sizes and sparsities, and one of every other architecture, and prints for each computed hook the
+artifact's error divided by the original's (the larger of the token and the element ratio, one rounding subtracted); in
+the last column the largest one under an intervention, as the exporter proves it. `runtime.parity.FACTOR` has to lie
+above what is seen here. Writes benchmarks/results/parity.json.
 """
 
+import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import tempfile
 from datetime import date
@@ -19,31 +21,42 @@ from tqdm import tqdm
 
 from runtime import SAESession
 from runtime.inputs import Array
-from runtime.manifest import HOOK_ACTS_POST, HOOK_NAMES, INPUT, STEER
+from runtime.manifest import HOOK_ACTS_POST, HOOK_INPUT, INPUT, STEER
 from runtime.parity import COMPUTED_HOOKS, FACTOR, Reference
 from saeexport import HookedSAE, export
+from saeexport.architectures import ARCHITECTURES
+from saeexport.hooked_sae import NORMALIZATIONS
 from saeexport.truth import reference_of, steered_reference_of, typical_intervention
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
 SIZES = [(4, 8), (48, 512), (384, 3072), (768, 24576), (2304, 16384)]
 ON = {"sparse": 0.002, "some": 0.05, "half": 0.5, "all": 1.0}  # fraction of the features that are on
 TOKENS = [1, 64]
+CASE = ("architecture", "normalization", "d_in", "d_sae", "on", "tokens")
 STEERED = "hook_sae_steered"  # the column of the intervention, beside those of the hooks
 
 
 def main() -> None:
     """Measure, print, write."""
     rows = []
-    cases = [(d_in, d_sae, on, tokens) for d_in, d_sae in SIZES for on in ON for tokens in TOKENS]
-    for d_in, d_sae, on, tokens in tqdm(cases, disable=None):
+    cases = [("standard", "none", *size, on, tokens) for size in SIZES for on in ON for tokens in TOKENS]
+    cases += [(name, how, *size, "some", tokens) for name in ARCHITECTURES for how in NORMALIZATIONS
+              if how == "none" or "transcoder" not in name for size in SIZES[1:3] for tokens in TOKENS
+              if (name, how) != ("standard", "none")]  # fmt: skip
+    for case in tqdm(cases, disable=None):
+        architecture, normalization, d_in, d_sae, on, tokens = case
         x = np.random.default_rng(1).standard_normal((tokens, d_in)).astype(np.float32)
-        rows.append({"d_in": d_in, "d_sae": d_sae, "on": on, "tokens": tokens, **ratios(sae_of(d_in, d_sae, on, x), x)})
+        sae = sae_of(architecture, normalization, d_in, d_sae, on, x)
+        rows.append({**dict(zip(CASE, case, strict=True)), **ratios(sae, x)})
     columns = (*COMPUTED_HOOKS, STEERED)
-    worst = max(max(row[column] for column in columns) for row in rows)
-    print(f"{'d_in':>6} {'d_sae':>6} {'on':>7} {'tokens':>6} {'L0':>8}  " + "  ".join(c[9:] for c in columns))
+    worst = max(max(row.get(column, 0.0) for column in columns) for row in rows)
+    widths = (25, 22, 6, 6, 7, 7)
+    print("  ".join(f"{key:<{width}}" for key, width in zip(CASE, widths, strict=True))
+          + f"{'L0':>8}  " + "  ".join(c[9:] for c in columns))  # fmt: skip
     for row in rows:
-        numbers = "  ".join(f"{row[column]:>{len(column) - 9}.2f}" for column in columns)
-        print(f"{row['d_in']:>6} {row['d_sae']:>6} {row['on']:>7} {row['tokens']:>6} {row['l0']:>8.1f}  {numbers}")
+        numbers = "  ".join(f"{row.get(column, math.nan):>{len(column) - 9}.2f}" for column in columns)
+        print("  ".join(f"{row[key]:<{width}}" for key, width in zip(CASE, widths, strict=True))
+              + f"{row['l0']:>8.1f}  {numbers}")  # fmt: skip
     print(f"worst ratio {worst:.2f}; FACTOR is {FACTOR}")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "numpy")}
     machine = {"date": date.today().isoformat(), "machine": platform.machine(), "threads": torch.get_num_threads()}
@@ -51,12 +64,21 @@ def main() -> None:
     RESULTS.write_text(json.dumps({**machine, **versions, "worst": worst, "rows": rows}, indent=1) + "\n")
 
 
-def sae_of(d_in: int, d_sae: int, on: str, x: Array) -> HookedSAE:
-    """Return an SAE whose bias lets a fraction of the features on for `x`."""
-    sae = HookedSAE({"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "use_error_term": True, "seed": 0}).cpu()
+def sae_of(architecture: str, normalization: str, d_in: int, d_sae: int, on: str, x: Array) -> HookedSAE:
+    """Return an SAE whose bias lets a fraction of the features on for `x`; some of these, with a threshold or k."""
+    kind = ARCHITECTURES[architecture]
+    options = {"k": max(1, round(ON[on] * d_sae / 2)), "d_out": d_in + 1, "normalize_activations": normalization,
+               "use_error_term": "transcoder" not in architecture}  # fmt: skip
+    known = {field.name for field in dataclasses.fields(kind.Config)}
+    config = {"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "seed": 0}
+    sae = kind(config | {key: value for key, value in options.items() if key in known}).cpu()
     with torch.no_grad():
         acts_pre = sae.preactivations(torch.from_numpy(x))
-        sae.b_enc += -acts_pre.flatten()[:100_000].quantile(1 - ON[on]) + (1e-3 if on == "all" else 0)
+        quantile = -acts_pre.flatten()[:100_000].quantile(1 - ON[on]) + (1e-3 if on == "all" else 0)
+        for name, shift in (("b_enc", quantile), ("b_gate", quantile), ("b_mag", quantile + 0.2), ("threshold", 0.1),
+                            ("r_mag", 0.1)):  # fmt: skip
+            if hasattr(sae, name):
+                getattr(sae, name).add_(shift)
     return sae
 
 
@@ -67,13 +89,14 @@ def ratios(sae: HookedSAE, x: Array) -> dict[str, float]:
         with SAESession(Path(folder) / "sae", "cpu") as session:
             clean = reference_of(sae, x)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
-            outputs = session.compute(x, HOOK_NAMES)
+            x = clean.original[HOOK_INPUT]
+            outputs = session.compute(x, session.hook_names)
             feeds = {INPUT: x, **steered.intervention.feeds((len(x),), x.dtype)}
             steered_outputs = session.run_graph(STEER, feeds)
     return {
-        "l0": float((clean.original[HOOK_ACTS_POST] > 0).sum(1).mean()),
-        **{hook: ratio(clean, hook, outputs[hook]) for hook in COMPUTED_HOOKS},
-        STEERED: max(ratio(steered, hook, steered_outputs[hook]) for hook in COMPUTED_HOOKS),
+        "l0": float((clean.original[HOOK_ACTS_POST] != 0).sum(1).mean()),
+        **{hook: ratio(clean, hook, outputs[hook]) for hook in clean.truth},
+        STEERED: max(ratio(steered, hook, steered_outputs[hook]) for hook in steered.truth),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from runtime.errors import ExportError
@@ -57,12 +58,10 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
             program = torch.onnx.export(
                 traced,
                 examples,
-                input_names=[INPUT, TARGET][: len(examples)],
-                output_names=list(config.hooks),
                 dynamic_shapes=(tuple({0: tokens} for _ in examples),),
                 opset_version=OPSET,
                 dynamo=True,
-                optimize=True,  # its common-subexpression elimination merges the error term's second pass
+                optimize=False,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -70,10 +69,22 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
     assert program is not None
     model = program.model
     model.ir_version = IR_VERSION
+    # Common-subexpression elimination merges the error term's second pass; and a value that is returned twice becomes
+    # two outputs, which have to be named after that, not before.
+    optimize_ir(model, should_fold=_without_parameters)
+    for value, name in zip(model.graph.inputs, (INPUT, TARGET), strict=False):
+        value.name = name
+    for value, name in zip(model.graph.outputs, config.hooks, strict=True):
+        value.name = name
     for name in list(model.graph.initializers):
         if name.startswith("sae."):
             model.graph.initializers[name].name = name.removeprefix("sae.")
     return model
+
+
+def _without_parameters(node: ir.Node) -> bool | None:
+    """Forbid to compute with parameters beforehand: the result would be in the graph, and not in the weights file."""
+    return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
 
 
 @contextlib.contextmanager

@@ -138,6 +138,10 @@ def test_the_graphs_are_the_least_that_computes_it(case):
     assert ops.count("Gemm") + ops.count("MatMul") == products
     assert "Einsum" not in ops
     assert ops.count("TopK") == ("topk" in sae.architecture)
+    external = {tensor.name for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL}
+    assert external == set(sae.state_dict())  # nothing of a parameter was computed beforehand
+    constants = [tensor for tensor in model.graph.initializer if tensor.name not in external]
+    assert all(math.prod(tensor.dims) <= 2 for tensor in constants)  # numbers, axes, the targets of reshapes
 
 
 def test_edits_and_functions_are_those_of_the_original(case):
