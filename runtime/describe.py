@@ -27,7 +27,8 @@ def describe(artifact: Artifact) -> str:
         lines += [f"    out  {_tensor(tensor)}" for tensor in graph.outputs]
     lines += [
         "",
-        f"parity at export, {parity.tokens} tokens on {parity.device}, errors against float64 (token, element)",
+        f"parity at export, {parity.tokens} tokens on {parity.device}, {parity.left_out} at a threshold left out; "
+        "errors against float64 (token, element)",
     ]
     for hooks, when in ((parity.hooks, ""), (parity.steered, "  under an intervention")):
         for hook, record in hooks.items():

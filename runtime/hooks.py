@@ -1,5 +1,7 @@
 """Forward hooks: functions that read or replace a tensor on its way, as in TransformerLens."""
 
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -47,6 +49,16 @@ class HookFunction(Protocol):
 
 FwdHooks: TypeAlias = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 PlacedHooks: TypeAlias = tuple[tuple[str, Callable[..., Any]], ...]
+
+
+def caller() -> object:
+    """Return who is calling: the thread, and the asyncio task if there is one."""
+    asyncio = sys.modules.get("asyncio")  # who has not imported it has no task
+    try:
+        task = asyncio.current_task() if asyncio else None
+    except RuntimeError:  # no event loop runs in this thread
+        task = None
+    return threading.get_ident(), task
 
 
 def placed_hooks(fwd_hooks: FwdHooks) -> PlacedHooks:

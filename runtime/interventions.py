@@ -24,7 +24,7 @@ from .inputs import Array
 from .manifest import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # of arrays there is no one truth about being equal
 class Edit:
     """`activation * scale + shift`; each a number, or an array with one for every token (the shape of x's tokens)."""
 
@@ -92,6 +92,8 @@ class Intervention:
             InputError: as for the class; or a value is not an `Edit`, or values for every token have shapes that do
                 not go together.
         """
+        if not isinstance(edits, Mapping):
+            raise InputError(f"The edits are {edits!r}; they must be a dict from feature ids to edits.")
         for feature, edit in edits.items():
             if not isinstance(edit, Edit):
                 raise InputError(
@@ -160,8 +162,8 @@ def _checked_ids(ids: Any) -> Array:
         return np.zeros(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(f"Feature ids are {ids!r}; they must be a list of whole numbers.")
-    if (negative := array[array < 0]).size:
-        raise InputError(f"There is no feature {negative[0]}; features are counted from 0.")
+    if (outside := array[(array < 0) | (array > np.iinfo(np.int64).max)]).size:
+        raise InputError(f"There is no feature {outside[0]}; features are counted from 0.")
     unique, counts = np.unique(array, return_counts=True)
     if (twice := counts > 1).any():
         raise InputError(f"Feature {unique[twice][0]} is there {counts[twice][0]} times; give it one edit.")
@@ -169,16 +171,23 @@ def _checked_ids(ids: Any) -> Array:
 
 
 def _checked_numbers(name: str, values: npt.ArrayLike, ids: Array) -> Array:
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"The {name} is {values!r}; it must be numbers.") from None
+    array = _numbers(name, values)
     if array.ndim == 0:
         array = np.full(len(ids), array)
     if array.shape[-1] != len(ids):
         raise InputError(f"The {name} has shape {array.shape}; its last dimension must be {len(ids)}, one per feature.")
     _check_finite(name, array, array, ids)
     return array
+
+
+def _numbers(name: str, values: npt.ArrayLike) -> Array:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # of another length in each row; a tensor that wants its gradient
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"The {name} is {values!r}; it must be numbers.")
+    return array.astype(np.float64)
 
 
 def _check_finite(name: str, given: Array, array: Array, ids: Array) -> None:
@@ -196,8 +205,10 @@ def _stacked(name: str, ids: Array, values: Sequence[npt.ArrayLike]) -> Array:
     if not values:
         return np.zeros(0)
     try:
-        return np.stack(np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values)), axis=-1)
-    except (TypeError, ValueError):
+        return np.stack(np.broadcast_arrays(*(_numbers(name, value) for value in values)), axis=-1)
+    except InputError:
+        raise
+    except ValueError:
         shapes = ", ".join(f"{feature}: {np.shape(value)}" for feature, value in zip(ids, values, strict=True))
         raise InputError(
             f"Each {name} must be a number or an array of the tokens' shape; the shapes are {shapes}."

@@ -184,10 +184,14 @@ class HookParity:
 
 @dataclass(frozen=True)
 class ParityRecord:
-    """The proof made at export, on `tokens` activations run on `device`: `model`, and `steer` under an intervention."""
+    """The proof made at export, on `tokens` activations run on `device`: `model`, and `steer` under an intervention.
+
+    `left_out` more were given, of which a feature is so near its threshold that correct programs differ there.
+    """
 
     device: str
     tokens: int
+    left_out: int
     hooks: dict[str, HookParity]
     steered: dict[str, HookParity]
 

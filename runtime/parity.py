@@ -73,6 +73,7 @@ class Reference:
         truth: the same without the input, in float64.
         use_error_term: whether the output is to be the reconstruction plus the error.
         target: of a transcoder with the error term, what the error is taken against.
+        left_out: how many tokens are not among them because a feature is too near its threshold to be sure of.
         recorded: budgets that were measured before, on this batch or a larger one; None measures them.
     """
 
@@ -81,6 +82,7 @@ class Reference:
     use_error_term: bool
     target: Array | None = None
     recorded: Budgets | None = None
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         for name, array in {**self.original, **{f"truth of {k}": v for k, v in self.truth.items()}}.items():
@@ -129,6 +131,10 @@ class Reference:
         """Return how far `y` is from the truth of `hook`."""
         token, element = self._error_arrays(hook, y)
         return Errors(float(token.max(initial=0.0)), float(element.max(initial=0.0)))
+
+    def token_errors(self, hook: str, y: Array) -> Array:
+        """Return how far each token of `y` is from the truth of `hook`, `(tokens,)`."""
+        return self._error_arrays(hook, y)[0]
 
     def worst(self, hook: str, y: Array) -> tuple[int, ...]:
         """Return the index of the element of `y` that is farthest from the truth."""

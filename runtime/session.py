@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from .artifact import Artifact, read_artifact
 from .errors import InputError
 from .graphs import Graphs
-from .hooks import FwdHooks, HookPoint, PlacedHooks, placed_hooks, run_hooked
+from .hooks import FwdHooks, HookPoint, PlacedHooks, caller, placed_hooks, run_hooked
 from .inputs import Array, Batch, NamesFilter, as_dtype, flat_shape, select_hooks
 from .interventions import Edit, Intervention
 from .manifest import (
@@ -28,6 +29,16 @@ from .manifest import (
     SAEConfig,
 )
 from .providers import find_device
+
+
+@dataclass(frozen=True)
+class _InGraph:
+    """An intervention that the graph carries out if it is alone, and a hook function otherwise."""
+
+    intervention: Intervention
+
+    def __call__(self, acts_post: Array, hook: object = None) -> Array:
+        return self.intervention(acts_post, hook)
 
 
 class SAESession:
@@ -69,8 +80,8 @@ class SAESession:
         self.device: str = found.name
         self._graphs = Graphs(self.artifact, found, threads, check_integrity)
         self._hook_points = {name: HookPoint(name) for name in HOOK_NAMES}
-        # Of the thread or asyncio task that entered `hooks` or `steering`: no other caller of the session sees them.
-        self._hooks: ContextVar[PlacedHooks] = ContextVar("hooks", default=())
+        # With whom they are of: a task that was started inside the block copies the context, and must not see them.
+        self._hooks: ContextVar[tuple[object, PlacedHooks]] = ContextVar("hooks", default=(None, ()))
 
     @property
     def cfg(self) -> SAEConfig:
@@ -156,7 +167,7 @@ class SAESession:
         Raises:
             UnknownHookError: a name is not a hook; it is a KeyError.
         """
-        token = self._hooks.set(self._hooks.get() + placed_hooks(fwd_hooks))
+        token = self._hooks.set((caller(), self._active_hooks() + placed_hooks(fwd_hooks)))
         try:
             yield self
         finally:
@@ -174,7 +185,9 @@ class SAESession:
         """Return the output and the hooks of a pass with edited features, at about the price of a pass without.
 
         It is what `run_with_cache` returns in PyTorch with a forward hook on `hook_sae_acts_post` that makes the same
-        edits: acts_post, recons and output are edited, the error is that of the clean pass.
+        edits: acts_post, recons and output are edited, the error is that of the clean pass. The edited reconstruction
+        is the clean one plus an update, and rounds as the clean one does: where the edits take away nearly all of a
+        very large one, `run_with_hooks` with the `Intervention` as a function is more exact.
 
             sae.steer(x, {123: Ablate(), 77: Clamp(5.0), 9: Scale(3.0), 4: Add(0.5)})
 
@@ -203,7 +216,7 @@ class SAESession:
         if not isinstance(edits, Intervention):
             edits = Intervention.of(edits)
         edits.check(self.cfg.d_sae, self.cfg.dtype)
-        with self.hooks([(HOOK_ACTS_POST, edits)]):
+        with self.hooks([(HOOK_ACTS_POST, _InGraph(edits))]):
             yield self
 
     def encode(self, x: Array) -> Array:
@@ -292,14 +305,19 @@ class SAESession:
         cfg = self.cfg
         return f"SAESession({str(self.artifact.path)!r}, {cfg.hook_name}, {cfg.d_in} -> {cfg.d_sae}, {self.device})"
 
+    def _active_hooks(self) -> PlacedHooks:
+        """Return the functions of the blocks that this thread or asyncio task is in."""
+        owner, hooks = self._hooks.get()
+        return hooks if owner == caller() else ()
+
     def _forward(self, x: Array, names: Sequence[str], target: Array | None) -> dict[str, Array]:
         """Return the named hooks, in that order, of a pass with what `hooks` and `steering` ask for in this context."""
-        hooks = self._hooks.get()
+        hooks = self._active_hooks()
         if not hooks:
             return self._compute(x, names, target)
         (where, function), *more = hooks
-        if not more and where == HOOK_ACTS_POST and isinstance(function, Intervention):
-            return self._compute(x, names, target, function)
+        if not more and where == HOOK_ACTS_POST and isinstance(function, _InGraph):
+            return self._compute(x, names, target, function.intervention)
         batch = Batch.of(x, self.cfg, target)
         fired = run_hooked(self._graphs, batch, hooks, self._hook_points, self.cfg.use_error_term)
         return {name: fired[name] for name in names}

@@ -82,9 +82,10 @@ def export_command(options: argparse.Namespace) -> int:
         max(getattr(record, which).token for record in parity.hooks.values()) for which in ("artifact", "original")
     )
     print(f"{artifact.path}: {len(manifest.graphs)} graphs, {size:.1f} MB")
+    left_out = f", {parity.left_out} at a threshold left out" if parity.left_out else ""
     print(
-        f"parity on {parity.tokens} tokens ({manifest.golden.source}): largest error against float64 {own:.1e}, "
-        f"PyTorch's own {original:.1e}"
+        f"parity on {parity.tokens} tokens ({manifest.golden.source}{left_out}): "
+        f"largest error against float64 {own:.1e}, PyTorch's own {original:.1e}"
     )
     print(f"prove it without PyTorch: python -m runtime verify {artifact.path}")
     return 0

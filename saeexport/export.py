@@ -23,9 +23,12 @@ from runtime.manifest import (
     CUSTOM,
     DECODE,
     FORMAT_VERSION,
+    HOOK_ACTS_POST,
+    HOOK_ACTS_PRE,
     HOOK_ERROR,
     HOOK_INPUT,
     HOOK_NAMES,
+    HOOK_RECONS,
     INPUT,
     MANIFEST,
     MODEL,
@@ -173,6 +176,11 @@ def _write_graphs(sae: Any, config: SAEConfig, folder: Path) -> dict[str, GraphS
     model = products_to_gemm(strip_remarks(trace(sae, config)))
     model = point_to_weights(model, weights, set(sae.state_dict()))
     sha256 = record_of(weights).sha256
+    if depends_on(model, HOOK_RECONS, HOOK_ACTS_PRE, HOOK_ACTS_POST):
+        raise ExportError(
+            f"hook_sae_recons of this {type(sae).__name__} depends on hook_sae_acts_pre other than through "
+            "hook_sae_acts_post; what a function at that hook changes could not be followed."
+        )
     specs = graph_specs(config, [name for name in (ACTIVATE, DECODE) if _needs_input(model, name)])
     for name, spec in specs.items():
         of = specs[MODEL] if name == STEER else spec
@@ -216,7 +224,7 @@ def _golden_tokens(config: SAEConfig, tokens: int) -> int:
 
 def _prove(folder: Path, path: Path, manifest: Manifest, steered: SteeredReference) -> None:
     """Run the graphs against the original, record the result in the manifest, then read it all as a user would."""
-    record = ParityRecord("cpu", steered.tokens, {}, {})
+    record = ParityRecord("cpu", steered.tokens, steered.clean.left_out, {}, {})
     _write_manifest(folder, manifest, record)
     with SAESession(folder, record.device) as session:
         report = judge_session(session, steered)
@@ -246,7 +254,7 @@ def _prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
 
 def _manifest(config: SAEConfig, graphs: dict[str, GraphSpec], golden: GoldenSpec) -> Manifest:
     """Return the manifest, still without the proof and the files."""
-    return Manifest(FORMAT_VERSION, config, WEIGHTS, graphs, golden, ParityRecord("", 0, {}, {}), _versions(), {})
+    return Manifest(FORMAT_VERSION, config, WEIGHTS, graphs, golden, ParityRecord("", 0, 0, {}, {}), _versions(), {})
 
 
 def _write_manifest(folder: Path, manifest: Manifest, parity: ParityRecord) -> None:

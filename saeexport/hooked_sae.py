@@ -162,7 +162,7 @@ class HookedSAE(HookedRootModule):
     def run(self, input: Tensor, target: Tensor | None) -> Tensor:
         """Return `hook_sae_output`: the pass from hook to hook, the error taken against `target`."""
         self.hook_sae_input(input)  # what a hook returns here is discarded, as in the original
-        x = self.flatten(input)
+        x = self.flatten(input).to(self.W_enc.dtype)  # `flatten` has refused what that would narrow
         acts_pre = self.hook_sae_acts_pre(self.preactivations(x))
         acts_post = self.hook_sae_acts_post(self.activation(acts_pre, x))
         recons = self.hook_sae_recons(self.shaped(self.decode(acts_post, x), input))

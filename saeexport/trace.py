@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from runtime.errors import ExportError
 from runtime.manifest import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TARGET, TOKENS, SAEConfig
 
+from .truth import evaluating
+
 # Opset 20 and IR 10 load in every ONNX Runtime since 1.19, in TensorRT 10 and in the Rust and Node bindings.
 OPSET, IR_VERSION = 20, 10
 
@@ -53,7 +55,7 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
     examples = tuple(torch.zeros(3, *shape, dtype=weight.dtype, device=weight.device) for shape in shapes)
     tokens = torch.export.Dim(TOKENS)
     traced = _SixHooks(sae, config.hooks)
-    with _evaluating(traced), _quiet_exporter():
+    with evaluating(traced), _quiet_exporter():
         try:
             program = torch.onnx.export(
                 traced,
@@ -85,19 +87,6 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
 def _without_parameters(node: ir.Node) -> bool | None:
     """Forbid to compute with parameters beforehand: the result would be in the graph, and not in the weights file."""
     return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch a module to evaluation, without gradients, and back."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
 
 
 @contextlib.contextmanager

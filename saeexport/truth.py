@@ -6,12 +6,13 @@ proved; `reference_of` finds these tokens by moving the numbers about and leaves
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -32,15 +33,21 @@ from runtime.parity import Reference, SteeredReference
 EDITED_FEATURES = 8
 """How many features the intervention edits by which `steer.onnx` is proved: two of each kind."""
 
-REACH = 2.0
-"""How far the preactivations are moved to find thresholds nearby, as a multiple of the most that they may err."""
+MOST_OWN_ERROR = 1e-3
+"""The largest token error that the original may have itself; float32 makes it 1e-7 to 1e-6."""
+
+REACH = 1.0
+"""How far the preactivations are moved to find thresholds nearby, as a multiple of the most that they may err; those
+within half of it are found. That is twice the largest error of the original: that a feature errs by more, just where
+its threshold is that near, is not to be expected; and a farther reach leaves nothing to prove of SAEs that are wide."""
 
 INPUT_REACH = 16.0
 """How much farther those are moved that no hook shows, such as a gate's, by moving the input; in all directions at
 random, so that most of them move by more than their error."""
 
 JUMP = 8.0
-"""An activation that moves by more than this multiple of what its preactivation moved by has crossed a threshold."""
+"""An activation that moves by more than this multiple of what its preactivation moved by may have crossed a threshold;
+it has, if with half the move it still moves by most of that: where a function is only steep, it moves by half."""
 
 HookFunction = tuple[str, Callable[..., Any]]
 
@@ -58,23 +65,56 @@ def reference_of(sae: Any, activations: Array, target: Array | None = None) -> R
     """
     original, truth = original_and_truth(sae, activations, target)
     reference = Reference(original, truth, bool(sae.cfg.use_error_term), target)
+    far = _implausible(reference)
+    if far.any():
+        reference = _some(reference, ~far)
     certain = ~_at_a_threshold(sae, reference)
     if not certain.any():
         raise ParityError(
             f"On each of the {reference.tokens} tokens some feature's preactivation is within rounding of its "
-            "threshold, so that correct programs differ there. Give more activations, or real ones."
+            "threshold, so that correct programs differ there. Give other activations: real ones, if these are not."
         )
-    if certain.all():
-        return reference
-    original, truth = ({hook: y[certain] for hook, y in hooks.items()} for hooks in (original, truth))
-    return Reference(original, truth, reference.use_error_term, None if target is None else target[certain])
+    return reference if certain.all() else _some(reference, certain)
+
+
+def _some(reference: Reference, kept: Array) -> Reference:
+    """Return the reference of the tokens `kept`, the others counted as left out."""
+    original, truth = ({hook: y[kept] for hook, y in hooks.items()} for hooks in (reference.original, reference.truth))
+    target = None if reference.target is None else reference.target[kept]
+    left_out = reference.left_out + int((~kept).sum())
+    return Reference(original, truth, reference.use_error_term, target, left_out=left_out)
 
 
 def steered_reference_of(sae: Any, clean: Reference, intervention: Intervention) -> SteeredReference:
     """Return what PyTorch computes from the inputs of `clean` under an intervention, and the truth of it."""
     hook = (HOOK_ACTS_POST, torch_hook(intervention))
     original, truth = original_and_truth(sae, clean.original[HOOK_INPUT], clean.target, hook)
-    return SteeredReference(original, truth, clean.use_error_term, clean.target, clean=clean, intervention=intervention)
+    steered = SteeredReference(
+        original, truth, clean.use_error_term, clean.target, clean=clean, intervention=intervention
+    )
+    _implausible(steered)
+    return steered
+
+
+def _implausible(reference: Reference) -> Array:
+    """Tell of each token whether the original is farther from the truth than rounding explains.
+
+    That can be, on a token whose numbers cancel; such a token proves nothing, and would let the others err as much.
+
+    Raises:
+        ParityError: it is so on most tokens, and therefore of another cause.
+    """
+    far = np.zeros(reference.tokens, bool)
+    for hook in reference.truth:
+        own = reference.token_errors(hook, reference.original[hook])
+        if (own > MOST_OWN_ERROR).mean() > 0.5:
+            raise ParityError(
+                f"{hook}: PyTorch's own error against the same weights in float64 is {np.median(own):.1e} on most "
+                f"tokens, more than the {MOST_OWN_ERROR:.0e} that rounding explains. Is something in it random, or "
+                "computed in lower precision?"
+            )
+        far |= own > MOST_OWN_ERROR
+    return far
 
 
 def torch_hook(intervention: Intervention) -> Callable[..., Tensor]:
@@ -120,10 +160,14 @@ def all_hooks(sae: Any, activations: Array, target: Array | None, *fwd_hooks: Ho
     """Return the hooks as PyTorch computes them, the error also where it does not fire, unless it needs a target."""
     device = next(sae.parameters()).device
     inputs = [torch.from_numpy(array).to(device) for array in (activations, target) if array is not None]
-    with torch.no_grad(), sae.hooks(fwd_hooks=list(fwd_hooks)):
-        output, cache = sae.run_with_cache(*inputs)
+    with evaluating(sae):
+        with sae.hooks(fwd_hooks=list(fwd_hooks)):
+            output, cache = sae.run_with_cache(*inputs)
+        clean = cache[HOOK_RECONS]
+        if fwd_hooks:
+            _, clean_cache = sae.run_with_cache(*inputs, names_filter=HOOK_RECONS)
+            clean = clean_cache[HOOK_RECONS]
     if HOOK_ERROR not in cache and predicts_its_input(sae):
-        clean = cache[HOOK_RECONS] if not fwd_hooks else _clean_recons(sae, inputs)
         cache[HOOK_ERROR] = cache[HOOK_INPUT] - clean
     cache[HOOK_OUTPUT] = output
     return {hook: cache[hook].cpu().numpy() for hook in HOOK_NAMES if hook in cache}
@@ -134,10 +178,17 @@ def predicts_its_input(sae: Any) -> bool:
     return getattr(sae.cfg, "d_out", None) is None
 
 
-def _clean_recons(sae: Any, inputs: Sequence[Tensor]) -> Tensor:
-    with torch.no_grad():
-        _, cache = sae.run_with_cache(*inputs, names_filter=HOOK_RECONS)
-    return cache[HOOK_RECONS]
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch a module to evaluation, without gradients, and back: what is exported is the SAE in use."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
 
 
 class InFloat64(TorchFunctionMode):
@@ -155,7 +206,8 @@ class InFloat64(TorchFunctionMode):
             value = func(*args)
             return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
         args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        # What `torch.zeros` and its like make is widened too: a later operation may change it in place.
+        return tree_map_only(Tensor, _widened, func(*args, **kwargs))
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -167,31 +219,44 @@ def _at_a_threshold(sae: Any, reference: Reference) -> Array:
     error = REACH * reference.budgets[HOOK_ACTS_PRE].element
     acts_pre, acts_post = reference.truth[HOOK_ACTS_PRE], reference.truth[HOOK_ACTS_POST]
     reach = error * reference.scale(HOOK_ACTS_PRE)[:, None] / np.sqrt(acts_pre.shape[1])
-    jumps = np.zeros(reference.tokens, bool)
-    for moved in _moved_preactivations(acts_pre, reach):
-        _, post = _activations(sae, reference, reference.original[HOOK_INPUT], moved)
-        jumps |= (np.abs(post - acts_post) > JUMP * reach).any(axis=1)
     x = reference.original[HOOK_INPUT].astype(np.float64)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
-    for direction in (1.0, -1.0):
-        pre, post = _activations(sae, reference, x * (1 + direction * INPUT_REACH * error * signs), None)
-        moved_by = np.maximum(np.abs(pre - acts_pre).max(axis=1, keepdims=True), INPUT_REACH * reach)
-        jumps |= (np.abs(post - acts_post) > JUMP * moved_by).any(axis=1)
+    x_move = INPUT_REACH * error * x * np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
+
+    def moves(x_moved: Array, pre_moved: Array | None) -> tuple[Array, Array]:
+        """Return by how much the activations move, and by how much the token's preactivations do."""
+        pre, post = _activations(sae, reference, x_moved, pre_moved)
+        return np.abs(post - acts_post), np.abs(pre - acts_pre).max(axis=1, keepdims=True)
+
+    jumps = np.zeros(reference.tokens, bool)
+    steps: list[tuple[Array | None, Array | None]] = [(None, step) for step in _steps(acts_pre, reach)]
+    for x_step, pre_step in [*steps, (x_move, None), (-x_move, None)]:
+        whole, half = (
+            functools.partial(
+                moves,
+                x if x_step is None else x + part * x_step,
+                None if pre_step is None else acts_pre + part * pre_step,
+            )
+            for part in (1.0, 0.5)
+        )
+        post_move, pre_move = whole()
+        steep = post_move > JUMP * np.maximum(pre_move, reach)
+        if steep.any():
+            jumps |= (steep & (half()[0] > 0.75 * post_move)).any(axis=1)
     return jumps
 
 
-def _moved_preactivations(acts_pre: Array, reach: Array) -> Iterator[Array]:
-    """Yield preactivations moved all up, all down, and by turns in the order of their size, with and without sign.
+def _steps(acts_pre: Array, reach: Array) -> Iterator[Array]:
+    """Yield moves of the preactivations: all up, all down, and by turns in the order of their size, signed or not.
 
     The first two cross every threshold nearby; the others exchange neighbours, so that the k-th largest is another one.
     """
     for direction in (1.0, -1.0):
-        yield acts_pre + direction * reach
-        for size in (acts_pre, np.abs(acts_pre)):
+        yield np.broadcast_to(direction * reach, acts_pre.shape)
+        for size, sign in ((acts_pre, 1.0), (np.abs(acts_pre), np.sign(acts_pre))):
             by_turns = np.empty_like(acts_pre)
             turns = np.broadcast_to(direction * (-1.0) ** np.arange(acts_pre.shape[1]), acts_pre.shape)
             np.put_along_axis(by_turns, np.argsort(size, axis=1), turns, axis=1)
-            yield acts_pre + by_turns * reach * (1.0 if size is acts_pre else np.sign(acts_pre))
+            yield by_turns * reach * sign
 
 
 def _activations(sae: Any, reference: Reference, x: Array, acts_pre: Array | None) -> tuple[Array, Array]:
@@ -208,7 +273,7 @@ def _activations(sae: Any, reference: Reference, x: Array, acts_pre: Array | Non
 
     device = next(sae.parameters()).device
     inputs = [torch.from_numpy(array).to(device) for array in (x, reference.target) if array is not None]
-    with contextlib.suppress(_Seen), torch.no_grad(), InFloat64():
+    with contextlib.suppress(_Seen), evaluating(sae), InFloat64():
         sae.run_with_hooks(*inputs, fwd_hooks=[(HOOK_ACTS_PRE, at_acts_pre), (HOOK_ACTS_POST, at_acts_post)])
     pre, post = (tensor.cpu().numpy() for tensor in seen)
     return pre, post

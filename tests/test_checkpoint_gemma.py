@@ -33,6 +33,16 @@ def npz(folder, save=np.savez, **tensors):
     return folder
 
 
+def test_gemma_scope_with_a_bit_that_flipped(tmp_path):
+    """A mapped file is read by nobody who would compare it with the archive's checksum."""
+    np.savez(tmp_path / "params.npz", W_enc=np.ones((5, 9), np.float32), threshold=np.ones(9, np.float32))
+    data = bytearray((tmp_path / "params.npz").read_bytes())
+    data[data.index(np.ones(9, np.float32).tobytes())] ^= 1
+    (tmp_path / "params.npz").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"cannot be read as tensors: W_enc.npy is not what its checksum says"):
+        load(tmp_path)
+
+
 def folder(path, config, tensors):
     stored = {LOWER.get(name, name): tensor for name, tensor in tensors.items() if tensor is not None}
     if "W_skip" in stored:

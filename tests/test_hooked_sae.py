@@ -284,3 +284,10 @@ def test_hook_functions_get_the_hook_point_and_run_in_order():
 def test_an_unknown_hook_name_raises():
     with pytest.raises(KeyError):
         make_sae().run_with_hooks(x_of(4, 6), fwd_hooks=[("hook_mlp_out", lambda t, hook: t)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_8_also_where_nothing_is_subtracted_that_would_promote(dtype):
+    sae = make_sae(apply_b_dec_to_input=False)
+    x = (10 * x_of(4, 6)).to(dtype)
+    assert torch.equal(sae(x), sae(x.float()))

@@ -224,6 +224,28 @@ def test_other_threads_and_tasks_do_not_see_the_functions(session):
     assert (own != plain).any()
 
 
+def test_tasks_and_threads_started_inside_do_not_see_the_functions_either(session):
+    """They inherit a copy of the context, and may outlive the block."""
+    x = normal(4, 6)
+    plain = session(x)
+
+    async def main():
+        async def child():
+            await asyncio.sleep(0)
+            return session(x)
+
+        with session.hooks([(POST, double)]):
+            task = asyncio.create_task(child())
+            in_thread = await asyncio.to_thread(session, x)
+            own = session(x)
+        return in_thread, await task, own
+
+    in_thread, in_task, own = asyncio.run(main())
+    np.testing.assert_array_equal(in_thread, plain)
+    np.testing.assert_array_equal(in_task, plain)
+    assert (own != plain).any()
+
+
 def test_a_function_sees_another_session_untouched(session):
     """Hooks are of one session, also where two of the same artifact are open."""
     x = normal(4, 6)

@@ -213,6 +213,16 @@ def test_an_intervention_as_a_hook_function_at_another_hook_edits_that_one():
     assert (cache[POST][:, 3] == 7).all()
 
 
+def test_an_intervention_given_as_a_function_runs_in_stages(session):
+    """Where the update would cancel: the edits take away a reconstruction a million times what remains."""
+    x = 1e6 * normal(4, 6)
+    everything = Intervention(np.arange(16), 0.0, 0.0)
+    with session.hooks([(POST, everything)]):
+        recons = session.run_with_cache(x)[1][RECONS]
+    assert "steer" not in session._graphs.loaded
+    np.testing.assert_array_equal(recons, session.decode(np.zeros((4, 16), np.float32)).reshape(4, 6))
+
+
 def test_the_callers_arrays_are_left_alone():
     x, acts = normal(9, 6), normal(9, 16)
     kept = x.copy(), acts.copy()
@@ -237,7 +247,14 @@ def test_the_callers_arrays_are_left_alone():
         ({3: Scale(np.nan)}, "The scale of feature 3 is nan; it must be finite in float64"),
         ({2: Ablate(), 3: Add(np.inf)}, "The shift of feature 3 is inf; it must be finite"),
         ({3: Clamp(1e39)}, r"The shift of feature 3 is 1e\+39; it must be finite in float32"),
-        ({3: Clamp("high")}, r"Each shift must be a number or an array of the tokens' shape; the shapes are 3: \(\)"),
+        ({3: Clamp("high")}, "The shift is 'high'; it must be numbers."),
+        ({3: Clamp("3")}, "The shift is '3'; it must be numbers."),
+        ({3: Scale(True)}, "The scale is True; it must be numbers."),
+        ({3: Clamp(None)}, "The shift is None; it must be numbers."),
+        ({3: Clamp(torch.ones(1, requires_grad=True))}, "The shift is tensor.*; it must be numbers."),
+        ({2**63: Ablate()}, "There is no feature 9223372036854775808; features are counted from 0."),
+        (None, "The edits are None; they must be a dict from feature ids to edits."),
+        ([(0, Ablate())], r"The edits are \[\(0, Edit|The edits are \[\(0, Ablate"),
         ({3: Clamp([1.0, 2.0]), 4: Clamp([1.0, 2.0, 3.0])}, r"the shapes are 3: \(2,\), 4: \(3,\)"),
         ({3: Clamp([1.0, 2.0])}, r"The shift of the intervention is given for tokens of shape \(2,\), .* have \(9,\)"),
         ({3: Scale(np.ones((2, 9)))}, r"The scale .* tokens of shape \(2, 9\), the activations have \(9,\)"),
@@ -254,6 +271,7 @@ def test_edits_that_make_no_sense_are_named(edits, message, names):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((np.array([2**64 - 1], np.uint64), 0, 5), "There is no feature 18446744073709551615"),
         (([3, 5, 3], 0, 0), "Feature 3 is there 2 times; give it one edit."),
         (([[3]], 0, 0), "they must be a list of whole numbers"),
         (([3, 5], [1, 2, 3], 0), r"The scale has shape \(3,\); its last dimension must be 2, one per feature."),

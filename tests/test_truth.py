@@ -11,8 +11,8 @@ from conftest import HOOKS, make_sae, normal
 from zoo import ARCHITECTURES, D_IN, sae_of
 
 import saeexport
-from runtime import ParityError
-from saeexport import ExportError, export, truth
+from runtime import ParityError, SAESession
+from saeexport import ExportError, HookedSAE, export, truth
 from saeexport.truth import InFloat64, reference_of
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
@@ -89,13 +89,24 @@ def test_a_relu_has_no_threshold_that_matters():
     """It is continuous: a preactivation within rounding of zero makes an activation of that size."""
     sae, x = make_sae(), torch.from_numpy(normal(40, 6))
     with torch.no_grad():
-        sae.b_enc -= sae.preactivations(x[7])
+        sae.b_enc[5] -= sae.preactivations(x[7])[5]
+        sae.b_enc[6] -= sae.preactivations(x[8])[6]
     assert reference_of(sae, x.numpy()).tokens == 40
+
+
+def test_a_token_whose_numbers_cancel_is_left_out():
+    """Its own error would be the budget of all."""
+    sae, x = make_sae(), torch.from_numpy(normal(40, 6))
+    with torch.no_grad():
+        sae.b_enc -= sae.preactivations(x[7])
+    reference = reference_of(sae, x.numpy())
+    assert (reference.tokens, reference.left_out) == (39, 1)
+    assert max(budget.token for budget in reference.budgets.values()) < 1e-4
 
 
 def test_where_every_token_is_at_a_threshold_nothing_is_proved(tmp_path):
     sae, x = at_a_threshold("jumprelu", 7, 0.0)
-    with pytest.raises(ParityError, match="On each of the 3 tokens .* Give more activations"):
+    with pytest.raises(ParityError, match="On each of the 3 tokens .* Give other activations"):
         export(sae, tmp_path / "sae", np.repeat(x[7:8], 3, axis=0))
     assert not any(tmp_path.iterdir())
 
@@ -126,3 +137,91 @@ def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architectur
     monkeypatch.setattr(exporting, "_write_weights", lambda sae, folder: write_weights(wrong, folder))
     with pytest.raises((ParityError, ExportError), match="hook_sae_acts_p"):
         export(sae_of(architecture), tmp_path / "sae", normal(64, D_IN))
+
+
+class InPlace(HookedSAE):
+    """It fills what it made, as many top-k SAEs do."""
+
+    def activation(self, acts_pre, x):
+        values, features = torch.relu(acts_pre).topk(5, dim=-1)
+        acts = torch.zeros(acts_pre.shape[0], self.cfg.d_sae)
+        acts.scatter_(-1, features, values)
+        return acts
+
+    def decode(self, acts_post, x=None):
+        out = torch.zeros(acts_post.shape[0], self.cfg.d_in)
+        out.add_(acts_post @ self.W_dec + self.b_dec)
+        return out
+
+
+class Random(HookedSAE):
+    def preactivations(self, x):
+        return torch.nn.functional.dropout(super().preactivations(x), 0.5, training=True)
+
+
+class Dropping(HookedSAE):
+    """In training, which a module is when it is made, it drops half of the input."""
+
+    def preactivations(self, x):
+        return super().preactivations(torch.nn.functional.dropout(x, 0.5, self.training))
+
+
+class Steep(HookedSAE):
+    def activation(self, acts_pre, x):
+        return torch.expm1(3 * torch.relu(acts_pre)) + 20 * torch.relu(acts_pre)
+
+
+class Crooked(HookedSAE):
+    """What it reconstructs does not only depend on the activations."""
+
+    def run(self, input, target):
+        self.hook_sae_input(input)
+        pre = self.hook_sae_acts_pre(self.preactivations(input))
+        acts = self.hook_sae_acts_post(torch.relu(pre))
+        return self.hook_sae_output(self.hook_sae_recons(self.decode(acts, input) + pre[:, : self.cfg.d_in]))
+
+
+def users(kind, **more):
+    sae = kind(dict(d_in=D_IN, d_sae=64, hook_name="h", seed=0, device="cpu", use_error_term=False))
+    with torch.no_grad():
+        sae.b_enc += 0.1
+    return sae
+
+
+@pytest.mark.parametrize("kind", [InPlace, Dropping, Steep])
+def test_what_a_user_s_class_does_is_proved_with_a_budget_of_rounding(tmp_path, kind):
+    sae, x = users(kind), normal(50, D_IN)
+    artifact = export(sae, tmp_path / "sae", x)
+    assert max(hook.budget.token for hook in artifact.manifest.parity.hooks.values()) < 1e-3
+    assert artifact.manifest.parity.left_out <= 2
+    assert sae.training
+    with SAESession(artifact, "cpu") as session, torch.no_grad():
+        np.testing.assert_allclose(session(x), sae.eval()(torch.from_numpy(x)), rtol=1e-4, atol=1e-3)
+
+
+def test_an_original_that_is_not_itself_in_float64_is_refused(tmp_path):
+    message = "PyTorch's own error .* on most tokens, more than the 1e-03 that rounding explains"
+    with pytest.raises(ParityError, match=message):
+        export(users(Random), tmp_path / "sae", normal(50, D_IN))
+
+
+def test_a_reconstruction_past_the_activations_is_refused(tmp_path):
+    with pytest.raises(ExportError, match="hook_sae_recons of this Crooked depends on hook_sae_acts_pre other than"):
+        export(users(Crooked), tmp_path / "sae", normal(50, D_IN))
+
+
+def test_how_many_are_left_out_is_recorded(tmp_path):
+    sae, x = at_a_threshold("jumprelu", 7, 1e-8)
+    parity = export(sae, tmp_path / "sae", x).manifest.parity
+    assert parity.left_out >= 1
+    assert parity.tokens + parity.left_out == 40
+
+
+def test_a_wide_sae_keeps_most_of_its_tokens():
+    """The chance that some feature is at its threshold grows with their number."""
+    sae = type(sae_of("jumprelu"))(dict(d_in=64, d_sae=65536, hook_name="h", seed=0, device="cpu"))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.from_numpy(normal(64, 65536) / 8))
+        sae.threshold.fill_(3.0)
+    reference = reference_of(sae, normal(32, 64))
+    assert reference.left_out <= 8
