@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import ArtifactError, IntegrityError
-from .manifest import MANIFEST, FileRecord, Manifest, parse_manifest
+from .manifest import MANIFEST, FileRecord, Manifest
+from .parse import parse_manifest
 
 CHUNK = 1 << 22
 

@@ -4,7 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -38,13 +38,6 @@ class HookPoint:
 
     name: str
     ctx: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-
-
-class HookFunction(Protocol):
-    """A function that may edit `tensor` in place, return one in its place, or return None to keep it."""
-
-    def __call__(self, tensor: Array, /, *, hook: HookPoint) -> Array | None:
-        """Handle the tensor of a hook point."""
 
 
 FwdHooks: TypeAlias = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]

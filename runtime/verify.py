@@ -6,7 +6,8 @@ from .artifact import read_artifact
 from .errors import ArtifactError
 from .golden import load_golden
 from .manifest import CONTRACTS, FEATURE_IDS, HOOK_INPUT, INPUT, TARGET
-from .parity import Report, SteeredReference, judge
+from .parity import SteeredReference, judge
+from .report import Report
 from .session import SAESession
 
 

@@ -41,7 +41,8 @@ from runtime.manifest import (
     SAEConfig,
     graph_specs,
 )
-from runtime.parity import Reference, Report, SteeredReference, judge
+from runtime.parity import Reference, SteeredReference, judge
+from runtime.report import Report
 from runtime.session import SAESession
 from runtime.tensorfile import TensorWriter
 from runtime.verify import judge_session

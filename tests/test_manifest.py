@@ -8,7 +8,8 @@ from conftest import TINY
 
 import runtime
 from runtime import ArtifactError, ManifestError
-from runtime.manifest import FORMAT_VERSION, parse_manifest
+from runtime.manifest import FORMAT_VERSION
+from runtime.parse import parse_manifest
 
 TEXT = (TINY / "sae.json").read_text()
 

@@ -10,7 +10,8 @@ from conftest import HOOKS, make_sae, normal
 
 from runtime import ParityError
 from runtime.manifest import Errors
-from runtime.parity import FACTOR, FLOOR, Reference, Report, judge
+from runtime.parity import FACTOR, FLOOR, Reference, judge
+from runtime.report import Report
 from saeexport.truth import reference_of
 
 PRE, POST, RECONS, ERROR, OUTPUT = HOOKS[1:]
