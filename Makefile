@@ -51,9 +51,12 @@ bench-export: .venv/ready
 
 # The PyTorch original on TransformerLens' releases from the oldest supported on. 2.16 needs NumPy 1, whose last pyarrow
 # does not say so.
+ON_TRANSFORMER_LENS := $(addprefix tests/test_,hooked_sae.py export.py session.py hooks.py interventions.py \
+  architectures.py truth.py)
+
 test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0/ready
 	for version in 2.16.1 3.3.0 4.3.0; do echo "transformer_lens $$version"; \
-	  .venv-tl-$$version/bin/python -m pytest -W default tests/test_hooked_sae.py tests/test_export.py tests/test_session.py tests/test_hooks.py tests/test_interventions.py \
+	  .venv-tl-$$version/bin/python -m pytest -W default $(ON_TRANSFORMER_LENS) \
 	    || exit 1; done
 
 .venv-tl-%/ready: pyproject.toml
