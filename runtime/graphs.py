@@ -35,6 +35,9 @@ class Graphs:
     def run(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Run a graph; see `SAESession.run_graph`."""
         session = self._session(graph)
+        known = {tensor.name for spec in self._artifact.manifest.graphs.values() for tensor in spec.inputs}
+        if unknown := set(feeds) - known:  # what another graph takes may be given too, and is left aside
+            raise InputError(f"No graph takes {', '.join(sorted(unknown))}; {graph!r} takes {self.inputs(graph)}.")
         if missing := set(self.inputs(graph)) - set(feeds):
             raise InputError(_missing(missing, graph))
         if names is None:

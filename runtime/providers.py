@@ -81,7 +81,7 @@ def start_session(model: str | bytes, device: Device, threads: int | None = None
     options = ort.SessionOptions()
     options.log_severity_level = LOG_FATAL  # errors come as exceptions too
     # Every session has threads of its own, and after a run they would spin, waiting for the next one, on the cores that
-    # another graph of the same artifact needs: on two cores a pass of 30 ms took 54. Alone, it costs no time.
+    # another graph of the same artifact needs now.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -166,6 +166,7 @@ def _write_weights(sae: Any, folder: Path) -> None:
             file, {name: (tuple(y.shape), np.dtype(str(y.dtype).removeprefix("torch."))) for name, y in state.items()}
         )
         for name, tensor in state.items():
+            tensor = tensor if tensor.ndim else tensor.reshape(1)  # a user's scalar
             rows = max(1, BLOCK_BYTES // (tensor.nbytes // max(len(tensor), 1) or 1))
             for start in range(0, len(tensor), rows):
                 writer.write(name, start, tensor[start : start + rows].detach().cpu().numpy())
@@ -248,8 +249,8 @@ def _prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
     verdicts = judge("checkpoint", list(reference.original), outputs, reference)
     if failures := Report("", verdicts).failures:
         raise ExportError(
-            f"This {type(sae).__name__} computes something else than the HookedSAE that its artifact would be loaded "
-            f"as: {failures[0]} Only the equations of HookedSAE can be exported."
+            f"This {type(sae).__name__} computes something else than what its artifact would be loaded as: "
+            f"{failures[0]} Its config and weights must be all that it is; else make it a class of its own."
         )
 
 

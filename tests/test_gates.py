@@ -296,3 +296,15 @@ def test_nothing_is_run_that_is_not_intact(artifact):
 
 def test_the_tiny_artifact_is_what_these_tests_break():
     assert runtime.verify(TINY, "cpu").failures == []
+
+
+def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
+    run_graph, loaded = SAESession.run_graph, []
+
+    def note(self, graph, feeds, names=None):
+        loaded.append(len(self._graphs.loaded))
+        return run_graph(self, graph, feeds, names)
+
+    monkeypatch.setattr(SAESession, "run_graph", note)
+    assert runtime.verify(TINY, "cpu").failures == []
+    assert loaded == [0] * 5

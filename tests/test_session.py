@@ -278,3 +278,24 @@ def test_what_onnx_runtime_says_of_a_run_is_passed_on(session):
 def test_threads_can_be_set():
     with SAESession(TINY, "cpu", threads=1) as session:
         np.testing.assert_allclose(session(normal(9, 6)), TINY_SESSION(normal(9, 6)), atol=1e-6)
+
+
+def test_an_input_that_no_graph_takes_is_an_error(session):
+    with pytest.raises(InputError, match=r"No graph takes inptu; 'model' takes \['input'\]"):
+        session.run_graph("model", {"input": normal(4, 6), "inptu": normal(4, 6)})
+    with pytest.raises(InputError, match="'decode' needs hook_sae_acts_post, too"):
+        session.run_graph("decode", {"input": normal(4, 6)})
+
+
+def test_threads_do_not_spin(session):
+    session(normal(6))
+    (loaded,) = session._graphs.loaded.values()
+    assert loaded.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_graph_can_be_released_and_comes_back(session):
+    before = session(normal(6))
+    session.release("model")
+    session.release("model")
+    assert not session._graphs.loaded
+    np.testing.assert_array_equal(session(normal(6)), before)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HOOKS, make_sae, normal
+from safetensors.numpy import load_file
 from zoo import ARCHITECTURES, D_IN, sae_of
 
 import saeexport
@@ -200,9 +201,27 @@ def test_what_a_user_s_class_does_is_proved_with_a_budget_of_rounding(tmp_path, 
 
 
 def test_an_original_that_is_not_itself_in_float64_is_refused(tmp_path):
-    message = "PyTorch's own error .* on most tokens, more than the 1e-03 that rounding explains"
+    message = "PyTorch's own error .* on most tokens it is more than the 1e-03 that rounding explains"
     with pytest.raises(ParityError, match=message):
         export(users(Random), tmp_path / "sae", normal(50, D_IN))
+
+
+class Scalar(HookedSAE):
+    """A parameter without dimensions."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.gain = torch.nn.Parameter(torch.tensor(1.5))
+
+    def decode(self, acts_post, x=None):
+        return super().decode(acts_post) * self.gain
+
+
+def test_a_parameter_without_dimensions_is_stored(tmp_path):
+    sae = users(Scalar)
+    path = export(sae, tmp_path / "sae", normal(50, D_IN)).path
+    stored = load_file(path / "weights.safetensors")["gain"]
+    assert (stored.shape, float(stored)) == ((), 1.5)
 
 
 def test_a_reconstruction_past_the_activations_is_refused(tmp_path):
