@@ -7,10 +7,11 @@ from typing import Any
 import onnxruntime as ort
 
 from .artifact import Artifact
+from .blocks import block_sizes, run_in_blocks
 from .errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
 from .inputs import Array
-from .manifest import INPUT, TARGET, TensorSpec
-from .providers import Device, start_session
+from .manifest import CONTRACTS, INPUT, SPARSE, TARGET, TensorSpec
+from .providers import Device, Settings, start_session
 
 METADATA_PREFIX = "saeexport."
 WEIGHTS_KEY = METADATA_PREFIX + "weights_sha256"
@@ -21,19 +22,31 @@ class Graphs:
 
     Attributes:
         loaded: the sessions of ONNX Runtime that were started, by the graph's name.
+        for_cpu: whether graphs that are written for the CPU are preferred; else the portable ones are.
+        block_tokens: how many tokens are run at a time.
     """
 
-    def __init__(self, artifact: Artifact, device: Device, threads: int | None, check_integrity: bool) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: Device,
+        settings: Settings,
+        check_integrity: bool,
+        for_cpu: bool,
+        block_tokens: int,
+    ) -> None:
         self.loaded: dict[str, ort.InferenceSession] = {}
+        self.for_cpu = for_cpu
+        self.block_tokens = block_tokens
         self._artifact = artifact
         self._device = device
-        self._threads = threads
+        self._settings = settings
         self._check_integrity = check_integrity
         self._lock = threading.Lock()
         self._closed = False
 
     def run(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run a graph; see `SAESession.run_graph`."""
+        """Run a graph, a large batch in blocks; see `SAESession.run_graph`."""
         session = self._session(graph)
         known = {tensor.name for spec in self._artifact.manifest.graphs.values() for tensor in spec.inputs}
         if unknown := set(feeds) - known:  # what another graph takes may be given too, and is left aside
@@ -42,8 +55,13 @@ class Graphs:
             raise InputError(_missing(missing, graph))
         if names is None:
             names = [output.name for output in session.get_outputs()]
+        spec = self._artifact.manifest.graphs[graph]
+        sizes = block_sizes(len(feeds[spec.inputs[0].name]), self.block_tokens)
         try:
-            arrays = session.run(list(names), {name: feeds[name] for name in self.inputs(graph)})
+            if len(sizes) == 1:
+                arrays = session.run(list(names), {name: feeds[name] for name in self.inputs(graph)})
+            else:
+                arrays = run_in_blocks(session, spec, feeds, list(names), sizes)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(
@@ -65,18 +83,25 @@ class Graphs:
     def smallest(self, names: Sequence[str]) -> str:
         """Return the graph with the fewest outputs that computes `names` from the input, and the target if need be.
 
+        Of two with as many, one for the CPU if these are preferred.
+
         Raises:
             ArtifactError: there is none.
         """
         fitting = {
-            graph: len(spec.outputs)
+            graph: (len(spec.outputs), not _for_cpu(graph))
             for graph, spec in self._artifact.manifest.graphs.items()
             if {tensor.name for tensor in spec.inputs} <= {INPUT, TARGET}
             and set(names) <= {tensor.name for tensor in spec.outputs}
+            and (self.for_cpu or not _for_cpu(graph))
         }
         if not fitting:
             raise ArtifactError(f"{self._artifact.path} has no graph from {INPUT} to {', '.join(names)}.")
         return min(fitting, key=lambda graph: fitting[graph])
+
+    def fitting(self, graph: str) -> str:
+        """Return the graph that takes and gives what `graph` does and fits the device: itself, or its sparse sister."""
+        return SPARSE.get(graph, graph) if self.for_cpu else graph
 
     def release(self, graph: str) -> None:
         """Free a graph and its weights, if it is loaded."""
@@ -108,7 +133,7 @@ class Graphs:
         self._artifact.file(manifest.weights, self._check_integrity)
         path = self._artifact.file(spec.file, self._check_integrity)
         try:
-            session = start_session(str(path), self._device, self._threads)
+            session = start_session(str(path), self._device, self._settings)
         except ProviderError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
@@ -128,6 +153,10 @@ class Graphs:
             if tensors != expected:
                 raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
         return session
+
+
+def _for_cpu(graph: str) -> bool:
+    return graph in CONTRACTS and CONTRACTS[graph].for_cpu
 
 
 def _missing(names: set[str], graph: str) -> str:

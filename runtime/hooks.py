@@ -97,7 +97,7 @@ def run_hooked(
     fire(HOOK_INPUT, batch.given)
     features_hooked = any(name in FEATURE_HOOKS for name, _ in hooks)
     feeds = batch.feeds()
-    clean = graphs.run(MODEL if use_error_term else ENCODE, feeds)
+    clean = graphs.run(graphs.fitting(MODEL) if use_error_term else ENCODE, feeds)
 
     acts_pre = fire(HOOK_ACTS_PRE, shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
     acts_post = clean[HOOK_ACTS_POST]
@@ -110,7 +110,7 @@ def run_hooked(
         recons = clean[HOOK_RECONS]
     else:
         feeds[HOOK_ACTS_POST] = batch.feature_rows(acts_post)
-        recons = graphs.run(DECODE, feeds)[HOOK_RECONS]
+        recons = graphs.run(graphs.fitting(DECODE), feeds)[HOOK_RECONS]
     recons = fire(HOOK_RECONS, shaped(HOOK_RECONS, recons))
 
     if use_error_term:

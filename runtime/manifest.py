@@ -35,7 +35,14 @@ FEATURE_SHIFT = "feature_shift"
 INTERVENTION = (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)
 """The inputs by which `steer.onnx` edits features."""
 
+K = "k"
+INDICES, VALUES, L0 = "indices", "values", "l0"
+"""The input and the outputs of `features.onnx`."""
+
 MODEL, ENCODE, ACTIVATE, DECODE, STEER = "model", "encode", "activate", "decode", "steer"
+ACTS, FEATURES = "acts", "features"
+SPARSE = {name: f"{name}.sparse" for name in (MODEL, DECODE, STEER)}
+"""What takes and gives the same, and reads only the decoder's rows whose feature is on."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Contract:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     description: str
+    for_cpu: bool = False  # written for ONNX Runtime's CPU provider; the others are portable, without control flow
 
 
 CONTRACTS = {
@@ -64,6 +72,20 @@ CONTRACTS = {
         "run fails, and from -d_sae to -1 they count from the end. A scale or shift that is NaN or infinite spreads "
         "to the whole reconstruction.",
     ),
+    ACTS: Contract((INPUT,), (HOOK_ACTS_POST,), "The activations alone, on a CPU.", for_cpu=True),
+    FEATURES: Contract(
+        (INPUT, K),
+        (INDICES, VALUES, L0),
+        "The k features of each token with the largest activations in absolute value, the largest first, and how many "
+        "are on in all, l0: where l0 <= k nothing is missing. What is not on has the value 0. k is from 1 to d_sae.",
+        for_cpu=True,
+    ),
+}
+CONTRACTS |= {
+    sparse: dataclasses.replace(
+        CONTRACTS[name], for_cpu=True, description=f"As {name}, on a CPU at the price of its encoder, exactly."
+    )
+    for name, sparse in SPARSE.items()
 }
 """The graphs that every artifact has, of an SAE that predicts its input and has six hooks."""
 
@@ -231,22 +253,25 @@ def contract(graph: str, sae: SAEConfig, needs_input: bool = False) -> Contract:
         needs_input: of `activate` and `decode`, whether they need the SAE's input too: a gate reads it, a
             normalisation is undone with it, a skip connection adds it. Then it comes first.
     """
-    inputs, outputs, description = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs, CONTRACTS[graph].description
+    inputs, outputs = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs
     if needs_input and inputs[0] != INPUT:
         inputs = (INPUT, *inputs)
     if outputs == HOOK_NAMES:
         outputs = sae.hooks
         if sae.takes_target:
             inputs = (INPUT, TARGET, *inputs[1:])
-    return Contract(inputs, outputs, description)
+    return dataclasses.replace(CONTRACTS[graph], inputs=inputs, outputs=outputs)
 
 
 def graph_specs(sae: SAEConfig, needing_input: Collection[str] = ()) -> dict[str, GraphSpec]:
     """Return what the graphs of an SAE are by contract; `needing_input` as `contract` says."""
 
     def tensor(name: str) -> TensorSpec:
-        if name == FEATURE_IDS:
-            return TensorSpec(name, "int64", ("m",))
+        if name in (FEATURE_IDS, K):
+            return TensorSpec(name, "int64", ("m",) if name == FEATURE_IDS else (1,))
+        if name in (INDICES, VALUES, L0):
+            dtype = sae.dtype if name == VALUES else "int64"
+            return TensorSpec(name, dtype, (TOKENS,) if name == L0 else (TOKENS, K))
         if name in INTERVENTION:
             return TensorSpec(name, sae.dtype, ("rows", "m"))
         if name in FEATURE_HOOKS:
@@ -257,7 +282,7 @@ def graph_specs(sae: SAEConfig, needing_input: Collection[str] = ()) -> dict[str
 
     specs = {}
     for name in CONTRACTS:
-        graph = contract(name, sae, name in needing_input)
+        graph = contract(name, sae, name.removesuffix(".sparse") in needing_input)
         inputs, outputs = tuple(map(tensor, graph.inputs)), tuple(map(tensor, graph.outputs))
         specs[name] = GraphSpec(graph_file(name), inputs, outputs, graph.description)
     return specs

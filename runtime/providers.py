@@ -7,6 +7,8 @@ CUDA list no other provider, forbid the fall-back, and are asked afterwards wher
 import contextlib
 import ctypes
 import io
+import math
+import os
 import re
 import threading
 from dataclasses import dataclass
@@ -43,6 +45,20 @@ class Device:
     options: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How ONNX Runtime uses a machine.
+
+    Attributes:
+        threads: of the CPU, for one call; None for one per core that this process may use.
+        arena: whether freed memory is kept for the next call. Without, it goes back to the system after each, and large
+            calls take longer.
+    """
+
+    threads: int | None = None
+    arena: bool = True
+
+
 def find_device(name: str) -> Device:
     """Return the device called "cpu", "cuda" (that is "cuda:0"), "cuda:N", or "auto".
 
@@ -68,11 +84,8 @@ def find_device(name: str) -> Device:
     return cuda
 
 
-def start_session(model: str | bytes, device: Device, threads: int | None = None) -> ort.InferenceSession:
+def start_session(model: str | bytes, device: Device, settings: Settings | None = None) -> ort.InferenceSession:
     """Return a session of `model`, a path or the bytes of a graph, with every node on `device`.
-
-    Args:
-        threads: of the CPU, for one call; None lets ONNX Runtime take one per core.
 
     Raises:
         ProviderError: the session runs elsewhere.
@@ -81,8 +94,11 @@ def start_session(model: str | bytes, device: Device, threads: int | None = None
     options = ort.SessionOptions()
     options.log_severity_level = LOG_FATAL  # errors come as exceptions too
     # Every session has threads of its own, and after a run they would spin, waiting for the next one, on the cores that
-    # another graph of the same artifact needs now.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # another graph of the same artifact needs now. Between the nodes of one run spinning is worth it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    settings = settings or Settings()
+    options.enable_cpu_mem_arena = settings.arena
+    threads = settings.threads or fewer_threads()
     if threads is not None:
         options.intra_op_num_threads = threads
     if device.provider != CPU:
@@ -92,6 +108,28 @@ def start_session(model: str | bytes, device: Device, threads: int | None = None
     if running[0] != device.provider:
         raise ProviderError(f"A session for {device.name} started on {running[0]} instead.")
     return session
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def fewer_threads(cgroup: Path = CGROUP) -> int | None:
+    """Return how many threads to take where this process may not use all cores of the machine, else None.
+
+    ONNX Runtime takes one thread per core of the machine. In a container with a quota they would be stopped, all at
+    once, for most of the time.
+
+    Source: Linux, cgroup-v2 `cpu.max` ("max 100000", or the quota and the period in microseconds), and before
+    `cpu/cpu.cfs_quota_us` and `cpu/cpu.cfs_period_us`.
+    """
+    cores = os.cpu_count() or 1
+    allowed = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores)
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (float(word) for file in files for word in (cgroup / file).read_text().split())
+            if quota > 0:
+                allowed = min(allowed, quota / period)
+    return None if allowed >= cores else max(1, math.ceil(allowed))
 
 
 def _require_cuda(device: Device) -> None:

@@ -6,29 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
-from .artifact import Artifact, read_artifact
+from .engine import Engine
 from .errors import InputError
-from .graphs import Graphs
 from .hooks import FwdHooks, HookPoint, PlacedHooks, caller, placed_hooks, run_hooked
 from .inputs import Array, Batch, NamesFilter, as_dtype, flat_shape, select_hooks
 from .interventions import Edit, Intervention
-from .manifest import (
-    DECODE,
-    FEATURE_HOOKS,
-    HOOK_ACTS_POST,
-    HOOK_INPUT,
-    HOOK_NAMES,
-    HOOK_OUTPUT,
-    HOOK_RECONS,
-    INPUT,
-    STEER,
-    SAEConfig,
-)
-from .providers import find_device
+from .manifest import DECODE, HOOK_ACTS_POST, HOOK_NAMES, HOOK_OUTPUT, HOOK_RECONS, INPUT
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class _InGraph:
         return self.intervention(acts_post, hook)
 
 
-class SAESession:
+class SAESession(Engine):
     """The SAE of an artifact, ready to run; numpy in, numpy out.
 
     A graph is loaded when it is first needed, and the smallest one that computes what was asked is run. Calls from
@@ -58,13 +44,19 @@ class SAESession:
     Args:
         path: the artifact's folder.
         device: "auto" (CUDA if it really starts, else the CPU), "cpu", "cuda" or "cuda:N".
-        threads: of the CPU, for one call; None takes one per core.
+        graphs: "auto" prefers on the CPU the graphs that are written for it, and elsewhere the portable ones, without
+            control flow; "cpu" and "portable" say which. They compute the same; `explain` says which one would run.
+        threads: of the CPU, for one call; None takes one per core that this process may use.
+        arena: keep freed memory for the next call. Without, it goes back to the system, and large calls take longer.
+        block_tokens: how many tokens are run at a time; None for 64 MiB of features. Memory beyond the result does not
+            grow with the batch.
         check_integrity: compare the sha256 of every file that is loaded with the manifest's. It reads the weights once
             more (about a second per 2 GB); the sizes are compared in any case.
 
     Raises:
         ArtifactError: the folder is not an artifact, or a file of it is not what it should be.
         ProviderError: the device cannot be used.
+        InputError: an option has a value that it cannot have.
     """
 
     def __init__(
@@ -72,29 +64,24 @@ class SAESession:
         path: str | os.PathLike[str],
         device: str = "auto",
         *,
+        graphs: str = "auto",
         threads: int | None = None,
+        arena: bool = True,
+        block_tokens: int | None = None,
         check_integrity: bool = True,
     ) -> None:
-        self.artifact: Artifact = read_artifact(path)
-        found = find_device(device)
-        self.device: str = found.name
-        self._graphs = Graphs(self.artifact, found, threads, check_integrity)
+        super().__init__(
+            path,
+            device,
+            graphs=graphs,
+            threads=threads,
+            arena=arena,
+            block_tokens=block_tokens,
+            check_integrity=check_integrity,
+        )
         self._hook_points = {name: HookPoint(name) for name in HOOK_NAMES}
         # With whom they are of: a task that was started inside the block copies the context, and must not see them.
         self._hooks: ContextVar[tuple[object, PlacedHooks]] = ContextVar("hooks", default=(None, ()))
-
-    @property
-    def cfg(self) -> SAEConfig:
-        """The configuration of the SAE, as the manifest has it."""
-        return self.artifact.manifest.sae
-
-    @property
-    def hook_names(self) -> tuple[str, ...]:
-        """The six hooks in firing order; `cfg.fired_hooks` has those that `run_with_cache` returns.
-
-        Of a transcoder without the error term they are five: without a target there is no error.
-        """
-        return self.cfg.hooks
 
     def __call__(self, x: Array, target: Array | None = None) -> Array:
         """Return `hook_sae_output`, with the shape of `x` (of a transcoder `(..., d_out)`) and the SAE's dtype.
@@ -251,59 +238,8 @@ class SAESession:
                 raise InputError(f"The decoder of this {self.cfg.architecture} SAE also reads the input; {given} was "
                                  f"given. Pass decode(acts_post, x) with {(*lead, self.cfg.d_in)}.")  # fmt: skip
             feeds |= batch.feeds()
-        recons = self.run_graph(DECODE, feeds, [HOOK_RECONS])[HOOK_RECONS]
+        recons = self.run_graph(self._graphs.fitting(DECODE), feeds, [HOOK_RECONS])[HOOK_RECONS]
         return recons.reshape(*lead, *self.cfg.output_shape)
-
-    def compute(self, x: Array, names: Sequence[str], target: Array | None = None) -> dict[str, Array]:
-        """Return the named hooks of `x`, in that order, by the smallest graph that has them all.
-
-        Unlike the cache, it has `hook_sae_error` also where that does not fire in the original.
-
-        Args:
-            x: as for `__call__`.
-            names: among `hook_names`.
-            target: as for `__call__`.
-
-        Raises:
-            InputError: `x` or `target` has another shape or dtype, or a name is not a hook.
-        """
-        if unknown := [name for name in names if name not in self.hook_names]:
-            raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(self.hook_names)}.")
-        return self._compute(x, names, target)
-
-    def run_graph(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run one graph of the artifact as it is, and return its outputs.
-
-        Args:
-            graph: its name in the manifest, such as "model".
-            feeds: an array for each of its inputs, with the rank and dtype that the manifest gives.
-            names: which of its outputs; None for all that it has, in its order.
-
-        Raises:
-            ArtifactError: the artifact has no such graph, or it cannot be loaded.
-            SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
-        """
-        return self._graphs.run(graph, feeds, names)
-
-    def release(self, graph: str) -> None:
-        """Free one graph's copy of the weights; a later call loads it again."""
-        self._graphs.release(graph)
-
-    def close(self) -> None:
-        """Free the graphs and their weights; a call after this one is an error. Closing twice is not."""
-        self._graphs.close()
-
-    def __enter__(self) -> "SAESession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        cfg = self.cfg
-        return f"SAESession({str(self.artifact.path)!r}, {cfg.hook_name}, {cfg.d_in} -> {cfg.d_sae}, {self.device})"
 
     def _active_hooks(self) -> PlacedHooks:
         """Return the functions of the blocks that this thread or asyncio task is in."""
@@ -321,20 +257,3 @@ class SAESession:
         batch = Batch.of(x, self.cfg, target)
         fired = run_hooked(self._graphs, batch, hooks, self._hook_points, self.cfg.use_error_term)
         return {name: fired[name] for name in names}
-
-    def _compute(
-        self, x: Array, names: Sequence[str], target: Array | None, intervention: Intervention | None = None
-    ) -> dict[str, Array]:
-        """Return the named hooks, in that order, by one graph."""
-        batch = Batch.of(x, self.cfg, target)
-        hooks = {HOOK_INPUT: batch.given}  # as given: in the original too it keeps its dtype
-        computed = [name for name in dict.fromkeys(names) if name != HOOK_INPUT]
-        feeds = batch.feeds()
-        if intervention and not set(computed) <= set(FEATURE_HOOKS):
-            hooks |= self.run_graph(STEER, feeds | intervention.feeds(batch.lead, self.cfg.dtype), computed)
-        elif computed:
-            hooks |= self.run_graph(self._graphs.smallest(computed), feeds, computed)
-        tensors = {name: hooks[name].reshape(batch.shape(name)) for name in names}
-        if intervention and HOOK_ACTS_POST in names and set(computed) <= set(FEATURE_HOOKS):
-            tensors[HOOK_ACTS_POST] = intervention(tensors[HOOK_ACTS_POST])  # the features need no decoder
-        return tensors

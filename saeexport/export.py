@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -18,18 +16,11 @@ from runtime.artifact import Artifact, read_artifact, record_of
 from runtime.errors import ExportError
 from runtime.golden import save_golden
 from runtime.manifest import (
-    ACTIVATE,
-    CONTRACTS,
     CUSTOM,
-    DECODE,
     FORMAT_VERSION,
-    HOOK_ACTS_POST,
-    HOOK_ACTS_PRE,
     HOOK_ERROR,
     HOOK_INPUT,
     HOOK_NAMES,
-    HOOK_RECONS,
-    INPUT,
     MANIFEST,
     MODEL,
     STEER,
@@ -39,7 +30,6 @@ from runtime.manifest import (
     Manifest,
     ParityRecord,
     SAEConfig,
-    graph_specs,
 )
 from runtime.parity import Reference, SteeredReference, judge
 from runtime.report import Report
@@ -51,14 +41,8 @@ from runtime.verify import verify as verify_golden
 from .activations import prepare_activations
 from .checkpoints import load
 from .exportable import architecture_of, check_exportable
-from .passes.describe import describe
-from .passes.external import point_to_weights
-from .passes.gemm import products_to_gemm
-from .passes.steer import add_interventions
-from .passes.strip import strip_remarks
-from .passes.subgraph import depends_on, extract
+from .graphs import write_graphs
 from .staging import check_target, staged_folder
-from .trace import trace
 from .truth import all_hooks, reference_of, steered_reference_of, typical_intervention
 
 WEIGHTS = "weights.safetensors"
@@ -117,7 +101,7 @@ def export(
             stage("writing weights")
             _write_weights(sae, folder)
             stage("tracing")
-            graphs = _write_graphs(sae, config, folder)
+            graphs = write_graphs(sae, config, folder / WEIGHTS)
             stage("running the original, and in float64")
             clean = reference_of(sae, batch, target)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
@@ -160,7 +144,7 @@ def _config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
 
 def _write_weights(sae: Any, folder: Path) -> None:
     """Write the state dict, a block of rows at a time: a matrix that is a transposed view is never held twice."""
-    state = dict(sorted(sae.state_dict().items()))
+    state = dict(sorted(sae.state_dict().items(), key=_with_its_bias))
     with (folder / WEIGHTS).open("wb") as file:
         writer = TensorWriter(
             file, {name: (tuple(y.shape), np.dtype(str(y.dtype).removeprefix("torch."))) for name, y in state.items()}
@@ -172,49 +156,10 @@ def _write_weights(sae: Any, folder: Path) -> None:
                 writer.write(name, start, tensor[start : start + rows].detach().cpu().numpy())
 
 
-def _write_graphs(sae: Any, config: SAEConfig, folder: Path) -> dict[str, GraphSpec]:
-    """Trace the SAE, write every graph of the contract, checked, and return what they take and give."""
-    weights = folder / WEIGHTS
-    model = products_to_gemm(strip_remarks(trace(sae, config)))
-    model = point_to_weights(model, weights, set(sae.state_dict()))
-    sha256 = record_of(weights).sha256
-    if depends_on(model, HOOK_RECONS, HOOK_ACTS_PRE, HOOK_ACTS_POST):
-        raise ExportError(
-            f"hook_sae_recons of this {type(sae).__name__} depends on hook_sae_acts_pre other than through "
-            "hook_sae_acts_post; what a function at that hook changes could not be followed."
-        )
-    specs = graph_specs(config, [name for name in (ACTIVATE, DECODE) if _needs_input(model, name)])
-    for name, spec in specs.items():
-        of = specs[MODEL] if name == STEER else spec
-        graph = extract(model, [tensor.name for tensor in of.inputs], [tensor.name for tensor in of.outputs])
-        if name == STEER:
-            graph = add_interventions(graph, spec)
-        ir.save(describe(graph, name, config, sha256), folder / spec.file)
-        check_graph(folder / spec.file, spec)
-    return specs
-
-
-def _needs_input(model: ir.Model, graph: str) -> bool:
-    """Tell whether the activation or the decoder of a traced SAE also reads the input: a gate, a skip connection."""
-    (source,), (output,) = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs
-    return depends_on(model, output, INPUT, source)
-
-
-def check_graph(path: Path, spec: GraphSpec) -> None:
-    """Refuse a graph that is not valid ONNX, or whose inputs or outputs are not named as they should, in this order.
-
-    Raises:
-        ExportError: it is not so.
-    """
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path.name} is not valid ONNX: {error}") from error
-    graph = onnx.load_model(path, load_external_data=False).graph
-    for role, found, expected in (("inputs", graph.input, spec.inputs), ("outputs", graph.output, spec.outputs)):
-        names, wanted = [value.name for value in found], [tensor.name for tensor in expected]
-        if names != wanted:
-            raise ExportError(f"{path.name} has the {role} {', '.join(names)}; they must be {', '.join(wanted)}.")
+def _with_its_bias(item: tuple[str, Any]) -> tuple[str, str]:
+    """Sort W_dec, b_dec, W_enc, b_enc, others: a bias lies behind its matrix, see `passes/bias.py`."""
+    kind, _, of = item[0].partition("_")
+    return (of, kind) if of else ("~", kind)
 
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:

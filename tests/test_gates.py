@@ -29,6 +29,11 @@ def test_an_intact_artifact_passes(artifact, capsys):
         ("activate", HOOKS[2]),
         ("decode", HOOKS[3]),
         *(("steer", hook) for hook in HOOKS),
+        ("acts", HOOKS[2]),
+        *(("features", what) for what in (HOOKS[2], "l0", "values")),
+        *(("model.sparse", hook) for hook in HOOKS),
+        ("decode.sparse", HOOKS[3]),
+        *(("steer.sparse", hook) for hook in HOOKS),
     ]
     runtime.assert_parity(artifact, "cpu")
     assert main(["verify", str(artifact), "--device", "cpu"]) == 0
@@ -206,15 +211,15 @@ def test_external_data_outside_the_folder_is_refused(artifact, location):
                 if entry.key == "location":
                     entry.value = location
 
-    rewrite(artifact, "model.onnx", edit_graph(change))
-    with pytest.raises(ArtifactError, match="cannot load .*model.onnx on cpu"), SAESession(artifact, "cpu") as session:
-        session(normal(6))
+    rewrite(artifact, "encode.onnx", edit_graph(change))
+    with pytest.raises(ArtifactError, match="cannot load .*encode.onnx on cpu"), SAESession(artifact, "cpu") as session:
+        session.compute(normal(6), HOOKS[1:3])
 
 
 def test_a_graph_that_is_not_onnx(artifact):
-    rewrite(artifact, "model.onnx", lambda path: path.write_bytes(b"no model"))
-    with pytest.raises(ArtifactError, match="cannot load .*model.onnx"), SAESession(artifact, "cpu") as session:
-        session(normal(6))
+    rewrite(artifact, "encode.onnx", lambda path: path.write_bytes(b"no model"))
+    with pytest.raises(ArtifactError, match="cannot load .*encode.onnx"), SAESession(artifact, "cpu") as session:
+        session.compute(normal(6), HOOKS[1:3])
 
 
 def test_a_hook_without_a_budget_may_not_err(artifact, capsys):
@@ -307,4 +312,4 @@ def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
 
     monkeypatch.setattr(SAESession, "run_graph", note)
     assert runtime.verify(TINY, "cpu").failures == []
-    assert loaded == [0] * 5
+    assert loaded == [0] * len(CONTRACTS)

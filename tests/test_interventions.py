@@ -162,9 +162,9 @@ def test_the_cache_can_be_filtered_and_the_output_left_out():
 
 def test_the_features_alone_need_no_decoder(session):
     session.steer(normal(9, 6), {3: Clamp(1.5)}, POST, return_output=False)
-    assert set(session._graphs.loaded) == {"encode"}
+    assert set(session._graphs.loaded) == {"acts"}
     session.steer(normal(9, 6), {3: Clamp(1.5)})
-    assert set(session._graphs.loaded) == {"encode", "steer"}
+    assert set(session._graphs.loaded) == {"acts", "steer.sparse"}
 
 
 def test_steering_holds_for_several_calls_and_ends():

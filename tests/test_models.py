@@ -57,7 +57,7 @@ def test_their_golden_inputs_are_real():
 
 def test_the_real_sae_stays_small():
     assert sum(file.stat().st_size for file in MINILM.iterdir()) < 15e6
-    assert sum(file.stat().st_size for file in TINY.iterdir()) < 40e3
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 100e3
 
 
 def test_the_readme_quotes_the_evaluation():

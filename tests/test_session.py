@@ -131,10 +131,10 @@ def test_only_the_graph_that_is_needed_is_loaded_and_run(session, monkeypatch):
     assert list(cache) == [ACTS]
     session.encode(x)
     assert session.compute(x, ["hook_sae_input"])["hook_sae_input"] is not None
-    assert ran == ["encode", "encode"]
-    assert set(session._graphs.loaded) == {"encode"}
+    assert ran == ["acts", "acts"]
+    assert set(session._graphs.loaded) == {"acts"}
     session(x)
-    assert ran[-1] == "model"
+    assert ran[-1] == "model.sparse"
 
 
 def test_compute_has_the_error_even_where_it_does_not_fire(exported):
@@ -252,7 +252,7 @@ def test_threads_load_a_graph_once_and_get_right_results():
             thread.start()
         for thread in threads:
             thread.join()
-    assert loads == ["model"]
+    assert loads == ["model.sparse"]
     assert not wrong
 
 
@@ -287,15 +287,15 @@ def test_an_input_that_no_graph_takes_is_an_error(session):
         session.run_graph("decode", {"input": normal(4, 6)})
 
 
-def test_threads_do_not_spin(session):
+def test_threads_do_not_spin_after_a_run(session):
     session(normal(6))
     (loaded,) = session._graphs.loaded.values()
-    assert loaded.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert loaded.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_a_graph_can_be_released_and_comes_back(session):
     before = session(normal(6))
-    session.release("model")
-    session.release("model")
+    session.release("model.sparse")
+    session.release("model.sparse")
     assert not session._graphs.loaded
     np.testing.assert_array_equal(session(normal(6)), before)

@@ -16,7 +16,7 @@ from saeexport import ExportError, export, load
 exporting = importlib.import_module("saeexport.export")  # the package has the function under this name
 
 
-STAGES = ["_write_weights", "_write_graphs", "reference_of", "save_golden", "_prove", "_prove_checkpoint"]
+STAGES = ["_write_weights", "write_graphs", "reference_of", "save_golden", "_prove", "_prove_checkpoint"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -13,7 +13,7 @@ from zoo import ARCHITECTURES, D_IN, sae_of
 
 import saeexport
 from runtime import ParityError, SAESession
-from saeexport import ExportError, HookedSAE, export, truth
+from saeexport import ExportError, HookedSAE, export, graphs, truth
 from saeexport.truth import InFloat64, reference_of
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
@@ -133,8 +133,8 @@ def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architectur
             wrong.cfg.k += 1
         else:
             wrong.b_enc += 0.05
-    trace = exporting.trace
-    monkeypatch.setattr(exporting, "trace", lambda sae, config: trace(wrong, config))
+    trace = graphs.trace
+    monkeypatch.setattr(graphs, "trace", lambda sae, config: trace(wrong, config))
     monkeypatch.setattr(exporting, "_write_weights", lambda sae, folder: write_weights(wrong, folder))
     with pytest.raises((ParityError, ExportError), match="hook_sae_acts_p"):
         export(sae_of(architecture), tmp_path / "sae", normal(64, D_IN))

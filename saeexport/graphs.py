@@ -1,0 +1,105 @@
+"""One traced model, and the graphs of the contract that are made of it: parts of it, rewritten for their purpose."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from runtime.artifact import record_of
+from runtime.errors import ExportError
+from runtime.manifest import (
+    ACTIVATE,
+    ACTS,
+    CONTRACTS,
+    DECODE,
+    FEATURES,
+    HOOK_ACTS_POST,
+    HOOK_ACTS_PRE,
+    HOOK_RECONS,
+    INPUT,
+    MODEL,
+    SPARSE,
+    STEER,
+    GraphSpec,
+    SAEConfig,
+    graph_specs,
+)
+
+from .passes.bias import let_biases_ride
+from .passes.describe import describe
+from .passes.external import point_to_weights
+from .passes.gemm import products_to_gemm
+from .passes.sparse import decode_sparsely
+from .passes.steer import CLEAN, add_interventions
+from .passes.strip import strip_remarks
+from .passes.subgraph import depends_on, extract
+from .passes.top import keep_strongest
+from .trace import trace
+
+PART = {STEER: MODEL, SPARSE[STEER]: MODEL, FEATURES: ACTS}
+"""Between whose inputs and outputs a graph lies in the traced model, if not its own."""
+
+PASSES: dict[str, tuple[Callable[[ir.Model, GraphSpec], ir.Model], ...]] = {
+    STEER: (add_interventions,),
+    ACTS: (lambda model, _: let_biases_ride(model),),
+    FEATURES: (lambda model, _: let_biases_ride(model), keep_strongest),
+    SPARSE[MODEL]: (lambda model, _: let_biases_ride(decode_sparsely(model, HOOK_ACTS_POST)),),
+    SPARSE[DECODE]: (lambda model, _: decode_sparsely(model, HOOK_ACTS_POST),),
+    SPARSE[STEER]: (
+        add_interventions,
+        lambda model, _: let_biases_ride(decode_sparsely(model, CLEAN + HOOK_ACTS_POST)),
+    ),
+}
+"""How a graph is rewritten after it was cut out."""
+
+
+def write_graphs(sae: Any, config: SAEConfig, weights: Path) -> dict[str, GraphSpec]:
+    """Trace the SAE, write every graph of the contract beside its weights, checked; return what they take and give.
+
+    Raises:
+        ExportError: PyTorch cannot trace it, or what was written is not what it should be.
+    """
+    model = products_to_gemm(strip_remarks(trace(sae, config)))
+    model = point_to_weights(model, weights, set(sae.state_dict()))
+    sha256 = record_of(weights).sha256
+    if depends_on(model, HOOK_RECONS, HOOK_ACTS_PRE, HOOK_ACTS_POST):
+        raise ExportError(
+            f"hook_sae_recons of this {type(sae).__name__} depends on hook_sae_acts_pre other than through "
+            "hook_sae_acts_post; what a function at that hook changes could not be followed."
+        )
+    specs = graph_specs(config, [name for name in (ACTIVATE, DECODE) if _needs_input(model, name)])
+    for name, spec in specs.items():
+        part = specs[PART.get(name, name)]
+        graph = extract(model, [tensor.name for tensor in part.inputs], [tensor.name for tensor in part.outputs])
+        for rewrite in PASSES.get(name, ()):
+            graph = rewrite(graph, spec)
+        graph = RemoveUnusedNodesPass()(graph).model
+        ir.save(describe(graph, name, config, sha256), weights.parent / spec.file)
+        check_graph(weights.parent / spec.file, spec)
+    return specs
+
+
+def _needs_input(model: ir.Model, graph: str) -> bool:
+    """Tell whether the activation or the decoder of a traced SAE also reads the input: a gate, a skip connection."""
+    (source,), (output,) = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs
+    return depends_on(model, output, INPUT, source)
+
+
+def check_graph(path: Path, spec: GraphSpec) -> None:
+    """Refuse a graph that is not valid ONNX, or whose inputs or outputs are not named as they should, in this order.
+
+    Raises:
+        ExportError: it is not so.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{path.name} is not valid ONNX: {error}") from error
+    graph = onnx.load_model(path, load_external_data=False).graph
+    for role, found, expected in (("inputs", graph.input, spec.inputs), ("outputs", graph.output, spec.outputs)):
+        names, wanted = [value.name for value in found], [tensor.name for tensor in expected]
+        if names != wanted:
+            raise ExportError(f"{path.name} has the {role} {', '.join(names)}; they must be {', '.join(wanted)}.")

@@ -1,0 +1,62 @@
+"""The k strongest features of each token, instead of `d_sae` activations of which nearly all are zero.
+
+A feature among the k strongest lies in one of the k groups with the strongest features, so it is sought there. The
+features that are on are counted there too, unless more groups have some: then all are counted.
+"""
+
+import math
+
+import onnx_ir as ir
+
+from runtime.manifest import HOOK_ACTS_POST, VALUES, GraphSpec, K
+
+from .building import INT64, Nodes
+from .sign import never_negative
+
+GROUP = 16
+"""Neighbours of which the strongest is found first."""
+
+
+def keep_strongest(model: ir.Model, spec: GraphSpec) -> ir.Model:
+    """Give a graph from the input to the activations the input and the outputs of `features`, `spec`."""
+    graph = model.graph
+    (acts,) = graph.outputs
+    assert acts.shape is not None
+    at, d_sae = Nodes(graph), acts.shape[1]
+    assert isinstance(d_sae, int)
+    k = ir.val(K, dtype=ir.DataType.INT64, shape=[1])
+    graph.inputs.append(k)
+    group = math.gcd(d_sae, GROUP)
+    groups = d_sae // group
+    signed = not never_negative(acts)
+    tokens = at("Shape", [acts], start=0, end=1)
+
+    grouped = at("Reshape", [acts, at.vector([0, groups, group])])
+    strength = at("ReduceMax", [at("Abs", [grouped]) if signed else grouped, at.vector([2])], keepdims=0)
+    sought = at("Min", [k, at.vector([groups])])
+    _, chosen = at.several("TopK", [strength, sought], 2, axis=1, sorted=0)
+    every_token = at("Range", [at.scalar(0), at("Squeeze", [tokens]), at.scalar(1)])
+    first = at("Mul", [at("Unsqueeze", [every_token, at.vector([1])]), at.scalar(groups)])
+    members = at("Gather", [at("Reshape", [acts, at.vector([-1, group])]), at("Add", [chosen, first])])
+    members = at("Reshape", [members, at("Concat", [tokens, at("Mul", [sought, at.vector([group])])], axis=0)])
+    values, places = at.several("TopK", [at("Abs", [members]) if signed else members, k], 2, axis=1)
+    if signed:
+        values = at("GatherElements", [members, places], axis=1)
+    place = at("Div", [places, at.scalar(group)])
+    inside = at("Sub", [places, at("Mul", [place, at.scalar(group)])])
+    indices = at("Add", [at("Mul", [at("GatherElements", [chosen, place], axis=1), at.scalar(group)]), inside])
+
+    def number_on(at: Nodes, cells: ir.Value) -> ir.Value:
+        on = at.cast(at.cast(cells, ir.DataType.BOOL), ir.DataType.FLOAT)  # exact up to 2^24 features
+        return at.cast(at("ReduceSum", [on, at.vector([1])], keepdims=0), ir.DataType.INT64)
+
+    beyond = at.cast(at("Greater", [number_on(at, strength), sought]), ir.DataType.INT64)
+    all_found = at("Equal", [at("ReduceSum", [beyond], keepdims=0), at.scalar(0)])
+    (count,) = at.choose(all_found, [INT64], lambda at: [number_on(at, members)], lambda at: [number_on(at, acts)])
+    graph.outputs.clear()
+    for tensor, value in zip(spec.outputs, (indices, values, count), strict=True):
+        value.name, value.shape = tensor.name, ir.Shape(tensor.shape)
+        value.type = acts.type if tensor.name == VALUES else INT64
+        graph.outputs.append(value)
+    acts.name = f"all.{HOOK_ACTS_POST}"
+    return model

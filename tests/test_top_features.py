@@ -1,0 +1,119 @@
+"""The sparse result: complete where it says so, and it says where not."""
+
+import numpy as np
+import onnx
+import pytest
+from breaking import edit_graph, failures_of, rewrite
+from conftest import TINY, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoo import sae_of
+
+from runtime import InputError, SAESession
+from runtime.features import TopFeatures
+from saeexport import export
+
+
+@pytest.fixture(scope="module", params=["standard", "abstopk", "jumprelu", "gated"])
+def sae(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / request.param
+    export(sae_of(request.param), path)
+    with SAESession(path, "cpu") as session:
+        yield session
+
+
+def strongest(acts, k):
+    """Return the k largest absolute values of each token, in descending order."""
+    return -np.sort(-np.abs(acts), axis=-1)[..., :k]
+
+
+@pytest.mark.parametrize("k", [1, 2, 9, 16, 17, 47, 48])
+@pytest.mark.parametrize("lead", [(), (0,), (1,), (40,), (2, 3)])
+def test_they_are_the_strongest_and_it_is_said_whether_any_is_missing(sae, k, lead):
+    x = normal(*lead, 10)
+    acts, found = sae.encode(x), sae.top_features(x, k)
+    assert found.indices.shape == found.values.shape == (*lead, k)
+    assert (found.indices.dtype, found.values.dtype, found.l0.dtype) == (np.int64, np.float32, np.int64)
+    np.testing.assert_array_equal(found.l0, (acts != 0).sum(axis=-1))
+    np.testing.assert_array_equal(found.lossless, found.l0 <= k)
+    np.testing.assert_array_equal(np.abs(found.values), strongest(acts, k))
+    on = found.values != 0
+    np.testing.assert_array_equal(np.take_along_axis(acts, found.indices, -1)[on], found.values[on])
+    dense = found.dense(48)
+    np.testing.assert_array_equal(dense[found.lossless], acts[found.lossless])
+    if k == 1 and acts.size:
+        assert not found.lossless.all()  # else nothing of this was shown
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tokens=st.integers(0, 30), k=st.integers(1, 48), scale=st.sampled_from([0.0, 0.05, 0.3, 1.0, 10.0]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_no_batch_confuses_it(sae, tokens, k, scale, seed):
+    x = normal(tokens, 10, seed=seed) * np.float32(scale)
+    acts, found = sae.encode(x), sae.top_features(x, k)
+    np.testing.assert_array_equal(np.abs(found.values), strongest(acts, k))
+    np.testing.assert_array_equal(found.l0, (acts != 0).sum(axis=-1))
+
+
+@pytest.mark.parametrize("k", [0, -1, 49])
+def test_a_k_out_of_range_is_refused(sae, k):
+    with pytest.raises(InputError, match=f"k is {k}; it must be from 1 to d_sae = 48"):
+        sae.top_features(normal(2, 10), k)
+
+
+def test_it_can_be_unpacked_and_read_by_name():
+    with SAESession(TINY, "cpu") as session:
+        indices, values, l0 = found = session.top_features(normal(3, session.cfg.d_in), 2)
+    assert (indices is found.indices, values is found.values, l0 is found.l0) == (True, True, True)
+
+
+def test_an_index_that_comes_again_behind_the_last_does_not_erase_it():
+    found = TopFeatures(np.array([[3, 3]]), np.array([[2.0, 0.0]], np.float32), np.array([1]))
+    np.testing.assert_array_equal(found.dense(4), [[0, 0, 0, 2]])
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_an_index_that_is_none_is_an_error(index):
+    with pytest.raises(IndexError, match="d_sae is 4"):
+        TopFeatures(np.array([[index]]), np.array([[1.0]]), np.array([1])).dense(4)
+
+
+def features_gate(change):
+    def on_model(model):
+        graph = model.graph
+        change(graph, {node.output[0]: node for node in graph.node})
+
+    return edit_graph(on_model)
+
+
+def weaker_first(graph, by_output):
+    """Sort the strongest features the other way round."""
+    (sort,) = (node for node in graph.node if node.op_type == "TopK" and "values" in node.output)
+    sort.attribute.append(onnx.helper.make_attribute("largest", 0))
+
+
+def other_features(graph, by_output):
+    """Say that each feature is its neighbour."""
+    by_output["indices"].op_type = "Sub"
+
+
+def one_too_many(graph, by_output):
+    """Count one feature more than are on."""
+    by_output["l0"].output[0] = "exact"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "one_more"))
+    graph.node.append(onnx.helper.make_node("Add", ["exact", "one_more"], ["l0"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (weaker_first, "features: values are not in descending order: token 0 and 15 more"),
+        (other_features, "features: "),
+        (one_too_many, "features: l0 is not the number of features that are on"),
+    ],
+)
+def test_strongest_features_that_are_wrong(artifact, capsys, change, reason):
+    rewrite(artifact, "features.onnx", features_gate(change))
+    assert reason in failures_of(artifact, capsys)
