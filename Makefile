@@ -10,7 +10,7 @@ ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test check parity bench-steer bench-export test-transformer-lens test-peers clean
+.PHONY: demo test check bench parity bench-steer bench-export test-transformer-lens test-peers clean
 
 demo: .venv/ready .venv-runtime/ready
 	.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -28,6 +28,10 @@ check: .venv/ready
 # How far apart two correct programs are: the measurement behind runtime/parity.py's FACTOR.
 parity: .venv/ready
 	.venv/bin/python -m benchmarks.parity
+
+# What all six hooks cost, beside PyTorch, torch.compile and a plain ONNX export; about a quarter of an hour.
+bench: .venv/ready
+	.venv/bin/python -m benchmarks
 
 # What an intervention on features costs, beside the clean pass.
 bench-steer: .venv/ready

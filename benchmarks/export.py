@@ -17,10 +17,11 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.steer import processor
+from benchmarks.common import processor
 from runtime.tensorfile import TensorWriter
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
@@ -82,7 +83,7 @@ def watched(command: list[str]) -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - start, 1), "own_bytes": own, "resident_bytes": resident}
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, Any]) -> str:
     """Return the measurements as a Markdown table."""
     lines = ["| d_in x d_sae | weights | seconds | own memory | over the weights | resident |",
              "|---|---|---|---|---|---|"]  # fmt: skip

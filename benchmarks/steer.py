@@ -17,18 +17,19 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from benchmarks.common import processor
+from benchmarks.saes import activations, sae_of
 from runtime import Clamp, Intervention, SAESession
 from runtime.inputs import Array
 from runtime.manifest import HOOK_ACTS_POST, HOOK_NAMES
-from saeexport import HookedSAE, export
+from saeexport import export
 
 RESULTS = Path(__file__).parent / "results" / "steer.json"
-L0 = 50
 
 
 def main() -> None:
@@ -55,21 +56,6 @@ def main() -> None:
     machine = {"date": date.today().isoformat(), "processor": processor(), "threads": os.cpu_count()}
     RESULTS.write_text(json.dumps({**machine, **versions, "python": platform.python_version(), "rows": rows}, indent=1)
                        + "\n")  # fmt: skip
-
-
-def sae_of(d_in: int, d_sae: int) -> HookedSAE:
-    """Return an SAE with unit decoder rows whose bias lets about `L0` features on for standard normal inputs."""
-    sae = HookedSAE({"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "use_error_term": True, "seed": 0}).cpu()
-    with torch.no_grad():
-        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-        acts_pre = sae.preactivations(torch.from_numpy(activations(64, d_in, seed=2)))
-        sae.b_enc -= acts_pre.flatten().kthvalue(round(acts_pre.numel() * (1 - L0 / d_sae))).values
-    return sae
-
-
-def activations(tokens: int, d_in: int, seed: int = 1) -> Array:
-    """Return standard normal activations, `(tokens, d_in)` float32."""
-    return np.random.default_rng(seed).standard_normal((tokens, d_in)).astype(np.float32)
 
 
 def measure(session: SAESession, x: Array, m: int, seconds: float) -> dict[str, object]:
@@ -105,7 +91,7 @@ def staged(session: SAESession, x: Array, edits: Intervention) -> object:
         return session.run_with_cache(x)
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Return the ratios as a Markdown table."""
     lines = ["| d_in x d_sae | rows | edits | `model` ms | `steer` over `model` | in stages over `model` |",
              "|---|---|---|---|---|---|"]  # fmt: skip
@@ -114,14 +100,6 @@ def table(rows: list[dict]) -> str:
         lines.append(f"| {row['d_in']} x {row['d_sae']} | {row['rows']} | {row['edits']} | {row['model_ms']:.2f} "
                      f"| {steer} | {stages} |")  # fmt: skip
     return "\n".join(lines)
-
-
-def processor() -> str:
-    """Return the processor's name, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []  # fmt: skip
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import onnxruntime as ort
 
 from .inputs import Array
 from .manifest import TOKENS, GraphSpec, K, SAEConfig, TensorSpec
+from .memory import ResultMemory
 
 FEATURE_BYTES = 64 << 20
 """Of one tensor of features in a block, of which a graph holds a few; smaller blocks read the encoder too often."""
@@ -27,7 +28,12 @@ def block_sizes(tokens: int, block: int) -> list[int]:
 
 
 def run_in_blocks(
-    session: ort.InferenceSession, spec: GraphSpec, feeds: dict[str, Array], names: Sequence[str], sizes: Sequence[int]
+    session: ort.InferenceSession,
+    spec: GraphSpec,
+    feeds: dict[str, Array],
+    names: Sequence[str],
+    sizes: Sequence[int],
+    memory: ResultMemory,
 ) -> list[Array]:
     """Run a graph on one block after the other; each writes where its part of the result lies, so nothing is copied.
 
@@ -37,14 +43,14 @@ def run_in_blocks(
         feeds: its inputs, for all tokens.
         names: the outputs to return, in order.
         sizes: tokens of each block.
+        memory: where the results come from.
     """
     tokens = sum(sizes)
     dimensions = {TOKENS: tokens, **({K: int(feeds[K][0])} if K in feeds else {})}
     tensors = {tensor.name: tensor for tensor in spec.outputs}
-    results = {
-        name: np.empty([dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape], tensors[name].dtype)
-        for name in names
-    }
+    forms = [([dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape], np.dtype(tensors[name].dtype))
+             for name in names]  # fmt: skip
+    results = dict(zip(names, memory.arrays(forms), strict=True))
     binding, start = session.io_binding(), 0
     for size in sizes:
         block = slice(start, start + size)

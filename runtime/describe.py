@@ -3,13 +3,14 @@
 import textwrap
 
 from .artifact import Artifact
+from .fidelity import describe_fidelity
 from .manifest import TensorSpec
 
 
 def describe(artifact: Artifact) -> str:
     """Return config, graphs, hooks, parity and provenance as text."""
     manifest = artifact.manifest
-    sae, golden, parity = manifest.sae, manifest.golden, manifest.parity
+    sae, golden, measured = manifest.sae, manifest.golden, manifest.record
     shape = " x ".join(map(str, sae.input_shape))
     lines = [
         f"{artifact.path}: {sae.architecture} SAE on {sae.hook_name}, {shape} -> {sae.d_sae} features, {sae.dtype}",
@@ -25,12 +26,15 @@ def describe(artifact: Artifact) -> str:
         lines += textwrap.wrap(graph.description, 110, initial_indent="    ", subsequent_indent="    ")
         lines += [f"    in   {_tensor(tensor)}" for tensor in graph.inputs]
         lines += [f"    out  {_tensor(tensor)}" for tensor in graph.outputs]
+    if manifest.fidelity is not None:
+        lost = f"{manifest.weights_dtype} weights: {describe_fidelity(manifest.fidelity)}"
+        lines += ["", *textwrap.wrap(lost, 118)]
     lines += [
         "",
-        f"parity at export, {parity.tokens} tokens on {parity.device}, {parity.left_out} at a threshold left out; "
-        "errors against float64 (token, element)",
+        f"{'parity' if manifest.parity else 'errors'} at export, {measured.tokens} tokens on {measured.device}, "
+        f"{measured.left_out} at a threshold left out; errors against float64 (token, element)",
     ]
-    for hooks, when in ((parity.hooks, ""), (parity.steered, "  under an intervention")):
+    for hooks, when in ((measured.hooks, ""), (measured.steered, "  under an intervention")):
         for hook, record in hooks.items():
             original, own = record.original, record.artifact
             lines.append(

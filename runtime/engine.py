@@ -9,7 +9,7 @@ import numpy as np
 
 from .artifact import Artifact, read_artifact
 from .blocks import block_sizes, default_block
-from .errors import InputError
+from .errors import InputError, ProviderError
 from .features import TopFeatures
 from .graphs import Graphs
 from .inputs import Array, Batch
@@ -17,6 +17,7 @@ from .interventions import Intervention
 from .manifest import (
     FEATURE_HOOKS,
     FEATURES,
+    FLOAT32,
     HOOK_ACTS_POST,
     HOOK_INPUT,
     INDICES,
@@ -58,6 +59,10 @@ class Engine:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1, or None for one per core.")
         self.artifact: Artifact = read_artifact(path)
+        if self.artifact.manifest.weights_dtype != FLOAT32:
+            if device not in ("auto", "cpu"):
+                raise ProviderError(f"{device} was asked for, but {path} has int8 weights, which run on a CPU only.")
+            device = "cpu"
         found = find_device(device)
         self.device: str = found.name
         self._threads = threads or fewer_threads()

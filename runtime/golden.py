@@ -67,7 +67,8 @@ def load_golden(artifact: Artifact) -> SteeredReference:
     """
     path = artifact.file(artifact.manifest.golden.file)
     tensors = load_file(path)
-    sae, parity = artifact.manifest.sae, artifact.manifest.parity
+    sae, measured = artifact.manifest.sae, artifact.manifest.record
+    rounded = artifact.manifest.parity is None
     computed = [*sae.hooks[1:], *(STEERED + hook for hook in CHANGED_HOOKS)]
     needed = {HOOK_INPUT, *INTERVENTION, *computed, *(RESIDUAL + name for name in computed)}
     if sae.takes_target:
@@ -80,7 +81,8 @@ def load_golden(artifact: Artifact) -> SteeredReference:
         {hook: truth[hook] for hook in sae.hooks[1:]},
         sae.use_error_term,
         tensors.get(TARGET),
-        _budgets(parity.hooks),
+        _budgets(measured.hooks),
+        rounded=rounded,
     )
     intervention = Intervention(*(tensors[name] for name in (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)))
     return SteeredReference(
@@ -88,7 +90,8 @@ def load_golden(artifact: Artifact) -> SteeredReference:
         {**clean.truth, **_changed(truth, clean.truth, intervention)},
         sae.use_error_term,
         tensors.get(TARGET),
-        _budgets(parity.steered),
+        _budgets(measured.steered),
+        rounded=rounded,
         clean=clean,
         intervention=intervention,
     )

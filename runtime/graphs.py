@@ -11,6 +11,7 @@ from .blocks import block_sizes, run_in_blocks
 from .errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
 from .inputs import Array
 from .manifest import CONTRACTS, INPUT, SPARSE, TARGET, TensorSpec
+from .memory import ResultMemory
 from .providers import Device, Settings, start_session
 
 METADATA_PREFIX = "saeexport."
@@ -41,6 +42,7 @@ class Graphs:
         self._artifact = artifact
         self._device = device
         self._settings = settings
+        self._memory = ResultMemory(keep=settings.arena)
         self._check_integrity = check_integrity
         self._lock = threading.Lock()
         self._closed = False
@@ -61,7 +63,7 @@ class Graphs:
             if len(sizes) == 1:
                 arrays = session.run(list(names), {name: feeds[name] for name in self.inputs(graph)})
             else:
-                arrays = run_in_blocks(session, spec, feeds, list(names), sizes)
+                arrays = run_in_blocks(session, spec, feeds, list(names), sizes, self._memory)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(

@@ -90,6 +90,9 @@ CONTRACTS |= {
 """The graphs that every artifact has, of an SAE that predicts its input and has six hooks."""
 
 
+FLOAT32, INT8 = "float32", "int8"
+"""Of the weights."""
+
 CUSTOM = "custom:"
 """Before the architecture of an SAE whose class is its user's own, and after it the class's name."""
 
@@ -214,6 +217,48 @@ class ParityRecord:
 
 
 @dataclass(frozen=True)
+class Features:
+    """The features that are on in the float32 original and in an artifact of less precision.
+
+    Attributes:
+        kept: of those that are on in the original, the fraction that still is.
+        gained: how many are on that are off in the original, as a fraction of those that are on there.
+        l0_original: how many are on for a token, the mean.
+        l0: the same of the artifact.
+    """
+
+    kept: float
+    gained: float
+    l0_original: float
+    l0: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What an artifact of less precision loses, measured at export on `tokens` activations run on `device`.
+
+    It is no parity: the errors are those that the rounded weights make, and a machine that it is deployed to is held to
+    twice of them (`budget`).
+
+    Attributes:
+        hooks: of `model`, each hook's errors; `original` is what PyTorch's own is in float32.
+        steered: the same of `steer` under an intervention.
+        features: which are on.
+        explained_original: the fraction of the variance of the activations that the original's reconstruction explains.
+        explained: the same of the artifact's.
+    """
+
+    device: str
+    tokens: int
+    left_out: int
+    hooks: dict[str, HookParity]
+    steered: dict[str, HookParity]
+    features: Features
+    explained_original: float
+    explained: float
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """What a file must be."""
 
@@ -223,16 +268,32 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `sae.json`."""
+    """The content of `sae.json`.
+
+    Attributes:
+        weights: the file.
+        weights_dtype: "float32", the state dict as it is, or "int8".
+        parity: the proof, of float32 weights; else None.
+        fidelity: what is lost, of other weights; else None.
+    """
 
     format_version: int
     sae: SAEConfig
     weights: str
+    weights_dtype: str
     graphs: dict[str, GraphSpec]
     golden: GoldenSpec
-    parity: ParityRecord
+    parity: ParityRecord | None
+    fidelity: Fidelity | None
     provenance: dict[str, str]
     files: dict[str, FileRecord]
+
+    @property
+    def record(self) -> ParityRecord | Fidelity:
+        """What was measured at export: the proof, or the fidelity; a manifest that was read has one of them."""
+        record = self.parity or self.fidelity
+        assert record is not None
+        return record
 
     def to_json(self) -> str:
         """Return the text of `sae.json`: the same manifest gives the same bytes."""

@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 from .errors import ManifestError
-from .manifest import ACTIVATE, CONTRACTS, DECODE, FORMAT_VERSION, MANIFEST, Manifest, graph_specs
+from .manifest import ACTIVATE, CONTRACTS, DECODE, FLOAT32, FORMAT_VERSION, MANIFEST, Manifest, graph_specs
 
 
 def parse_manifest(text: str) -> Manifest:
@@ -33,6 +33,12 @@ def parse_manifest(text: str) -> Manifest:
     assert isinstance(manifest, Manifest)
     _check_files(manifest)
     _check_graphs(manifest)
+    exact = manifest.weights_dtype == FLOAT32
+    if (manifest.parity is not None, manifest.fidelity is not None) != (exact, not exact):
+        raise ManifestError(
+            f"{MANIFEST}: weights_dtype is {manifest.weights_dtype!r}; with {FLOAT32!r} there must be parity and no "
+            "fidelity, and with another one the other way round."
+        )
     return manifest
 
 

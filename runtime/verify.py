@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from .artifact import read_artifact
-from .errors import ArtifactError
+from .errors import ArtifactError, ParityError
 from .features import TopFeatures
 from .golden import load_golden
 from .inputs import Array
@@ -57,6 +57,11 @@ def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
         ArtifactError: the folder is not an artifact.
         ProviderError: the device cannot be used.
     """
+    if read_artifact(path).manifest.parity is None:
+        raise ParityError(
+            f"{path} has int8 weights: it is not the original, by as much as its manifest says (python -m runtime "
+            f"inspect). Whether this machine computes what the exporter's did, verify(path).raise_for_failures() says."
+        )
     verify(path, device).raise_for_failures()
 
 
@@ -65,7 +70,9 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
 
     Those that take no intervention are judged against `steered.clean`; those that are written for the CPU, on one only.
     """
-    report = Report(f"{session.artifact.path} on {session.device}: {steered.tokens} tokens")
+    rounded = session.artifact.manifest.parity is None
+    held_to = "; int8 weights, held to twice the errors at export: fidelity, not parity" if rounded else ""
+    report = Report(f"{session.artifact.path} on {session.device}: {steered.tokens} tokens{held_to}")
     sources = {INPUT: steered.original[HOOK_INPUT], **steered.clean.original}
     sources |= steered.intervention.feeds((steered.tokens,), session.cfg.dtype)
     if steered.target is not None:

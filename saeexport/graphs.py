@@ -1,6 +1,6 @@
 """One traced model, and the graphs of the contract that are made of it: parts of it, rewritten for their purpose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from runtime.artifact import record_of
 from runtime.errors import ExportError
+from runtime.inputs import Array
 from runtime.manifest import (
     ACTIVATE,
     ACTS,
@@ -32,6 +33,7 @@ from .passes.bias import let_biases_ride
 from .passes.describe import describe
 from .passes.external import point_to_weights
 from .passes.gemm import products_to_gemm
+from .passes.int8 import weights_to_int8
 from .passes.sparse import decode_sparsely
 from .passes.steer import CLEAN, add_interventions
 from .passes.strip import strip_remarks
@@ -56,20 +58,41 @@ PASSES: dict[str, tuple[Callable[[ir.Model, GraphSpec], ir.Model], ...]] = {
 """How a graph is rewritten after it was cut out."""
 
 
-def write_graphs(sae: Any, config: SAEConfig, weights: Path) -> dict[str, GraphSpec]:
-    """Trace the SAE, write every graph of the contract beside its weights, checked; return what they take and give.
+def traced(sae: Any, config: SAEConfig) -> ir.Model:
+    """Return the SAE's graph from the input to the hooks, its products one node each.
 
     Raises:
-        ExportError: PyTorch cannot trace it, or what was written is not what it should be.
+        ExportError: PyTorch cannot trace it, or hooks at `acts_pre` could not be followed.
     """
     model = products_to_gemm(strip_remarks(trace(sae, config)))
-    model = point_to_weights(model, weights, set(sae.state_dict()))
-    sha256 = record_of(weights).sha256
     if depends_on(model, HOOK_RECONS, HOOK_ACTS_PRE, HOOK_ACTS_POST):
         raise ExportError(
             f"hook_sae_recons of this {type(sae).__name__} depends on hook_sae_acts_pre other than through "
             "hook_sae_acts_post; what a function at that hook changes could not be followed."
         )
+    return model
+
+
+def state_in_int8(model: ir.Model, state: Mapping[str, Array]) -> dict[str, Array]:
+    """Make a traced model's matrices int8, and return what its parameters are then, by name."""
+    rounded = weights_to_int8(model, HOOK_ACTS_POST)
+    RemoveUnusedNodesPass()(model)
+    return {name: array for name, array in state.items() if name in model.graph.initializers} | rounded
+
+
+def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str, GraphSpec]:
+    """Write every graph of the contract beside its weights, checked, and return what they take and give.
+
+    Args:
+        model: from the input to the hooks, its parameters called as in `weights`.
+        config: of the SAE.
+        weights: the file with the parameters.
+
+    Raises:
+        ExportError: what was written is not what it should be.
+    """
+    model = point_to_weights(model, weights)
+    sha256 = record_of(weights).sha256
     specs = graph_specs(config, [name for name in (ACTIVATE, DECODE) if _needs_input(model, name)])
     for name, spec in specs.items():
         part = specs[PART.get(name, name)]

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from runtime.artifact import Artifact, read_artifact
+from runtime.errors import ParityError
 from runtime.golden import load_golden
 from runtime.manifest import HOOK_INPUT
 from runtime.report import Report
@@ -40,11 +41,17 @@ def verify(
 
     Raises:
         ArtifactError: the folder is not an artifact, or is not intact.
+        ParityError: its weights are not float32.
         ExportError, InputError: the activations do not fit.
         ProviderError: the device cannot be used.
     """
     artifact = read_artifact(path)
     artifact.check_files()
+    if artifact.manifest.parity is None:
+        raise ParityError(
+            f"{artifact.path} has {artifact.manifest.weights_dtype} weights: it is not the original. By how much, "
+            "its manifest says (python -m runtime inspect); whether this machine computes the same, runtime.verify."
+        )
     config = artifact.manifest.sae
     original = load(path) if sae is None else sae
     if sae is not None and (problems := _differences(artifact, sae)):  # of another shape, it could not even be run

@@ -1,5 +1,7 @@
 """Which graph answers a request, in which blocks, with which threads; and that it can be told otherwise."""
 
+import threading
+
 import numpy as np
 import pytest
 from conftest import HOOKS, MINILM, TINY, normal
@@ -11,6 +13,7 @@ import runtime
 from runtime import Clamp, InputError, SAESession, providers
 from runtime.blocks import FEATURE_BYTES, FEWEST_TOKENS, block_sizes, default_block
 from runtime.manifest import CONTRACTS, SPARSE
+from runtime.memory import ResultMemory
 from saeexport import export
 
 PORTABLE = [name for name, contract in CONTRACTS.items() if not contract.for_cpu]
@@ -112,6 +115,58 @@ def test_a_batch_in_blocks_is_whole_and_belongs_to_the_caller():
         for name, array in first.items():
             np.testing.assert_array_equal(array, copies[name])
             assert array.flags.writeable
+
+
+def test_memory_is_used_again_when_the_last_view_of_it_is_gone():
+    memory, form = ResultMemory(keep=True), ((10, 4), np.dtype(np.float32))
+    (first,) = memory.arrays([form])
+    first[:] = 1
+    address, view = first.ctypes.data, first[3:]
+    (second,) = memory.arrays([form])
+    assert second.ctypes.data != address
+    del first
+    (third,) = memory.arrays([form])
+    assert third.ctypes.data != address
+    assert view.sum() == 28
+    del view
+    assert memory.kept == 160
+    (fourth,) = memory.arrays([form])
+    assert (fourth.ctypes.data, fourth.shape, fourth.dtype, fourth.flags.writeable) == (address, *form, True)
+    assert memory.kept == 0
+
+
+def test_no_more_memory_is_kept_than_the_last_call_took():
+    memory = ResultMemory(keep=True)
+    large = memory.arrays([([1000], np.dtype(np.float32))] * 3)
+    del large
+    assert memory.kept == 12000
+    small = memory.arrays([([10], np.dtype(np.int64))])
+    assert memory.kept <= 80
+    assert small[0].shape == (10,)
+    without = ResultMemory(keep=False)
+    without.arrays([([10], np.dtype(np.float32))])
+    assert without.kept == 0
+
+
+def test_memory_survives_threads_and_its_owner():
+    def work(i):
+        for _ in range(200):
+            a, b = memory[0].arrays([((50, 7), np.dtype(np.float32)), ((50,), np.dtype(np.int64))])
+            a[:], b[:] = i, -i
+            if not ((a == i).all() and (b == -i).all()):
+                wrong.append(i)
+
+    memory, wrong = [ResultMemory(keep=True)], []
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (kept,) = memory[0].arrays([((3,), np.dtype(np.float32))])
+    kept[:] = 7
+    memory.clear()
+    assert not wrong
+    np.testing.assert_array_equal(kept, [7, 7, 7])
 
 
 @given(st.integers(0, 10000), st.integers(1, 3000))

@@ -128,7 +128,8 @@ def test_weights_beyond_2_gb_are_found(tmp_path, artifact):
         file.write(len(text).to_bytes(8, "little") + text)
         file.seek(gap, os.SEEK_CUR)
         file.write(old[start:])
-    graphs.write_graphs(load(TINY), runtime.read_artifact(TINY).manifest.sae, weights)
+    config = runtime.read_artifact(TINY).manifest.sae
+    graphs.write_graphs(graphs.traced(load(TINY), config), config, weights)
     x = normal(5, 6)
     _, expected = runtime.SAESession(TINY, "cpu").run_with_cache(x)
     for name in ("model", "model.sparse"):

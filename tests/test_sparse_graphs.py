@@ -88,24 +88,26 @@ def test_it_is_exact_at_every_sparsity(key, tokens, on, seed, signed):
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, FEW - 1, FEW, FEW + 1, 2 * BLOCK, 2 * BLOCK + 1, 100, 257])
-@pytest.mark.parametrize("on", [[0], [1], [12], [10000], [3, 3, 3, 10000], [0] * 20 + [10000], [0, 40]])
+@pytest.mark.parametrize("on", [[0], [1], [12], [10000], [3, 3, 3, 10000], [0] * 200 + [10000], [0, 40]])
 def test_it_is_exact_at_the_borders(tokens, on):
     check(*SESSIONS[1000, "Relu", True], activations(tokens, 1000, on))
 
 
-def gathered(folder, acts):
-    """Run a batch; return the shapes of the rows of W that were gathered: [rows, D], or in blocks [size, width, D]."""
+def nodes_that_ran(folder, acts):
+    """Run a batch, checked; return the operators that ran, each with the shape of its first output."""
     session, arrays = sparse_session(acts.shape[1], folder)
     check(session, arrays, acts)
     events = json.loads(Path(session.end_profiling()).read_text())
-    shapes = [shape for event in events if event.get("cat") == "Node" and event["args"].get("op_name") == "Gather"
-              for output in event["args"].get("output_type_shape", []) for shape in output.values()]  # fmt: skip
-    return [shape for shape in shapes if shape and shape[-1] == D_OUT]
+    nodes = [event["args"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
+    return [(node["op_name"], next(iter(node["output_type_shape"][0].values()), [])) for node in nodes]
 
 
 def taken(folder, acts):
     """Return which of the three products a batch takes."""
-    return {0: "dense", 2: "together", 3: "blocks"}[max(map(len, gathered(folder, acts)), default=0)]
+    ran = nodes_that_ran(folder, acts)
+    if "Loop" in dict(ran):
+        return "blocks"
+    return "together" if any(name == "Gather" and shape[-1:] == [D_OUT] for name, shape in ran) else "dense"
 
 
 LIMIT = {tokens: 1024 // ROWS + tokens * (1024 // ROWS_PER_TOKEN) for tokens in (1, FEW, 100)}
@@ -119,8 +121,9 @@ LIMIT = {tokens: 1024 // ROWS + tokens * (1024 // ROWS_PER_TOKEN) for tokens in 
         (1, [LIMIT[1] + 1], "dense"),
         (FEW, [12], "together"),
         (100, [0], "blocks"),
-        (100, [12], "blocks"),
+        (100, [8], "blocks"),
         (100, [LIMIT[100] // 100 + 1], "dense"),
+        (100, [200], "dense"),
         (100, [0] * 99 + [1024], "blocks"),
         (100, [1024], "dense"),
     ],
@@ -130,11 +133,20 @@ def test_each_path_is_taken_where_it_is_worth_it(tmp_path, tokens, on, path):
 
 
 def test_a_dense_token_among_sparse_ones_does_not_widen_their_block(tmp_path):
-    acts = activations(64, 1024, [0] * 63 + [1024])
+    acts = activations(128, 4096, [0] * 127 + [4096])
     acts[:, 5] = 1.0
-    blocks = [shape for shape in gathered(tmp_path, acts) if len(shape) == 3]
-    assert len(blocks) == 4
-    assert {width for _, width, _ in blocks} == {1}
+    products = [shape for name, shape in nodes_that_ran(tmp_path, acts) if name == "MatMul"]
+    assert products == [[BLOCK, 1, D_OUT]] * 8
+    rows = [shape for name, shape in nodes_that_ran(tmp_path, acts) if name == "Gather" and shape[-1:] == [D_OUT]]
+    assert rows == [[BLOCK, D_OUT]] * 8 + [[128, D_OUT]]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_features_that_lie_together_are_not_taken_for_few(tmp_path, together):
+    """A tenth of the features is on, in a tenth of the groups, or all over them."""
+    acts = np.zeros((100, 4096), np.float32)
+    acts[:, np.arange(409) if together else np.arange(0, 4096, 10)] = 1.0
+    assert taken(tmp_path, acts) == "dense"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

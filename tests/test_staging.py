@@ -16,7 +16,7 @@ from saeexport import ExportError, export, load
 exporting = importlib.import_module("saeexport.export")  # the package has the function under this name
 
 
-STAGES = ["_write_weights", "write_graphs", "reference_of", "save_golden", "_prove", "_prove_checkpoint"]
+STAGES = ["traced", "_write_weights", "write_graphs", "reference_of", "save_golden", "prove", "prove_checkpoint"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -130,14 +130,14 @@ def test_overwrite_puts_the_old_one_back_if_the_last_step_fails(artifact, monkey
 
 
 def test_what_appears_while_an_export_runs_is_spared(tmp_path, monkeypatch):
-    prove = exporting._prove
+    prove = exporting.prove
 
     def appear(*args):
         prove(*args)
         (tmp_path / "sae").mkdir()
         (tmp_path / "sae" / "thesis.tex").write_text("precious")
 
-    monkeypatch.setattr(exporting, "_prove", appear)
+    monkeypatch.setattr(exporting, "prove", appear)
     with pytest.raises(ExportError, match="sae exists"):
         export(make_sae(), tmp_path / "sae")
     assert contents(tmp_path / "sae") == {"thesis.tex": b"precious"}
@@ -154,8 +154,8 @@ def test_a_process_that_is_terminated_leaves_nothing(tmp_path):
     code = f"""
 import importlib, os, signal, sys
 exporting = importlib.import_module("saeexport.export")
-prove = exporting._prove
-exporting._prove = lambda *args: (prove(*args), os.kill(os.getpid(), signal.SIGTERM))
+prove = exporting.prove
+exporting.prove = lambda *args: (prove(*args), os.kill(os.getpid(), signal.SIGTERM))
 from saeexport.cli import main
 sys.exit(main(["export", {str(TINY)!r}, {str(tmp_path / "sae")!r}]))
 """

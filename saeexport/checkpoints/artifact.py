@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from runtime.artifact import read_artifact
 from runtime.errors import CheckpointError
-from runtime.manifest import CUSTOM, MANIFEST
+from runtime.manifest import CUSTOM, FLOAT32, MANIFEST
 
 from .. import architectures
 from ..hooked_sae import HookedSAE
@@ -32,6 +32,11 @@ def read(path: Path) -> HookedSAE:
     """
     artifact = read_artifact(path)
     sae = artifact.manifest.sae
+    if artifact.manifest.weights_dtype != FLOAT32:
+        raise CheckpointError(
+            f"{path} has {artifact.manifest.weights_dtype} weights, from which the original cannot be made again. Load "
+            "the checkpoint that it was exported from."
+        )
     weights = artifact.file(artifact.manifest.weights)
     if sae.architecture.startswith(CUSTOM):
         name = sae.architecture.removeprefix(CUSTOM)

@@ -12,8 +12,8 @@ from runtime.errors import ExportError
 from runtime.tensorfile import read_header
 
 
-def point_to_weights(model: ir.Model, weights: Path, names: set[str]) -> ir.Model:
-    """Replace the initializers called `names` by references into `weights`, a safetensors file beside the model.
+def point_to_weights(model: ir.Model, weights: Path) -> ir.Model:
+    """Replace the initializers that `weights`, a safetensors file beside the model, has, by references into it.
 
     Raises:
         ExportError: an initializer is not what the file holds under its name, or has left the graph in another form.
@@ -22,7 +22,7 @@ def point_to_weights(model: ir.Model, weights: Path, names: set[str]) -> ir.Mode
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         assert tensor is not None
-        if name not in names:
+        if name not in header:
             if tensor.nbytes > 1024:  # constants such as the target of a reshape are small
                 raise ExportError(
                     f"The trace made a constant {name!r} of shape {tuple(tensor.shape)} that is no parameter: weights "

@@ -15,6 +15,7 @@ import math
 import onnx_ir as ir
 
 from .building import INT64, Nodes
+from .parameters import is_matrix, rows_of, whole
 from .sign import never_negative
 
 FEW = 16
@@ -27,8 +28,12 @@ GROUPS = (64, 8)
 """Neighbours that are looked at together: which 64 are not all zero, which 8 of them, which of those."""
 
 # The product of T tokens by all of W costs as much as gathering about (0.5 + T / 50) * d_sae rows of it.
-ROWS_PER_TOKEN, ROWS = 64, 8
-"""It is dense where more than d_sae / 64 rows for each token, and d_sae / 8, would be gathered."""
+ROWS_PER_TOKEN, ROWS = 96, 8
+"""It is dense where more than d_sae / 96 rows for each token, and d_sae / 8, would be gathered."""
+
+GROUPS_PER_ROW = 3, 4
+"""So many features, if they do not lie together, are in about three quarters as many groups; where more groups are on,
+no more is looked at."""
 
 
 def decode_sparsely(model: ir.Model, acts_post: str) -> ir.Model:
@@ -42,8 +47,7 @@ def decode_sparsely(model: ir.Model, acts_post: str) -> ir.Model:
 
 def _multiplies_rows(node: ir.Node, acts: ir.Value) -> bool:
     """Tell whether a node is `acts @ W + b`, with a row of the parameter W for each feature."""
-    weights = node.inputs[1] if node.op_type == "Gemm" and node.inputs[0] is acts else None
-    return weights is not None and weights.is_initializer() and not node.attributes
+    return node.op_type == "Gemm" and node.inputs[0] is acts and is_matrix(node.inputs[1]) and not node.attributes
 
 
 class _SparseProduct:
@@ -56,7 +60,7 @@ class _SparseProduct:
         assert weights is not None
         assert weights.shape is not None
         self.graph, self.product, self.acts, self.weights = graph, product, acts, weights
-        self.bias = product.inputs[2] if len(product.inputs) > 2 else None
+        self.bias = product.inputs[2:]
         self.d_sae, self.d_out = (int(size) for size in weights.shape.numpy())
         self.type = acts.type
         # Both are zero only if all are, and NaN if one is; the former takes half the time.
@@ -77,7 +81,7 @@ class _SparseProduct:
             return list(at.choose(is_few, [self.type], self._product_together, self._product_in_blocks))
 
         def dense(at: Nodes) -> list[ir.Value]:
-            return [at("Gemm", self.product.inputs)]
+            return [at("Gemm", [self.acts, whole(at, self.weights), *self.bias])]
 
         (chosen,) = at.choose(at("LessOrEqual", [n, self.limit]), [self.type], sparse, dense)
         chosen.shape = output.shape
@@ -85,26 +89,23 @@ class _SparseProduct:
 
     def _search_together(self, at: Nodes) -> list[ir.Value]:
         """Return the features that are on for any token: how many, which."""
-        on = at("NonZero", [at(self.size, [self.acts, at.vector([0])], keepdims=0)])
-        feature = at("Squeeze", [on, at.vector([0])])
+        on, n = self._unless_too_many(at, at(self.size, [self.acts, at.vector([0])], keepdims=0), self.limit)
+        feature = at("Squeeze", [at("NonZero", [on]), at.vector([0])])
         token, counts = at("Identity", [at.vector([])]), at("Identity", [at.vector([])])
-        return [at("Shape", [feature]), feature, token, at("Expand", [at.number(0, self.acts), at.vector([0])]), counts]
+        return [n, feature, token, at("Expand", [at.number(0, self.acts), at.vector([0])]), counts]
 
     def _search(self, at: Nodes) -> list[ir.Value]:
         """Return the features that are on for each token: how many in all, which, of which token, how much; counts."""
-        cells, width, at_least = self.acts, self.d_sae, None
+        cells, width, numbers = self.acts, self.d_sae, []
         token = feature = None
         for size in dict.fromkeys([*(math.gcd(self.d_sae, size) for size in GROUPS), 1]):
-            parts = width // size
-            on = cells
+            parts, most, on = width // size, self.limit, cells
             if size > 1:
                 on = at(self.size, [at("Reshape", [cells, at.vector([0, parts, size])]), at.vector([2])], keepdims=0)
-            on = at.cast(on, ir.DataType.BOOL)
-            if at_least is None:  # at least so many features are on; where that is too much, look no further
-                number = at("ReduceSum", [at.cast(on, ir.DataType.FLOAT)], keepdims=0)
-                at_least = at("Reshape", [at.cast(number, ir.DataType.INT64), at.vector([1])])
-                go_on = at("LessOrEqual", [at_least, self.limit])
-                on = at("Slice", [on, at.vector([0]), at("Where", [go_on, self.tokens, at.vector([0])])])
+            if size > 1 and token is None:
+                some, of = GROUPS_PER_ROW
+                most = at("Div", [at("Mul", [self.limit, at.vector([some])]), at.vector([of])])
+            on, number = self._unless_too_many(at, on, most)
             found = at("NonZero", [on])
             row, part = at("Gather", [found, at.scalar(0)]), at("Gather", [found, at.scalar(1)])
             member = at("Add", [at("Mul", [row, at.scalar(parts)]), part])
@@ -114,19 +115,30 @@ class _SparseProduct:
             else:
                 token = at("Gather", [token, row])
                 feature = at("Add", [at("Mul", [at("Gather", [feature, row]), at.scalar(parts)]), part])
+            # Where the search ended because there were more, it is as if all were on.
+            too_many = at("Greater", [number, most])
+            numbers.append(at("Where", [too_many, at("Mul", [self.tokens, at.vector([self.d_sae])]), number]))
         assert token is not None
         assert feature is not None
-        assert at_least is not None
-        n = at("Shape", [token])
+        n = at("Max", numbers)
         counts = at("ScatterElements", [at("Expand", [at.vector([0]), self.tokens]), token,
-                                        at("Expand", [at.vector([1]), n])], axis=0, reduction="add")  # fmt: skip
-        return [at("Max", [at_least, n]), feature, token, at("Reshape", [cells, at.vector([-1])]), counts]
+                                        at("Expand", [at.vector([1]), at("Shape", [token])])],
+                    axis=0, reduction="add")  # fmt: skip
+        return [n, feature, token, at("Reshape", [cells, at.vector([-1])]), counts]
+
+    def _unless_too_many(self, at: Nodes, sizes: ir.Value, most: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return what is not zero, or nothing where that is more than `most`; and how much it is, `[1]`."""
+        on = at.cast(sizes, ir.DataType.BOOL)
+        number = at("ReduceSum", [at.cast(on, ir.DataType.FLOAT)], keepdims=0)
+        number = at("Reshape", [at.cast(number, ir.DataType.INT64), at.vector([1])])
+        few_enough = at("LessOrEqual", [number, most])
+        rows = at("Where", [few_enough, at("Shape", [on], start=0, end=1), at.vector([0])])
+        return at("Slice", [on, at.vector([0]), rows]), number
 
     def _product_together(self, at: Nodes) -> list[ir.Value]:
         """Return the product from the columns and rows of the features that are on for any token, `[T, D]`."""
         columns = at("Gather", [self.acts, self.feature], axis=1)
-        rows = at("Gather", [self.weights, self.feature])
-        return [at("Gemm", [columns, rows, *([self.bias] if self.bias else [])])]
+        return [at("Gemm", [columns, rows_of(at, self.weights, self.feature), *self.bias])]
 
     def _product_in_blocks(self, at: Nodes) -> list[ir.Value]:
         """Return the product from the rows of each token's features, `[T, D]`."""
@@ -162,19 +174,25 @@ class _SparseProduct:
         values = at("ScatterElements", [at("Expand", [at.number(0, self.acts), room]), slot, self.value], axis=0)
 
         starts, ends = (at("Unsqueeze", [bounds, one]) for bounds in (starts, ends))
-        shape = at("Concat", [size, at.vector([-1])], axis=0)
+        shape = at("Concat", [size, at.vector([-1, self.d_out])], axis=0)
         row_shape = at("Concat", [size, at.vector([1, -1])], axis=0)
 
         def product(at: Nodes, block: ir.Value) -> ir.Value:
             start, end = at("Gather", [starts, block]), at("Gather", [ends, block])
-            rows = at("Gather", [self.weights, at("Reshape", [at("Slice", [features, start, end]), shape])])
-            return at("MatMul", [at("Reshape", [at("Slice", [values, start, end]), row_shape]), rows])
+            rows = rows_of(at, self.weights, at("Slice", [features, start, end]))
+            return at("MatMul", [at("Reshape", [at("Slice", [values, start, end]), row_shape]),
+                                 at("Reshape", [rows, shape])])  # fmt: skip
 
         stacked = at.stack(at("Squeeze", [blocks]), self.type, product)
         sums = at("Gather", [at("Reshape", [stacked, at.vector([-1, self.d_out])]), rank])
-
-        # W as the first factor, because ONNX Runtime would keep another copy of it, packed, as the second.
         which = at("Reshape", [at("NonZero", [heavy]), at.vector([-1])])
-        whole = at("Gemm", [self.weights, at("Gather", [self.acts, which])], transA=1, transB=1)
-        sums = at("ScatterND", [sums, at("Unsqueeze", [which, one]), at("Transpose", [whole], perm=[1, 0])])
-        return [sums if self.bias is None else at("Add", [sums, self.bias])]
+
+        def with_heavy(at: Nodes) -> list[ir.Value]:
+            # W as the first factor, because ONNX Runtime would keep another copy of it, packed, as the second.
+            rows = at("Gather", [self.acts, which])
+            by_all = at("Transpose", [at("Gemm", [whole(at, self.weights), rows], transA=1, transB=1)], perm=[1, 0])
+            return [at("ScatterND", [sums, at("Unsqueeze", [which, one]), by_all])]
+
+        is_heavy = at("Greater", [at("Shape", [which]), zero])
+        (sums,) = at.choose(is_heavy, [self.type], with_heavy, lambda at: [at("Identity", [sums])])
+        return [at("Add", [sums, *self.bias]) if self.bias else sums]

@@ -27,6 +27,9 @@ from runtime.manifest import (
     GraphSpec,
 )
 
+from .building import Nodes
+from .parameters import is_matrix, rows_of
+
 CLEAN = "clean."
 
 
@@ -59,6 +62,7 @@ class _Editing:
 
     def __init__(self, graph: ir.Graph, acts_post: ir.Value, spec: GraphSpec) -> None:
         self._graph = graph
+        self._at = Nodes(graph)
         self._acts_post = acts_post
         self._scattered: ir.Value | None = None
         for tensor in spec.inputs:
@@ -67,14 +71,14 @@ class _Editing:
                 graph.inputs.append(ir.val(tensor.name, dtype=dtype, shape=list(tensor.shape)))
         inputs = {value.name: value for value in graph.inputs}
         self._ids, scale, shift = inputs[FEATURE_IDS], inputs[FEATURE_SCALE], inputs[FEATURE_SHIFT]
-        self._selected = self._add("Gather", [acts_post, self._ids], axis=1)
-        self._edited = self._add("Add", [self._add("Mul", [self._selected, scale]), shift])
+        self._selected = self._at("Gather", [acts_post, self._ids], axis=1)
+        self._edited = self._at("Add", [self._at("Mul", [self._selected, scale]), shift])
 
     def scatter(self) -> ir.Value:
         """Return the activations with the edited columns in their place, `[tokens, d_sae]`."""
         if self._scattered is None:
-            columns = self._add("Expand", [self._ids, self._add("Shape", [self._edited])])
-            self._scattered = self._add("ScatterElements", [self._acts_post, columns, self._edited], axis=1)
+            columns = self._at("Expand", [self._ids, self._at("Shape", [self._edited])])
+            self._scattered = self._at("ScatterElements", [self._acts_post, columns, self._edited], axis=1)
         return self._scattered
 
     def copy(self, nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
@@ -102,23 +106,17 @@ class _Editing:
         weights = product.inputs[1]
         assert weights is not None
         transposed = _integer(product, "transB", 0)
-        change = self._add("Sub", [self._edited, self._selected])
-        rows = self._add("Gather", [weights, self._ids], axis=transposed)
+        change = self._at("Sub", [self._edited, self._selected])
+        rows = rows_of(self._at, weights, self._ids, axis=transposed)
         alpha = product.attributes["alpha"].as_float() if "alpha" in product.attributes else 1.0
-        return self._add("Gemm", [change, rows, product.outputs[0]], transB=transposed, alpha=alpha)
-
-    def _add(self, op_type: str, inputs: list[ir.Value], **attributes: int | float) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes)
-        self._graph.append(node)
-        return node.outputs[0]
+        return self._at("Gemm", [change, rows, product.outputs[0]], transB=transposed, alpha=alpha)
 
 
 def _multiplies_by_weights(node: ir.Node, acts_post: ir.Value) -> bool:
     """Tell whether a node is `acts_post @ W + b` with a parameter W."""
     if node.op_type != "Gemm" or node.inputs[0] is not acts_post or acts_post in node.inputs[1:]:
         return False
-    weights = node.inputs[1]
-    return weights is not None and weights.is_initializer() and _integer(node, "transA", 0) == 0
+    return is_matrix(node.inputs[1]) and _integer(node, "transA", 0) == 0
 
 
 def _integer(node: ir.Node, name: str, default: int) -> int:

@@ -1,0 +1,66 @@
+"""Memory of large results, used again for the next ones when the last array in it is gone.
+
+Fresh memory is slow to write for the first time: the system clears every page of it, and may first move others out of
+the way. Of a batch in blocks that can be half of the time.
+"""
+
+import math
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .inputs import Array
+
+
+class _Lease:
+    """What an array and all its views hold on to; when it goes, nobody can see the memory any more."""
+
+    def __init__(self, buffer: Array) -> None:
+        self.__array_interface__ = buffer.__array_interface__
+
+
+class ResultMemory:
+    """Makes arrays. Safe to use from several threads.
+
+    Args:
+        keep: hold on to memory that was given back; from each call on at most as much as its arrays take.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self._free: list[Array] = []
+        self._lock = threading.Lock()
+
+    def arrays(self, forms: Sequence[tuple[Sequence[int], np.dtype[Any]]]) -> list[Array]:
+        """Return an array of unspecified content for each shape and dtype, the caller's to keep and to write to."""
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in forms]
+        with self._lock:
+            buffers = [self._taken(size) for size in sizes]
+            while self.kept > sum(sizes):
+                self._free.pop(0)
+        return [_array(self, buffer, shape, dtype) for buffer, (shape, dtype) in zip(buffers, forms, strict=True)]
+
+    @property
+    def kept(self) -> int:
+        """How many bytes are held without being in use."""
+        return sum(buffer.nbytes for buffer in list(self._free))
+
+    def _taken(self, size: int) -> Array:
+        for i, buffer in enumerate(self._free):
+            if buffer.nbytes == size:
+                return self._free.pop(i)
+        return np.empty(size, np.uint8)
+
+    def _give_back(self, buffer: Array) -> None:
+        # Without the lock: the garbage collector may call this wherever a thread is, while it holds it, too.
+        if self._keep:
+            self._free.append(buffer)
+
+
+def _array(memory: ResultMemory, buffer: Array, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    lease = _Lease(buffer)
+    weakref.finalize(lease, memory._give_back, buffer).atexit = False
+    return np.asarray(lease).view(dtype).reshape(shape)

@@ -1,0 +1,108 @@
+"""The proof of an artifact that is about to appear: its graphs against the original, recorded in its manifest."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from runtime.artifact import record_of
+from runtime.errors import ExportError
+from runtime.fidelity import MOST_LOST, explained_variance, features_of, fidelity_of, without_budgets
+from runtime.manifest import (
+    CONTRACTS,
+    CUSTOM,
+    HOOK_ACTS_POST,
+    HOOK_ACTS_PRE,
+    HOOK_INPUT,
+    INPUT,
+    MANIFEST,
+    MODEL,
+    SPARSE,
+    STEER,
+    TARGET,
+    Features,
+    Fidelity,
+    HookParity,
+    Manifest,
+    ParityRecord,
+)
+from runtime.parity import Reference, SteeredReference, judge
+from runtime.report import Report
+from runtime.session import SAESession
+from runtime.verify import judge_session
+from runtime.verify import verify as verify_golden
+
+from .checkpoints import load
+from .exportable import architecture_of
+from .truth import all_hooks
+
+
+def prove(folder: Path, path: Path, manifest: Manifest, steered: SteeredReference) -> None:
+    """Run the graphs against the original, record the result in the manifest, then read it all as a user would."""
+    record = ParityRecord("cpu", steered.tokens, steered.clean.left_out, {}, {})
+    _write_manifest(folder, manifest, parity=record)
+    with SAESession(folder, record.device) as session:
+        report = judge_session(session, steered)
+    Report(f"{path} was not written: parity is not met", report.verdicts, report.problems).raise_for_failures()
+    measured = {(verdict.graph, verdict.hook): verdict.errors for verdict in report.verdicts}
+    for graph, reference, hooks in ((MODEL, steered.clean, record.hooks), (STEER, steered, record.steered)):
+        for hook, budget in reference.budgets.items():
+            artifact = measured[graph, hook]
+            assert artifact is not None, hook  # a computed hook without a failure has been measured
+            hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
+    _write_manifest(folder, manifest, parity=record)
+    verify_golden(folder, record.device).raise_for_failures()
+
+
+def measure(folder: Path, path: Path, manifest: Manifest, steered: SteeredReference) -> None:
+    """Measure what the rounded weights lose, record it in the manifest, then read it all as a user would."""
+    nothing = Features(0.0, 0.0, 0.0, 0.0)
+    record = Fidelity("cpu", steered.tokens, steered.clean.left_out, {}, {}, nothing, 0.0, 0.0)
+    _write_manifest(folder, manifest, fidelity=record)
+    clean = steered.clean
+    with SAESession(folder, record.device) as session:
+        report = judge_session(session, without_budgets(steered))
+        target = {} if clean.target is None else {TARGET: clean.target}
+        hooks = session.run_graph(SPARSE[MODEL], {INPUT: clean.original[HOOK_INPUT], **target})
+    Report(f"{path} was not written: it is not sound", report.verdicts, report.problems).raise_for_failures()
+    for graphs, reference, measured in (
+        ([name for name in CONTRACTS if STEER not in name], clean, record.hooks),
+        ([STEER, SPARSE[STEER]], steered, record.steered),
+    ):
+        for hook in reference.truth:
+            errors = [v.errors for v in report.verdicts if v.graph in graphs and v.hook == hook and v.errors]
+            measured[hook] = fidelity_of(reference.own_errors(hook), errors)
+    if (lost := record.hooks[HOOK_ACTS_PRE].artifact.token) > MOST_LOST:
+        raise ExportError(
+            f"{path} was not written: with int8 weights hook_sae_acts_pre is off by {lost:.1%} on some token; over "
+            f"{MOST_LOST:.0%} cannot be called the same SAE. Its weights differ too much in size: use float32."
+        )
+    record = dataclasses.replace(
+        record,
+        features=features_of(clean.original[HOOK_ACTS_POST], hooks[HOOK_ACTS_POST]),
+        explained_original=explained_variance(clean.original, clean.target),
+        explained=explained_variance(hooks, clean.target),
+    )
+    _write_manifest(folder, manifest, fidelity=record)
+    verify_golden(folder, record.device).raise_for_failures()
+
+
+def prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
+    """Make sure that the artifact is its own checkpoint: what is loaded from it computes what was exported."""
+    if architecture_of(sae).startswith(CUSTOM):
+        return  # only its owner's code can make it again
+    outputs = all_hooks(load(folder), reference.original[HOOK_INPUT], reference.target)
+    verdicts = judge("checkpoint", list(reference.original), outputs, reference)
+    if failures := Report("", verdicts).failures:
+        raise ExportError(
+            f"This {type(sae).__name__} computes something else than what its artifact would be loaded as: "
+            f"{failures[0]} Its config and weights must be all that it is; else make it a class of its own."
+        )
+
+
+def _write_manifest(
+    folder: Path, manifest: Manifest, *, parity: ParityRecord | None = None, fidelity: Fidelity | None = None
+) -> None:
+    names = sorted([manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())])
+    files = {name: record_of(folder / name) for name in names}
+    text = dataclasses.replace(manifest, parity=parity, fidelity=fidelity, files=files).to_json()
+    (folder / MANIFEST).write_text(text, "utf-8")
