@@ -10,7 +10,7 @@ ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test check bench parity bench-steer bench-export test-transformer-lens test-peers clean
+.PHONY: demo test check parity bench bench-steer bench-int8 bench-export test-transformer-lens test-peers clean
 
 demo: .venv/ready .venv-runtime/ready
 	.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -36,6 +36,10 @@ bench: .venv/ready
 # What an intervention on features costs, beside the clean pass.
 bench-steer: .venv/ready
 	.venv/bin/python -m benchmarks.steer
+
+# What int8 weights save, and what they lose.
+bench-int8: .venv/ready
+	.venv/bin/python -m benchmarks.int8
 
 # What the export of a large SAE costs in time and memory.
 bench-export: .venv/ready

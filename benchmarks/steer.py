@@ -1,9 +1,9 @@
 """What an intervention costs: `python -m benchmarks.steer` (`make bench-steer`).
 
-Runs `steer.onnx` with m edits beside `model.onnx`, in random order in one process with the same threads, all six
-hooks fetched, and prints the ratio of their times: the median over rounds, and in brackets the quartiles. Beside them
-the same edit as a hook function: the clean pass, the edit in NumPy, and `decode.onnx` once more. Writes
-benchmarks/results/steer.json.
+Runs a pass with m edits beside a clean one, on a CPU `steer.sparse.onnx` and `model.sparse.onnx`, in random order in
+one process with the same threads, all six hooks fetched, and prints the ratio of their times: the median over rounds,
+and in brackets the quartiles. Beside them the same edit as a hook function: the clean pass, the edit in NumPy, and the
+decoder once more. Writes benchmarks/results/steer.json.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def staged(session: SAESession, x: Array, edits: Intervention) -> object:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the ratios as a Markdown table."""
-    lines = ["| d_in x d_sae | rows | edits | `model` ms | `steer` over `model` | in stages over `model` |",
+    lines = ["| d_in x d_sae | rows | edits | clean, ms | edited over clean | in stages over clean |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         steer, stages = ("{:.2f} ({:.2f}-{:.2f})".format(*row[f"{name}_over_model"]) for name in ("steer", "stages"))

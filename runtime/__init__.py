@@ -11,8 +11,10 @@ from .errors import (
     SAEError,
     UnknownHookError,
 )
+from .features import TopFeatures
 from .hooks import HookPoint
 from .interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
+from .plan import Plan
 from .session import SAESession
 from .verify import assert_parity, verify
 
@@ -29,10 +31,12 @@ __all__ = [
     "Intervention",
     "ManifestError",
     "ParityError",
+    "Plan",
     "ProviderError",
     "SAEError",
     "SAESession",
     "Scale",
+    "TopFeatures",
     "UnknownHookError",
     "assert_parity",
     "read_artifact",

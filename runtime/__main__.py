@@ -10,6 +10,7 @@ from .artifact import read_artifact
 from .bench import bench, table
 from .console import run
 from .describe import describe
+from .engine import FAMILIES
 from .errors import SAEError
 from .inputs import select_hooks
 from .manifest import HOOK_NAMES
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N", help="1 8 64 512 without")
     sub.add_argument("--seconds", type=float, default=2.0, help="for each number of tokens (default 2)")
     sub.add_argument("--threads", type=int, help="of the CPU; one per core without")
+    sub.add_argument("--graphs", choices=FAMILIES, default="auto", help="cpu: written for it; portable; auto (default)")
     on_device(sub)
     return parser
 
@@ -95,13 +97,14 @@ def run_command(options: argparse.Namespace) -> int:
 
 def bench_command(options: argparse.Namespace) -> int:
     """Print the timings."""
-    with SAESession(options.artifact, options.device, threads=options.threads) as session:
+    with SAESession(options.artifact, options.device, threads=options.threads, graphs=options.graphs) as session:
         if min(options.tokens) < 1:
             raise SAEError(f"--tokens is {min(options.tokens)}; it must be at least 1.")
         hooks = select_hooks(options.hooks)
         if unknown := set(options.hooks) - set(hooks):
             raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")
         print(f"{session!r}, onnxruntime {onnxruntime.__version__}")
+        print(session.explain(hooks, max(options.tokens)))
         print(table(list(tqdm(bench(session, hooks, options.tokens, options.seconds),
                               total=len(options.tokens), disable=None, leave=False))))  # fmt: skip
     return 0

@@ -54,8 +54,7 @@ def run_in_blocks(
     binding, start = session.io_binding(), 0
     for size in sizes:
         block = slice(start, start + size)
-        parts = {t.name: feeds[t.name][block] if _per_token(t, feeds[t.name], tokens) else feeds[t.name]
-                 for t in spec.inputs}  # fmt: skip
+        parts = part_of(spec, feeds, tokens, block)
         for name, array in parts.items():
             parts[name] = np.ascontiguousarray(array)
             binding.bind_cpu_input(name, parts[name])
@@ -65,6 +64,14 @@ def run_in_blocks(
         session.run_with_iobinding(binding)
         start += size
     return list(results.values())
+
+
+def part_of(spec: GraphSpec, feeds: dict[str, Array], tokens: int, part: slice) -> dict[str, Array]:
+    """Return the inputs of a graph for some of the tokens; what holds for all stays as it is."""
+    return {
+        tensor.name: feeds[tensor.name][part] if _per_token(tensor, feeds[tensor.name], tokens) else feeds[tensor.name]
+        for tensor in spec.inputs
+    }
 
 
 def _per_token(tensor: TensorSpec, array: Array, tokens: int) -> bool:

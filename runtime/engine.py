@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from .plan import Plan
 from .providers import Settings, fewer_threads, find_device
 
 FAMILIES = ("auto", "cpu", "portable")
+
+_Opened = TypeVar("_Opened", bound="Engine")
 
 
 class Engine:
@@ -160,7 +162,7 @@ class Engine:
         """Free the graphs and their weights; a call after this one is an error. Closing twice is not."""
         self._graphs.close()
 
-    def __enter__(self) -> Any:
+    def __enter__(self: _Opened) -> _Opened:
         return self
 
     def __exit__(

@@ -1,7 +1,7 @@
 """The graphs of an artifact, loaded when they are first needed and checked to be what the manifest says."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnxruntime as ort
@@ -132,16 +132,20 @@ class Graphs:
         self.inputs(graph)
         manifest = self._artifact.manifest
         spec = manifest.graphs[graph]
-        self._artifact.file(manifest.weights, self._check_integrity)
+        self._artifact.file(manifest.weights, check=False)
         path = self._artifact.file(spec.file, self._check_integrity)
+        # To read the weights once more for their sha256 takes about as long as to load them: both at once.
+        checked = _alongside(lambda: self._artifact.file(manifest.weights, self._check_integrity))
         try:
             session = start_session(str(path), self._device, self._settings)
         except ProviderError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            checked()
             raise ArtifactError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
             ) from error
+        checked()
         weights = session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY)
         if weights != manifest.files[manifest.weights].sha256:
             raise IntegrityError(
@@ -155,6 +159,27 @@ class Graphs:
             if tensors != expected:
                 raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
         return session
+
+
+def _alongside(check: Callable[[], object]) -> Callable[[], None]:
+    """Start a check in a thread of its own; return a function that waits for it and raises what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            check()
+        except BaseException as error:  # it belongs to whoever asks
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def result() -> None:
+        thread.join()
+        if raised:
+            raise raised[0]
+
+    return result
 
 
 def _for_cpu(graph: str) -> bool:

@@ -307,9 +307,10 @@ def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
     run_graph, loaded = SAESession.run_graph, []
 
     def note(self, graph, feeds, names=None):
-        loaded.append(len(self._graphs.loaded))
+        loaded.append(set(self._graphs.loaded) - {graph})
         return run_graph(self, graph, feeds, names)
 
     monkeypatch.setattr(SAESession, "run_graph", note)
     assert runtime.verify(TINY, "cpu").failures == []
-    assert loaded == [0] * len(CONTRACTS)
+    assert len(loaded) >= len(CONTRACTS)
+    assert not any(loaded)

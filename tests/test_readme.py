@@ -13,7 +13,8 @@ import sys
 import pytest
 from conftest import HOOKS, MINILM, ROOT
 
-from benchmarks import export, steer
+from benchmarks import export, int8, steer, tables
+from benchmarks.__main__ import RESULTS
 from runtime.manifest import CONTRACTS, MANIFEST
 from runtime.parity import FACTOR
 from saeexport import checkpoints
@@ -57,7 +58,7 @@ def test_the_python_blocks_run_and_print_what_they_say(folder):
         expected = BLOCKS[i + 1][1] if i + 1 < len(BLOCKS) and BLOCKS[i + 1][0] == "text" else ""
         assert printed.getvalue() == expected
         ran += 1
-    assert ran == 6
+    assert ran == 7
 
 
 def test_the_console_blocks_print_what_they_say(folder):
@@ -109,6 +110,11 @@ def test_the_measured_tables_are_those_of_the_results(monkeypatch):
     assert steering.table(json.loads(steering.RESULT.read_text())) in TEXT
     assert steer.table(json.loads(steer.RESULTS.read_text())["rows"]) in TEXT
     assert export.table(json.loads(export.RESULTS.read_text())) in TEXT
+    assert int8.table(json.loads(int8.RESULTS.read_text())) in TEXT
+    speed = json.loads(RESULTS.read_text())
+    for made in (tables.grid_table(speed["grid"]), tables.sweep_table(speed["sweep"]),
+                 tables.process_table(speed["processes"])):  # fmt: skip
+        assert made in TEXT
 
 
 def test_the_table_of_formats_is_that_of_the_code():
