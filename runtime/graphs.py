@@ -58,7 +58,8 @@ class Graphs:
         if names is None:
             names = [output.name for output in session.get_outputs()]
         spec = self._artifact.manifest.graphs[graph]
-        sizes = block_sizes(len(feeds[spec.inputs[0].name]), self.block_tokens)
+        tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # what has no dimension, ONNX Runtime refuses
+        sizes = block_sizes(tokens, self.block_tokens)
         try:
             if len(sizes) == 1:
                 arrays = session.run(list(names), {name: feeds[name] for name in self.inputs(graph)})

@@ -25,8 +25,9 @@ class Plan:
         """Return it as a sentence."""
         if self.graph is None:
             return f"Nothing is run: {self.why}"
-        tokens = f"{sum(self.blocks)} tokens at once" if len(self.blocks) == 1 else \
-            f"{sum(self.blocks)} tokens in {len(self.blocks)} blocks of at most {max(self.blocks)}"  # fmt: skip
-        threads = "" if self.device != "cpu" else f" with {self.threads or 'as many'} threads" + \
-            ("" if self.threads else " as cores")  # fmt: skip
-        return f"{self.graph} on {self.device}{threads}, {tokens}: {self.why}"
+        threads = "a thread per core" if self.threads is None else "1 thread" if self.threads == 1 else \
+            f"{self.threads} threads"  # fmt: skip
+        where = f"cpu with {threads}" if self.device == "cpu" else self.device
+        tokens = f"{sum(self.blocks)} tokens"
+        parts = "at once" if len(self.blocks) == 1 else f"in {len(self.blocks)} blocks of at most {max(self.blocks)}"
+        return f"{self.graph} on {where}, {tokens} {parts}: {self.why}"
