@@ -224,7 +224,8 @@ def test_run_reports_progress_and_bounds_what_it_holds(tmp_path, source):
 
 def test_bench_prints_a_row_per_number_of_tokens(capsys):
     out = said(capsys, 0, "bench", TINY, "--tokens", "1", "5", "--seconds", "0.01", "--threads", "1", "--device", "cpu")
-    rows = [line.split() for line in out.splitlines()[2:]]
+    assert out.splitlines()[1].startswith("model.sparse on cpu with 1 thread, 5 tokens at once: ")
+    rows = [line.split() for line in out.splitlines()[3:]]
     assert [row[0] for row in rows] == ["1", "5"]
     assert all(int(row[1]) >= 3 for row in rows)
 

@@ -87,6 +87,8 @@ def test_every_key_is_needed(keys):
         (("files", "../weights"), {"sha256": "", "bytes": 1}, "files names '../weights', which is not a plain file"),
         (("files", "a\\b"), {"sha256": "", "bytes": 1}, "not a plain file name"),
         (("files", ".."), {"sha256": "", "bytes": 1}, "not a plain file name"),
+        (("weights_dtype",), "int8", "weights_dtype is 'int8'; with 'float32' there must be parity"),
+        (("parity",), None, "weights_dtype is 'float32'; with 'float32' there must be parity"),
     ],
 )
 def test_other_values_are_named(keys, value, message):

@@ -131,7 +131,7 @@ def test_parameters_point_into_the_weights(tmp_path):
     save_file({"W": W, "b": B}, tmp_path / "w.safetensors")
     model = ir.from_proto(model_of([product("MatMul"), helper.make_node("Add", ["p", "b"], ["y"])]))
     expected = run(ir.to_proto(model), x=normal(4, 6))
-    ir.save(point_to_weights(model, tmp_path / "w.safetensors", {"W", "b"}), tmp_path / "m.onnx")
+    ir.save(point_to_weights(model, tmp_path / "w.safetensors"), tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     np.testing.assert_array_equal(session.run(None, {"x": normal(4, 6)})[0], expected[0])
 
@@ -140,7 +140,7 @@ def test_a_parameter_of_another_shape_than_stored_is_refused(tmp_path):
     save_file({"W": W.T.copy(), "b": B}, tmp_path / "w.safetensors")
     model = ir.from_proto(model_of([product("MatMul"), helper.make_node("Add", ["p", "b"], ["y"])]))
     with pytest.raises(ExportError, match=r"W is \(6, 5\) in the graph and \(5, 6\) in w.safetensors"):
-        point_to_weights(model, tmp_path / "w.safetensors", {"W", "b"})
+        point_to_weights(model, tmp_path / "w.safetensors")
 
 
 def test_weights_that_the_trace_computed_are_refused(tmp_path):
@@ -149,4 +149,4 @@ def test_weights_that_the_trace_computed_are_refused(tmp_path):
     model = ir.from_proto(model_of([helper.make_node("MatMul", ["x", "folded"], ["y"])],
                                    inputs=(("x", ["n", 300]),), initializers={"folded": big}))  # fmt: skip
     with pytest.raises(ExportError, match=r"constant 'folded' of shape \(300, 5\) that is no parameter"):
-        point_to_weights(model, tmp_path / "w.safetensors", {"b"})
+        point_to_weights(model, tmp_path / "w.safetensors")
