@@ -13,9 +13,9 @@ from .parity import COMPUTED_HOOKS, Hooks, SteeredReference
 MARGIN = 2.0
 """How much larger than at export an error may be elsewhere: other kernels round activations in other blocks."""
 
-
 MOST_LOST = 0.05
-"""The largest error of `acts_pre` at which it can still be called the same SAE; of 8 bits it is below 0.01."""
+"""The largest error of a stage, given what goes into it in the original, at which it can still be called the same SAE.
+Rounding to 8 bits costs about 0.01; a wrong graph would cost more, and must not become its own budget."""
 
 
 def without_budgets(steered: SteeredReference) -> SteeredReference:

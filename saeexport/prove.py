@@ -8,8 +8,10 @@ from runtime.artifact import record_of
 from runtime.errors import ExportError
 from runtime.fidelity import MOST_LOST, explained_variance, features_of, fidelity_of, without_budgets
 from runtime.manifest import (
+    ACTIVATE,
     CONTRACTS,
     CUSTOM,
+    DECODE,
     HOOK_ACTS_POST,
     HOOK_ACTS_PRE,
     HOOK_INPUT,
@@ -71,11 +73,17 @@ def measure(folder: Path, path: Path, manifest: Manifest, steered: SteeredRefere
         for hook in reference.truth:
             errors = [v.errors for v in report.verdicts if v.graph in graphs and v.hook == hook and v.errors]
             measured[hook] = fidelity_of(reference.own_errors(hook), errors)
-    if (lost := record.hooks[HOOK_ACTS_PRE].artifact.token) > MOST_LOST:
-        raise ExportError(
-            f"{path} was not written: with int8 weights hook_sae_acts_pre is off by {lost:.1%} on some token; over "
-            f"{MOST_LOST:.0%} cannot be called the same SAE. Its weights differ too much in size: use float32."
-        )
+    # Each stage by itself: that features flip at a threshold, and move what is behind, is no fault of a graph. A gate,
+    # for which `activate` reads the input, makes them flip in that stage.
+    stages = [DECODE, SPARSE[DECODE], *([ACTIVATE] if len(manifest.graphs[ACTIVATE].inputs) == 1 else [])]
+    for verdict in report.verdicts:
+        of_a_stage = verdict.hook == HOOK_ACTS_PRE or verdict.graph in stages
+        if of_a_stage and verdict.errors and (lost := verdict.errors.token) > MOST_LOST:
+            raise ExportError(
+                f"{path} was not written: with int8 weights {verdict.hook} of {verdict.graph} is off by {lost:.1%} on "
+                f"some token; over {MOST_LOST:.0%} cannot be called the same SAE. Its weights differ too much in size: "
+                "use float32."
+            )
     record = dataclasses.replace(
         record,
         features=features_of(clean.original[HOOK_ACTS_POST], hooks[HOOK_ACTS_POST]),

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from breaking import edit_weight, rewrite
+from breaking import claim_weights, edit_weight, rewrite
 from conftest import HOOKS, TINY, make_sae, normal
 from safetensors.numpy import load_file
 from zoo import ARCHITECTURES, D_IN, sae_of, takes_target, target_of
@@ -16,6 +16,7 @@ from runtime.__main__ import main
 from runtime.fidelity import explained_variance, features_of
 from runtime.manifest import CONTRACTS
 from saeexport import CheckpointError, ExportError, export
+from saeexport.passes import int8
 
 CONTROL_FLOW = {"If", "Loop", "Scan"}
 
@@ -138,23 +139,24 @@ def test_it_runs_on_a_cpu_only(artifact):
 @pytest.mark.parametrize("name", ["W_enc.scale", "W_dec.scale", "b_enc"])
 def test_other_weights_than_at_export_are_seen(artifact, name):
     rewrite(artifact, "weights.safetensors", edit_weight(name, slice(None), 1.2))
-    for graph in CONTRACTS:
-        rewrite(artifact, f"{graph}.onnx", claim(artifact))
+    claim_weights(artifact)
     failures = "\n".join(runtime.verify(artifact).failures)
     assert "the token error is" in failures
 
 
-def claim(folder):
-    digest = runtime.artifact.record_of(folder / "weights.safetensors").sha256
-
-    def change(path):
-        model = onnx.load_model(path, load_external_data=False)
-        for entry in model.metadata_props:
-            if entry.key == "saeexport.weights_sha256":
-                entry.value = digest
-        onnx.save_model(model, path)
-
-    return change
+@pytest.mark.parametrize(
+    ("what", "spoil", "stage"),
+    [
+        ("_rows_to_int8", lambda matrix: matrix[::-1], "hook_sae_recons of decode"),
+        ("_columns_to_int8", lambda matrix: matrix * 1.2, "hook_sae_acts_pre of model"),
+    ],
+)
+def test_a_wrong_graph_does_not_become_its_own_budget(tmp_path, monkeypatch, what, spoil, stage):
+    rounding = getattr(int8, what)
+    monkeypatch.setattr(int8, what, lambda matrix, name: rounding(spoil(matrix), name))
+    with pytest.raises(ExportError, match=f"with int8 weights {stage} is off by"):
+        export(make_sae(d_in=64, d_sae=128), tmp_path / "sae", normal(50, 64), weights="int8")
+    assert not any(tmp_path.iterdir())
 
 
 def test_weights_that_8_bits_cannot_hold_are_refused(tmp_path):
@@ -163,7 +165,7 @@ def test_weights_that_8_bits_cannot_hold_are_refused(tmp_path):
         sae.W_enc[0] *= 1000  # every block of every feature has one that is much larger than the rest
     x = normal(50, 64)
     x[:, 0] = 0
-    with pytest.raises(ExportError, match=r"hook_sae_acts_pre is off by .* cannot be called the same SAE"):
+    with pytest.raises(ExportError, match=r"hook_sae_acts_pre of model is off by .* cannot be called the same SAE"):
         export(sae, tmp_path / "sae", x, weights="int8")
     assert not any(tmp_path.iterdir())
 
