@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from runtime.inputs import Array
-from runtime.manifest import HOOK_ACTS_PRE, HOOK_ERROR, HOOK_NAMES, HOOK_OUTPUT
+from runtime.names import HOOK_ACTS_PRE, HOOK_ERROR, HOOK_NAMES, HOOK_OUTPUT
 
 ORIGINAL, ORIGINAL_WITHOUT_ERROR = "original", "original_without_error"
 DEDUPLICATED, COMPILED, PLAIN_ONNX = "deduplicated", "compiled", "plain_onnx"

@@ -23,7 +23,8 @@ from benchmarks.saes import subject_of
 from runtime import SAESession, read_artifact
 from runtime.golden import load_golden
 from runtime.inputs import Array
-from runtime.manifest import FLOAT32, HOOK_INPUT, HOOK_NAMES, INT8
+from runtime.manifest import FLOAT32, INT8
+from runtime.names import HOOK_INPUT, HOOK_NAMES
 from saeexport import export, load
 
 RESULTS = Path(__file__).parent / "results" / "int8.json"

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 from benchmarks.cases import ARTIFACT, PLAIN_FILE, PRODUCT_FILE
 from benchmarks.contenders import COPY, MODEL_GRAPH, PLAIN_ONNX, PRODUCT, THIS, Call
 from runtime import SAESession, read_artifact
+from runtime.contracts import MODEL
 from runtime.inputs import Array
-from runtime.manifest import HOOK_ACTS_PRE, HOOK_INPUT, HOOK_NAMES, INPUT, MODEL
+from runtime.names import HOOK_ACTS_PRE, HOOK_INPUT, HOOK_NAMES, INPUT
 
 
 class PlainExport:

@@ -20,8 +20,9 @@ import torch
 from tqdm import tqdm
 
 from runtime import SAESession
+from runtime.contracts import STEER
 from runtime.inputs import Array
-from runtime.manifest import HOOK_ACTS_POST, HOOK_INPUT, INPUT, STEER
+from runtime.names import HOOK_ACTS_POST, HOOK_INPUT, INPUT
 from runtime.parity import COMPUTED_HOOKS, FACTOR, Reference
 from saeexport import HookedSAE, export
 from saeexport.architectures import ARCHITECTURES

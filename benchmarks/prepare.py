@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.cases import ARTIFACT, PLAIN_FILE, PRODUCT_FILE, input_file
 from benchmarks.contenders import FLOOR, PLAIN_ONNX
 from benchmarks.saes import Subject, firing
-from runtime.manifest import HOOK_NAMES, INPUT, TOKENS
+from runtime.names import HOOK_NAMES, INPUT, TOKENS
 from saeexport import HookedSAE, export
 
 PROOF_TOKENS = 16  # on which the exporter proves the artifact

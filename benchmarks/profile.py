@@ -15,7 +15,8 @@ import onnxruntime
 
 from benchmarks.common import cores, shape_of
 from benchmarks.saes import subject_of
-from runtime.manifest import INPUT, MODEL, SPARSE, graph_file
+from runtime.contracts import MODEL, SPARSE, graph_file
+from runtime.names import INPUT
 from saeexport import export
 
 

@@ -26,7 +26,7 @@ from benchmarks.common import processor
 from benchmarks.saes import activations, sae_of
 from runtime import Clamp, Intervention, SAESession
 from runtime.inputs import Array
-from runtime.manifest import HOOK_ACTS_POST, HOOK_NAMES
+from runtime.names import HOOK_ACTS_POST, HOOK_NAMES
 from saeexport import export
 
 RESULTS = Path(__file__).parent / "results" / "steer.json"

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.cases import ARTIFACT
 from benchmarks.contenders import COMPILED, DEDUPLICATED, ORIGINAL, ORIGINAL_WITHOUT_ERROR, Call, UnavailableError
 from runtime.inputs import Array
-from runtime.manifest import HOOK_NAMES
+from runtime.names import HOOK_NAMES
 from saeexport import HookedSAE, load
 
 SixHooks = Callable[..., tuple[Tensor, ...]]

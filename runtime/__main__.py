@@ -13,7 +13,7 @@ from .describe import describe
 from .engine import FAMILIES
 from .errors import SAEError
 from .inputs import select_hooks
-from .manifest import HOOK_NAMES
+from .names import HOOK_NAMES
 from .session import SAESession
 from .stream import stream
 from .verify import verify

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .golden import load_golden
-from .manifest import HOOK_INPUT
+from .names import HOOK_INPUT
 from .session import SAESession
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import onnxruntime as ort
 
 from .inputs import Array
-from .manifest import TOKENS, GraphSpec, K, SAEConfig, TensorSpec
+from .manifest import GraphSpec, SAEConfig, TensorSpec
 from .memory import ResultMemory
+from .names import TOKENS, K
 
 FEATURE_BYTES = 64 << 20
 """Of one tensor of features in a block, of which a graph holds a few; smaller blocks read the encoder too often."""

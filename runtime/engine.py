@@ -9,24 +9,14 @@ import numpy as np
 
 from .artifact import Artifact, read_artifact
 from .blocks import block_sizes, default_block
+from .contracts import FEATURES, STEER
 from .errors import InputError, ProviderError
 from .features import TopFeatures
 from .graphs import Graphs
 from .inputs import Array, Batch
 from .interventions import Intervention
-from .manifest import (
-    FEATURE_HOOKS,
-    FEATURES,
-    FLOAT32,
-    HOOK_ACTS_POST,
-    HOOK_INPUT,
-    INDICES,
-    L0,
-    STEER,
-    VALUES,
-    K,
-    SAEConfig,
-)
+from .manifest import FLOAT32, SAEConfig
+from .names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_INPUT, INDICES, L0, VALUES, K
 from .plan import Plan
 from .providers import Settings, fewer_threads, find_device
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from .inputs import Array
-from .manifest import HOOK_INPUT, HOOK_RECONS, Errors, Features, Fidelity, HookParity
+from .manifest import Errors, Features, Fidelity, HookParity
+from .names import HOOK_INPUT, HOOK_RECONS
 from .parity import COMPUTED_HOOKS, Hooks, SteeredReference
 
 MARGIN = 2.0

@@ -19,7 +19,8 @@ from .artifact import Artifact
 from .errors import IntegrityError
 from .inputs import Array
 from .interventions import Intervention
-from .manifest import (
+from .manifest import Errors, HookParity
+from .names import (
     FEATURE_IDS,
     FEATURE_SCALE,
     FEATURE_SHIFT,
@@ -29,8 +30,6 @@ from .manifest import (
     HOOK_RECONS,
     INTERVENTION,
     TARGET,
-    Errors,
-    HookParity,
 )
 from .parity import COMPUTED_HOOKS, Budgets, Reference, SteeredReference
 

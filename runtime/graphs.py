@@ -8,10 +8,12 @@ import onnxruntime as ort
 
 from .artifact import Artifact
 from .blocks import block_sizes, run_in_blocks
+from .contracts import CONTRACTS, SPARSE
 from .errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
 from .inputs import Array
-from .manifest import CONTRACTS, INPUT, SPARSE, TARGET, TensorSpec
+from .manifest import TensorSpec
 from .memory import ResultMemory
+from .names import INPUT, TARGET
 from .providers import Device, Settings, start_session
 
 METADATA_PREFIX = "saeexport."

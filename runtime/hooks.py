@@ -8,13 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .contracts import ACTIVATE, DECODE, ENCODE, MODEL
 from .errors import InputError, UnknownHookError
 from .graphs import Graphs
 from .inputs import Array, Batch
-from .manifest import (
-    ACTIVATE,
-    DECODE,
-    ENCODE,
+from .names import (
     FEATURE_HOOKS,
     HOOK_ACTS_POST,
     HOOK_ACTS_PRE,
@@ -23,7 +21,6 @@ from .manifest import (
     HOOK_NAMES,
     HOOK_OUTPUT,
     HOOK_RECONS,
-    MODEL,
 )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .manifest import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, INPUT, TARGET, SAEConfig
+from .manifest import SAEConfig
+from .names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, INPUT, TARGET
 
 Array: TypeAlias = npt.NDArray[Any]
 NamesFilter: TypeAlias = str | list[str] | Callable[[str], bool] | None

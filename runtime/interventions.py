@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .inputs import Array
-from .manifest import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
+from .names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
 
 
 @dataclass(frozen=True, eq=False)  # of arrays there is no one truth about being equal

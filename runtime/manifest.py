@@ -6,89 +6,12 @@ later release may add some; a change that an older reader would misunderstand ra
 
 import dataclasses
 import json
-from collections.abc import Collection
 from dataclasses import dataclass, field
+
+from .names import HOOK_NAMES
 
 FORMAT_VERSION = 1
 MANIFEST = "sae.json"
-
-HOOK_INPUT = "hook_sae_input"
-HOOK_ACTS_PRE = "hook_sae_acts_pre"
-HOOK_ACTS_POST = "hook_sae_acts_post"
-HOOK_RECONS = "hook_sae_recons"
-HOOK_ERROR = "hook_sae_error"
-HOOK_OUTPUT = "hook_sae_output"
-
-HOOK_NAMES = (HOOK_INPUT, HOOK_ACTS_PRE, HOOK_ACTS_POST, HOOK_RECONS, HOOK_ERROR, HOOK_OUTPUT)
-"""The six hooks in firing order."""
-
-FEATURE_HOOKS = (HOOK_ACTS_PRE, HOOK_ACTS_POST)
-"""Those with one number per feature, `(..., d_sae)`; the others have the shape of the input."""
-
-INPUT = "input"
-TARGET = "target"
-TOKENS = "tokens"
-
-FEATURE_IDS = "feature_ids"
-FEATURE_SCALE = "feature_scale"
-FEATURE_SHIFT = "feature_shift"
-INTERVENTION = (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)
-"""The inputs by which `steer.onnx` edits features."""
-
-K = "k"
-INDICES, VALUES, L0 = "indices", "values", "l0"
-"""The input and the outputs of `features.onnx`."""
-
-MODEL, ENCODE, ACTIVATE, DECODE, STEER = "model", "encode", "activate", "decode", "steer"
-ACTS, FEATURES = "acts", "features"
-SPARSE = {name: f"{name}.sparse" for name in (MODEL, DECODE, STEER)}
-"""What takes and gives the same, and reads only the decoder's rows whose feature is on."""
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What a graph takes and gives, by name and in order, and what it is for, in words."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    description: str
-    for_cpu: bool = False  # written for ONNX Runtime's CPU provider; the others are portable, without control flow
-
-
-CONTRACTS = {
-    MODEL: Contract((INPUT,), HOOK_NAMES, "The whole SAE."),
-    ENCODE: Contract((INPUT,), FEATURE_HOOKS, "The encoder alone."),
-    ACTIVATE: Contract((HOOK_ACTS_PRE,), (HOOK_ACTS_POST,), "The activation function alone, for edited acts_pre."),
-    DECODE: Contract((HOOK_ACTS_POST,), (HOOK_RECONS,), "The decoder alone."),
-    STEER: Contract(
-        (INPUT, *INTERVENTION),
-        HOOK_NAMES,
-        "The whole SAE with an intervention on m features, as a forward hook on hook_sae_acts_post makes it: "
-        "acts_post[:, feature_ids] = acts_post[:, feature_ids] * feature_scale + feature_shift. Scale 0 ablates, scale "
-        "0 with a shift clamps, a scale alone amplifies, a shift alone adds. recons is that of the edited features, "
-        "error that of the clean pass, output follows. feature_scale and feature_shift have one row for all tokens, "
-        "[1, m], or one per token, [tokens, m]; m may be 0. feature_ids must be distinct: for duplicates ONNX leaves "
-        "acts_post undefined, and recons would get the sum of their edits. They must lie in [0, d_sae): beyond, the "
-        "run fails, and from -d_sae to -1 they count from the end. A scale or shift that is NaN or infinite spreads "
-        "to the whole reconstruction.",
-    ),
-    ACTS: Contract((INPUT,), (HOOK_ACTS_POST,), "The activations alone, on a CPU.", for_cpu=True),
-    FEATURES: Contract(
-        (INPUT, K),
-        (INDICES, VALUES, L0),
-        "The k features of each token with the largest activations in absolute value, the largest first, and how many "
-        "are on in all, l0: where l0 <= k nothing is missing. What is not on has the value 0. k is from 1 to d_sae.",
-        for_cpu=True,
-    ),
-}
-CONTRACTS |= {
-    sparse: dataclasses.replace(
-        CONTRACTS[name], for_cpu=True, description=f"As {name}, on a CPU at the price of its encoder, exactly."
-    )
-    for name, sparse in SPARSE.items()
-}
-"""The graphs that every artifact has, of an SAE that predicts its input and has six hooks."""
-
 
 FLOAT32, INT8 = "float32", "int8"
 """Of the weights."""
@@ -298,52 +221,3 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of `sae.json`: the same manifest gives the same bytes."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-
-def graph_file(name: str) -> str:
-    """Return the file of a graph."""
-    return f"{name}.onnx"
-
-
-def contract(graph: str, sae: SAEConfig, needs_input: bool = False) -> Contract:
-    """Return what a graph of an SAE takes and gives.
-
-    Args:
-        graph: a key of `CONTRACTS`.
-        sae: the configuration.
-        needs_input: of `activate` and `decode`, whether they need the SAE's input too: a gate reads it, a
-            normalisation is undone with it, a skip connection adds it. Then it comes first.
-    """
-    inputs, outputs = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs
-    if needs_input and inputs[0] != INPUT:
-        inputs = (INPUT, *inputs)
-    if outputs == HOOK_NAMES:
-        outputs = sae.hooks
-        if sae.takes_target:
-            inputs = (INPUT, TARGET, *inputs[1:])
-    return dataclasses.replace(CONTRACTS[graph], inputs=inputs, outputs=outputs)
-
-
-def graph_specs(sae: SAEConfig, needing_input: Collection[str] = ()) -> dict[str, GraphSpec]:
-    """Return what the graphs of an SAE are by contract; `needing_input` as `contract` says."""
-
-    def tensor(name: str) -> TensorSpec:
-        if name in (FEATURE_IDS, K):
-            return TensorSpec(name, "int64", ("m",) if name == FEATURE_IDS else (1,))
-        if name in (INDICES, VALUES, L0):
-            dtype = sae.dtype if name == VALUES else "int64"
-            return TensorSpec(name, dtype, (TOKENS,) if name == L0 else (TOKENS, K))
-        if name in INTERVENTION:
-            return TensorSpec(name, sae.dtype, ("rows", "m"))
-        if name in FEATURE_HOOKS:
-            shape: tuple[int, ...] = (sae.d_sae,)
-        else:
-            shape = sae.input_shape if name in (INPUT, HOOK_INPUT) else sae.output_shape
-        return TensorSpec(name, sae.dtype, (TOKENS, *shape))
-
-    specs = {}
-    for name in CONTRACTS:
-        graph = contract(name, sae, name.removesuffix(".sparse") in needing_input)
-        inputs, outputs = tuple(map(tensor, graph.inputs)), tuple(map(tensor, graph.outputs))
-        specs[name] = GraphSpec(graph_file(name), inputs, outputs, graph.description)
-    return specs

@@ -35,7 +35,8 @@ import numpy as np
 from .errors import ParityError
 from .inputs import Array
 from .interventions import Intervention
-from .manifest import (
+from .manifest import Errors
+from .names import (
     FEATURE_HOOKS,
     HOOK_ACTS_POST,
     HOOK_ACTS_PRE,
@@ -44,7 +45,6 @@ from .manifest import (
     HOOK_NAMES,
     HOOK_OUTPUT,
     HOOK_RECONS,
-    Errors,
 )
 from .report import Verdict
 

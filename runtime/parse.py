@@ -6,8 +6,9 @@ import types
 import typing
 from typing import Any
 
+from .contracts import ACTIVATE, CONTRACTS, DECODE, graph_specs
 from .errors import ManifestError
-from .manifest import ACTIVATE, CONTRACTS, DECODE, FLOAT32, FORMAT_VERSION, MANIFEST, Manifest, graph_specs
+from .manifest import FLOAT32, FORMAT_VERSION, MANIFEST, Manifest
 
 
 def parse_manifest(text: str) -> Manifest:

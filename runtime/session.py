@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .contracts import DECODE
 from .engine import Engine
 from .errors import InputError
 from .hooks import FwdHooks, HookPoint, PlacedHooks, caller, placed_hooks, run_hooked
 from .inputs import Array, Batch, NamesFilter, as_dtype, flat_shape, select_hooks
 from .interventions import Edit, Intervention
-from .manifest import DECODE, HOOK_ACTS_POST, HOOK_NAMES, HOOK_OUTPUT, HOOK_RECONS, INPUT
+from .names import HOOK_ACTS_POST, HOOK_NAMES, HOOK_OUTPUT, HOOK_RECONS, INPUT
 
 
 @dataclass(frozen=True)

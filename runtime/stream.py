@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import InputError
 from .inputs import as_dtype, flat_shape
-from .manifest import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
+from .names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
 from .session import SAESession
 from .tensorfile import TensorWriter, replaced_file
 

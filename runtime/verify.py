@@ -7,23 +7,12 @@ import numpy as np
 
 from .artifact import read_artifact
 from .blocks import part_of
+from .contracts import CONTRACTS, FEATURES
 from .errors import ArtifactError, ParityError
 from .features import TopFeatures
 from .golden import load_golden
 from .inputs import Array
-from .manifest import (
-    CONTRACTS,
-    FEATURE_IDS,
-    FEATURES,
-    HOOK_ACTS_POST,
-    HOOK_INPUT,
-    INDICES,
-    INPUT,
-    L0,
-    TARGET,
-    VALUES,
-    K,
-)
+from .names import FEATURE_IDS, HOOK_ACTS_POST, HOOK_INPUT, INDICES, INPUT, L0, TARGET, VALUES, K
 from .parity import Reference, SteeredReference, judge
 from .report import Report, Verdict
 from .session import SAESession

@@ -14,17 +14,8 @@ from runtime.artifact import Artifact, read_artifact
 from runtime.errors import ExportError
 from runtime.golden import save_golden
 from runtime.inputs import Array
-from runtime.manifest import (
-    FLOAT32,
-    FORMAT_VERSION,
-    HOOK_ERROR,
-    HOOK_NAMES,
-    INT8,
-    GoldenSpec,
-    GraphSpec,
-    Manifest,
-    SAEConfig,
-)
+from runtime.manifest import FLOAT32, FORMAT_VERSION, INT8, GoldenSpec, GraphSpec, Manifest, SAEConfig
+from runtime.names import HOOK_ERROR, HOOK_NAMES
 from runtime.tensorfile import TensorWriter
 
 from .activations import prepare_activations

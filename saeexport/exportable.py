@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from runtime.errors import ExportError
-from runtime.manifest import CUSTOM, HOOK_NAMES
+from runtime.manifest import CUSTOM
+from runtime.names import HOOK_NAMES
 from runtime.parity import FLOOR
 
 from .architectures import ARCHITECTURES

@@ -9,25 +9,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from runtime.artifact import record_of
+from runtime.contracts import ACTIVATE, ACTS, CONTRACTS, DECODE, FEATURES, MODEL, SPARSE, STEER, graph_specs
 from runtime.errors import ExportError
 from runtime.inputs import Array
-from runtime.manifest import (
-    ACTIVATE,
-    ACTS,
-    CONTRACTS,
-    DECODE,
-    FEATURES,
-    HOOK_ACTS_POST,
-    HOOK_ACTS_PRE,
-    HOOK_RECONS,
-    INPUT,
-    MODEL,
-    SPARSE,
-    STEER,
-    GraphSpec,
-    SAEConfig,
-    graph_specs,
-)
+from runtime.manifest import GraphSpec, SAEConfig
+from runtime.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_RECONS, INPUT
 
 from .passes.bias import let_biases_ride
 from .passes.describe import describe

@@ -5,28 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artifact import record_of
+from runtime.contracts import ACTIVATE, CONTRACTS, DECODE, MODEL, SPARSE, STEER
 from runtime.errors import ExportError
 from runtime.fidelity import MOST_LOST, explained_variance, features_of, fidelity_of, without_budgets
-from runtime.manifest import (
-    ACTIVATE,
-    CONTRACTS,
-    CUSTOM,
-    DECODE,
-    HOOK_ACTS_POST,
-    HOOK_ACTS_PRE,
-    HOOK_INPUT,
-    INPUT,
-    MANIFEST,
-    MODEL,
-    SPARSE,
-    STEER,
-    TARGET,
-    Features,
-    Fidelity,
-    HookParity,
-    Manifest,
-    ParityRecord,
-)
+from runtime.manifest import CUSTOM, MANIFEST, Features, Fidelity, HookParity, Manifest, ParityRecord
+from runtime.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, INPUT, TARGET
 from runtime.parity import Reference, SteeredReference, judge
 from runtime.report import Report
 from runtime.session import SAESession

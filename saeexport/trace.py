@@ -12,7 +12,8 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from runtime.errors import ExportError
-from runtime.manifest import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TARGET, TOKENS, SAEConfig
+from runtime.manifest import SAEConfig
+from runtime.names import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TARGET, TOKENS
 
 from .truth import evaluating
 

@@ -19,15 +19,7 @@ from torch.utils._pytree import tree_map_only
 from runtime.errors import ParityError
 from runtime.inputs import Array
 from runtime.interventions import Intervention
-from runtime.manifest import (
-    HOOK_ACTS_POST,
-    HOOK_ACTS_PRE,
-    HOOK_ERROR,
-    HOOK_INPUT,
-    HOOK_NAMES,
-    HOOK_OUTPUT,
-    HOOK_RECONS,
-)
+from runtime.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_OUTPUT, HOOK_RECONS
 from runtime.parity import Reference, SteeredReference
 
 EDITED_FEATURES = 8

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from runtime.artifact import Artifact, read_artifact
 from runtime.errors import ParityError
 from runtime.golden import load_golden
-from runtime.manifest import HOOK_INPUT
+from runtime.names import HOOK_INPUT
 from runtime.report import Report
 from runtime.session import SAESession
 from runtime.verify import judge_session

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 import runtime
 from runtime import ParityError
 from runtime.__main__ import main
-from runtime.manifest import CONTRACTS
+from runtime.contracts import CONTRACTS
 
 
 def rewrite(folder, name, change):

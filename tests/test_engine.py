@@ -12,7 +12,7 @@ from zoo import sae_of, target_of
 import runtime
 from runtime import Clamp, InputError, SAESession, providers
 from runtime.blocks import FEATURE_BYTES, FEWEST_TOKENS, block_sizes, default_block
-from runtime.manifest import CONTRACTS, SPARSE
+from runtime.contracts import CONTRACTS, SPARSE
 from runtime.memory import ResultMemory
 from saeexport import export
 

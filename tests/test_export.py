@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import runtime
 from runtime import InputError, ParityError
-from runtime.manifest import CONTRACTS
+from runtime.contracts import CONTRACTS
 from runtime.tensorfile import read_header
 from saeexport import ExportError, HookedSAE, export, graphs, load
 

@@ -16,7 +16,7 @@ import runtime
 import saeexport
 from runtime import ArtifactError, IntegrityError, ParityError, SAESession
 from runtime.__main__ import main
-from runtime.manifest import CONTRACTS
+from runtime.contracts import CONTRACTS
 
 
 def test_an_intact_artifact_passes(artifact, capsys):

@@ -13,8 +13,8 @@ import runtime
 import saeexport
 from runtime import ParityError, ProviderError, SAESession
 from runtime.__main__ import main
+from runtime.contracts import CONTRACTS
 from runtime.fidelity import explained_variance, features_of
-from runtime.manifest import CONTRACTS
 from saeexport import CheckpointError, ExportError, export
 from saeexport.passes import int8
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import runtime
 import saeexport
 from runtime import SAESession
-from runtime.manifest import CONTRACTS, graph_file
+from runtime.contracts import CONTRACTS, graph_file
 
 
 @pytest.fixture(params=[TINY, MINILM], ids=["tiny", "minilm"])

@@ -15,7 +15,8 @@ from conftest import HOOKS, MINILM, ROOT
 
 from benchmarks import export, int8, steer, tables
 from benchmarks.__main__ import RESULTS
-from runtime.manifest import CONTRACTS, MANIFEST
+from runtime.contracts import CONTRACTS
+from runtime.manifest import MANIFEST
 from runtime.parity import FACTOR
 from saeexport import checkpoints
 

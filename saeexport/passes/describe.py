@@ -2,8 +2,9 @@
 
 import onnx_ir as ir
 
+from runtime.contracts import CONTRACTS
 from runtime.graphs import METADATA_PREFIX, WEIGHTS_KEY
-from runtime.manifest import CONTRACTS, FORMAT_VERSION, SAEConfig
+from runtime.manifest import FORMAT_VERSION, SAEConfig
 
 
 def describe(model: ir.Model, graph: str, sae: SAEConfig, weights_sha256: str) -> ir.Model:

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from runtime.manifest import (
+from runtime.manifest import GraphSpec
+from runtime.names import (
     FEATURE_IDS,
     FEATURE_SCALE,
     FEATURE_SHIFT,
@@ -24,7 +25,6 @@ from runtime.manifest import (
     HOOK_OUTPUT,
     HOOK_RECONS,
     INTERVENTION,
-    GraphSpec,
 )
 
 from .building import Nodes

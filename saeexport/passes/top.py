@@ -8,7 +8,8 @@ import math
 
 import onnx_ir as ir
 
-from runtime.manifest import HOOK_ACTS_POST, VALUES, GraphSpec, K
+from runtime.manifest import GraphSpec
+from runtime.names import HOOK_ACTS_POST, VALUES, K
 
 from .building import INT64, Nodes
 from .sign import never_negative
