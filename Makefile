@@ -1,6 +1,7 @@
 # make demo   the main job on a real SAE: export it again, compare, run it without PyTorch
 # make test   the whole test suite
 # make check  lint, formatting, types
+# make gpu    on a machine with an NVIDIA GPU: the tests that need it, none skipped, and the GPU benchmark
 #
 # Each makes the environments it needs; PYTHON chooses the interpreter (3.10 or later).
 
@@ -10,7 +11,8 @@ ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test check parity bench bench-steer bench-int8 bench-export test-transformer-lens test-peers clean
+.PHONY: demo test check gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
+  test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
 	.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -24,6 +26,28 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The results go to benchmarks/results, called after the GPU.
+gpu: .venv/ready
+	.venv/bin/python -m runtime doctor models/minilm-layer3
+	.venv/bin/python -m pytest --require-gpu -m gpu
+	.venv/bin/python -m benchmarks.gpu
+
+# The same for device="tensorrt", whose wheels are large.
+gpu-tensorrt: .venv/ready
+	.venv/bin/python $(PIP) --editable ".[tensorrt]"
+	.venv/bin/python -m pytest --require-gpu -m tensorrt
+
+# The ONNX Runtime and the Python of NVIDIA's JetPack 6 prove the artifacts of this repository.
+PYTHON310 ?= python3.10
+test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
+	for artifact in models/tiny models/minilm-layer3; do \
+	  .venv-onnxruntime-1.23/bin/python -m runtime verify $$artifact --device cpu || exit 1; done
+
+.venv-onnxruntime-%/ready: pyproject.toml
+	$(PYTHON310) -m venv --clear .venv-onnxruntime-$*
+	.venv-onnxruntime-$*/bin/python -m pip install --quiet --editable . "onnxruntime==$*.*"
+	touch $@
 
 # How far apart two correct programs are: the measurement behind runtime/parity.py's FACTOR.
 parity: .venv/ready
@@ -40,6 +64,10 @@ bench-steer: .venv/ready
 # What int8 weights save, and what they lose.
 bench-int8: .venv/ready
 	.venv/bin/python -m benchmarks.int8
+
+# What half precision loses.
+bench-half: .venv/ready
+	.venv/bin/python -m benchmarks.half
 
 # What the export of a large SAE costs in time and memory.
 bench-export: .venv/ready
@@ -89,4 +117,4 @@ test-peers: .venv-peers/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-runtime .venv-tl-* .venv-peers build
+	rm -rf .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build

@@ -51,6 +51,12 @@ def ratio(values: Sequence[float]) -> str:
     return "{:.2f} ({:.2f}-{:.2f})".format(*values)
 
 
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
 def field_of(process: int | str, field: str) -> int:
     """Return a field of a process in bytes, such as `VmHWM`, the most that was resident; 0 where there is no /proc."""
     path = Path(f"/proc/{process}/status")

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from benchmarks.common import ROOT, cores, machine, quartiles, ratio
 from benchmarks.saes import subject_of
 from runtime import SAESession, read_artifact
+from runtime.dtypes import FLOAT32
 from runtime.golden import load_golden
 from runtime.inputs import Array
-from runtime.manifest import FLOAT32, INT8
+from runtime.manifest import INT8
 from runtime.names import HOOK_INPUT, HOOK_NAMES
 from saeexport import export, load
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.common import ratio
+from benchmarks.common import markdown, ratio
 from benchmarks.contenders import CONTENDERS, FLOOR, MODEL_GRAPH, ORIGINAL, PRODUCT, THIS
 from benchmarks.processes import PROCESSES
 from benchmarks.processes import ROWS as PROCESS_ROWS
@@ -122,9 +122,3 @@ def l0(line: Line) -> str:
 def milliseconds(line: Line, name: str) -> str:
     """Return a contender's median time."""
     return f"{line['ms'][name][0]:.2f}"
-
-
-def markdown(heads: tuple[str, ...], lines: list[list[str]]) -> str:
-    """Return a table."""
-    rows = [list(heads), ["---"] * len(heads), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)

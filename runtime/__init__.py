@@ -16,6 +16,7 @@ from .hooks import HookPoint
 from .interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
 from .plan import Plan
 from .session import SAESession
+from .tensor import Tensor
 from .verify import assert_parity, verify
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SAEError",
     "SAESession",
     "Scale",
+    "Tensor",
     "TopFeatures",
     "UnknownHookError",
     "assert_parity",

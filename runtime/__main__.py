@@ -1,4 +1,4 @@
-"""`python -m runtime inspect | verify | run | bench ARTIFACT`: an artifact on a machine without PyTorch."""
+"""`python -m runtime inspect | verify | run | bench | doctor`: an artifact on a machine without PyTorch."""
 
 import argparse
 import sys
@@ -10,10 +10,12 @@ from .artifact import read_artifact
 from .bench import bench, table
 from .console import run
 from .describe import describe
-from .engine import FAMILIES
+from .doctor import diagnose
+from .dtypes import FLOAT32
 from .errors import SAEError
 from .inputs import select_hooks
 from .names import HOOK_NAMES
+from .options import FAMILIES, PRECISIONS
 from .session import SAESession
 from .stream import stream
 from .verify import verify
@@ -29,14 +31,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m runtime", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+    def command(name: str, function: object, text: str, artifact: str | None = None) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=function)
-        sub.add_argument("artifact", help="the folder with sae.json")
+        sub.add_argument("artifact", nargs=artifact, help="the folder with sae.json")
         return sub
 
     def on_device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+        sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+        sub.add_argument("--precision", choices=PRECISIONS, default=FLOAT32, help="of products on a GPU")
 
     command("inspect", inspect_command, "Print what an artifact is: config, graphs, hooks, parity, provenance.")
 
@@ -62,8 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N", help="1 8 64 512 without")
     sub.add_argument("--seconds", type=float, default=2.0, help="for each number of tokens (default 2)")
     sub.add_argument("--threads", type=int, help="of the CPU; one per core without")
+    sub.add_argument("--cuda-graph", action="store_true", help="on a GPU, replay the launches of each number of tokens")
     sub.add_argument("--graphs", choices=FAMILIES, default="auto", help="cpu: written for it; portable; auto (default)")
     on_device(sub)
+
+    command(
+        "doctor", doctor_command, "Print which devices of this machine run artifacts, or this one, and why not.", "?"
+    )
     return parser
 
 
@@ -75,7 +83,7 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Print the parity table."""
-    report = verify(options.artifact, options.device)
+    report = verify(options.artifact, options.device, options.precision)
     print(report)
     return 1 if report.failures else 0
 
@@ -83,7 +91,7 @@ def verify_command(options: argparse.Namespace) -> int:
 def run_command(options: argparse.Namespace) -> int:
     """Stream a file, with a progress bar on a terminal."""
     with (
-        SAESession(options.artifact, options.device) as session,
+        SAESession(options.artifact, options.device, precision=options.precision) as session,
         tqdm(unit="token", unit_scale=True, disable=None) as bar,
     ):
 
@@ -97,9 +105,16 @@ def run_command(options: argparse.Namespace) -> int:
 
 def bench_command(options: argparse.Namespace) -> int:
     """Print the timings."""
-    with SAESession(options.artifact, options.device, threads=options.threads, graphs=options.graphs) as session:
-        if min(options.tokens) < 1:
-            raise SAEError(f"--tokens is {min(options.tokens)}; it must be at least 1.")
+    if min(options.tokens) < 1:
+        raise SAEError(f"--tokens is {min(options.tokens)}; it must be at least 1.")
+    with SAESession(
+        options.artifact,
+        options.device,
+        precision=options.precision,
+        threads=options.threads,
+        graphs=options.graphs,
+        cuda_graph=options.tokens if options.cuda_graph else (),
+    ) as session:
         hooks = select_hooks(options.hooks)
         if unknown := set(options.hooks) - set(hooks):
             raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")
@@ -107,6 +122,12 @@ def bench_command(options: argparse.Namespace) -> int:
         print(session.explain(hooks, max(options.tokens)))
         print(table(list(tqdm(bench(session, hooks, options.tokens, options.seconds),
                               total=len(options.tokens), disable=None, leave=False))))  # fmt: skip
+    return 0
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """Print what this machine can run."""
+    print(diagnose(None if options.artifact is None else read_artifact(options.artifact)))
     return 0
 
 

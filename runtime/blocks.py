@@ -1,25 +1,40 @@
 """Large batches, a block of tokens at a time: memory beyond the result stays bounded, whatever the number of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
-import onnxruntime as ort
 
-from .inputs import Array
+from .dtypes import storage
 from .manifest import GraphSpec, SAEConfig, TensorSpec
-from .memory import ResultMemory
 from .names import TOKENS, K
+from .tensor import Array, Feed
+
+_Given = TypeVar("_Given", Array, Feed)
 
 FEATURE_BYTES = 64 << 20
 """Of one tensor of features in a block, of which a graph holds a few; smaller blocks read the encoder too often."""
+
+FEATURE_BYTES_GPU = 512 << 20
+"""The same on a GPU, where it is enough to fill it, and a small part of its memory."""
 
 FEWEST_TOKENS = 64
 """In a block; with fewer a product takes longer to read its weights than to compute."""
 
 
-def default_block(cfg: SAEConfig) -> int:
-    """Return how many tokens of an SAE are a block: 64 MiB of features, 682 tokens of 24576 in float32."""
-    return max(FEWEST_TOKENS, FEATURE_BYTES // (cfg.d_sae * np.dtype(cfg.dtype).itemsize))
+def default_block(cfg: SAEConfig, on_gpu: bool = False) -> int:
+    """Return how many tokens of an SAE are a block: on a CPU 64 MiB of features, 682 tokens of 24576 in float32."""
+    features = FEATURE_BYTES_GPU if on_gpu else FEATURE_BYTES
+    return max(FEWEST_TOKENS, features // (cfg.d_sae * storage(cfg.dtype).itemsize))
+
+
+def token_bytes(cfg: SAEConfig) -> int:
+    """Return the most memory that a token takes while a graph runs, in bytes.
+
+    It is that of `steer`: acts_pre, acts_post before and after, and room for one more; and of the width of the input,
+    recons before and after, error, output and the input itself, and room for what lies between.
+    """
+    return (4 * cfg.d_sae + 8 * max(cfg.d_in, cfg.d_out or 0)) * storage(cfg.dtype).itemsize
 
 
 def block_sizes(tokens: int, block: int) -> list[int]:
@@ -28,46 +43,13 @@ def block_sizes(tokens: int, block: int) -> list[int]:
     return [tokens * (i + 1) // blocks - tokens * i // blocks for i in range(blocks)]
 
 
-def run_in_blocks(
-    session: ort.InferenceSession,
-    spec: GraphSpec,
-    feeds: dict[str, Array],
-    names: Sequence[str],
-    sizes: Sequence[int],
-    memory: ResultMemory,
-) -> list[Array]:
-    """Run a graph on one block after the other; each writes where its part of the result lies, so nothing is copied.
-
-    Args:
-        session: of the graph.
-        spec: what it takes and gives.
-        feeds: its inputs, for all tokens.
-        names: the outputs to return, in order.
-        sizes: tokens of each block.
-        memory: where the results come from.
-    """
-    tokens = sum(sizes)
-    dimensions = {TOKENS: tokens, **({K: int(feeds[K][0])} if K in feeds else {})}
-    tensors = {tensor.name: tensor for tensor in spec.outputs}
-    forms = [([dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape], np.dtype(tensors[name].dtype))
-             for name in names]  # fmt: skip
-    results = dict(zip(names, memory.arrays(forms), strict=True))
-    binding, start = session.io_binding(), 0
-    for size in sizes:
-        block = slice(start, start + size)
-        parts = part_of(spec, feeds, tokens, block)
-        for name, array in parts.items():
-            parts[name] = np.ascontiguousarray(array)
-            binding.bind_cpu_input(name, parts[name])
-        for name, result in results.items():
-            part = result[block]
-            binding.bind_output(name, "cpu", 0, result.dtype, part.shape, part.ctypes.data)
-        session.run_with_iobinding(binding)
-        start += size
-    return list(results.values())
+def dimensions_of(spec: GraphSpec, feeds: Mapping[str, Feed]) -> dict[str, int]:
+    """Return the size of every dimension of a graph's outputs that has a name, by its feeds."""
+    tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)
+    return {TOKENS: tokens, **({K: int(np.asarray(feeds[K])[0])} if K in feeds else {})}
 
 
-def part_of(spec: GraphSpec, feeds: dict[str, Array], tokens: int, part: slice) -> dict[str, Array]:
+def part_of(spec: GraphSpec, feeds: Mapping[str, _Given], tokens: int, part: slice) -> dict[str, _Given]:
     """Return the inputs of a graph for some of the tokens; what holds for all stays as it is."""
     return {
         tensor.name: feeds[tensor.name][part] if _per_token(tensor, feeds[tensor.name], tokens) else feeds[tensor.name]
@@ -75,6 +57,6 @@ def part_of(spec: GraphSpec, feeds: dict[str, Array], tokens: int, part: slice) 
     }
 
 
-def _per_token(tensor: TensorSpec, array: Array, tokens: int) -> bool:
+def _per_token(tensor: TensorSpec, array: Feed, tokens: int) -> bool:
     """Tell whether an input has a row for each token; strengths of edits may also have one for all."""
     return tensor.shape[0] == TOKENS or (isinstance(tensor.shape[0], str) and array.ndim > 1 and len(array) == tokens)

@@ -1,9 +1,10 @@
 """The graphs of an artifact: what each takes and gives, by name and in order, and what it is for."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from .dtypes import BFLOAT16, FLOAT16, FLOAT32
 from .manifest import GraphSpec, SAEConfig, TensorSpec
 from .names import (
     FEATURE_HOOKS,
@@ -24,9 +25,7 @@ from .names import (
 )
 
 MODEL, ENCODE, ACTIVATE, DECODE, STEER = "model", "encode", "activate", "decode", "steer"
-ACTS, FEATURES = "acts", "features"
-SPARSE = {name: f"{name}.sparse" for name in (MODEL, DECODE, STEER)}
-"""What takes and gives the same, and reads only the decoder's rows whose feature is on."""
+FEATURES, ACTS = "features", "acts"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Contract:
     for_cpu: bool = False  # written for ONNX Runtime's CPU provider; the others are portable, without control flow
 
 
-CONTRACTS = {
+PORTABLE = {
     MODEL: Contract((INPUT,), HOOK_NAMES, "The whole SAE."),
     ENCODE: Contract((INPUT,), FEATURE_HOOKS, "The encoder alone."),
     ACTIVATE: Contract((HOOK_ACTS_PRE,), (HOOK_ACTS_POST,), "The activation function alone, for edited acts_pre."),
@@ -56,22 +55,46 @@ CONTRACTS = {
         "run fails, and from -d_sae to -1 they count from the end. A scale or shift that is NaN or infinite spreads "
         "to the whole reconstruction.",
     ),
-    ACTS: Contract((INPUT,), (HOOK_ACTS_POST,), "The activations alone, on a CPU.", for_cpu=True),
     FEATURES: Contract(
         (INPUT, K),
         (INDICES, VALUES, L0),
         "The k features of each token with the largest activations in absolute value, the largest first, and how many "
         "are on in all, l0: where l0 <= k nothing is missing. What is not on has the value 0. k is from 1 to d_sae.",
-        for_cpu=True,
     ),
 }
-CONTRACTS |= {
-    sparse: dataclasses.replace(
-        CONTRACTS[name], for_cpu=True, description=f"As {name}, on a CPU at the price of its encoder, exactly."
-    )
-    for name, sparse in SPARSE.items()
+"""The graphs that run on every device, of an SAE that predicts its input and has six hooks."""
+
+SPARSE = {name: f"{name}.sparse" for name in (MODEL, DECODE, STEER, FEATURES)}
+"""What takes and gives the same in float32, and reads only what is on: decoder rows, or groups of features."""
+
+WIDE = {name: f"{name}.wide" for name in PORTABLE}
+"""What takes and gives the same in half precision, computes in float32 and rounds what every operator gives."""
+
+CPU_TWINS = {FLOAT32: SPARSE, FLOAT16: WIDE, BFLOAT16: WIDE}
+"""Of each dtype, the sisters of portable graphs that are written for the CPU."""
+
+
+def _for_cpu(twins: Mapping[str, str], how: str) -> dict[str, Contract]:
+    return {
+        twin: dataclasses.replace(PORTABLE[name], for_cpu=True, description=f"As {name}, on a CPU{how}.")
+        for name, twin in twins.items()
+    }
+
+
+CONTRACTS = {
+    **PORTABLE,
+    ACTS: Contract((INPUT,), (HOOK_ACTS_POST,), "The activations alone, on a CPU.", for_cpu=True),
+    **_for_cpu(SPARSE, " at the price of its encoder, exactly"),
 }
-"""The graphs that every artifact has, of an SAE that predicts its input and has six hooks."""
+"""The graphs that every artifact in float32 has."""
+
+HALF_CONTRACTS = {**PORTABLE, **_for_cpu(WIDE, ", where half precision is rounded to but not computed in")}
+"""The graphs that every artifact in float16 or bfloat16 has."""
+
+
+def contracts_of(dtype: str) -> Mapping[str, Contract]:
+    """Return the graphs of an artifact in a dtype."""
+    return CONTRACTS if dtype == FLOAT32 else HALF_CONTRACTS
 
 
 def graph_file(name: str) -> str:
@@ -83,19 +106,20 @@ def contract(graph: str, sae: SAEConfig, needs_input: bool = False) -> Contract:
     """Return what a graph of an SAE takes and gives.
 
     Args:
-        graph: a key of `CONTRACTS`.
+        graph: a key of `contracts_of(sae.dtype)`.
         sae: the configuration.
         needs_input: of `activate` and `decode`, whether they need the SAE's input too: a gate reads it, a
             normalisation is undone with it, a skip connection adds it. Then it comes first.
     """
-    inputs, outputs = CONTRACTS[graph].inputs, CONTRACTS[graph].outputs
+    found = contracts_of(sae.dtype)[graph]
+    inputs, outputs = found.inputs, found.outputs
     if needs_input and inputs[0] != INPUT:
         inputs = (INPUT, *inputs)
     if outputs == HOOK_NAMES:
         outputs = sae.hooks
         if sae.takes_target:
             inputs = (INPUT, TARGET, *inputs[1:])
-    return dataclasses.replace(CONTRACTS[graph], inputs=inputs, outputs=outputs)
+    return dataclasses.replace(found, inputs=inputs, outputs=outputs)
 
 
 def graph_specs(sae: SAEConfig, needing_input: Collection[str] = ()) -> dict[str, GraphSpec]:
@@ -116,8 +140,8 @@ def graph_specs(sae: SAEConfig, needing_input: Collection[str] = ()) -> dict[str
         return TensorSpec(name, sae.dtype, (TOKENS, *shape))
 
     specs = {}
-    for name in CONTRACTS:
-        graph = contract(name, sae, name.removesuffix(".sparse") in needing_input)
+    for name in contracts_of(sae.dtype):
+        graph = contract(name, sae, name.partition(".")[0] in needing_input)
         inputs, outputs = tuple(map(tensor, graph.inputs)), tuple(map(tensor, graph.outputs))
         specs[name] = GraphSpec(graph_file(name), inputs, outputs, graph.description)
     return specs

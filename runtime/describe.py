@@ -27,12 +27,13 @@ def describe(artifact: Artifact) -> str:
         lines += [f"    in   {_tensor(tensor)}" for tensor in graph.inputs]
         lines += [f"    out  {_tensor(tensor)}" for tensor in graph.outputs]
     if manifest.fidelity is not None:
-        lost = f"{manifest.weights_dtype} weights: {describe_fidelity(manifest.fidelity)}"
+        no_parity = "" if manifest.parity else "no parity but "
+        lost = f"{manifest.weights_dtype} weights: {no_parity}{describe_fidelity(manifest.fidelity)}"
         lines += ["", *textwrap.wrap(lost, 118)]
     lines += [
         "",
         f"{'parity' if manifest.parity else 'errors'} at export, {measured.tokens} tokens on {measured.device}, "
-        f"{measured.left_out} at a threshold left out; errors against float64 (token, element)",
+        f"{measured.left_out} that cancel left out; errors against float64 (token, element)",
     ]
     for hooks, when in ((measured.hooks, ""), (measured.steered, "  under an intervention")):
         for hook, record in hooks.items():

@@ -1,26 +1,28 @@
 """Engine: the graphs of an artifact on one device; which one answers a request, in which blocks."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .artifact import Artifact, read_artifact
-from .blocks import block_sizes, default_block
+from .blocks import block_sizes
+from .capabilities import block_for, device_of
 from .contracts import FEATURES, STEER
-from .errors import InputError, ProviderError
+from .errors import InputError
 from .features import TopFeatures
 from .graphs import Graphs
-from .inputs import Array, Batch
+from .inputs import Batch, in_kind_of
 from .interventions import Intervention
-from .manifest import FLOAT32, SAEConfig
+from .manifest import SAEConfig
 from .names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_INPUT, INDICES, L0, VALUES, K
+from .options import Options
 from .plan import Plan
-from .providers import Settings, fewer_threads, find_device
-
-FAMILIES = ("auto", "cpu", "portable")
+from .providers import CPU
+from .tensor import Feed
+from .threads import fewer_threads
 
 _Opened = TypeVar("_Opened", bound="Engine")
 
@@ -33,40 +35,13 @@ class Engine:
         device: what runs it, "cpu" or "cuda:N".
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        device: str = "auto",
-        *,
-        graphs: str = "auto",
-        threads: int | None = None,
-        arena: bool = True,
-        block_tokens: int | None = None,
-        check_integrity: bool = True,
-    ) -> None:
-        if graphs not in FAMILIES:
-            raise InputError(f"graphs is {graphs!r}; it must be one of {', '.join(map(repr, FAMILIES))}.")
-        if block_tokens is not None and block_tokens < 1:
-            raise InputError(f"block_tokens is {block_tokens}; it must be at least 1.")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; it must be at least 1, or None for one per core.")
+    def __init__(self, path: str | os.PathLike[str], device: str, options: Options) -> None:
         self.artifact: Artifact = read_artifact(path)
-        if self.artifact.manifest.weights_dtype != FLOAT32:
-            if device not in ("auto", "cpu"):
-                raise ProviderError(f"{device} was asked for, but {path} has int8 weights, which run on a CPU only.")
-            device = "cpu"
-        found = find_device(device)
+        found = device_of(self.artifact, device, options)
         self.device: str = found.name
-        self._threads = threads or fewer_threads()
-        self._family = graphs
-        self._graphs = Graphs(
-            self.artifact,
-            found,
-            Settings(threads, arena),
-            check_integrity,
-            for_cpu=graphs == "cpu" or (graphs == "auto" and self.device == "cpu"),
-            block_tokens=block_tokens or default_block(self.cfg),
-        )
+        self._options = options
+        for_cpu = options.graphs == "cpu" or (options.graphs == "auto" and found.kind == CPU)
+        self._graphs = Graphs(self.artifact, found, options, for_cpu, block_for(self.artifact, found, options))
 
     @property
     def cfg(self) -> SAEConfig:
@@ -81,7 +56,7 @@ class Engine:
         """
         return self.cfg.hooks
 
-    def compute(self, x: Array, names: Sequence[str], target: Array | None = None) -> dict[str, Array]:
+    def compute(self, x: Any, names: Sequence[str], target: Any = None) -> dict[str, Feed]:
         """Return the named hooks of `x`, in that order, by the smallest graph that has them all.
 
         Unlike the cache, it has `hook_sae_error` also where that does not fire in the original.
@@ -96,7 +71,7 @@ class Engine:
         """
         return self._compute(x, self._known(names), target)
 
-    def top_features(self, x: Array, k: int) -> TopFeatures:
+    def top_features(self, x: Any, k: int) -> TopFeatures:
         """Return the k strongest features of each token: indices and values `(..., k)`, and how many are on `(...)`.
 
         A service that only needs these moves k numbers per token instead of `d_sae`. Where `lossless` holds, they are
@@ -111,10 +86,10 @@ class Engine:
         """
         if not 1 <= k <= self.cfg.d_sae:
             raise InputError(f"k is {k}; it must be from 1 to d_sae = {self.cfg.d_sae}.")
-        batch = Batch.of(x, self.cfg)
-        found = self.run_graph(FEATURES, batch.feeds() | {K: np.array([k], np.int64)})
+        batch = self._batch(x)
+        found = self.run_graph(self._graphs.fitting(FEATURES), batch.feeds() | {K: np.array([k], np.int64)})
         indices, values = (found[name].reshape(*batch.lead, k) for name in (INDICES, VALUES))
-        return TopFeatures(indices, values, found[L0].reshape(batch.lead))
+        return TopFeatures(indices, in_kind_of(batch.given, values), found[L0].reshape(batch.lead))
 
     def explain(self, names: Sequence[str] | None = None, tokens: int = 1, *, steered: bool = False) -> Plan:
         """Return how a request would be carried out, and why; print it.
@@ -128,9 +103,12 @@ class Engine:
             InputError: a name is not a hook.
         """
         graph, why = self._choice(self._known(self.hook_names if names is None else names), steered)
-        return Plan(graph, self.device, self._threads, tuple(block_sizes(tokens, self._graphs.block_tokens)), why)
+        threads = self._options.threads or fewer_threads()
+        if graph is not None and tokens in self._options.cuda_graph:
+            why += " Its launches are captured at the first call and replayed."
+        return Plan(graph, self.device, threads, tuple(block_sizes(tokens, self._graphs.block_tokens)), why)
 
-    def run_graph(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+    def run_graph(self, graph: str, feeds: Mapping[str, Feed], names: Sequence[str] | None = None) -> dict[str, Feed]:
         """Run one graph of the artifact as it is, a large batch in blocks, and return its outputs.
 
         Args:
@@ -164,39 +142,48 @@ class Engine:
         cfg = self.cfg
         return f"SAESession({str(self.artifact.path)!r}, {cfg.hook_name}, {cfg.d_in} -> {cfg.d_sae}, {self.device})"
 
+    def _batch(self, x: Any, target: Any = None) -> Batch:
+        """Return what a caller gave, where it is."""
+        return Batch.of(x, self.cfg, target, self._graphs.execution.given)
+
     def _known(self, names: Sequence[str]) -> Sequence[str]:
         if unknown := [name for name in names if name not in self.hook_names]:
             raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(self.hook_names)}.")
         return names
 
-    def _choice(self, names: Sequence[str], steered: bool) -> tuple[str | None, str]:
+    def _choice(self, names: Sequence[str], steered: bool, in_numpy: bool = True) -> tuple[str | None, str]:
         """Return the graph that computes hooks, or None if nothing has to be computed, and why it is that one."""
         computed = [name for name in names if name != HOOK_INPUT]
         if not computed:
             return None, "hook_sae_input is what was given."
-        if steered and not set(computed) <= set(FEATURE_HOOKS):
+        if steered and not (set(computed) <= set(FEATURE_HOOKS) and in_numpy):
             graph, why = self._graphs.fitting(STEER), "it carries out interventions"
         else:
             graph, why = self._graphs.smallest(computed), f"it has {', '.join(computed)} and as little else as possible"
         family = "written for the CPU" if self._graphs.for_cpu else "portable"
-        because = f'graphs="{self._family}"' + (f" on {self.device}" if self._family == "auto" else "")
+        asked = self._options.graphs
+        because = f'graphs="{asked}"' + (f" on {self.device}" if asked == "auto" else "")
         return graph, f"{why}; graphs that are {family} are preferred ({because})."
 
     def _compute(
-        self, x: Array, names: Sequence[str], target: Array | None, intervention: Intervention | None = None
-    ) -> dict[str, Array]:
+        self, x: Any, names: Sequence[str], target: Any, intervention: Intervention | None = None
+    ) -> dict[str, Feed]:
         """Return the named hooks, in that order, by one graph."""
-        batch = Batch.of(x, self.cfg, target)
-        hooks = {HOOK_INPUT: batch.given}  # as given: in the original too it keeps its dtype
+        batch = self._batch(x, target)
+        if intervention is not None and not len(intervention.ids):
+            intervention = None
+        hooks: dict[str, Feed] = {HOOK_INPUT: batch.given}  # as given: in the original too it keeps its dtype
         computed = [name for name in dict.fromkeys(names) if name != HOOK_INPUT]
         feeds = batch.feeds()
-        graph, _ = self._choice(names, steered=intervention is not None)
+        in_numpy = isinstance(batch.given, np.ndarray)  # then the features can be edited here, and need no decoder
+        graph, _ = self._choice(names, intervention is not None, in_numpy)
         in_graph = graph == self._graphs.fitting(STEER)
         if intervention is not None and in_graph:
             feeds |= intervention.feeds(batch.lead, self.cfg.dtype)
         if graph is not None:
             hooks |= self.run_graph(graph, feeds, computed)
-        tensors = {name: hooks[name].reshape(batch.shape(name)) for name in names}
-        if intervention is not None and HOOK_ACTS_POST in names and not in_graph:
-            tensors[HOOK_ACTS_POST] = intervention(tensors[HOOK_ACTS_POST])  # the features need no decoder
+        tensors = {name: batch.shaped(name, hooks[name]) for name in names}
+        acts_post = tensors.get(HOOK_ACTS_POST)
+        if intervention is not None and not in_graph and isinstance(acts_post, np.ndarray):
+            tensors[HOOK_ACTS_POST] = intervention(acts_post)
         return tensors

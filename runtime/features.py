@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .inputs import Array
+from .tensor import Array, Feed
 
 
 class TopFeatures(NamedTuple):
@@ -16,14 +16,14 @@ class TopFeatures(NamedTuple):
         l0: how many features are on in all, `(...)` int64.
     """
 
-    indices: Array
-    values: Array
-    l0: Array
+    indices: Feed
+    values: Feed
+    l0: Feed
 
     @property
     def lossless(self) -> Array:
         """Whether nothing is missing, for each token, `(...)` bool: no more than k features are on."""
-        return np.asarray(self.l0 <= self.indices.shape[-1])
+        return np.asarray(np.asarray(self.l0) <= self.indices.shape[-1])
 
     def dense(self, d_sae: int) -> Array:
         """Return the activations, `(..., d_sae)`, those that are missing as 0.
@@ -31,10 +31,11 @@ class TopFeatures(NamedTuple):
         Raises:
             IndexError: an index is not in `[0, d_sae)`.
         """
-        if self.indices.size and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < d_sae:
-            raise IndexError(f"indices go from {self.indices.min()} to {self.indices.max()}, d_sae is {d_sae}.")
-        dense = np.zeros((*self.indices.shape[:-1], d_sae), self.values.dtype)
+        indices, values = np.asarray(self.indices), np.asarray(self.values)
+        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
+            raise IndexError(f"indices go from {indices.min()} to {indices.max()}, d_sae is {d_sae}.")
+        dense = np.zeros((*indices.shape[:-1], d_sae), values.dtype)
         # Behind the last that is on, an index could be one that is on already: nothing is written there.
-        *where, place = np.nonzero(self.values)
-        dense[(*where, self.indices[(*where, place)])] = self.values[(*where, place)]
+        *where, place = np.nonzero(values)
+        dense[(*where, indices[(*where, place)])] = values[(*where, place)]
         return dense

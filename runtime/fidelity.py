@@ -1,4 +1,8 @@
-"""What an artifact of less precision loses against the float32 original; it is measured, and it is not parity."""
+"""What an artifact of less precision loses against the float32 original; it is measured, and it is not parity.
+
+With int8 weights there is no parity, and a verification holds the artifact to its fidelity; in half precision there is
+parity with the original in that dtype, and the fidelity is for the reader.
+"""
 
 import dataclasses
 import math
@@ -8,7 +12,7 @@ import numpy as np
 
 from .inputs import Array
 from .manifest import Errors, Features, Fidelity, HookParity
-from .names import HOOK_INPUT, HOOK_RECONS
+from .names import HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
 from .parity import COMPUTED_HOOKS, Hooks, SteeredReference
 
 MARGIN = 2.0
@@ -22,8 +26,8 @@ Rounding to 8 bits costs about 0.01; a wrong graph would cost more, and must not
 def without_budgets(steered: SteeredReference) -> SteeredReference:
     """Return a reference that judges everything but the size of errors."""
     unlimited = dict.fromkeys(COMPUTED_HOOKS, Errors(math.inf, math.inf))
-    clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True)
-    return dataclasses.replace(steered, recorded=unlimited, rounded=True, clean=clean)
+    clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True, other=None)
+    return dataclasses.replace(steered, recorded=unlimited, rounded=True, other=None, clean=clean)
 
 
 def fidelity_of(original: Errors, measured: Sequence[Errors]) -> HookParity:
@@ -41,11 +45,13 @@ def features_of(original: Array, artifact: Array) -> Features:
     return Features(kept, gained, float(before.sum(axis=1).mean()), float(now.sum(axis=1).mean()))
 
 
-def explained_variance(hooks: Hooks, target: Array | None) -> float:
+def explained_variance(hooks: Hooks, target: Array | None) -> float | None:
     """Return 1 - sum |y - recons|^2 / sum |y - mean y|^2, with y the input or, of a transcoder, the target.
 
-    Where y does not vary the fraction has no meaning and is 1.
+    Where y does not vary the fraction has no meaning and is 1; where it is not known there is none.
     """
+    if target is None and HOOK_ERROR not in hooks:
+        return None
     wanted = (hooks[HOOK_INPUT] if target is None else target).astype(np.float64)
     spread = float(((wanted - wanted.mean(axis=0)) ** 2).sum())
     return 1.0 - float(((wanted - hooks[HOOK_RECONS]) ** 2).sum()) / spread if spread else 1.0
@@ -54,10 +60,11 @@ def explained_variance(hooks: Hooks, target: Array | None) -> float:
 def describe_fidelity(fidelity: Fidelity) -> str:
     """Return it in words."""
     features = fidelity.features
-    errors = ", ".join(f"{name} {record.artifact.token:.1%}" for name, record in fidelity.hooks.items())
+    errors = ", ".join(f"{name} {record.artifact.token:.2%}" for name, record in fidelity.hooks.items())
+    known = fidelity.explained_original is not None
+    explained = f"; variance explained {fidelity.explained_original:.4f} -> {fidelity.explained:.4f}" if known else ""
     return (
-        f"no parity but fidelity to float32, on {fidelity.tokens} tokens: largest error of a token: {errors}; "
+        f"fidelity to float32 on {fidelity.tokens} tokens: largest error of a token: {errors}; "
         f"{features.kept:.2%} of the features that are on are kept, {1 - features.kept:.2%} lost, "
-        f"{features.gained:.2%} gained, L0 {features.l0_original:.1f} -> {features.l0:.1f}; variance explained "
-        f"{fidelity.explained_original:.4f} -> {fidelity.explained:.4f}"
+        f"{features.gained:.2%} gained, L0 {features.l0_original:.1f} -> {features.l0:.1f}{explained}"
     )

@@ -7,7 +7,13 @@ It holds the six hooks by their names, as PyTorch computed them, `(tokens, ...)`
 A transcoder with the error term has `target` too, and one without has no `hook_sae_error`.
 
 For every computed tensor there is `residual.<name>`, float32: the truth in float64 less what PyTorch computed. It is
-small, so that float32 keeps the truth to about 14 digits in half the space.
+small, so that float32 keeps the truth to about 14 digits (in half precision 10) in half the space.
+
+For each precision that the SAE may run in, its dtype and for float32 `tf32`, there is which features are uncertain:
+`uncertain.<precision>`, places in a flat `(tokens, d_sae)`, int64, and `uncertain.<precision>.acts_post`, what these
+activations are where the feature decides otherwise, float32.
+
+Numbers in bfloat16, which few readers know, are stored in float32.
 """
 
 from collections.abc import Mapping
@@ -16,6 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from .artifact import Artifact
+from .dtypes import FLOAT32
 from .errors import IntegrityError
 from .inputs import Array
 from .interventions import Intervention
@@ -31,15 +38,25 @@ from .names import (
     INTERVENTION,
     TARGET,
 )
-from .parity import COMPUTED_HOOKS, Budgets, Reference, SteeredReference
+from .options import TF32
+from .parity import COMPUTED_HOOKS, Budgets, Reference, SteeredReference, other_edited
 
 RESIDUAL = "residual."
 STEERED = "steered."
+UNCERTAIN = "uncertain."
+OTHER = f".{HOOK_ACTS_POST.removeprefix('hook_sae_')}"
 CHANGED_HOOKS = (HOOK_ACTS_POST, HOOK_RECONS, HOOK_OUTPUT)
 
 
-def save_golden(steered: SteeredReference, tokens: int, path: str) -> None:
-    """Write `tokens` of a reference, evenly spaced, to `path`."""
+def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Reference | None = None) -> None:
+    """Write `tokens` of a reference, evenly spaced, to `path`.
+
+    Args:
+        steered: the reference.
+        tokens: how many.
+        path: of the file.
+        in_tf32: that of the clean pass at this precision, if there is one.
+    """
     sample = np.linspace(0, steered.tokens - 1, tokens, dtype=np.int64)
     original, truth = ({hook: hooks[hook][sample] for hook in steered.truth}
                        for hooks in (steered.clean.original, steered.clean.truth))  # fmt: skip
@@ -51,46 +68,71 @@ def save_golden(steered: SteeredReference, tokens: int, path: str) -> None:
         RESIDUAL + name: (truth[name] - y.astype(np.float64)).astype(np.float32) for name, y in original.items()
     }
     inputs = steered.original[HOOK_INPUT]
-    feeds = steered.intervention.feeds((tokens,), inputs.dtype)
-    tensors = {HOOK_INPUT: inputs[sample], **original, **residuals, **feeds}
+    feeds = steered.intervention.feeds((tokens,), FLOAT32 if inputs.dtype == np.float32 else steered.dtype)
+    tensors = {HOOK_INPUT: inputs[sample], **original, **residuals, **{k: np.asarray(v) for k, v in feeds.items()}}
+    for precision, reference in ((steered.dtype, steered.clean), (TF32, in_tf32)):
+        if reference is not None:
+            places = np.flatnonzero(reference.is_uncertain[sample])
+            acts_post = reference.truth[HOOK_ACTS_POST] if reference.other is None else reference.other
+            tensors[UNCERTAIN + precision] = places
+            tensors[UNCERTAIN + precision + OTHER] = acts_post[sample].reshape(-1)[places].astype(np.float32)
     if steered.target is not None:
         tensors[TARGET] = steered.target[sample]
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
 
 
-def load_golden(artifact: Artifact) -> SteeredReference:
+def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReference:
     """Return the golden batch of an artifact, with the budgets that the export recorded.
+
+    Args:
+        artifact: it.
+        precision: "tf32" for a GPU that rounds the factors of float32 products; else what the SAE's dtype is held to.
 
     Raises:
         IntegrityError: the file is not what the manifest says, or lacks a tensor.
     """
     path = artifact.file(artifact.manifest.golden.file)
     tensors = load_file(path)
-    sae, measured = artifact.manifest.sae, artifact.manifest.record
-    rounded = artifact.manifest.parity is None
+    sae, rounded = artifact.manifest.sae, artifact.manifest.parity is None
+    budgets, steered_budgets = _budgets(artifact, precision)
     computed = [*sae.hooks[1:], *(STEERED + hook for hook in CHANGED_HOOKS)]
-    needed = {HOOK_INPUT, *INTERVENTION, *computed, *(RESIDUAL + name for name in computed)}
+    uncertain = UNCERTAIN + (TF32 if precision == TF32 else sae.dtype)
+    needed = {
+        HOOK_INPUT,
+        *INTERVENTION,
+        *computed,
+        *(RESIDUAL + name for name in computed),
+        uncertain,
+        uncertain + OTHER,
+    }
     if sae.takes_target:
         needed.add(TARGET)
     if missing := needed - set(tensors):
         raise IntegrityError(f"{path} has no tensor {', '.join(sorted(missing))}. Export the SAE again.")
     truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in computed}
+    other = truth[HOOK_ACTS_POST].copy()
+    other.reshape(-1)[tensors[uncertain]] = tensors[uncertain + OTHER]
     clean = Reference(
         {hook: tensors[hook] for hook in sae.hooks},
         {hook: truth[hook] for hook in sae.hooks[1:]},
         sae.use_error_term,
         tensors.get(TARGET),
-        _budgets(measured.hooks),
+        sae.dtype,
+        budgets,
         rounded=rounded,
+        other=None if rounded else other,
     )
     intervention = Intervention(*(tensors[name] for name in (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)))
+    steered_truth = {**clean.truth, **_changed(truth, clean.truth, intervention)}
     return SteeredReference(
         {**clean.original, **_changed(tensors, clean.original, intervention)},
-        {**clean.truth, **_changed(truth, clean.truth, intervention)},
+        steered_truth,
         sae.use_error_term,
         tensors.get(TARGET),
-        _budgets(measured.steered),
+        sae.dtype,
+        steered_budgets,
         rounded=rounded,
+        other=other_edited(clean, steered_truth[HOOK_ACTS_POST], intervention),
         clean=clean,
         intervention=intervention,
     )
@@ -104,6 +146,17 @@ def _changed(tensors: Mapping[str, Array], clean: Mapping[str, Array], intervent
     return {**changed, HOOK_ACTS_POST: acts_post}
 
 
-def _budgets(recorded: Mapping[str, HookParity]) -> Budgets:
-    """Return the budgets that were recorded; a hook without one may not err at all."""
-    return {hook: recorded[hook].budget if hook in recorded else Errors(0.0, 0.0) for hook in COMPUTED_HOOKS}
+def _budgets(artifact: Artifact, precision: str) -> tuple[Budgets, Budgets]:
+    """Return the recorded budgets, without and under an intervention; a hook without one may not err at all."""
+    measured, parity = artifact.manifest.record, artifact.manifest.parity
+
+    def complete(recorded: Budgets) -> Budgets:
+        return {hook: recorded.get(hook, Errors(0.0, 0.0)) for hook in COMPUTED_HOOKS}
+
+    if precision == TF32 and parity is not None:
+        return complete(parity.tf32), complete(parity.tf32_steered)
+    return complete(_of(measured.hooks)), complete(_of(measured.steered))
+
+
+def _of(recorded: Mapping[str, HookParity]) -> Budgets:
+    return {hook: parity.budget for hook, parity in recorded.items()}

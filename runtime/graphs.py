@@ -1,20 +1,22 @@
 """The graphs of an artifact, loaded when they are first needed and checked to be what the manifest says."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnxruntime as ort
 
 from .artifact import Artifact
-from .blocks import block_sizes, run_in_blocks
-from .contracts import CONTRACTS, SPARSE
+from .blocks import block_sizes
+from .contracts import CPU_TWINS, contracts_of
 from .errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
-from .inputs import Array
+from .execution import execution_on
+from .inputs import as_feed
 from .manifest import TensorSpec
-from .memory import ResultMemory
 from .names import INPUT, TARGET
-from .providers import Device, Settings, start_session
+from .options import Options
+from .providers import Device
+from .tensor import Feed
 
 METADATA_PREFIX = "saeexport."
 WEIGHTS_KEY = METADATA_PREFIX + "weights_sha256"
@@ -29,27 +31,18 @@ class Graphs:
         block_tokens: how many tokens are run at a time.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        device: Device,
-        settings: Settings,
-        check_integrity: bool,
-        for_cpu: bool,
-        block_tokens: int,
-    ) -> None:
+    def __init__(self, artifact: Artifact, device: Device, options: Options, for_cpu: bool, block_tokens: int) -> None:
         self.loaded: dict[str, ort.InferenceSession] = {}
         self.for_cpu = for_cpu
         self.block_tokens = block_tokens
         self._artifact = artifact
         self._device = device
-        self._settings = settings
-        self._memory = ResultMemory(keep=settings.arena)
-        self._check_integrity = check_integrity
+        self.execution = execution_on(device, options, artifact, block_tokens)
+        self._check_integrity = options.check_integrity
         self._lock = threading.Lock()
         self._closed = False
 
-    def run(self, graph: str, feeds: dict[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(self, graph: str, feeds: Mapping[str, Feed], names: Sequence[str] | None = None) -> dict[str, Feed]:
         """Run a graph, a large batch in blocks; see `SAESession.run_graph`."""
         session = self._session(graph)
         known = {tensor.name for spec in self._artifact.manifest.graphs.values() for tensor in spec.inputs}
@@ -63,10 +56,8 @@ class Graphs:
         tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # what has no dimension, ONNX Runtime refuses
         sizes = block_sizes(tokens, self.block_tokens)
         try:
-            if len(sizes) == 1:
-                arrays = session.run(list(names), {name: feeds[name] for name in self.inputs(graph)})
-            else:
-                arrays = run_in_blocks(session, spec, feeds, list(names), sizes, self._memory)
+            given = {name: as_feed(feeds[name]) for name in self.inputs(graph)}
+            arrays = self.execution.run(session, spec, given, list(names), sizes)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(
@@ -94,30 +85,39 @@ class Graphs:
             ArtifactError: there is none.
         """
         fitting = {
-            graph: (len(spec.outputs), not _for_cpu(graph))
+            graph: (len(spec.outputs), not self._is_for_cpu(graph))
             for graph, spec in self._artifact.manifest.graphs.items()
             if {tensor.name for tensor in spec.inputs} <= {INPUT, TARGET}
             and set(names) <= {tensor.name for tensor in spec.outputs}
-            and (self.for_cpu or not _for_cpu(graph))
+            and (self.for_cpu or not self._is_for_cpu(graph))
         }
         if not fitting:
             raise ArtifactError(f"{self._artifact.path} has no graph from {INPUT} to {', '.join(names)}.")
         return min(fitting, key=lambda graph: fitting[graph])
 
     def fitting(self, graph: str) -> str:
-        """Return the graph that takes and gives what `graph` does and fits the device: itself, or its sparse sister."""
-        return SPARSE.get(graph, graph) if self.for_cpu else graph
+        """Return the graph that takes and gives what `graph` does and fits the device: itself, or its CPU sister."""
+        return CPU_TWINS[self._artifact.manifest.sae.dtype].get(graph, graph) if self.for_cpu else graph
+
+    def _is_for_cpu(self, graph: str) -> bool:
+        known = contracts_of(self._artifact.manifest.sae.dtype)
+        return graph in known and known[graph].for_cpu
 
     def release(self, graph: str) -> None:
         """Free a graph and its weights, if it is loaded."""
         with self._lock:
-            self.loaded.pop(graph, None)
+            if session := self.loaded.pop(graph, None):
+                self.execution.forget(session)
 
     def close(self) -> None:
         """Free the graphs and their weights; a run after this one is an error."""
         with self._lock:
-            self._closed = True
-            self.loaded.clear()
+            if not self._closed:
+                self._closed = True
+                for session in self.loaded.values():
+                    self.execution.forget(session)
+                self.loaded.clear()
+                self.execution.close()
 
     def _session(self, graph: str) -> ort.InferenceSession:
         session = self.loaded.get(graph)
@@ -140,7 +140,7 @@ class Graphs:
         # To read the weights once more for their sha256 takes about as long as to load them: both at once.
         checked = _alongside(lambda: self._artifact.file(manifest.weights, self._check_integrity))
         try:
-            session = start_session(str(path), self._device, self._settings)
+            session = self.execution.start(graph, path)
         except ProviderError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
@@ -185,10 +185,6 @@ def _alongside(check: Callable[[], object]) -> Callable[[], None]:
     return result
 
 
-def _for_cpu(graph: str) -> bool:
-    return graph in CONTRACTS and CONTRACTS[graph].for_cpu
-
-
 def _missing(names: set[str], graph: str) -> str:
     if names == {TARGET}:
         return (
@@ -201,6 +197,7 @@ def _missing(names: set[str], graph: str) -> str:
 ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
     "tensor(double)": "float64",
     "tensor(int64)": "int64",
 }

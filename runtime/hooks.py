@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from .contracts import ACTIVATE, DECODE, ENCODE, MODEL
 from .errors import InputError, UnknownHookError
 from .graphs import Graphs
-from .inputs import Array, Batch
+from .inputs import Batch
 from .names import (
     FEATURE_HOOKS,
     HOOK_ACTS_POST,
@@ -22,6 +20,7 @@ from .names import (
     HOOK_OUTPUT,
     HOOK_RECONS,
 )
+from .tensor import Feed
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def placed_hooks(fwd_hooks: FwdHooks) -> PlacedHooks:
 
 def run_hooked(
     graphs: Graphs, batch: Batch, hooks: PlacedHooks, points: dict[str, HookPoint], use_error_term: bool
-) -> dict[str, Array]:
+) -> dict[str, Feed]:
     """Run the SAE in stages, the hook functions called between them, and return the hooks that fire, in order.
 
     What a function returns at `hook_sae_input` reaches the next function and the result, and nothing else, as in the
@@ -77,49 +76,46 @@ def run_hooked(
     Raises:
         InputError: a function returned something that is not an array of the tensor's shape and dtype.
     """
-    fired: dict[str, Array] = {}
+    fired: dict[str, Feed] = {}
 
-    def fire(name: str, tensor: Array) -> Array:
+    def fire(name: str, tensor: Feed) -> Feed:
         for where, function in hooks:
             if where == name:
                 returned = function(tensor, hook=points[name])
                 if returned is not None:
-                    tensor = np.asarray(returned) if name == HOOK_INPUT else _checked(returned, tensor, name)
+                    array = graphs.execution.alongside(graphs.execution.given(returned), tensor)
+                    tensor = array if name == HOOK_INPUT else _checked(array, tensor, name)
         fired[name] = tensor
         return tensor
-
-    def shaped(name: str, array: Array) -> Array:
-        return array.reshape(batch.shape(name))
 
     fire(HOOK_INPUT, batch.given)
     features_hooked = any(name in FEATURE_HOOKS for name, _ in hooks)
     feeds = batch.feeds()
-    clean = graphs.run(graphs.fitting(MODEL) if use_error_term else ENCODE, feeds)
+    clean = graphs.run(graphs.fitting(MODEL if use_error_term else ENCODE), feeds)
 
-    acts_pre = fire(HOOK_ACTS_PRE, shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
+    acts_pre = fire(HOOK_ACTS_PRE, batch.shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
     acts_post = clean[HOOK_ACTS_POST]
     if any(name == HOOK_ACTS_PRE for name, _ in hooks):
         feeds[HOOK_ACTS_PRE] = batch.feature_rows(acts_pre)
-        acts_post = graphs.run(ACTIVATE, feeds)[HOOK_ACTS_POST]
-    acts_post = fire(HOOK_ACTS_POST, shaped(HOOK_ACTS_POST, acts_post))
+        acts_post = graphs.run(graphs.fitting(ACTIVATE), feeds)[HOOK_ACTS_POST]
+    acts_post = fire(HOOK_ACTS_POST, batch.shaped(HOOK_ACTS_POST, acts_post))
 
     if HOOK_RECONS in clean and not features_hooked:
         recons = clean[HOOK_RECONS]
     else:
         feeds[HOOK_ACTS_POST] = batch.feature_rows(acts_post)
         recons = graphs.run(graphs.fitting(DECODE), feeds)[HOOK_RECONS]
-    recons = fire(HOOK_RECONS, shaped(HOOK_RECONS, recons))
+    recons = fire(HOOK_RECONS, batch.shaped(HOOK_RECONS, recons))
 
     if use_error_term:
-        error = fire(HOOK_ERROR, shaped(HOOK_ERROR, clean[HOOK_ERROR]))
-        fire(HOOK_OUTPUT, np.add(recons, error))
+        error = fire(HOOK_ERROR, batch.shaped(HOOK_ERROR, clean[HOOK_ERROR]))
+        fire(HOOK_OUTPUT, graphs.execution.add(recons, error))
     else:
         fire(HOOK_OUTPUT, recons)  # the same array: editing the output in place edits the cached recons, as there
     return fired
 
 
-def _checked(returned: Any, tensor: Array, name: str) -> Array:
-    array = np.asarray(returned)
+def _checked(array: Feed, tensor: Feed, name: str) -> Feed:
     if array.shape != tensor.shape or array.dtype != tensor.dtype:
         raise InputError(
             f"The hook function at {name} returned {array.shape} {array.dtype}; it must return {tensor.shape} "

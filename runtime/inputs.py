@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from .dtypes import BFLOAT16, storage
 from .errors import InputError
 from .manifest import SAEConfig
 from .names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, INPUT, TARGET
+from .tensor import Array as Array
+from .tensor import Feed, Tensor, as_given
 
-Array: TypeAlias = npt.NDArray[Any]
 NamesFilter: TypeAlias = str | list[str] | Callable[[str], bool] | None
 
 
@@ -33,27 +34,37 @@ def flat_shape(shape: Sequence[int], width: int, hook_name: str = "", what: str 
     raise InputError(f"{what} has shape {tuple(shape)}; this SAE takes (..., {width}){heads}.")
 
 
-def as_dtype(array: Any, dtype: np.dtype[Any], what: str) -> Array:
+def as_dtype(array: Any, dtype: str, what: str) -> Feed:
     """Return `array` in the SAE's `dtype`, if the original would take it; without a copy where it has it already.
 
-    float32 SAEs take float32, float16, bfloat16 (of `ml_dtypes`) and integers; float16 SAEs take float16 only.
+    float32 SAEs take float32, float16, bfloat16 and integers; those of half precision take their own dtype only. What
+    is on a GPU is not converted.
 
     Raises:
         InputError: the original would raise, or would read other numbers than the array holds.
     """
-    array = np.asarray(array)
-    given, name = f"{what} is {array.shape} {array.dtype}", array.dtype.name
-    if not array.dtype.isnative:
-        raise InputError(f'{given}, big-endian. Pass x.astype(x.dtype.newbyteorder("=")).')
-    if array.dtype == dtype:
-        return array
-    widens = dtype.itemsize >= 4 and (
-        array.dtype.kind in "iu" or name == "bfloat16" or (array.dtype.kind == "f" and array.itemsize < dtype.itemsize)
-    )
-    if not widens:
-        fix = f'Pass x.astype("{dtype}").' if array.dtype.kind in "fiub" else "Pass an array of numbers."
-        raise InputError(f"{given}; this SAE is {dtype}. {fix}")
-    return array.astype(dtype)
+    array = array if isinstance(array, Tensor) else np.asarray(array)
+    name = array.dtype if isinstance(array, Tensor) else array.dtype.name
+    if isinstance(array, np.ndarray) and not array.dtype.isnative:
+        raise InputError(
+            f'{what} is {array.shape} {array.dtype}, big-endian. Pass x.astype(x.dtype.newbyteorder("=")).'
+        )
+    if name == dtype:
+        return as_feed(array)
+    kept = storage(array.dtype) if isinstance(array, Tensor) else array.dtype
+    kind, wanted = "f" if name == BFLOAT16 else kept.kind, storage(dtype)
+    widens = wanted.itemsize >= 4 and (kind in "iu" or (kind == "f" and kept.itemsize < wanted.itemsize))
+    if not widens or (isinstance(array, Tensor) and array.device != "cpu"):
+        fix = f'Pass x.astype("{dtype}").' if kind in "fiub" else "Pass an array of numbers."
+        raise InputError(f"{what} is {array.shape} {name}; this SAE is {dtype}. {fix}")
+    return (array.numpy() if isinstance(array, Tensor) else array).astype(wanted)
+
+
+def as_feed(array: Feed) -> Feed:
+    """Return an array as a graph takes it: one of another library's bfloat16, such as ml_dtypes', as a `Tensor`."""
+    if isinstance(array, np.ndarray) and array.dtype.name == BFLOAT16:
+        return Tensor.of_bits(np.ascontiguousarray(array).view(np.uint16), BFLOAT16)
+    return array
 
 
 @dataclass(frozen=True)
@@ -68,42 +79,52 @@ class Batch:
     """
 
     cfg: SAEConfig
-    given: Array
+    given: Feed
     lead: tuple[int, ...]
-    target: Array | None
+    target: Feed | None
 
     @classmethod
-    def of(cls, x: Any, cfg: SAEConfig, target: Any = None) -> "Batch":
+    def of(cls, x: Any, cfg: SAEConfig, target: Any = None, given: Callable[[Any], Feed] = as_given) -> "Batch":
         """Return the batch of an array, and of a target if there is one.
+
+        Args:
+            x: an array of any library.
+            cfg: of the SAE.
+            target: likewise.
+            given: takes over what a caller gave, where it is.
 
         Raises:
             InputError: a shape does not fit, or there is a target that the SAE does not take.
         """
-        given = np.asarray(x)
-        lead = flat_shape(given.shape, cfg.d_in, cfg.hook_name)[:-1]
+        array = given(x)
+        lead = flat_shape(array.shape, cfg.d_in, cfg.hook_name)[:-1]
         if target is None:
-            return cls(cfg, given, lead, None)
-        target, expected = np.asarray(target), (*lead, cfg.d_out)
+            return cls(cfg, array, lead, None)
+        target, expected = given(target), (*lead, cfg.d_out)
         if not cfg.takes_target or target.shape != expected:
             takes = f"one of shape {expected}" if cfg.takes_target else "none: it is no transcoder with the error term"
             raise InputError(f"target is {target.shape} {target.dtype}; this SAE takes {takes}.")
-        return cls(cfg, given, lead, target)
+        return cls(cfg, array, lead, target)
 
-    def feeds(self) -> dict[str, Array]:
+    def feeds(self) -> dict[str, Feed]:
         """Return the inputs of a graph from what was given: `input`, and `target` if there is one.
 
         Raises:
             InputError: a dtype does not fit.
         """
-        dtype, tokens = np.dtype(self.cfg.dtype), math.prod(self.lead)
+        dtype, tokens = self.cfg.dtype, math.prod(self.lead)
         feeds = {INPUT: as_dtype(self.given, dtype, "x").reshape(tokens, *self.cfg.input_shape)}
         if self.target is not None:
             feeds[TARGET] = as_dtype(self.target, dtype, "target").reshape(tokens, *self.cfg.output_shape)
         return feeds
 
-    def feature_rows(self, tensor: Array) -> Array:
+    def feature_rows(self, tensor: Feed) -> Feed:
         """Return a tensor of features, `(..., d_sae)`, as a graph's input, `(tokens, d_sae)`."""
-        return tensor.reshape(math.prod(self.lead), self.cfg.d_sae)
+        return as_feed(tensor).reshape(math.prod(self.lead), self.cfg.d_sae)
+
+    def shaped(self, hook: str, tensor: Feed) -> Feed:
+        """Return what a graph gave, `(tokens, ...)`, as the caller has the batch."""
+        return in_kind_of(self.given, tensor.reshape(self.shape(hook)))
 
     def shape(self, hook: str) -> tuple[int, ...]:
         """Return the shape of a hook's tensor."""
@@ -112,6 +133,13 @@ class Batch:
         if hook == HOOK_INPUT or self.cfg.d_out is None:
             return self.given.shape
         return (*self.lead, self.cfg.d_out)
+
+
+def in_kind_of(given: Feed, tensor: Feed) -> Feed:
+    """Return a tensor as the caller's own kind of array, where that is a numpy array with a bfloat16 of its own."""
+    if isinstance(tensor, Tensor) and tensor.dtype == BFLOAT16 and isinstance(given, np.ndarray):
+        return tensor.bits().view(given.dtype) if given.dtype.name == BFLOAT16 else tensor
+    return tensor
 
 
 def select_hooks(names_filter: NamesFilter) -> list[str]:

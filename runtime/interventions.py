@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .dtypes import BFLOAT16, rounded
 from .errors import InputError
-from .inputs import Array
 from .names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
+from .tensor import Array, Feed, Tensor
 
 
 @dataclass(frozen=True, eq=False)  # of arrays there is no one truth about being equal
@@ -105,7 +106,7 @@ class Intervention:
         shift = _stacked("shift", ids, [edit.shift for edit in edits.values()])
         return cls(ids, scale, shift)
 
-    def check(self, d_sae: int, dtype: npt.DTypeLike) -> None:
+    def check(self, d_sae: int, dtype: str) -> None:
         """Refuse what an SAE with `d_sae` features in `dtype` cannot carry out.
 
         Raises:
@@ -115,7 +116,7 @@ class Intervention:
             raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
         for name, values in (("scale", self.scale), ("shift", self.shift)):
             with np.errstate(over="ignore"):
-                _check_finite(name, values, values.astype(dtype), self.ids)
+                _check_finite(name, values, rounded(values, dtype), dtype, self.ids)
 
     def __call__(self, acts_post: Array, hook: object = None) -> Array:
         """Return `acts_post`, `(..., d_sae)`, edited.
@@ -129,7 +130,7 @@ class Intervention:
         edited[..., self.ids] = edited[..., self.ids] * scale + shift
         return edited
 
-    def feeds(self, lead: tuple[int, ...], dtype: npt.DTypeLike) -> dict[str, Array]:
+    def feeds(self, lead: tuple[int, ...], dtype: str) -> dict[str, Feed]:
         """Return the inputs of `steer.onnx` beside the activations, for tokens of the leading dimensions `lead`.
 
         Raises:
@@ -140,8 +141,9 @@ class Intervention:
         per_token = self.scale.ndim > 1 or self.shift.ndim > 1
         shape, rows = ((*lead, m), math.prod(lead)) if per_token else ((m,), 1)
 
-        def flat(values: Array) -> Array:
-            return np.ascontiguousarray(np.broadcast_to(values.astype(dtype), shape).reshape(rows, m))
+        def flat(values: Array) -> Feed:
+            array = np.ascontiguousarray(np.broadcast_to(values, shape).reshape(rows, m))
+            return Tensor.of(array, dtype) if dtype == BFLOAT16 else array.astype(dtype)
 
         return {FEATURE_IDS: self.ids, FEATURE_SCALE: flat(self.scale), FEATURE_SHIFT: flat(self.shift)}
 
@@ -176,7 +178,7 @@ def _checked_numbers(name: str, values: npt.ArrayLike, ids: Array) -> Array:
         array = np.full(len(ids), array)
     if array.shape[-1] != len(ids):
         raise InputError(f"The {name} has shape {array.shape}; its last dimension must be {len(ids)}, one per feature.")
-    _check_finite(name, array, array, ids)
+    _check_finite(name, array, array, "float64", ids)
     return array
 
 
@@ -190,12 +192,12 @@ def _numbers(name: str, values: npt.ArrayLike) -> Array:
     return array.astype(np.float64)
 
 
-def _check_finite(name: str, given: Array, array: Array, ids: Array) -> None:
+def _check_finite(name: str, given: Array, array: Array, dtype: str, ids: Array) -> None:
     finite = np.isfinite(array)
     if not finite.all():
         index = np.unravel_index(int(np.argmin(finite)), array.shape)
         raise InputError(
-            f"The {name} of feature {ids[index[-1]]} is {given[index]}; it must be finite in {array.dtype}, "
+            f"The {name} of feature {ids[index[-1]]} is {given[index]}; it must be finite in {dtype}, "
             "or the whole reconstruction is lost."
         )
 

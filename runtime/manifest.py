@@ -13,8 +13,8 @@ from .names import HOOK_NAMES
 FORMAT_VERSION = 1
 MANIFEST = "sae.json"
 
-FLOAT32, INT8 = "float32", "int8"
-"""Of the weights."""
+INT8 = "int8"
+"""Of the weights; they are else of the SAE's dtype."""
 
 CUSTOM = "custom:"
 """Before the architecture of an SAE whose class is its user's own, and after it the class's name."""
@@ -26,7 +26,7 @@ class SAEConfig:
 
     Attributes:
         architecture: how it encodes and decodes; "standard" is the ReLU SAE, and a name with "custom:" a user's class.
-        dtype: of weights and activations, as numpy names it ("float32").
+        dtype: of the activations and, if they are not int8, the weights: "float32", "float16" or "bfloat16".
         seed: of the initial weights, if there was one.
         head_shape: (n_heads, d_head) if the graphs take activations with their head dimension, else None.
         d_out: of a transcoder, the width of the activation that it predicts, which with the error term is an input,
@@ -129,7 +129,14 @@ class HookParity:
 class ParityRecord:
     """The proof made at export, on `tokens` activations run on `device`: `model`, and `steer` under an intervention.
 
-    `left_out` more were given, of which a feature is so near its threshold that correct programs differ there.
+    `left_out` more were given, on which the original's own numbers cancel.
+
+    Attributes:
+        hooks: of `model`.
+        steered: of `steer` under an intervention.
+        tf32: the budgets of `hooks` on a GPU that rounds the factors of float32 products to TF32; in half precision
+            there are none.
+        tf32_steered: those of `steered`.
     """
 
     device: str
@@ -137,6 +144,8 @@ class ParityRecord:
     left_out: int
     hooks: dict[str, HookParity]
     steered: dict[str, HookParity]
+    tf32: dict[str, Errors]
+    tf32_steered: dict[str, Errors]
 
 
 @dataclass(frozen=True)
@@ -160,14 +169,15 @@ class Features:
 class Fidelity:
     """What an artifact of less precision loses, measured at export on `tokens` activations run on `device`.
 
-    It is no parity: the errors are those that the rounded weights make, and a machine that it is deployed to is held to
-    twice of them (`budget`).
+    It is no parity: the errors are those that the rounded weights make. With int8 weights a machine that the artifact
+    is deployed to is held to twice of them (`budget`).
 
     Attributes:
         hooks: of `model`, each hook's errors; `original` is what PyTorch's own is in float32.
-        steered: the same of `steer` under an intervention.
+        steered: the same of `steer` under an intervention; only with int8 weights.
         features: which are on.
-        explained_original: the fraction of the variance of the activations that the original's reconstruction explains.
+        explained_original: the fraction of the variance of the activations that the original's reconstruction explains;
+            None for a transcoder whose target nobody gave.
         explained: the same of the artifact's.
     """
 
@@ -177,8 +187,8 @@ class Fidelity:
     hooks: dict[str, HookParity]
     steered: dict[str, HookParity]
     features: Features
-    explained_original: float
-    explained: float
+    explained_original: float | None
+    explained: float | None
 
 
 @dataclass(frozen=True)
@@ -195,9 +205,10 @@ class Manifest:
 
     Attributes:
         weights: the file.
-        weights_dtype: "float32", the state dict as it is, or "int8".
-        parity: the proof, of float32 weights; else None.
-        fidelity: what is lost, of other weights; else None.
+        weights_dtype: that of the SAE, for the state dict as it is, or "int8".
+        parity: the proof against the original in the SAE's dtype; None with int8 weights.
+        fidelity: what is lost against the float32 original, with int8 weights or in half precision; else, or if there
+            was no float32 original, None.
     """
 
     format_version: int

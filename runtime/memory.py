@@ -7,12 +7,12 @@ the way. Of a batch in blocks that can be half of the time.
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .inputs import Array
+from .tensor import Array
 
 
 class _Lease:
@@ -22,16 +22,26 @@ class _Lease:
         self.__array_interface__ = buffer.__array_interface__
 
 
+def _of_the_system(nbytes: int) -> Array:
+    return np.empty(nbytes, np.uint8)
+
+
 class ResultMemory:
     """Makes arrays. Safe to use from several threads.
 
     Args:
-        keep: hold on to memory that was given back; from each call on at most as much as its arrays take.
+        keep: hold on to memory that was given back.
+        allocate: makes uint8 memory of so many bytes.
+        calls: for how many calls memory is kept that none of them uses; None keeps, from each call on, at most as much
+            as its arrays take.
     """
 
-    def __init__(self, keep: bool) -> None:
+    def __init__(self, keep: bool, allocate: Callable[[int], Array] = _of_the_system, calls: int | None = None) -> None:
         self._keep = keep
-        self._free: list[Array] = []
+        self._allocate = allocate
+        self._calls = calls
+        self._call = 0
+        self._free: list[tuple[int, Array]] = []  # with the number of the call when it came back
         self._lock = threading.Lock()
 
     def arrays(self, forms: Sequence[tuple[Sequence[int], np.dtype[Any]]]) -> list[Array]:
@@ -39,25 +49,30 @@ class ResultMemory:
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in forms]
         with self._lock:
             buffers = [self._taken(size) for size in sizes]
-            while self.kept > sum(sizes):
+            self._call += 1
+            while self._free and self._is_too_much(sum(sizes)):
                 self._free.pop(0)
         return [_array(self, buffer, shape, dtype) for buffer, (shape, dtype) in zip(buffers, forms, strict=True)]
 
     @property
     def kept(self) -> int:
         """How many bytes are held without being in use."""
-        return sum(buffer.nbytes for buffer in list(self._free))
+        return sum(buffer.nbytes for _, buffer in list(self._free))
+
+    def _is_too_much(self, wanted: int) -> bool:
+        """Tell whether the oldest memory that is kept should go."""
+        return self.kept > wanted if self._calls is None else self._call - self._free[0][0] > self._calls
 
     def _taken(self, size: int) -> Array:
-        for i, buffer in enumerate(self._free):
+        for i, (_, buffer) in enumerate(self._free):
             if buffer.nbytes == size:
-                return self._free.pop(i)
-        return np.empty(size, np.uint8)
+                return self._free.pop(i)[1]
+        return self._allocate(size)
 
     def _give_back(self, buffer: Array) -> None:
         # Without the lock: the garbage collector may call this wherever a thread is, while it holds it, too.
         if self._keep:
-            self._free.append(buffer)
+            self._free.append((self._call, buffer))
 
 
 def _array(memory: ResultMemory, buffer: Array, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:

@@ -6,9 +6,10 @@ import types
 import typing
 from typing import Any
 
-from .contracts import ACTIVATE, CONTRACTS, DECODE, graph_specs
+from .contracts import ACTIVATE, CPU_TWINS, DECODE, graph_specs
+from .dtypes import FLOAT32
 from .errors import ManifestError
-from .manifest import FLOAT32, FORMAT_VERSION, MANIFEST, Manifest
+from .manifest import FORMAT_VERSION, INT8, MANIFEST, Manifest
 
 
 def parse_manifest(text: str) -> Manifest:
@@ -34,13 +35,26 @@ def parse_manifest(text: str) -> Manifest:
     assert isinstance(manifest, Manifest)
     _check_files(manifest)
     _check_graphs(manifest)
-    exact = manifest.weights_dtype == FLOAT32
-    if (manifest.parity is not None, manifest.fidelity is not None) != (exact, not exact):
-        raise ManifestError(
-            f"{MANIFEST}: weights_dtype is {manifest.weights_dtype!r}; with {FLOAT32!r} there must be parity and no "
-            "fidelity, and with another one the other way round."
-        )
+    _check_records(manifest)
     return manifest
+
+
+def _check_records(manifest: Manifest) -> None:
+    """Refuse what was measured if it is not what such an artifact has."""
+    weights, dtype = manifest.weights_dtype, manifest.sae.dtype
+    if dtype not in CPU_TWINS or weights not in (dtype, INT8):
+        raise ManifestError(
+            f"{MANIFEST}: dtype is {dtype!r} and weights_dtype {weights!r}; what this release reads is "
+            f"{', '.join(CPU_TWINS)}, with weights of the same or {INT8}."
+        )
+    if (manifest.parity is None) != (weights == INT8):
+        raise ManifestError(
+            f"{MANIFEST}: weights_dtype is {weights!r}; there must be parity unless it is {INT8!r}, and then not."
+        )
+    if manifest.fidelity is None if weights == INT8 else manifest.fidelity is not None and dtype == FLOAT32:
+        raise ManifestError(
+            f"{MANIFEST}: weights_dtype is {weights!r}; with {INT8!r} there must be fidelity, with {FLOAT32!r} none."
+        )
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -59,9 +73,12 @@ def _check_graphs(manifest: Manifest) -> None:
     needing_input = [
         name for name, graph in manifest.graphs.items() if name in (ACTIVATE, DECODE) and len(graph.inputs) > 1
     ]
-    for name, expected in graph_specs(manifest.sae, needing_input).items():
+    specs = graph_specs(manifest.sae, needing_input)
+    for name, expected in specs.items():
         if name not in manifest.graphs:
-            raise ManifestError(f"{MANIFEST}: graphs has no {name!r}; every artifact has {', '.join(CONTRACTS)}.")
+            raise ManifestError(
+                f"{MANIFEST}: graphs has no {name!r}; every artifact in {manifest.sae.dtype} has {', '.join(specs)}."
+            )
         if manifest.graphs[name] != expected:
             raise ManifestError(f"{MANIFEST}: graph {name!r} is {manifest.graphs[name]}, of this SAE it is {expected}.")
 

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from .contracts import DECODE
+from .dtypes import FLOAT32
 from .engine import Engine
 from .errors import InputError
 from .hooks import FwdHooks, HookPoint, PlacedHooks, caller, placed_hooks, run_hooked
-from .inputs import Array, Batch, NamesFilter, as_dtype, flat_shape, select_hooks
+from .inputs import Array, NamesFilter, as_dtype, flat_shape, in_kind_of, select_hooks
 from .interventions import Edit, Intervention
 from .names import HOOK_ACTS_POST, HOOK_NAMES, HOOK_OUTPUT, HOOK_RECONS, INPUT
+from .options import Options
+from .tensor import Feed
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,11 @@ class _InGraph:
 
 
 class SAESession(Engine):
-    """The SAE of an artifact, ready to run; numpy in, numpy out.
+    """The SAE of an artifact, ready to run.
+
+    numpy in, numpy out. On a GPU, an array of the device in any library that speaks DLPack is read where it is, and
+    what comes back is a `Tensor` of the device, which `torch.from_dlpack`, CuPy and JAX take without a copy. bfloat16
+    comes as the caller's numpy array has it (of ml_dtypes), else as a `Tensor`.
 
     A graph is loaded when it is first needed, and the smallest one that computes what was asked is run. Calls from
     several threads at once are safe. Use it as a context manager, or call `close`, to free its memory.
@@ -44,19 +50,30 @@ class SAESession(Engine):
 
     Args:
         path: the artifact's folder.
-        device: "auto" (CUDA if it really starts, else the CPU), "cpu", "cuda" or "cuda:N".
+        device: "auto" (CUDA if it really starts, else the CPU), "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".
         graphs: "auto" prefers on the CPU the graphs that are written for it, and elsewhere the portable ones, without
             control flow; "cpu" and "portable" say which. They compute the same; `explain` says which one would run.
+        precision: of products in float32 on a GPU: "float32", as PyTorch's default, or "tf32", which rounds their
+            factors to 10 bits and is faster.
         threads: of the CPU, for one call; None takes one per core that this process may use.
         arena: keep freed memory for the next call. Without, it goes back to the system, and large calls take longer.
-        block_tokens: how many tokens are run at a time; None for 64 MiB of features. Memory beyond the result does not
-            grow with the batch.
+        memory_limit: in bytes, of a GPU, for the weights and what a graph needs while it runs; batches are cut into
+            blocks that fit. Of several graphs that are open each may need as much beside the weights. What comes on
+            top: CUDA itself, some hundred MB, and results that stay on the GPU.
+        block_tokens: how many tokens are run at a time; None for 64 MiB of features, on a GPU 512 MiB. Memory beyond
+            the result does not grow with the batch.
+        stream: of a GPU, a CUDA stream of torch or CuPy, or its address: everything is queued on it, and a call with an
+            array of the device returns at once; an input that was made on another stream has to be kept until then.
+            None takes a stream of its own, and a call returns when its results are there.
+        cuda_graph: of a GPU, the numbers of tokens for which the launches are captured once and replayed
+            (`runtime/cuda/replay.py`); other batches take the normal path.
+        cache: the folder for TensorRT's engines; None for the user's.
         check_integrity: compare the sha256 of every file that is loaded with the manifest's. It reads the weights once
             more (about a second per 2 GB); the sizes are compared in any case.
 
     Raises:
         ArtifactError: the folder is not an artifact, or a file of it is not what it should be.
-        ProviderError: the device cannot be used.
+        ProviderError: the device cannot be used, or cannot run this artifact.
         InputError: an option has a value that it cannot have.
     """
 
@@ -66,25 +83,26 @@ class SAESession(Engine):
         device: str = "auto",
         *,
         graphs: str = "auto",
+        precision: str = FLOAT32,
         threads: int | None = None,
         arena: bool = True,
+        memory_limit: int | None = None,
         block_tokens: int | None = None,
+        stream: Any = None,
+        cuda_graph: Sequence[int] = (),
+        cache: str | os.PathLike[str] | None = None,
         check_integrity: bool = True,
     ) -> None:
-        super().__init__(
-            path,
-            device,
-            graphs=graphs,
-            threads=threads,
-            arena=arena,
-            block_tokens=block_tokens,
-            check_integrity=check_integrity,
-        )
+        options = Options(
+            graphs, precision, threads, arena, memory_limit, block_tokens, stream, tuple(cuda_graph), cache,
+            check_integrity,
+        )  # fmt: skip
+        super().__init__(path, device, options)
         self._hook_points = {name: HookPoint(name) for name in HOOK_NAMES}
         # With whom they are of: a task that was started inside the block copies the context, and must not see them.
         self._hooks: ContextVar[tuple[object, PlacedHooks]] = ContextVar("hooks", default=(None, ()))
 
-    def __call__(self, x: Array, target: Array | None = None) -> Array:
+    def __call__(self, x: Any, target: Any = None) -> Feed:
         """Return `hook_sae_output`, with the shape of `x` (of a transcoder `(..., d_out)`) and the SAE's dtype.
 
         Args:
@@ -99,12 +117,12 @@ class SAESession(Engine):
 
     def run_with_cache(
         self,
-        x: Array,
+        x: Any,
         names_filter: NamesFilter = None,
         *,
-        target: Array | None = None,
+        target: Any = None,
         return_output: bool = True,
-    ) -> tuple[Array | None, dict[str, Array]]:
+    ) -> tuple[Feed | None, dict[str, Feed]]:
         """Return the output, and the hooks that fire in the original and pass the filter, in firing order.
 
         `hook_sae_input` is `x` itself. Unknown names in the filter are ignored.
@@ -124,7 +142,7 @@ class SAESession(Engine):
         hooks = self._forward(x, [*wanted, HOOK_OUTPUT] if return_output else wanted, target)
         return (hooks[HOOK_OUTPUT] if return_output else None), {name: hooks[name] for name in wanted}
 
-    def run_with_hooks(self, x: Array, fwd_hooks: FwdHooks = (), *, target: Array | None = None) -> Array:
+    def run_with_hooks(self, x: Any, fwd_hooks: FwdHooks = (), *, target: Any = None) -> Feed:
         """Return the output of a pass in which functions read or replace the tensors at hooks.
 
         As in TransformerLens: `fn(tensor, hook=point)` is called with the tensor, `(..., d_sae)` or of the shape of
@@ -163,13 +181,13 @@ class SAESession(Engine):
 
     def steer(
         self,
-        x: Array,
+        x: Any,
         edits: Mapping[int, Edit] | Intervention,
         names_filter: NamesFilter = None,
         *,
-        target: Array | None = None,
+        target: Any = None,
         return_output: bool = True,
-    ) -> tuple[Array | None, dict[str, Array]]:
+    ) -> tuple[Feed | None, dict[str, Feed]]:
         """Return the output and the hooks of a pass with edited features, at about the price of a pass without.
 
         It is what `run_with_cache` returns in PyTorch with a forward hook on `hook_sae_acts_post` that makes the same
@@ -207,7 +225,7 @@ class SAESession(Engine):
         with self.hooks([(HOOK_ACTS_POST, _InGraph(edits))]):
             yield self
 
-    def encode(self, x: Array) -> Array:
+    def encode(self, x: Any) -> Feed:
         """Return the activations of the features, `hook_sae_acts_post`, `(..., d_sae)`.
 
         Raises:
@@ -215,7 +233,7 @@ class SAESession(Engine):
         """
         return self.compute(x, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
 
-    def decode(self, acts_post: Array, x: Array | None = None) -> Array:
+    def decode(self, acts_post: Any, x: Any = None) -> Feed:
         """Return the reconstruction from activations `(..., d_sae)`.
 
         It has the shape `(..., d_in)`, or `(..., n_heads, d_head)` if the artifact was exported with its head shape;
@@ -229,25 +247,26 @@ class SAESession(Engine):
         Raises:
             InputError: an array has another shape or dtype, or `x` is needed.
         """
-        acts = as_dtype(acts_post, np.dtype(self.cfg.dtype), "acts_post")
+        given = self._graphs.execution.given(acts_post)
+        acts = as_dtype(given, self.cfg.dtype, "acts_post")
         lead = flat_shape(acts.shape, self.cfg.d_sae, what="acts_post")[:-1]
-        feeds = {HOOK_ACTS_POST: acts.reshape(math.prod(lead), self.cfg.d_sae)}
+        feeds: dict[str, Feed] = {HOOK_ACTS_POST: acts.reshape(math.prod(lead), self.cfg.d_sae)}
         if INPUT in self._graphs.inputs(DECODE):
-            batch = None if x is None else Batch.of(x, self.cfg)
+            batch = None if x is None else self._batch(x)
             if batch is None or batch.lead != lead:
-                given = "no x" if batch is None else f"an x with the leading dimensions {batch.lead}"
-                raise InputError(f"The decoder of this {self.cfg.architecture} SAE also reads the input; {given} was "
+                got = "no x" if batch is None else f"an x with the leading dimensions {batch.lead}"
+                raise InputError(f"The decoder of this {self.cfg.architecture} SAE also reads the input; {got} was "
                                  f"given. Pass decode(acts_post, x) with {(*lead, self.cfg.d_in)}.")  # fmt: skip
             feeds |= batch.feeds()
         recons = self.run_graph(self._graphs.fitting(DECODE), feeds, [HOOK_RECONS])[HOOK_RECONS]
-        return recons.reshape(*lead, *self.cfg.output_shape)
+        return in_kind_of(given, recons.reshape(*lead, *self.cfg.output_shape))
 
     def _active_hooks(self) -> PlacedHooks:
         """Return the functions of the blocks that this thread or asyncio task is in."""
         owner, hooks = self._hooks.get()
         return hooks if owner == caller() else ()
 
-    def _forward(self, x: Array, names: Sequence[str], target: Array | None) -> dict[str, Array]:
+    def _forward(self, x: Any, names: Sequence[str], target: Any) -> dict[str, Feed]:
         """Return the named hooks, in that order, of a pass with what `hooks` and `steering` ask for in this context."""
         hooks = self._active_hooks()
         if not hooks:
@@ -255,6 +274,6 @@ class SAESession(Engine):
         (where, function), *more = hooks
         if not more and where == HOOK_ACTS_POST and isinstance(function, _InGraph):
             return self._compute(x, names, target, function.intervention)
-        batch = Batch.of(x, self.cfg, target)
+        batch = self._batch(x, target)
         fired = run_hooked(self._graphs, batch, hooks, self._hook_points, self.cfg.use_error_term)
         return {name: fired[name] for name in names}

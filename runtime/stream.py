@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from .dtypes import BFLOAT16
 from .errors import InputError
 from .inputs import as_dtype, flat_shape
 from .names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
 from .session import SAESession
+from .tensor import Array, Feed, Tensor
 from .tensorfile import TensorWriter, replaced_file
 
 BLOCK_BYTES = 256 << 20  # of output in memory at a time, unless the caller says how many tokens
@@ -29,7 +31,8 @@ def stream(
 
     Args:
         session: the SAE.
-        source: a `.npy` file, `(..., d_in)` or `(..., n_heads, d_head)`; it is mapped into memory, not loaded.
+        source: a `.npy` file, `(..., d_in)` or `(..., n_heads, d_head)`, of the SAE's dtype; for bfloat16, which such a
+            file cannot hold, of float32. It is mapped into memory, not loaded.
         target: appears when it is whole.
         hooks: which; None for those that fire.
         batch: tokens at a time; None for about 256 MiB of output.
@@ -49,13 +52,13 @@ def stream(
         raise InputError(f"batch is {batch}; it must be at least 1.")
     x = _map_array(Path(source))
     lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
-    as_dtype(x[:0] if x.ndim > 1 else x, np.dtype(cfg.dtype), str(source))  # refused before anything is written
+    given = _taken(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # refused before anything is written
     token_shape = x.shape[len(lead) :]
     rows = x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
     tensors = {
         name: (
             (*lead, cfg.d_sae) if name in FEATURE_HOOKS else x.shape,
-            x.dtype if name == HOOK_INPUT else np.dtype(cfg.dtype),
+            given.dtype if name == HOOK_INPUT else cfg.dtype,
         )
         for name in names
     }
@@ -63,9 +66,18 @@ def stream(
     with replaced_file(Path(target), overwrite) as file:
         writer = TensorWriter(file, tensors)
         for start in range(0, len(rows), batch):
-            for name, block in session.compute(rows[start : start + batch], names).items():
-                writer.write(name, start, block)
+            block = _taken(rows[start : start + batch], cfg.dtype, str(source))
+            for name, tensor in session.compute(block, names).items():
+                writer.write(name, start, tensor.bits() if isinstance(tensor, Tensor) else tensor)
             progress(min(start + batch, len(rows)), len(rows))
+
+
+def _taken(x: Array, dtype: str, source: str) -> Feed:
+    """Return rows of the file as the SAE takes them; float32 ones rounded to bfloat16, of which there are no files."""
+    if dtype == BFLOAT16 and x.dtype == np.float32:
+        return Tensor.of(x, dtype)
+    as_dtype(x, dtype, source)
+    return x
 
 
 def _map_array(path: Path) -> Any:

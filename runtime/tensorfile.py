@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from .dtypes import BFLOAT16, storage
 from .errors import ArtifactError, InputError
 from .inputs import Array
 
@@ -23,7 +24,7 @@ DTYPES = {
     f"{kind}{bits}": f"{kind[0].upper()}{bits}"
     for kind, sizes in {"float": (16, 32, 64), "int": (8, 16, 32, 64), "uint": (8, 16, 32, 64)}.items()
     for bits in sizes
-}
+} | {BFLOAT16: "BF16"}
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,19 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 class TensorWriter:
     """A safetensors file whose tensors are written a block of rows at a time, in any order."""
 
-    def __init__(self, file: IO[bytes], tensors: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
+    def __init__(self, file: IO[bytes], tensors: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+        """Begin the file.
+
+        Args:
+            file: where it is written.
+            tensors: the shape and the dtype of each, numpy's or a name.
+        """
         self._file = file
         header, self._offset, end = {}, {}, 0
-        for name, (shape, dtype) in tensors.items():
-            begin, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": DTYPES[dtype.name], "shape": list(shape), "data_offsets": [begin, end]}
+        for name, (shape, kind) in tensors.items():
+            dtype = str(kind)
+            begin, end = end, end + math.prod(shape) * storage(dtype).itemsize
+            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
             self._offset[name] = begin
         text = json.dumps(header, separators=(",", ":")).encode()  # as the library writes it, byte for byte
         text += b" " * (-len(text) % 8)
@@ -79,7 +87,7 @@ class TensorWriter:
         file.truncate(self._start + end)
 
     def write(self, name: str, first: int, rows: Array) -> None:
-        """Put `rows` where the tensor's rows from `first` on belong."""
+        """Put `rows` where the tensor's rows from `first` on belong; of bfloat16 its bits."""
         block = np.ascontiguousarray(rows)
         row = block.nbytes // len(block) if len(block) else 0
         self._file.seek(self._start + self._offset[name] + first * row)

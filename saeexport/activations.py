@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from runtime.dtypes import FLOAT32, rounded
 from runtime.errors import ExportError, InputError
 from runtime.inputs import Array, as_dtype, flat_shape
 from runtime.manifest import SAEConfig
@@ -23,9 +24,11 @@ def prepare_activations(
 ) -> tuple[Array, Array | None]:
     """Return at most 1024 tokens of the given activations, evenly spaced; or, of None, as many random ones.
 
+    For an SAE in half precision they are rounded to it.
+
     Returns:
-        `(tokens, d_in)` or `(tokens, n_heads, d_head)`, in the SAE's dtype; and for a transcoder with the error term
-        the targets of these tokens, `(tokens, d_out)`.
+        `(tokens, d_in)` or `(tokens, n_heads, d_head)`, numbers of the SAE's dtype, those of bfloat16 in float32; and
+        for a transcoder with the error term the targets of these tokens, `(tokens, d_out)`.
 
     Raises:
         ExportError: there is no token, or one that is not finite, or targets are missing, or there are too many.
@@ -64,9 +67,12 @@ def _as_numpy(array: Any) -> Any:
 
 
 def _finite(rows: Array, config: SAEConfig, what: str) -> Array:
-    sample = np.ascontiguousarray(as_dtype(rows, np.dtype(config.dtype), what))
+    with np.errstate(over="ignore"):  # what is too large for float16 is not finite then
+        sample = np.ascontiguousarray(rounded(np.asarray(as_dtype(rows, FLOAT32, what)), config.dtype))
     if not np.isfinite(sample).all():
-        raise ExportError(f"{what} holds numbers that are not finite; parity cannot be judged on them.")
+        raise ExportError(
+            f"{what} holds numbers that are not finite in {config.dtype}; parity cannot be judged on them."
+        )
     return sample
 
 
@@ -77,8 +83,8 @@ def _synthetic(sae: Any, config: SAEConfig, tokens: int) -> tuple[Array, Array |
     center = b_dec if config.d_out is None else np.zeros(())
     x = draws.standard_normal((tokens, config.d_in)) + center
     target = draws.standard_normal((tokens, *config.output_shape)) + b_dec if config.takes_target else None
-    batch = x.astype(config.dtype).reshape(tokens, *config.input_shape)
-    return batch, None if target is None else target.astype(config.dtype)
+    batch = rounded(x, config.dtype).reshape(tokens, *config.input_shape)
+    return batch, None if target is None else rounded(target, config.dtype)
 
 
 def read_activations(path: str) -> Array:

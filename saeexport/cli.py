@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-
 from runtime.console import run
+from runtime.dtypes import FLOAT32
 from runtime.errors import SAEError
 from runtime.fidelity import describe_fidelity
-from runtime.manifest import FLOAT32, INT8
+from runtime.manifest import INT8
+from runtime.parity import FLOOR
 
 from .activations import read_activations
 from .architectures import ARCHITECTURES
@@ -41,11 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--error-term", action=argparse.BooleanOptionalAction, help="output = recons + error, or not; else as stored"
     )
     sub.add_argument("--hook-name", metavar="NAME", help="where the activations come from; else the checkpoint's")
-    sub.add_argument("--dtype", choices=["float32"], help="of the parameters; else the checkpoint's")
+    sub.add_argument("--dtype", choices=list(FLOOR), help="of weights and activations; else the checkpoint's")
     sub.add_argument(
-        "--weights", choices=[FLOAT32, INT8], default=FLOAT32,
-        help="int8: a quarter of the bytes, faster for a few tokens on a CPU, and not the same numbers",
-    )  # fmt: skip
+        "--weights", choices=[INT8], help="a quarter of the bytes, faster for a few tokens on a CPU, and no parity"
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace an artifact that is at OUT")
 
     text = "Prove that an artifact computes what PyTorch computes here and now; else exit 1."
@@ -69,8 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def export_command(options: argparse.Namespace) -> int:
     """Export, and say in three lines what was made."""
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    sae = load(options.checkpoint, hook_name=options.hook_name, dtype=dtype)
+    sae = load(options.checkpoint, hook_name=options.hook_name)
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
     head_shape = None
@@ -79,23 +77,27 @@ def export_command(options: argparse.Namespace) -> int:
             raise SAEError(f"--heads is {options.heads}; it must divide d_in = {sae.cfg.d_in}.")
         head_shape = (options.heads, sae.cfg.d_in // options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
-    artifact = export(sae, options.out, activations, head_shape, weights=options.weights, overwrite=options.overwrite)
+    artifact = export(
+        sae, options.out, activations, head_shape,
+        dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
+    )  # fmt: skip
 
-    manifest, measured = artifact.manifest, artifact.manifest.record
+    manifest, measured = artifact.manifest, artifact.manifest.parity
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
     print(f"{artifact.path}: {len(manifest.graphs)} graphs, {size:.1f} MB")
-    if manifest.fidelity is not None:
-        print(describe_fidelity(manifest.fidelity))
-    else:
+    if measured is not None:
         own, original = (
             max(getattr(record, which).token for record in measured.hooks.values())
             for which in ("artifact", "original")
         )
-        left_out = f", {measured.left_out} at a threshold left out" if measured.left_out else ""
+        precision = "" if manifest.sae.dtype == FLOAT32 else f" in {manifest.sae.dtype}"
+        left_out = f", {measured.left_out} that cancel left out" if measured.left_out else ""
         print(
-            f"parity on {measured.tokens} tokens ({manifest.golden.source}{left_out}): "
+            f"parity{precision} on {measured.tokens} tokens ({manifest.golden.source}{left_out}): "
             f"largest error against float64 {own:.1e}, PyTorch's own {original:.1e}"
         )
+    if manifest.fidelity is not None:
+        print(f"{'no parity but ' if measured is None else ''}{describe_fidelity(manifest.fidelity)}")
     print(f"prove it without PyTorch: python -m runtime verify {artifact.path}")
     return 0
 

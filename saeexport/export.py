@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 from tqdm import tqdm
 
 from runtime.artifact import Artifact, read_artifact
+from runtime.dtypes import FLOAT32
 from runtime.errors import ExportError
 from runtime.golden import save_golden
-from runtime.inputs import Array
-from runtime.manifest import FLOAT32, FORMAT_VERSION, INT8, GoldenSpec, GraphSpec, Manifest, SAEConfig
+from runtime.manifest import FORMAT_VERSION, INT8, GoldenSpec, GraphSpec, Manifest, SAEConfig
 from runtime.names import HOOK_ERROR, HOOK_NAMES
+from runtime.parity import Reference
 from runtime.tensorfile import TensorWriter
 
 from .activations import prepare_activations
-from .exportable import architecture_of, check_exportable
+from .exportable import architecture_of, check_hooks, check_weights, in_dtype
 from .graphs import state_in_int8, traced, write_graphs
 from .prove import measure, prove, prove_checkpoint
+from .running import bits_of, dtype_of
 from .staging import check_target, staged_folder
-from .truth import reference_of, steered_reference_of, typical_intervention
+from .truth import in_tf32, reference_of, steered_reference_of, typical_intervention
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
@@ -47,7 +50,8 @@ def export(
     head_shape: tuple[int, int] | None = None,
     *,
     targets: Any = None,
-    weights: str = FLOAT32,
+    dtype: str | None = None,
+    weights: str | None = None,
     overwrite: bool = False,
 ) -> Artifact:
     """Write a HookedSAE to the folder `path` as a verified artifact, and return it.
@@ -56,7 +60,7 @@ def export(
     at `path` before is still there.
 
     Args:
-        sae: a HookedSAE in float32, no hook functions attached.
+        sae: a HookedSAE, no hook functions attached.
         path: a folder that does not exist yet; its parent is made if need be.
         activations: numpy array or tensor of real inputs, `(..., d_in)` or `(..., n_heads, d_head)`. The proof is made
             on a sample of them and a part of it is stored. None draws random ones, and the manifest calls them
@@ -65,8 +69,10 @@ def export(
             `runtime` takes both from either.
         targets: for a transcoder with the error term, the activations that it predicts, `(..., d_out)`, one for each
             of `activations`.
-        weights: "float32", or "int8" for small machines: a quarter of the bytes, faster for a few tokens on a CPU, and
-            no parity: the manifest says what is lost (`runtime.fidelity`). Keep the original, it cannot be loaded back.
+        dtype: "float32", "float16" or "bfloat16"; None for the SAE's own. In another one the original is a copy that
+            is converted, and the manifest also says what half precision loses (`runtime.fidelity`).
+        weights: None for those of the SAE, or "int8" for small machines: a quarter of the bytes, faster for a few
+            tokens on a CPU, and no parity: the manifest says what is lost. Keep the original, it cannot be loaded back.
         overwrite: replace an artifact that is at `path`.
 
     Raises:
@@ -75,18 +81,23 @@ def export(
         ParityError: the graphs do not compute what the SAE computes.
     """
     path = Path(path)
-    if weights not in (FLOAT32, INT8):
-        raise ExportError(f"weights is {weights!r}; it must be {FLOAT32!r} or {INT8!r}.")
-    check_exportable(sae)
+    check_hooks(sae)
+    given, sae = sae, in_dtype(sae, dtype)
+    check_weights(sae.state_dict())
     check_target(path, overwrite)
     config = _config_of(sae, head_shape)
+    if weights not in (None, config.dtype, INT8) or (weights == INT8 and config.dtype != FLOAT32):
+        raise ExportError(
+            f"weights is {weights!r} and the SAE in {config.dtype}; weights may be None, the SAE's own, or {INT8!r} of "
+            f"one in {FLOAT32}."
+        )
     batch, target = prepare_activations(sae, config, activations, targets)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
             stage("tracing")
             model = traced(sae, config)
             stage("writing graphs and weights")
-            state = {name: tensor.detach().cpu().numpy() for name, tensor in sae.state_dict().items()}
+            state = sae.state_dict()
             if weights == INT8:
                 state = state_in_int8(model, state)
             _write_weights(state, folder / WEIGHTS)
@@ -94,16 +105,19 @@ def export(
             stage("running the original, and in float64")
             clean = reference_of(sae, batch, target)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
+            tf32 = in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
             source = "synthetic" if activations is None else "activations"
             golden = GoldenSpec(GOLDEN, _golden_tokens(config, clean.tokens), source)
-            save_golden(steered, golden.tokens, str(folder / GOLDEN))
-            manifest = _manifest(config, weights, graphs, golden)
+            save_golden(steered, golden.tokens, str(folder / GOLDEN), None if tf32 is None else tf32.clean)
+            manifest = _manifest(config, weights or config.dtype, graphs, golden)
             if weights == INT8:
                 stage("measuring fidelity")
                 measure(folder, path, manifest, steered)
             else:
                 stage("proving parity")
-                prove(folder, path, manifest, steered)
+                prove(
+                    folder, path, manifest, steered, tf32, _exact(given, sae, config, head_shape, activations, targets)
+                )
                 prove_checkpoint(sae, folder, clean)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} was not written: {error}") from error
@@ -126,7 +140,7 @@ def _config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
         d_sae=cfg.d_sae,
         hook_name=cfg.hook_name,
         use_error_term=bool(cfg.use_error_term),
-        dtype=str(next(sae.parameters()).dtype).removeprefix("torch."),
+        dtype=dtype_of(next(sae.parameters())),
         seed=getattr(cfg, "seed", None),
         head_shape=None if head_shape is None else (int(head_shape[0]), int(head_shape[1])),
         d_out=options.pop("d_out", None),
@@ -135,23 +149,32 @@ def _config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
     )
 
 
-def _write_weights(state: Mapping[str, Array], path: Path) -> None:
+def _exact(
+    given: Any, sae: Any, config: SAEConfig, head_shape: tuple[int, int] | None, activations: Any, targets: Any
+) -> Reference | None:
+    """Return the float32 original of an artifact in half precision, on the activations as they were; if it was one."""
+    if given is sae or config.dtype == FLOAT32 or dtype_of(next(given.parameters())) != FLOAT32:
+        return None
+    return reference_of(given, *prepare_activations(given, _config_of(given, head_shape), activations, targets))
+
+
+def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
     """Write the weights file, a block of rows at a time: a matrix that is a transposed view is never held twice."""
     ordered = dict(sorted(state.items(), key=_with_its_bias))
     with path.open("wb") as file:
-        writer = TensorWriter(file, {name: (array.shape, array.dtype) for name, array in ordered.items()})
-        for name, array in ordered.items():
-            array = array if array.ndim else array.reshape(1)  # a user's scalar
+        writer = TensorWriter(file, {name: (tuple(t.shape), dtype_of(t)) for name, t in ordered.items()})
+        for name, tensor in ordered.items():
+            array = bits_of(tensor if tensor.ndim else tensor.reshape(1))  # a user's scalar
             rows = max(1, BLOCK_BYTES // (array.nbytes // max(len(array), 1) or 1))
             for start in range(0, len(array), rows):
                 writer.write(name, start, array[start : start + rows])
 
 
-def _with_its_bias(item: tuple[str, Array]) -> tuple[int, str, str]:
+def _with_its_bias(item: tuple[str, Tensor]) -> tuple[int, str, str]:
     """Sort W_dec, b_dec, W_enc, b_enc, others: a bias lies behind its matrix, see `passes/bias.py`; bytes come last."""
-    name, array = item
+    name, tensor = item
     kind, _, of = name.partition("_")
-    return (-array.itemsize, *((of, kind) if of else ("~", kind)))
+    return (-tensor.element_size(), *((of, kind) if of else ("~", kind)))
 
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:

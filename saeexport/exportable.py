@@ -1,5 +1,6 @@
 """What can be exported: an SAE with the six hooks, sound weights, and nothing attached that a trace would bake in."""
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from runtime.names import HOOK_NAMES
 from runtime.parity import FLOOR
 
 from .architectures import ARCHITECTURES
+from .running import dtype_of
 
 
 def architecture_of(sae: Any) -> str:
@@ -18,12 +20,11 @@ def architecture_of(sae: Any) -> str:
     return next((name for name, known in ARCHITECTURES.items() if known is kind), f"{CUSTOM}{kind.__name__}")
 
 
-def check_exportable(sae: Any) -> None:
-    """Refuse an SAE that cannot be exported, or whose export would not be what its owner thinks.
+def check_hooks(sae: Any) -> None:
+    """Refuse a module that is no SAE, or whose export would not be what its owner thinks.
 
     Raises:
-        ExportError: it has not the six hooks, has hook functions attached, has mixed or unsupported dtypes, or weights
-            that are not finite; the message names them.
+        ExportError: it has not the six hooks, or has hook functions attached; the message names them.
     """
     hooks = getattr(sae, "hook_dict", None)
     if hooks is None or list(hooks) != list(HOOK_NAMES):
@@ -41,18 +42,37 @@ def check_exportable(sae: Any) -> None:
             f"Hook functions are attached to {', '.join(attached)}; the graph would contain what they do. "
             "Remove them: sae.reset_hooks(including_permanent=True)"
         )
-    _check_weights(sae.state_dict())
 
 
 TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _check_weights(state: dict[str, torch.Tensor]) -> None:
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}
+def in_dtype(sae: Any, dtype: str | None) -> Any:
+    """Return an SAE in a dtype: itself if it is in it already, or if that is None; else a copy that is converted.
+
+    Raises:
+        ExportError: the dtype is none that parity can be proved in.
+    """
+    if dtype is None or {dtype_of(parameter) for parameter in sae.parameters()} == {dtype}:
+        return sae
+    if dtype not in FLOOR:
+        raise ExportError(f"dtype is {dtype!r}; it must be one of {', '.join(FLOOR)}, or None for the SAE's own.")
+    converted = copy.deepcopy(sae).to(getattr(torch, dtype))
+    converted.cfg.dtype = getattr(torch, dtype)
+    return converted
+
+
+def check_weights(state: dict[str, torch.Tensor]) -> None:
+    """Refuse weights in which parity cannot be proved.
+
+    Raises:
+        ExportError: they have mixed or unsupported dtypes, or are not finite; the message names them.
+    """
+    dtypes = {dtype_of(tensor) for tensor in state.values()}
     if len(dtypes) != 1 or not dtypes <= set(FLOOR):
         raise ExportError(
             f"The weights are {', '.join(sorted(dtypes))}; parity can be proved in one of {', '.join(FLOOR)}. "
-            "Convert them: sae.float()"
+            'Convert them: dtype="float32"'
         )
     for name, tensor in state.items():
         finite = torch.isfinite(tensor)

@@ -4,50 +4,103 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.artifact import record_of
-from runtime.contracts import ACTIVATE, CONTRACTS, DECODE, MODEL, SPARSE, STEER
+from runtime.contracts import ACTIVATE, CONTRACTS, CPU_TWINS, DECODE, MODEL, SPARSE, STEER
+from runtime.dtypes import FLOAT32
 from runtime.errors import ExportError
 from runtime.fidelity import MOST_LOST, explained_variance, features_of, fidelity_of, without_budgets
+from runtime.judge import judge
 from runtime.manifest import CUSTOM, MANIFEST, Features, Fidelity, HookParity, Manifest, ParityRecord
 from runtime.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, INPUT, TARGET
-from runtime.parity import Reference, SteeredReference, judge
+from runtime.parity import Hooks, Reference, SteeredReference
 from runtime.report import Report
 from runtime.session import SAESession
-from runtime.verify import judge_session
+from runtime.verify import feed_of, judge_session
 from runtime.verify import verify as verify_golden
 
 from .checkpoints import load
 from .exportable import architecture_of
-from .truth import all_hooks
+from .running import all_hooks
+
+NOTHING = Features(0.0, 0.0, 0.0, 0.0)
 
 
-def prove(folder: Path, path: Path, manifest: Manifest, steered: SteeredReference) -> None:
-    """Run the graphs against the original, record the result in the manifest, then read it all as a user would."""
-    record = ParityRecord("cpu", steered.tokens, steered.clean.left_out, {}, {})
+def prove(
+    folder: Path,
+    path: Path,
+    manifest: Manifest,
+    steered: SteeredReference,
+    in_tf32: SteeredReference | None,
+    exact: Reference | None,
+) -> None:
+    """Run the graphs against the original, record the result in the manifest, then read it all as a user would.
+
+    Args:
+        folder: with everything but the manifest.
+        path: what it will be called.
+        manifest: without the proof.
+        steered: the original in the artifact's dtype.
+        in_tf32: the same for GPUs with that arithmetic, if the dtype is float32.
+        exact: the original in float32, if the artifact is in half precision and was not from the start.
+    """
+    record = ParityRecord("cpu", steered.tokens, steered.clean.left_out, {}, {}, {}, {})
+    if in_tf32 is not None:
+        record.tf32.update(in_tf32.clean.budgets)
+        record.tf32_steered.update(in_tf32.budgets)
     _write_manifest(folder, manifest, parity=record)
     with SAESession(folder, record.device) as session:
         report = judge_session(session, steered)
+        fidelity = None if exact is None else _fidelity(session, exact)
     Report(f"{path} was not written: parity is not met", report.verdicts, report.problems).raise_for_failures()
     measured = {(verdict.graph, verdict.hook): verdict.errors for verdict in report.verdicts}
-    for graph, reference, hooks in ((MODEL, steered.clean, record.hooks), (STEER, steered, record.steered)):
+    model, steer = (_run_at_export(graph, manifest) for graph in (MODEL, STEER))
+    for graph, reference, hooks in ((model, steered.clean, record.hooks), (steer, steered, record.steered)):
         for hook, budget in reference.budgets.items():
             artifact = measured[graph, hook]
             assert artifact is not None, hook  # a computed hook without a failure has been measured
             hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
-    _write_manifest(folder, manifest, parity=record)
+    _write_manifest(folder, manifest, parity=record, fidelity=fidelity)
     verify_golden(folder, record.device).raise_for_failures()
+
+
+def _run_at_export(graph: str, manifest: Manifest) -> str:
+    """Return the graph that the proof of a portable one is made on: in half precision its twin for the CPU."""
+    return graph if manifest.sae.dtype == FLOAT32 else CPU_TWINS[manifest.sae.dtype][graph]
+
+
+def _fidelity(session: SAESession, exact: Reference) -> Fidelity:
+    """Measure what an artifact in half precision loses against the float32 original."""
+    dtype = session.cfg.dtype
+    given = {INPUT: exact.original[HOOK_INPUT], **({} if exact.target is None else {TARGET: exact.target})}
+    feeds = {name: feed_of(array, dtype) for name, array in given.items()}
+    outputs = session.run_graph(CPU_TWINS[dtype][MODEL], feeds)
+    hooks = {name: np.asarray(output) for name, output in outputs.items()}
+    certain = dataclasses.replace(exact, other=None)  # a feature that decides otherwise is a loss here
+    errors = {hook: fidelity_of(exact.own_errors(hook), [certain.errors(hook, hooks[hook])]) for hook in exact.truth}
+    return _described(Fidelity("cpu", exact.tokens, exact.left_out, errors, {}, NOTHING, 0.0, 0.0), exact, hooks)
+
+
+def _described(record: Fidelity, original: Reference, hooks: Hooks) -> Fidelity:
+    """Return the record with what the artifact's hooks say of features and of the variance explained."""
+    return dataclasses.replace(
+        record,
+        features=features_of(original.original[HOOK_ACTS_POST], hooks[HOOK_ACTS_POST]),
+        explained_original=explained_variance(original.original, original.target),
+        explained=explained_variance({**hooks, HOOK_INPUT: original.original[HOOK_INPUT]}, original.target),
+    )
 
 
 def measure(folder: Path, path: Path, manifest: Manifest, steered: SteeredReference) -> None:
     """Measure what the rounded weights lose, record it in the manifest, then read it all as a user would."""
-    nothing = Features(0.0, 0.0, 0.0, 0.0)
-    record = Fidelity("cpu", steered.tokens, steered.clean.left_out, {}, {}, nothing, 0.0, 0.0)
+    record = Fidelity("cpu", steered.tokens, steered.clean.left_out, {}, {}, NOTHING, 0.0, 0.0)
     _write_manifest(folder, manifest, fidelity=record)
     clean = steered.clean
     with SAESession(folder, record.device) as session:
         report = judge_session(session, without_budgets(steered))
         target = {} if clean.target is None else {TARGET: clean.target}
-        hooks = session.run_graph(SPARSE[MODEL], {INPUT: clean.original[HOOK_INPUT], **target})
+        outputs = session.run_graph(SPARSE[MODEL], {INPUT: clean.original[HOOK_INPUT], **target})
     Report(f"{path} was not written: it is not sound", report.verdicts, report.problems).raise_for_failures()
     for graphs, reference, measured in (
         ([name for name in CONTRACTS if STEER not in name], clean, record.hooks),
@@ -67,12 +120,7 @@ def measure(folder: Path, path: Path, manifest: Manifest, steered: SteeredRefere
                 f"some token; over {MOST_LOST:.0%} cannot be called the same SAE. Its weights differ too much in size: "
                 "use float32."
             )
-    record = dataclasses.replace(
-        record,
-        features=features_of(clean.original[HOOK_ACTS_POST], hooks[HOOK_ACTS_POST]),
-        explained_original=explained_variance(clean.original, clean.target),
-        explained=explained_variance(hooks, clean.target),
-    )
+    record = _described(record, clean, {name: np.asarray(output) for name, output in outputs.items()})
     _write_manifest(folder, manifest, fidelity=record)
     verify_golden(folder, record.device).raise_for_failures()
 

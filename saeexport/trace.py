@@ -15,7 +15,7 @@ from runtime.errors import ExportError
 from runtime.manifest import SAEConfig
 from runtime.names import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TARGET, TOKENS
 
-from .truth import evaluating
+from .running import evaluating
 
 # Opset 20 and IR 10 load in every ONNX Runtime since 1.19, in TensorRT 10 and in the Rust and Node bindings.
 OPSET, IR_VERSION = 20, 10

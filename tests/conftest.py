@@ -1,12 +1,14 @@
+import functools
 import shutil
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
+from simulated_cuda import simulate
 
 from runtime import SAESession
+from runtime.providers import Device, why_not
 from saeexport import HookedSAE, export
 
 ROOT = Path(__file__).parent.parent
@@ -20,14 +22,24 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU; skipped without one, unless --require-gpu")
+    for kind, what in (("gpu", "an NVIDIA GPU"), ("tensorrt", "an NVIDIA GPU and TensorRT")):
+        config.addinivalue_line("markers", f"{kind}: needs {what}; skipped without, unless --require-gpu")
+
+
+@functools.cache
+def why_not_on(kind):
+    """Return why the tests of a device cannot run here; nothing if they can."""
+    if reason := why_not(Device(kind)):
+        return reason
+    return "" if torch.cuda.is_available() else "this PyTorch is built without CUDA"
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        if item.config.getoption("--require-gpu"):
-            pytest.fail("--require-gpu: this onnxruntime is built without CUDA")
-        pytest.skip("needs onnxruntime-gpu and a GPU")
+    for marker, kind in (("gpu", "cuda"), ("tensorrt", "tensorrt")):
+        if item.get_closest_marker(marker) and (reason := why_not_on(kind)):
+            if item.config.getoption("--require-gpu"):
+                pytest.fail(f"--require-gpu: {reason}")
+            pytest.skip(reason)
 
 
 def make_sae(d_in=6, d_sae=16, hook_name="blocks.0.hook_resid_pre", use_error_term=True, seed=0, **more):
@@ -68,6 +80,25 @@ def exported_z(request, tmp_path_factory):
 def artifact(tmp_path):
     """A copy of the tiny artifact, to be broken."""
     return shutil.copytree(TINY, tmp_path / "tiny")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A simulated GPU."""
+    return simulate(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """What the CPU computes with the graphs that a GPU runs."""
+    with SAESession(TINY, "cpu", graphs="portable") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def half(tmp_path_factory):
+    """An artifact in bfloat16; not to be changed."""
+    return export(make_sae(), tmp_path_factory.mktemp("half") / "sae", normal(40, 6), dtype="bfloat16").path
 
 
 @pytest.fixture

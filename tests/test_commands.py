@@ -56,7 +56,7 @@ def test_inspect_says_what_an_artifact_is(capsys):
 
 def test_verify_prints_the_table(capsys):
     out = said(capsys, 0, "verify", TINY, "--device", "cpu")
-    assert out.count(" ok") == 33
+    assert out.count(" ok") == 36
     assert "FAIL" not in out
 
 
@@ -237,11 +237,11 @@ def test_export_and_verify_a_checkpoint(capsys, tmp_path, checkpoint):
     np.save(tmp_path / "x.npy", normal(50, 3, 4))
     out = said(capsys, 0, "export", checkpoint, tmp_path / "out", "--activations", tmp_path / "x.npy", "--heads", "3",
                "--error-term", command=saeexport)  # fmt: skip
-    assert out.splitlines()[0].startswith(f"{tmp_path}/out: 10 graphs, ")
+    assert out.splitlines()[0].startswith(f"{tmp_path}/out: 11 graphs, ")
     assert "parity on 50 tokens (activations): largest error against float64" in out
     cfg = runtime.read_artifact(tmp_path / "out").manifest.sae
     assert (cfg.head_shape, cfg.use_error_term) == ((3, 4), True)
-    assert said(capsys, 0, "verify", tmp_path / "out", "--device", "cpu", command=saeexport).count(" ok") == 33
+    assert said(capsys, 0, "verify", tmp_path / "out", "--device", "cpu", command=saeexport).count(" ok") == 36
     said(capsys, 0, "verify", tmp_path / "out", "--activations", tmp_path / "x.npy", command=saeexport)
     # The checkpoint has the error term off, this artifact on.
     out = said(capsys, 1, "verify", tmp_path / "out", "--against", checkpoint, command=saeexport)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from zoo import sae_of, target_of
 
 import runtime
-from runtime import Clamp, InputError, SAESession, providers
+from runtime import Clamp, InputError, SAESession
+from runtime import threads as limits
 from runtime.blocks import FEATURE_BYTES, FEWEST_TOKENS, block_sizes, default_block
 from runtime.contracts import CONTRACTS, SPARSE
 from runtime.memory import ResultMemory
@@ -193,22 +194,22 @@ def test_every_sparse_graph_has_its_dense_one():
 
 @pytest.mark.parametrize(("quota", "threads"), [("max 100000", None), ("50000 100000", 1), ("150000 100000", 2)])
 def test_a_container_with_a_quota_gets_no_more_threads_than_it_may_use(tmp_path, monkeypatch, quota, threads):
-    monkeypatch.setattr(providers.os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(providers.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert providers.fewer_threads(tmp_path) == threads
+    assert limits.fewer_threads(tmp_path) == threads
 
 
 def test_a_quota_of_the_first_cgroups_and_an_affinity_count_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(providers.os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(providers.os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    assert providers.fewer_threads(tmp_path) == 12
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert limits.fewer_threads(tmp_path) == 12
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert providers.fewer_threads(tmp_path) == 12
+    assert limits.fewer_threads(tmp_path) == 12
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
-    assert providers.fewer_threads(tmp_path) == 4
+    assert limits.fewer_threads(tmp_path) == 4
 
 
 def test_the_threads_are_those_that_were_asked_for():

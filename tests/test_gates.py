@@ -29,11 +29,12 @@ def test_an_intact_artifact_passes(artifact, capsys):
         ("activate", HOOKS[2]),
         ("decode", HOOKS[3]),
         *(("steer", hook) for hook in HOOKS),
-        ("acts", HOOKS[2]),
         *(("features", what) for what in (HOOKS[2], "l0", "values")),
+        ("acts", HOOKS[2]),
         *(("model.sparse", hook) for hook in HOOKS),
         ("decode.sparse", HOOKS[3]),
         *(("steer.sparse", hook) for hook in HOOKS),
+        *(("features.sparse", what) for what in (HOOKS[2], "l0", "values")),
     ]
     runtime.assert_parity(artifact, "cpu")
     assert main(["verify", str(artifact), "--device", "cpu"]) == 0

@@ -14,7 +14,7 @@ import saeexport
 from runtime import ParityError, ProviderError, SAESession
 from runtime.__main__ import main
 from runtime.contracts import CONTRACTS
-from runtime.fidelity import explained_variance, features_of
+from runtime.fidelity import describe_fidelity, explained_variance, features_of
 from saeexport import CheckpointError, ExportError, export
 from saeexport.passes import int8
 
@@ -116,7 +116,7 @@ def test_it_is_never_called_parity(artifact, capsys):
         saeexport.load(artifact)
     assert main(["inspect", str(artifact)]) == 0
     said = capsys.readouterr().out
-    assert "int8 weights: no parity but fidelity to float32, on 50 tokens" in said
+    assert "int8 weights: no parity but fidelity to float32 on 50 tokens" in said
     assert "parity at export" not in said
     assert main(["verify", str(artifact)]) == 0
     assert "held to twice the errors at export: fidelity, not parity" in capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_weights_that_8_bits_cannot_hold_are_refused(tmp_path):
 
 
 def test_weights_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="weights is 'int4'; it must be 'float32' or 'int8'"):
+    with pytest.raises(ExportError, match="weights is 'int4' and the SAE in float32; weights may be None"):
         export(make_sae(), tmp_path / "sae", weights="int4")
 
 
@@ -190,7 +190,13 @@ def test_features_are_counted():
 
 def test_explained_variance():
     x = normal(100, 5)
-    assert explained_variance({HOOKS[0]: x, HOOKS[3]: x}, None) == 1.0
     mean = np.broadcast_to(x.astype(np.float64).mean(axis=0), x.shape)
-    assert explained_variance({HOOKS[0]: x, HOOKS[3]: mean}, None) == pytest.approx(0.0)
+    for recons, expected in ((x, 1.0), (mean, pytest.approx(0.0))):
+        assert explained_variance({HOOKS[0]: x, HOOKS[3]: recons, HOOKS[4]: x - recons}, None) == expected
     assert explained_variance({HOOKS[0]: x, HOOKS[3]: x * 2}, x * 2) == 1.0
+
+
+def test_of_a_transcoder_without_a_target_the_explained_variance_is_not_known(tmp_path):
+    artifact = export(sae_of("transcoder"), tmp_path / "sae", normal(40, D_IN), weights="int8")
+    assert artifact.manifest.fidelity.explained is None
+    assert "variance explained" not in describe_fidelity(artifact.manifest.fidelity)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Ablate, Add, Clamp, Edit, InputError, Intervention, SAESession, Scale
-from runtime.parity import judge
+from runtime.judge import judge
 from runtime.report import Report
 from saeexport import export
 from saeexport.truth import reference_of, steered_reference_of, torch_hook

@@ -11,6 +11,7 @@ from runtime import ArtifactError, ManifestError
 from runtime.manifest import FORMAT_VERSION
 from runtime.parse import parse_manifest
 
+BUDGETS = ("hooks", "steered", "tf32", "tf32_steered")
 TEXT = (TINY / "sae.json").read_text()
 
 
@@ -35,7 +36,7 @@ def paths(value, prefix=()):
                     yield from paths(inner, (*prefix, key))
                 continue
             # A hook without budgets is the subject of test_gates.py; options are the architecture's own.
-            if prefix not in {("parity", "hooks"), ("parity", "steered"), ("sae", "options")}:
+            if prefix not in {*(("parity", of) for of in BUDGETS), ("sae", "options")}:
                 yield (*prefix, key)
             yield from paths(inner, (*prefix, key))
     if isinstance(value, list):
@@ -87,8 +88,10 @@ def test_every_key_is_needed(keys):
         (("files", "../weights"), {"sha256": "", "bytes": 1}, "files names '../weights', which is not a plain file"),
         (("files", "a\\b"), {"sha256": "", "bytes": 1}, "not a plain file name"),
         (("files", ".."), {"sha256": "", "bytes": 1}, "not a plain file name"),
-        (("weights_dtype",), "int8", "weights_dtype is 'int8'; with 'float32' there must be parity"),
-        (("parity",), None, "weights_dtype is 'float32'; with 'float32' there must be parity"),
+        (("weights_dtype",), "int8", "weights_dtype is 'int8'; there must be parity unless it is 'int8'"),
+        (("weights_dtype",), "float16", "dtype is 'float32' and weights_dtype 'float16'; what this release reads"),
+        (("sae", "dtype"), "float64", "graph 'model' is .*of this SAE it is"),
+        (("parity",), None, "weights_dtype is 'float32'; there must be parity"),
     ],
 )
 def test_other_values_are_named(keys, value, message):

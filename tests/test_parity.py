@@ -9,8 +9,9 @@ import torch
 from conftest import HOOKS, make_sae, normal
 
 from runtime import ParityError
+from runtime.judge import judge
 from runtime.manifest import Errors
-from runtime.parity import FACTOR, FLOOR, Reference, judge
+from runtime.parity import FACTOR, FLOOR, Reference
 from runtime.report import Report
 from saeexport.truth import reference_of
 

@@ -9,12 +9,16 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from conftest import HOOKS, MINILM, ROOT
+from conftest import HOOKS, MINILM, ROOT, normal
+from simulated_cuda import DeviceArray, simulate, taken_by
 
-from benchmarks import export, int8, steer, tables
+from benchmarks import export, half, int8, steer, tables
 from benchmarks.__main__ import RESULTS
+from runtime import SAESession
 from runtime.contracts import CONTRACTS
 from runtime.manifest import MANIFEST
 from runtime.parity import FACTOR
@@ -60,6 +64,19 @@ def test_the_python_blocks_run_and_print_what_they_say(folder):
         assert printed.getvalue() == expected
         ran += 1
     assert ran == 7
+
+
+def test_the_blocks_for_a_gpu_run_on_a_simulated_one(folder, monkeypatch):
+    machine, taken = simulate(monkeypatch), []
+    x = normal(3, 384)
+    torch = SimpleNamespace(from_dlpack=lambda tensor: taken.append(taken_by(machine, tensor)))
+    blocks = [code for language, code in BLOCKS if language == "py"]
+    assert len(blocks) == 1
+    namespace = {"SAESession": SAESession, "torch": torch, "x": DeviceArray(machine, x), "x_on_the_host": x}
+    exec(compile(blocks[0], "README", "exec"), namespace)
+    assert np.array_equal(taken[0], namespace["sae"].encode(x))
+    assert namespace["found"].values.shape == (3, 64)
+    assert isinstance(namespace["output"], np.ndarray)
 
 
 def test_the_console_blocks_print_what_they_say(folder):
@@ -112,6 +129,7 @@ def test_the_measured_tables_are_those_of_the_results(monkeypatch):
     assert steer.table(json.loads(steer.RESULTS.read_text())["rows"]) in TEXT
     assert export.table(json.loads(export.RESULTS.read_text())) in TEXT
     assert int8.table(json.loads(int8.RESULTS.read_text())) in TEXT
+    assert half.table(json.loads(half.RESULTS.read_text())) in TEXT
     speed = json.loads(RESULTS.read_text())
     for made in (tables.grid_table(speed["grid"]), tables.sweep_table(speed["sweep"]),
                  tables.process_table(speed["processes"])):  # fmt: skip

@@ -96,7 +96,12 @@ def weaker_first(graph, by_output):
 
 def other_features(graph, by_output):
     """Say that each feature is its neighbour."""
-    by_output["indices"].op_type = "Sub"
+    (maker,) = (node for node in graph.node if "indices" in node.output)
+    maker.output[list(maker.output).index("indices")] = "exact"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "one_beside"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(16), "all"))
+    graph.node.append(onnx.helper.make_node("Add", ["exact", "one_beside"], ["beside"]))
+    graph.node.append(onnx.helper.make_node("Mod", ["beside", "all"], ["indices"]))
 
 
 def one_too_many(graph, by_output):
@@ -109,11 +114,12 @@ def one_too_many(graph, by_output):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (weaker_first, "features: values are not in descending order: token 0 and 15 more"),
-        (other_features, "features: "),
-        (one_too_many, "features: l0 is not the number of features that are on"),
+        (weaker_first, "values are not in descending order: token 0 and 15 more"),
+        (other_features, ""),
+        (one_too_many, "l0 is not the number of features that are on"),
     ],
 )
-def test_strongest_features_that_are_wrong(artifact, capsys, change, reason):
-    rewrite(artifact, "features.onnx", features_gate(change))
-    assert reason in failures_of(artifact, capsys)
+@pytest.mark.parametrize("graph", ["features", "features.sparse"])
+def test_strongest_features_that_are_wrong(artifact, capsys, graph, change, reason):
+    rewrite(artifact, f"{graph}.onnx", features_gate(change))
+    assert f"{graph}: {reason}" in failures_of(artifact, capsys)

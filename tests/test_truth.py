@@ -1,4 +1,4 @@
-"""The truth in float64, and the tokens on which it proves nothing."""
+"""The truth in float64, the features of which it is not sure, and the tokens on which it proves nothing."""
 
 import copy
 import importlib
@@ -13,16 +13,13 @@ from zoo import ARCHITECTURES, D_IN, sae_of
 
 import saeexport
 from runtime import ParityError, SAESession
-from saeexport import ExportError, HookedSAE, export, graphs, truth
-from saeexport.truth import InFloat64, reference_of
+from saeexport import ExportError, HookedSAE, export, graphs, precision
+from saeexport.precision import InFloat64
+from saeexport.truth import reference_of
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
 exporting = importlib.import_module("saeexport.export")  # the package has the function under this name
 write_weights = exporting._write_weights
-
-
-def arrays_of(sae):
-    return {name: tensor.detach().numpy() for name, tensor in sae.state_dict().items()}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -40,7 +37,7 @@ def test_operations_in_float64_are_those_of_a_copy_in_float64(architecture):
 
 def test_float64_holds_one_matrix_at_a_time(monkeypatch):
     """The widened copy that an operation takes is gone when the next operation comes."""
-    sae, widen, made, alive = make_sae(d_in=64, d_sae=512), truth._widened, [], []
+    sae, widen, made, alive = make_sae(d_in=64, d_sae=512), precision._widened, [], []
 
     def note(tensor):
         alive.append(sum(copy() is not None for copy in made))
@@ -49,7 +46,7 @@ def test_float64_holds_one_matrix_at_a_time(monkeypatch):
             made.append(weakref.ref(wide))
         return wide
 
-    monkeypatch.setattr(truth, "_widened", note)
+    monkeypatch.setattr(precision, "_widened", note)
     with torch.no_grad(), InFloat64():
         sae(torch.from_numpy(normal(2, 64)))
     assert len(made) >= 4
@@ -77,17 +74,29 @@ def at_a_threshold(architecture, token, distance):
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
 @pytest.mark.parametrize("distance", [0.0, 1e-7, -1e-7])
-def test_a_token_at_a_threshold_is_left_out(architecture, distance):
+def test_a_feature_at_a_threshold_is_uncertain_and_the_truth_decides_as_the_original(architecture, distance):
     sae, x = at_a_threshold(architecture, 7, distance)
     reference = reference_of(sae, x)
-    assert not (reference.original[INPUT] == x[7]).all(axis=1).any()
-    assert 30 <= reference.tokens < 40
+    assert reference.tokens == 40
+    assert reference.is_uncertain[7].any()
+    assert reference.is_uncertain.any(axis=1).sum() < 10
+    np.testing.assert_array_equal(reference.truth[POST] != 0, reference.original[POST] != 0)
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
-def test_a_token_off_the_threshold_stays(architecture):
+def test_a_feature_off_the_threshold_is_certain(architecture):
     sae, x = at_a_threshold(architecture, 7, 1e-2)
-    assert (reference_of(sae, x).original[INPUT] == x[7]).all(axis=1).any()
+    assert not reference_of(sae, x).is_uncertain[7].any()
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
+def test_the_other_decision_is_what_the_activation_would_be(architecture):
+    sae, x = at_a_threshold(architecture, 7, 1e-7)
+    reference = reference_of(sae, x)
+    (features,) = np.nonzero(reference.is_uncertain[7])
+    both = np.stack([reference.truth[POST][7, features], reference.other[7, features]])
+    assert (both.min(axis=0) == 0).all()
+    np.testing.assert_allclose(both.max(axis=0), np.abs(reference.truth[PRE][7, features]), rtol=1e-4)
 
 
 def test_a_relu_has_no_threshold_that_matters():
@@ -109,18 +118,13 @@ def test_a_token_whose_numbers_cancel_is_left_out():
     assert max(budget.token for budget in reference.budgets.values()) < 1e-4
 
 
-def test_where_every_token_is_at_a_threshold_nothing_is_proved(tmp_path):
-    sae, x = at_a_threshold("jumprelu", 7, 0.0)
-    with pytest.raises(ParityError, match="On each of the 3 tokens .* Give other activations"):
-        export(sae, tmp_path / "sae", np.repeat(x[7:8], 3, axis=0))
-    assert not any(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
-def test_the_rest_is_proved(tmp_path, architecture):
+@pytest.mark.parametrize("tokens", [slice(None), [7, 7, 7]], ids=["some", "all"])
+def test_tokens_at_a_threshold_are_proved_too(tmp_path, architecture, tokens):
     sae, x = at_a_threshold(architecture, 7, 1e-8)
+    x = x[tokens]
     artifact = export(sae, tmp_path / "sae", x)
-    assert artifact.manifest.parity.tokens < 40
+    assert artifact.manifest.parity.tokens == len(x)
     saeexport.assert_parity(artifact.path, sae, x, device="cpu")
 
 
@@ -139,7 +143,7 @@ def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architectur
             wrong.b_enc += 0.05
     trace = graphs.trace
     monkeypatch.setattr(graphs, "trace", lambda sae, config: trace(wrong, config))
-    monkeypatch.setattr(exporting, "_write_weights", lambda state, path: write_weights(arrays_of(wrong), path))
+    monkeypatch.setattr(exporting, "_write_weights", lambda state, path: write_weights(wrong.state_dict(), path))
     with pytest.raises((ParityError, ExportError), match="hook_sae_acts_p"):
         export(sae_of(architecture), tmp_path / "sae", normal(64, D_IN))
 
@@ -234,17 +238,17 @@ def test_a_reconstruction_past_the_activations_is_refused(tmp_path):
 
 
 def test_how_many_are_left_out_is_recorded(tmp_path):
-    sae, x = at_a_threshold("jumprelu", 7, 1e-8)
+    sae, x = make_sae(), torch.from_numpy(normal(40, 6))
+    with torch.no_grad():
+        sae.b_enc -= sae.preactivations(x[7])
     parity = export(sae, tmp_path / "sae", x).manifest.parity
-    assert parity.left_out >= 1
-    assert parity.tokens + parity.left_out == 40
+    assert (parity.tokens, parity.left_out) == (39, 1)
 
 
-def test_a_wide_sae_keeps_most_of_its_tokens():
+def test_of_a_wide_sae_few_features_are_uncertain():
     """The chance that some feature is at its threshold grows with their number."""
     sae = type(sae_of("jumprelu"))(dict(d_in=64, d_sae=65536, hook_name="h", seed=0, device="cpu"))
     with torch.no_grad():
         sae.W_enc.copy_(torch.from_numpy(normal(64, 65536) / 8))
         sae.threshold.fill_(3.0)
-    reference = reference_of(sae, normal(32, 64))
-    assert reference.left_out <= 8
+    assert reference_of(sae, normal(32, 64)).is_uncertain.sum() <= 8

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from runtime.artifact import read_artifact
 from runtime.errors import CheckpointError
-from runtime.manifest import CUSTOM, FLOAT32, MANIFEST
+from runtime.manifest import CUSTOM, INT8, MANIFEST
 
 from .. import architectures
 from ..hooked_sae import HookedSAE
@@ -32,7 +32,7 @@ def read(path: Path) -> HookedSAE:
     """
     artifact = read_artifact(path)
     sae = artifact.manifest.sae
-    if artifact.manifest.weights_dtype != FLOAT32:
+    if artifact.manifest.weights_dtype == INT8:
         raise CheckpointError(
             f"{path} has {artifact.manifest.weights_dtype} weights, from which the original cannot be made again. Load "
             "the checkpoint that it was exported from."

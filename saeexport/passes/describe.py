@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from runtime.contracts import CONTRACTS
+from runtime.contracts import contracts_of
 from runtime.graphs import METADATA_PREFIX, WEIGHTS_KEY
 from runtime.manifest import FORMAT_VERSION, SAEConfig
 
@@ -13,7 +13,7 @@ def describe(model: ir.Model, graph: str, sae: SAEConfig, weights_sha256: str) -
     fields = {
         "format_version": FORMAT_VERSION,
         "graph": graph,
-        "description": CONTRACTS[graph].description,
+        "description": contracts_of(sae.dtype)[graph].description,
         "architecture": sae.architecture,
         "hook_name": sae.hook_name,
         "d_in": sae.d_in,

@@ -11,10 +11,10 @@ matrix product `a @ W_dec + b`:
 A node that reads the activations in any other way is computed a second time, from the edited ones.
 """
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from runtime.dtypes import DTYPES
 from runtime.manifest import GraphSpec
 from runtime.names import (
     FEATURE_IDS,
@@ -67,7 +67,7 @@ class _Editing:
         self._scattered: ir.Value | None = None
         for tensor in spec.inputs:
             if tensor.name in INTERVENTION:
-                dtype = ir.DataType.from_numpy(np.dtype(tensor.dtype))
+                dtype = ir.DataType(DTYPES[tensor.dtype].onnx)
                 graph.inputs.append(ir.val(tensor.name, dtype=dtype, shape=list(tensor.shape)))
         inputs = {value.name: value for value in graph.inputs}
         self._ids, scale, shift = inputs[FEATURE_IDS], inputs[FEATURE_SCALE], inputs[FEATURE_SHIFT]

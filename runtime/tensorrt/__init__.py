@@ -1,0 +1,1 @@
+"""Running graphs by TensorRT, through ONNX Runtime's provider for it."""
