@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.cases import ARTIFACT
 from benchmarks.contenders import COMPILED, DEDUPLICATED, ORIGINAL, ORIGINAL_WITHOUT_ERROR, Call, UnavailableError
+from benchmarks.gpu.equations import six_hooks
 from runtime.inputs import Array
 from runtime.names import HOOK_NAMES
 from saeexport import HookedSAE, load
@@ -106,15 +107,6 @@ class Compiled(Deduplicated):
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UnavailableError(f"torch.compile does not work here: {reason}") from error
         return parts
-
-
-def six_hooks(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> tuple[Tensor, ...]:
-    """Return the six hook tensors of the standard SAE with the error term."""
-    acts_pre = torch.addmm(b_enc, x - b_dec, W_enc)
-    acts_post = torch.relu(acts_pre)
-    recons = torch.addmm(b_dec, acts_post, W_dec)
-    error = x - recons
-    return x, acts_pre, acts_post, recons, error, recons + error
 
 
 def _loaded(folder: Path, threads: int) -> HookedSAE:

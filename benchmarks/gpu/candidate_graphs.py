@@ -1,0 +1,76 @@
+"""The candidates' graphs, see `candidates.py`; each points into the weights of the artifact beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from benchmarks.gpu.candidates import ADD, AS_IS, ASKED, PAD, RIDES, candidate_file
+from runtime.names import HOOK_ACTS_PRE
+from saeexport.passes.building import Nodes
+
+
+def write_candidates(artifact: Path) -> None:
+    """Write the candidates of an artifact beside its graphs."""
+    for name, rewrite in REWRITES.items():
+        model = ir.load(candidate_file(artifact, AS_IS))
+        rewrite(model)
+        ir.save(RemoveUnusedNodesPass()(model).model, candidate_file(artifact, name))
+
+
+def _with_add(model: ir.Model) -> None:
+    """Split each Gemm into a product and an addition."""
+    for gemm in _gemms(model):
+        x, matrix, bias = gemm.inputs
+        at = Nodes(model.graph, before=gemm)
+        _replace(model, gemm, at("Add", [at("MatMul", [x, matrix]), bias]))
+
+
+def _with_riding_bias(model: ir.Model) -> None:
+    """Make the encoder's bias a row of its matrix, and append a one and zeros to each of its inputs.
+
+    What hangs on constants alone ONNX Runtime computes once, on the CPU, when the graph is loaded. That has no `Expand`
+    of bfloat16, and CUDA no `Pad`; so numbers are made in float32 and cast.
+    """
+    encoder = _gemms(model)[0]
+    x, matrix, bias = encoder.inputs
+    assert x is not None
+    assert matrix is not None
+    assert matrix.shape is not None
+    at = Nodes(model.graph, before=encoder)
+
+    def numbers(values: list[int], shape: ir.Value) -> ir.Value:
+        row = at.cast(at.vector(values), ir.DataType.FLOAT)
+        assert x.dtype is not None
+        return at.cast(at("Expand", [row, shape]), x.dtype)
+
+    zeros = numbers([0], at.vector([PAD - 1, matrix.shape.numpy()[1]]))
+    both = at("Concat", [matrix, at("Unsqueeze", [bias, at.vector([0])]), zeros], axis=0)
+    tail_shape = at("Concat", [at("Shape", [x], start=0, end=1), at.vector([PAD])], axis=0)
+    with_one = at("Concat", [x, numbers([1, *[0] * (PAD - 1)], tail_shape)], axis=1)
+    _replace(model, encoder, at("MatMul", [with_one, both]))
+
+
+def _without_acts_pre(model: ir.Model) -> None:
+    """Let acts_pre be no output."""
+    kept = [output for output in model.graph.outputs if output.name != HOOK_ACTS_PRE]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+
+
+def _gemms(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "Gemm"]
+
+
+def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:
+    output = node.outputs[0]
+    result.type, result.shape = output.type, output.shape
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [], [output], [result])
+
+
+REWRITES: dict[str, Callable[[ir.Model], None]] = {
+    ADD: _with_add,
+    RIDES: _with_riding_bias,
+    ASKED: _without_acts_pre,
+}

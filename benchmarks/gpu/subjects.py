@@ -1,0 +1,103 @@
+"""What is measured: SAEs of random weights with a known sparsity, and inputs for them; a seed makes them again.
+
+    FOLDER/768x24576/float32/    an artifact, and beside its graphs the candidates (`candidates.py`)
+    FOLDER/768x24576/bfloat16/   the same SAE in another dtype
+
+Nothing here needs transformer_lens, so that a machine without it can measure what another one prepared. Weights may
+have been left at home: what is left of their file is its header, and they are drawn again.
+"""
+
+import json
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runtime.dtypes import BFLOAT16, FLOAT16, FLOAT32, narrowed
+from runtime.inputs import Array
+from runtime.options import TF32
+
+WEIGHTS = "weights.safetensors"
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+L0 = 50
+BIAS_SPREAD = 0.1
+"""Standard deviation of the biases, so that one in the wrong place is noticed."""
+
+PRECISIONS = (FLOAT32, TF32, FLOAT16, BFLOAT16)
+
+
+def dtype_of(precision: str) -> str:
+    """Return the dtype of the weights: TF32 is how a product of float32 numbers is computed."""
+    return FLOAT32 if precision == TF32 else precision
+
+
+def artifact_of(folder: Path, shape: tuple[int, int], dtype: str) -> Path:
+    """Return where the artifact of a size is."""
+    return folder / f"{shape[0]}x{shape[1]}" / dtype
+
+
+def draw_weights(d_in: int, d_sae: int) -> dict[str, Array]:
+    """Return the weights of a HookedSAE, float32, with about `L0` features on for each of `draw_inputs`.
+
+    An input less b_dec is standard normal and the features' directions are unit vectors, so that a standard normal
+    variable comes in at each feature, and its bias says how often it is on. At most half of all features are.
+    """
+    draws = np.random.default_rng(0)
+    W_dec = draws.standard_normal((d_sae, d_in), dtype=np.float32)
+    W_dec /= np.linalg.norm(W_dec, axis=1, keepdims=True)
+    threshold = NormalDist(0, (1 + BIAS_SPREAD**2) ** 0.5).inv_cdf(1 - min(L0 / d_sae, 0.5))
+    b_enc = BIAS_SPREAD * draws.standard_normal(d_sae, dtype=np.float32) - np.float32(threshold)
+    b_dec = np.float32(0.1) * draws.standard_normal(d_in, dtype=np.float32)
+    return {"W_enc": np.ascontiguousarray(W_dec.T), "b_enc": b_enc.astype(np.float32), "W_dec": W_dec, "b_dec": b_dec}
+
+
+def draw_inputs(weights: dict[str, Tensor], rows: int, sets: int) -> list[Tensor]:
+    """Return several sets of inputs, `(rows, d_in)`, where the weights are and of their dtype."""
+    b_dec = weights["b_dec"]
+    generator = torch.Generator(b_dec.device).manual_seed(1)
+    shape = (rows, len(b_dec))
+    return [
+        (torch.randn(shape, generator=generator, device=b_dec.device) + b_dec.float()).to(b_dec.dtype)
+        for _ in range(sets)
+    ]
+
+
+def load_weights(artifact: Path, device: torch.device) -> dict[str, Tensor]:
+    """Return the parameters of an artifact, in the order in which the equations take them."""
+    stored = load_file(artifact / WEIGHTS, device=str(device))
+    return {name: stored[name] for name in PARAMETERS}
+
+
+def leave_weights_out(artifact: Path) -> None:
+    """Cut the weights file down to its header, and remove what only a proof needs: what is left is kilobytes."""
+    file = artifact / WEIGHTS
+    _, start = _header(file)
+    with file.open("r+b") as opened:
+        opened.truncate(start)
+    (artifact / "golden.safetensors").unlink()
+
+
+def fill_in_weights(artifact: Path) -> None:
+    """Draw the weights of an artifact again if they were left out.
+
+    The last bits may be those of another processor; nothing but the file's hash hangs on them, which is not checked.
+    """
+    file = artifact / WEIGHTS
+    header, start = _header(file)
+    if file.stat().st_size > start:
+        return
+    d_in, d_sae = header["W_enc"]["shape"]
+    with file.open("r+b") as opened:
+        for name, values in draw_weights(d_in, d_sae).items():
+            opened.seek(start + header[name]["data_offsets"][0])
+            opened.write(narrowed(values, artifact.name).data)
+
+
+def _header(file: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
+    """Return the header of a safetensors file, and where the data begin (https://github.com/huggingface/safetensors)."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return json.loads(opened.read(length)), 8 + length
