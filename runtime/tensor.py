@@ -30,8 +30,9 @@ class Memory(Protocol):
 class Tensor:
     """A contiguous array with a shape, a dtype and a device, that speaks DLPack.
 
-    `torch.from_dlpack(tensor)`, and the same of CuPy and JAX, take it without a copy. `numpy()` copies it to the host;
-    what has no dtype in numpy, bfloat16, comes as float32, which holds every one of its numbers.
+    `torch.from_dlpack(tensor)`, and the same of CuPy and JAX, take it without a copy. numpy's cannot, of a GPU or of
+    bfloat16: `numpy()` copies it to the host, and what has no dtype in numpy comes as float32, which holds every one of
+    its numbers.
 
     Attributes:
         shape: in numbers.
