@@ -93,7 +93,7 @@ def why_not(device: Device) -> str:
         try:
             start_session(PROBE, device, {"device_id": str(device.index)})
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            return f"{device.kind} does not start: {'; '.join(missing_parts(device)) or error}"
+            return f"{device.kind} does not start: {'; '.join(missing_parts(device)) or error}{_found(device)}"
         finally:
             ort.set_default_logger_severity(LOG_WARNING)
     return ""
@@ -184,6 +184,16 @@ def missing_parts(device: Device) -> list[str]:
             f"cuDNN 9: {INSTALL_GPU}"
         )
     return missing
+
+
+def _found(device: Device) -> str:
+    """Return what there is of a GPU, in brackets; nothing without a driver, which is said elsewhere."""
+    try:
+        gpus = driver().gpus()
+    except SAEError:
+        return ""
+    names = ", ".join(f"{gpu.name} with compute capability {gpu.capability[0]}.{gpu.capability[1]}" for gpu in gpus)
+    return f" (found: a driver for CUDA up to {driver().version}; {names or 'no GPU'})"
 
 
 def _cuda_version() -> str:

@@ -113,6 +113,16 @@ def test_a_missing_driver_and_library_are_named(gpu, monkeypatch):
         assert part in str(error.value)
 
 
+def test_what_was_found_is_said_too(gpu, monkeypatch):
+    gpu.error = RuntimeError("no")
+    monkeypatch.setattr(ctypes, "CDLL", lacking(("providers_cuda.so", "libcudnn.so.9")))
+    with pytest.raises(ProviderError) as error:
+        SAESession(TINY, "cuda")
+    assert "libcudnn.so.9: cannot open" in str(error.value)
+    found = "(found: a driver for CUDA up to 13.0; Simulated GPU with compute capability 9.0)"
+    assert str(error.value).endswith(found)
+
+
 def test_a_missing_tensorrt_is_named(gpu, monkeypatch):
     gpu.error = RuntimeError("no")
     monkeypatch.setattr(ctypes, "CDLL", lacking(("libnvinfer.so.10", "libnvinfer.so.10")))
