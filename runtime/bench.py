@@ -10,6 +10,7 @@ import numpy as np
 from .golden import load_golden
 from .names import HOOK_INPUT
 from .session import SAESession
+from .verify import feed_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def bench(session: SAESession, hooks: Sequence[str], tokens: Sequence[int], seco
     """
     golden = load_golden(session.artifact).original[HOOK_INPUT]
     for count in tokens:
-        x = np.resize(golden, (count, *golden.shape[1:]))
+        x = feed_of(np.resize(golden, (count, *golden.shape[1:])), session.cfg.dtype)
         times = _times(functools.partial(session.compute, x, hooks), seconds)
         yield Timing(count, len(times), float(np.median(times)) * 1e3, float(np.quantile(times, 0.9)) * 1e3)
 

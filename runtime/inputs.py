@@ -55,7 +55,8 @@ def as_dtype(array: Any, dtype: str, what: str) -> Feed:
     kind, wanted = "f" if name == BFLOAT16 else kept.kind, storage(dtype)
     widens = wanted.itemsize >= 4 and (kind in "iu" or (kind == "f" and kept.itemsize < wanted.itemsize))
     if not widens or (isinstance(array, Tensor) and array.device != "cpu"):
-        fix = f'Pass x.astype("{dtype}").' if kind in "fiub" else "Pass an array of numbers."
+        convert = 'Pass runtime.Tensor.of(x, "bfloat16").' if dtype == BFLOAT16 else f'Pass x.astype("{dtype}").'
+        fix = convert if kind in "fiub" else "Pass an array of numbers."
         raise InputError(f"{what} is {array.shape} {name}; this SAE is {dtype}. {fix}")
     return (array.numpy() if isinstance(array, Tensor) else array).astype(wanted)
 

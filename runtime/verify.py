@@ -21,6 +21,9 @@ from .report import Report, Verdict
 from .session import SAESession
 from .tensor import Feed, Tensor
 
+FEW = 1
+"""Features of a token that are asked for besides, so that they have to be sought."""
+
 FEW_TOKENS = 8
 """At a time, as a service that answers single requests gives them."""
 
@@ -89,14 +92,16 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
         spec = session.artifact.manifest.graphs[graph]
         inputs, expected = ([tensor.name for tensor in tensors] for tensors in (spec.inputs, spec.outputs))
         try:
-            outputs = _run(session, graph, {name: sources[name] for name in inputs}, steered.tokens)
+            feeds = {name: sources[name] for name in inputs}
+            outputs = _run(session, graph, feeds, steered.tokens)
+            fewer = _run(session, graph, {**feeds, K: np.array([FEW])}, steered.tokens) if kind == FEATURES else {}
         except ArtifactError as error:
             report.problems.append(str(error))
             continue
         finally:
             session.release(graph)  # one copy of the weights at a time
         if kind == FEATURES:
-            report.verdicts.extend(_judge_features(graph, outputs, steered.clean))
+            report.verdicts.extend(_judge_features(graph, outputs, fewer, steered.clean))
             continue
         reference: Reference = steered if kind == STEER else steered.clean
         acts_post = outputs.get(HOOK_ACTS_POST)
@@ -167,8 +172,11 @@ def _most_on(reference: Reference) -> int:
     return int((reference.original[HOOK_ACTS_POST] != 0).sum(axis=1).max(initial=0))
 
 
-def _judge_features(graph: str, outputs: Hooks, reference: Reference) -> list[Verdict]:
-    """Judge the strongest features as the activations that they stand for, and their number and order besides."""
+def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, reference: Reference) -> list[Verdict]:
+    """Judge the strongest features as the activations that they stand for, and their number and order besides.
+
+    Of fewer, they must be the first of them: where all are found, the strongest need not be sought.
+    """
     found = TopFeatures(outputs[INDICES], outputs[VALUES], outputs[L0])
     d_sae = reference.original[HOOK_ACTS_POST].shape[1]
     try:
@@ -177,11 +185,15 @@ def _judge_features(graph: str, outputs: Hooks, reference: Reference) -> list[Ve
         return [Verdict(graph, INDICES, None, None, (f"{graph}: {INDICES}: {error}",))]
     verdicts = judge(graph, [HOOK_ACTS_POST], {HOOK_ACTS_POST: dense}, reference)
     strength = np.abs(found.values)
+    places = np.sort(np.where(found.values != 0, found.indices, -1 - np.arange(strength.shape[1])), axis=1)
     for name, right, why in (
+        (INDICES, (places[:, 1:] != places[:, :-1]).all(axis=1), "name a feature twice"),
         (L0, found.l0 == (dense != 0).sum(axis=1), "is not the number of features that are on"),
         (VALUES, (strength[:, :-1] >= strength[:, 1:]).all(axis=1), "are not in descending order"),
+        (K, (fewer[VALUES] == outputs[VALUES][:, :FEW]).all(axis=1), f"= {FEW} does not give the strongest"),
     ):
         wrong = np.flatnonzero(~right)
         failures = (f"{graph}: {name} {why}: token {wrong[0]} and {len(wrong) - 1} more.",) if len(wrong) else ()
-        verdicts.append(Verdict(graph, name, None, None, failures))
+        if failures or name not in (INDICES, K):
+            verdicts.append(Verdict(graph, name, None, None, failures))
     return verdicts

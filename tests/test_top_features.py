@@ -104,6 +104,18 @@ def other_features(graph, by_output):
     graph.node.append(onnx.helper.make_node("Mod", ["beside", "all"], ["indices"]))
 
 
+def weakest_groups(graph, by_output):
+    """Seek where the weakest are; where every group is sought, that changes nothing."""
+    first = next(node for node in graph.node if node.op_type == "TopK")
+    first.attribute.append(onnx.helper.make_attribute("largest", 0))
+
+
+def test_the_strongest_are_sought_where_there_are_few(tmp_path, capsys):
+    path = export(sae_of("standard"), tmp_path / "sae").path  # of 48 features, three groups
+    rewrite(path, "features.sparse.onnx", features_gate(weakest_groups))
+    assert "features.sparse: k = 1 does not give the strongest" in failures_of(path, capsys)
+
+
 def one_too_many(graph, by_output):
     """Count one feature more than are on."""
     by_output["l0"].output[0] = "exact"
