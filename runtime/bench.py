@@ -10,7 +10,7 @@ import numpy as np
 from .golden import load_golden
 from .names import HOOK_INPUT
 from .session import SAESession
-from .verify import feed_of
+from .tensor import feed_of
 
 
 @dataclass(frozen=True)

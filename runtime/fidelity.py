@@ -26,8 +26,8 @@ Rounding to 8 bits costs about 0.01; a wrong graph would cost more, and must not
 def without_budgets(steered: SteeredReference) -> SteeredReference:
     """Return a reference that judges everything but the size of errors."""
     unlimited = dict.fromkeys(COMPUTED_HOOKS, Errors(math.inf, math.inf))
-    clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True, other=None)
-    return dataclasses.replace(steered, recorded=unlimited, rounded=True, other=None, clean=clean)
+    clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True, other=None, flips=None)
+    return dataclasses.replace(steered, recorded=unlimited, rounded=True, clean=clean)
 
 
 def fidelity_of(original: Errors, measured: Sequence[Errors]) -> HookParity:

@@ -9,9 +9,10 @@ A transcoder with the error term has `target` too, and one without has no `hook_
 For every computed tensor there is `residual.<name>`, float32: the truth in float64 less what PyTorch computed. It is
 small, so that float32 keeps the truth to about 14 digits (in half precision 10) in half the space.
 
-For each precision that the SAE may run in, its dtype and for float32 `tf32`, there is which features are uncertain:
-`uncertain.<precision>`, places in a flat `(tokens, d_sae)`, int64, and `uncertain.<precision>.acts_post`, what these
-activations are where the feature decides otherwise, float32.
+For each precision that the SAE may run in, its dtype and for float32 `tf32`, there is which features are uncertain
+(`runtime.decisions` says when): `uncertain.<precision>`, places in a flat `(tokens, d_sae)`, int64, and
+`uncertain.<precision>.acts_post`, what these activations are where the feature decides otherwise, float32; and where
+there is a gate `uncertain.<precision>.flips`, how many the original itself decides otherwise, `(tokens,)`, int64.
 
 Numbers in bfloat16, which few readers know, are stored in float32.
 """
@@ -39,12 +40,13 @@ from .names import (
     TARGET,
 )
 from .options import TF32
-from .parity import COMPUTED_HOOKS, Budgets, Reference, SteeredReference, other_edited
+from .parity import COMPUTED_HOOKS, Budgets, Reference, SteeredReference
 
 RESIDUAL = "residual."
 STEERED = "steered."
 UNCERTAIN = "uncertain."
 OTHER = f".{HOOK_ACTS_POST.removeprefix('hook_sae_')}"
+FLIPS = ".flips"
 CHANGED_HOOKS = (HOOK_ACTS_POST, HOOK_RECONS, HOOK_OUTPUT)
 
 
@@ -75,6 +77,8 @@ def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Refe
             places = np.flatnonzero(reference.is_uncertain[sample])
             acts_post = reference.truth[HOOK_ACTS_POST] if reference.other is None else reference.other
             tensors[UNCERTAIN + precision] = places
+            if reference.flips is not None:
+                tensors[UNCERTAIN + precision + FLIPS] = reference.flips[sample].astype(np.int64)
             tensors[UNCERTAIN + precision + OTHER] = acts_post[sample].reshape(-1)[places].astype(np.float32)
     if steered.target is not None:
         tensors[TARGET] = steered.target[sample]
@@ -111,7 +115,10 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         raise IntegrityError(f"{path} has no tensor {', '.join(sorted(missing))}. Export the SAE again.")
     truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in computed}
     other = truth[HOOK_ACTS_POST].copy()
-    other.reshape(-1)[tensors[uncertain]] = tensors[uncertain + OTHER]
+    places, values = tensors[uncertain], tensors[uncertain + OTHER]
+    if places.dtype != np.int64 or places.shape != values.shape or ((places < 0) | (places >= other.size)).any():
+        raise IntegrityError(f"{path}: {uncertain} are no places of {list(other.shape)} numbers. Export the SAE again.")
+    other.reshape(-1)[places] = values
     clean = Reference(
         {hook: tensors[hook] for hook in sae.hooks},
         {hook: truth[hook] for hook in sae.hooks[1:]},
@@ -121,18 +128,17 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         budgets,
         rounded=rounded,
         other=None if rounded else other,
+        flips=None if rounded else tensors.get(uncertain + FLIPS),
     )
     intervention = Intervention(*(tensors[name] for name in (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)))
-    steered_truth = {**clean.truth, **_changed(truth, clean.truth, intervention)}
     return SteeredReference(
         {**clean.original, **_changed(tensors, clean.original, intervention)},
-        steered_truth,
+        {**clean.truth, **_changed(truth, clean.truth, intervention)},
         sae.use_error_term,
         tensors.get(TARGET),
         sae.dtype,
         steered_budgets,
         rounded=rounded,
-        other=other_edited(clean, steered_truth[HOOK_ACTS_POST], intervention),
         clean=clean,
         intervention=intervention,
     )

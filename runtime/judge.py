@@ -81,7 +81,12 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference)
     if hook == HOOK_ACTS_POST and not reference.rounded:
         flips, failure = _judge_support(graph, y, reference)
         failures += failure
-        otherwise = int((reference.is_uncertain & ((y != 0) != (reference.truth[hook] != 0))).sum())
+        if reference.swapped > reference.most_swapped:
+            failures.append(
+                f"{graph}: {hook}: {reference.swapped} features near the threshold of a gate are on in one and off in "
+                f"the other; rounding explains {reference.most_swapped:.0f}."
+            )
+        otherwise = int(((reference.truth[hook] != 0) != (reference.original[hook] != 0)).sum())
         notes = (f"{flips} at the kink" if flips else "", f"{otherwise} decided otherwise" if otherwise else "")
         note = f"({', '.join(filter(None, notes))})" if any(notes) else ""
     elif reference.otherwise is not None:
@@ -94,19 +99,19 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference)
 def _judge_support(graph: str, y: Array, reference: Reference) -> tuple[int, list[str]]:
     """Count the features that are on in one and off in the other; only at the kink, within its error, is that right.
 
-    Uncertain ones are not counted.
+    Those of which either is right are not counted.
     """
     on, pre = reference.truth[HOOK_ACTS_POST] != 0, reference.truth[HOOK_ACTS_PRE]
-    flipped = ((y != 0) != on) & ~reference.is_uncertain
-    reach = reference.budgets[HOOK_ACTS_PRE].element * reference.scale(HOOK_ACTS_PRE) / np.sqrt(pre.shape[-1])
-    wrong = flipped & (np.abs(pre) > reach[:, None])
+    flipped = ((y != 0) != on) & ~reference.is_free
+    reach = reference.reach
+    wrong = flipped & (np.abs(pre) > reach)
     if not wrong.any():
         return int(flipped.sum()), []
     token, feature = index_of(int(np.argmax(wrong)), wrong.shape)
     return int(flipped.sum()), [
         f"{graph}: {HOOK_ACTS_POST}: feature {feature} of token {token} is {'off' if on[token, feature] else 'on'} "
-        f"({y[token, feature]:.9g}), and its preactivation is {pre[token, feature]:.6g}, more than the "
-        f"{reach[token]:.1e} of rounding from the kink. So are {int(wrong.sum()) - 1} more."
+        f"({y[token, feature]:.9g}), and no rounding explains it; its preactivation is "
+        f"{pre[token, feature]:.6g} in truth, and may err by {reach[token, 0]:.1e}. So are {int(wrong.sum()) - 1} more."
     ]
 
 

@@ -15,16 +15,7 @@ A ReLU cuts and an error term cancels, so that a tensor's own norm can be arbitr
 rounding errors are not; the norms above are of what goes in. `token` sees an error that is spread (a product of lower
 precision), `element` one that is concentrated (one wrong weight).
 
-**Decisions.** A feature whose preactivation lies within rounding of a threshold, or of the k-th largest, is on in one
-correct program and off in another: it is *uncertain*. In float32 that is rare, in half precision a wide SAE has some on
-nearly every token. So at an uncertain feature both are right, all others are judged as above, and
-
-    the truth               decides as the original did
-    `decode`, alone         is judged on the original's activations, on every token
-    recons, error, output   of a graph that decided otherwise on a token are judged there against what `decode` of the
-                            same artifact, judged itself, makes of the activations that the graph gave
-
-A wrong decoder therefore fails in `decode`, whatever was decided, and one that is wrong only inside another graph fails
+A feature near a threshold is on in one correct program and off in another: `runtime.decisions` says what is right
 there.
 
 The budget is calibrated by the PyTorch original's own error, measured in the same way, in the same dtype, on the same
@@ -38,10 +29,11 @@ remains of two large numbers. And the sum of two rounded numbers is rounded once
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -64,18 +56,19 @@ from .names import (
 FACTOR = 4.0
 """Two correct programs that add the same products in another order have errors that differ by a factor. The largest one
 that `python -m benchmarks.parity` sees over sizes, sparsities, architectures and numbers of tokens is 2.2
-(benchmarks/results), and in half precision 1.6; the rest is for processors and GPUs that add in yet other orders."""
+(benchmarks/results), and in half precision 1.4; the rest is for processors and GPUs that add in yet other orders."""
 
 FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
 """Half a unit in the last place, of the 24, 11 and 8 bits of a dtype's numbers: what one correct rounding of the result
 costs, where the original happens to be exact. A dtype without a row cannot be judged: truth itself is in float64."""
 
+CHANCE = 8
+"""How many decisions of a gate may be others where the original, as it happens, decides as the truth."""
+
 COMPUTED_HOOKS = HOOK_NAMES[1:]
 
 Hooks: TypeAlias = Mapping[str, Array]
 Budgets: TypeAlias = Mapping[str, Errors]
-Decode: TypeAlias = Callable[[Array, Array], Array]
-"""From which tokens, `(tokens,)` boolean, and their activations to their reconstructions, by an artifact's `decode`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,9 @@ class Reference:
         rounded: whether the artifact's weights are of less precision, so that it may switch other features on.
         other: acts_post, in float64, where each uncertain feature decides otherwise, and elsewhere as `truth`; None if
             none is uncertain.
-        otherwise: on which tokens an artifact decided otherwise, `(tokens,)`; see `following`.
+        flips: where the activation function reads the input: about how many of them the original decides otherwise than
+            the truth by itself would, of each token, `(tokens,)`; else None.
+        otherwise: on which tokens a graph decided otherwise, `(tokens,)`; see `runtime.decisions`.
     """
 
     original: Hooks
@@ -107,6 +102,7 @@ class Reference:
     left_out: int = 0
     rounded: bool = False
     other: Array | None = None
+    flips: Array | None = None
     otherwise: Array | None = None
 
     def __post_init__(self) -> None:
@@ -124,6 +120,18 @@ class Reference:
         """How many inputs there are."""
         return len(self.original[HOOK_INPUT])
 
+    def of(self, tokens: Array) -> "Reference":
+        """Return the reference of some of the tokens."""
+
+        def part(hooks: Hooks) -> dict[str, Array]:
+            return {hook: y[tokens] for hook, y in hooks.items()}
+
+        original, truth = part(self.original), part(self.truth)
+        target, other, flips = (
+            None if array is None else array[tokens] for array in (self.target, self.other, self.flips)
+        )
+        return dataclasses.replace(self, original=original, truth=truth, target=target, other=other, flips=flips)
+
     @property
     def against(self) -> Array:
         """What the error is taken against: the input, or the target."""
@@ -135,35 +143,43 @@ class Reference:
         truth = self.truth[HOOK_ACTS_POST]
         return np.zeros(truth.shape, bool) if self.other is None else self.other != truth
 
-    def decided_otherwise(self, acts_post: Array) -> Array:
-        """Tell on which tokens some uncertain feature of an artifact's is on and the original's off, or vice versa."""
-        on, was_on = acts_post != 0, self.truth[HOOK_ACTS_POST] != 0
-        return (self.is_uncertain & (on != was_on)).any(axis=1)
+    @property
+    def is_free(self) -> Array:
+        """Tell of each feature of each token whether it is no matter if it is on or off, only how much."""
+        return self.is_uncertain
 
-    def following(self, acts_post: Array, decode: Decode) -> "Reference":
-        """Return the reference for a graph that gave these activations, its decisions taken for right."""
-        otherwise = self.decided_otherwise(acts_post)
-        if self.rounded or not otherwise.any():
-            return self
-        recons = self.truth[HOOK_RECONS].copy()
-        recons[otherwise] = decode(otherwise, acts_post[otherwise])
-        return self.redecided(otherwise, recons, self.against - recons if HOOK_ERROR in self.truth else None)
+    @property
+    def reach(self) -> Array:
+        """How far a preactivation may be from the truth, `(tokens, 1)`."""
+        pre = self.truth[HOOK_ACTS_PRE]
+        return (self.budget(HOOK_ACTS_PRE).element * self.scale(HOOK_ACTS_PRE) / np.sqrt(pre.shape[1]))[:, None]
 
-    def redecided(self, otherwise: Array, recons: Array, error: Array | None) -> "Reference":
-        """Return the reference with another truth behind the activations, held to the same budgets."""
-        truth = {**self.truth, **behind(recons, error, self.use_error_term)}
-        return dataclasses.replace(self, truth=truth, recorded=self.budgets, otherwise=otherwise)
+    @property
+    def swapped(self) -> int:
+        """How many uncertain features a graph decided otherwise than the original."""
+        on, was_on = self.truth[HOOK_ACTS_POST] != 0, self.original[HOOK_ACTS_POST] != 0
+        return int((self.is_uncertain & (on != was_on)).sum())
+
+    @property
+    def most_swapped(self) -> float:
+        """The most of them that rounding explains."""
+        return math.inf if self.flips is None else FACTOR * int(self.flips.sum()) + CHANCE
+
+    def holding(self, truth: Hooks, **more: Any) -> "Reference":
+        """Return the reference with another truth of some hooks, held to the same budgets."""
+        return dataclasses.replace(self, truth={**self.truth, **truth}, recorded=self.budgets, **more)
 
     @cached_property
     def budgets(self) -> Budgets:
         """The most that each computed hook may err."""
+        return {hook: self.budget(hook) for hook in self.truth} if self.recorded is None else self.recorded
+
+    def budget(self, hook: str) -> Errors:
+        """Return the most that a hook may err."""
         if self.recorded is not None:
-            return self.recorded
-        budgets = {}
-        for hook in self.truth:
-            own, floor = self.own_errors(hook), self.floor(hook)
-            budgets[hook] = Errors(FACTOR * own.token + floor, FACTOR * own.element + floor)
-        return budgets
+            return self.recorded[hook]
+        own, floor = self.own_errors(hook), self.floor(hook)
+        return Errors(FACTOR * own.token + floor, FACTOR * own.element + floor)
 
     def scale(self, hook: str) -> Array:
         """Return `s` of the module's docstring, `(tokens,)` float64."""
@@ -198,8 +214,6 @@ class Reference:
 
     def _error_arrays(self, hook: str, y: Array) -> tuple[Array, Array]:
         truth = _rows(self.truth[hook])
-        if hook == HOOK_ACTS_POST and self.other is not None:  # both decisions are right, and what lies between them
-            truth = np.clip(y, np.minimum(truth, self.other), np.maximum(truth, self.other))
         difference = np.abs(_rows(y).astype(np.float64) - truth)
         scale = self.scale(hook)
         with np.errstate(divide="ignore", invalid="ignore"):  # of no size at all, nothing but the truth will do
@@ -220,6 +234,18 @@ class SteeredReference(Reference):
     clean: Reference = field(kw_only=True)
     intervention: Intervention = field(kw_only=True)
 
+    def of(self, tokens: Array) -> "SteeredReference":
+        """Return the reference of some of the tokens."""
+        return dataclasses.replace(cast(SteeredReference, super().of(tokens)), clean=self.clean.of(tokens))
+
+    @cached_property
+    def is_free(self) -> Array:
+        """Tell likewise: where something is added to a feature that may be on, it can cancel exactly, or not."""
+        adds = np.atleast_2d(np.logical_and(self.intervention.scale != 0, self.intervention.shift != 0))
+        free = super().is_free.copy()
+        free[:, self.intervention.ids] |= adds
+        return free
+
     def scale(self, hook: str) -> Array:
         """Return `s` of the module's docstring, `(tokens,)` float64."""
         own = super().scale(hook)
@@ -233,25 +259,6 @@ class SteeredReference(Reference):
     def floor(self, hook: str) -> float:
         """Return the error that is allowed where the original happens to be exact: an update is rounded once more."""
         return super().floor(hook) + (FLOOR[self.dtype] if hook in (HOOK_RECONS, HOOK_OUTPUT) else 0.0)
-
-    def after(self, clean: Reference, acts_post: Array, decode: Decode) -> "Reference":
-        """Return the reference for a graph that gave these activations, and decided as `clean` follows.
-
-        What an edit hides, the decision of the edited feature, shows in the clean pass of the same artifact.
-        """
-        otherwise = self.decided_otherwise(acts_post)
-        if clean.otherwise is not None:
-            otherwise |= clean.otherwise
-        if self.rounded or not otherwise.any():
-            return self
-        recons = self.truth[HOOK_RECONS].copy()
-        recons[otherwise] = decode(otherwise, acts_post[otherwise])
-        return self.redecided(otherwise, recons, clean.truth.get(HOOK_ERROR))
-
-
-def other_edited(clean: Reference, acts_post: Array, intervention: Intervention) -> Array | None:
-    """Return what `other` of the clean pass is under an intervention, whose activations in truth are `acts_post`."""
-    return None if clean.other is None else np.where(clean.is_uncertain, intervention(clean.other), acts_post)
 
 
 def behind(recons: Array, error: Array | None, use_error_term: bool) -> dict[str, Array]:

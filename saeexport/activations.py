@@ -68,6 +68,8 @@ def _as_numpy(array: Any) -> Any:
 
 def _finite(rows: Array, config: SAEConfig, what: str) -> Array:
     with np.errstate(over="ignore"):  # what is too large for float16 is not finite then
+        if config.dtype != FLOAT32 and rows.dtype == np.float64:  # rounded it is anyway
+            rows = rows.astype(np.float32)
         sample = np.ascontiguousarray(rounded(np.asarray(as_dtype(rows, FLOAT32, what)), config.dtype))
     if not np.isfinite(sample).all():
         raise ExportError(

@@ -1,20 +1,15 @@
-"""Which features decide otherwise in another correct program, and the truth after the decisions of one.
+"""Decisions: the truth after those of the original, and the features about which both are right.
 
-They are sought by moving the numbers about: a feature whose activation jumps, when the numbers before it move by a
-little more than their error, is uncertain. What `runtime.parity` does about it is said there.
+What `runtime.decisions` does about them is said there.
 """
 
-import contextlib
 import dataclasses
-import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from runtime.decisions import Stage, Stages
 from runtime.inputs import Array
 from runtime.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
 from runtime.parity import Reference, behind
@@ -22,121 +17,156 @@ from runtime.parity import Reference, behind
 from .architectures import ARCHITECTURES
 from .hooked_sae import HookedSAE
 from .precision import InFloat64
-from .running import evaluating, inputs_of, numbers_of
+from .running import evaluating, hook_of, inputs_of, numbers_of
 
-REACH = 1.0
-"""How far the preactivations are moved to find thresholds nearby, as a multiple of the most that they may err; those
-within half of it are found. That is twice the largest error of the original: that a feature errs by more, just where
-its threshold is that near, is not to be expected; and a farther reach calls features uncertain without need."""
+NUDGE = 2.0**-30
+"""By what part of itself a preactivation is moved to tell it from others that are equal: less than a rounding."""
 
-APART = 8
-"""In the order of their size every so many-th preactivation is moved against all others, for a k-th largest depends on
-order. Each so meets all its neighbours, and few of them move with it."""
+DRAWS = 8
+"""Directions at random in which the input is moved, there and back. By each a gate moves by a normal deviate of the
+step; that all eight are below a quarter of it, which is half of the largest error, happens in 2 of 10^6 cases."""
 
-INPUT_REACH, INPUT_DRAWS = 4.0, 5
-"""How much farther those are moved that no hook shows, such as a gate's, by moving the input: in directions at random,
-of which each moves nine in ten of them by twice the original's error."""
-
-JUMP, HALF_ON, HALF_OFF = 0.56, 0.6, 0.9
-"""An activation that moves by more than `JUMP` of the reach may have crossed a threshold; it has, if with half the move
-it still moves by most of that: by `HALF_ON` of it if it was off, by `HALF_OFF` if it was on. What is only steep moves
-by half, and so does a ReLU that goes on; one that goes off moves by nine tenths only within 0.56 of the reach of its
-kink. What jumps by less is within the budget."""
+STEP = 1e-6
+"""Of the input's norm: how far it is moved in float64 to see by how much the preactivations move with it."""
 
 
-def with_decisions(sae: Any, reference: Reference) -> Reference:
-    """Return a reference that knows its uncertain features, with a truth after its own original's decisions."""
-    found = dataclasses.replace(reference, other=other_decisions(sae, reference))
-    return after_decisions(sae, found, found.original[HOOK_ACTS_POST])
+def after_decisions(sae: Any, reference: Reference) -> Reference:
+    """Return a reference whose truth decides as its original did; in `other` is how it would have decided itself."""
+    original, truth = (hooks[HOOK_ACTS_POST] for hooks in (reference.original, reference.truth))
+    otherwise = (original != 0) != (truth != 0)
+    if not otherwise.any():
+        return dataclasses.replace(reference, other=None)
+    decided = np.where(otherwise, original, truth)
+    truths = {**reference.truth, HOOK_ACTS_POST: decided}
+    moved = (np.abs(decided - truth) > reference.reach).any(axis=1)
+    if moved.any():
+        recons = truths[HOOK_RECONS].copy()
+        recons[moved] = true_recons(sae, reference.of(moved), decided[moved])
+        error = reference.against.astype(np.float64) - recons if HOOK_ERROR in truths else None
+        truths.update(behind(recons, error, reference.use_error_term))
+    return dataclasses.replace(reference, truth=truths, other=truth)
 
 
-def after_decisions(sae: Any, reference: Reference, acts_post: Array) -> Reference:
-    """Return the reference with a truth that decides as `acts_post` did, where it is uncertain and did otherwise."""
-    truth, on = reference.truth[HOOK_ACTS_POST], acts_post != 0
-    otherwise = reference.is_uncertain & (on != (truth != 0))
-    if reference.other is None or not otherwise.any():
-        return reference
-    decided, other = np.where(otherwise, acts_post, truth), np.where(otherwise, truth, reference.other)
-    recons = true_recons(sae, reference, decided)
-    error = reference.against.astype(np.float64) - recons if HOOK_ERROR in reference.truth else None
-    truths = {**reference.truth, HOOK_ACTS_POST: decided, **behind(recons, error, reference.use_error_term)}
-    return dataclasses.replace(reference, truth=truths, other=other)
+def with_uncertain(sae: Any, reference: Reference, in_precision: Reference | None = None) -> Reference:
+    """Return a reference that knows its uncertain features.
+
+    Args:
+        sae: the original.
+        reference: what `after_decisions` returned.
+        in_precision: likewise of the same inputs, in the precision in which an artifact may run; None if it is the
+            reference's own.
+    """
+    measured = reference if in_precision is None else in_precision
+    truth = reference.truth[HOOK_ACTS_POST]
+    other, flips = truth.copy(), None
+
+    def note(tokens: Array, acts_post: Array) -> None:
+        flipped = (acts_post != 0) != (truth[tokens] != 0)
+        other[tokens] = np.where(flipped, acts_post, other[tokens])
+
+    if not _is_relu(sae):  # which is continuous
+        for tokens, acts_post in _ties(sae, reference):
+            note(tokens, acts_post)
+        if _reads_the_input(sae, measured):
+            flips = (other != truth).sum(axis=1)
+            all_tokens = np.ones(reference.tokens, bool)
+            for acts_post in _gates(sae, measured):
+                note(all_tokens, acts_post)
+            if measured.other is not None:  # found or not, these are
+                for acts_post in (measured.truth[HOOK_ACTS_POST], measured.other):
+                    note(all_tokens, acts_post)
+                flips += ((measured.other != 0) != (measured.truth[HOOK_ACTS_POST] != 0)).sum(axis=1)
+    return dataclasses.replace(reference, other=other if (other != truth).any() else None, flips=flips)
+
+
+def stages_of(sae: Any, reference: Reference) -> Stages:
+    """Return the stages of an SAE in PyTorch, in its own dtype, on the inputs of a reference."""
+
+    def stage(given: str, wanted: str) -> Stage:
+        def run(tokens: Array, values: Array) -> Array:
+            part = reference.of(tokens)
+            return hook_of(sae, [part.original[HOOK_INPUT], part.target], wanted, given, values)
+
+        return run
+
+    return Stages(stage(HOOK_ACTS_PRE, HOOK_ACTS_POST), stage(HOOK_ACTS_POST, HOOK_RECONS))
 
 
 def true_recons(sae: Any, reference: Reference, acts_post: Array) -> Array:
     """Return the reconstruction from activations `(tokens, d_sae)` in float64, of the inputs of a reference."""
-    return _at(sae, [reference.original[HOOK_INPUT], reference.target], HOOK_ACTS_POST, acts_post, HOOK_RECONS)
+    with InFloat64():
+        return hook_of(sae, [reference.original[HOOK_INPUT], reference.target], HOOK_RECONS, HOOK_ACTS_POST, acts_post)
 
 
-def other_decisions(sae: Any, reference: Reference) -> Array | None:
-    """Return acts_post, in float64, where each uncertain feature decides otherwise; None if there is no threshold."""
-    if type(sae) in ARCHITECTURES.values() and type(sae).activation is HookedSAE.activation:
-        return None  # a ReLU is continuous
-    error = REACH * reference.budgets[HOOK_ACTS_PRE].element
-    acts_pre, acts_post = reference.truth[HOOK_ACTS_PRE], reference.truth[HOOK_ACTS_POST]
-    reach = error * reference.scale(HOOK_ACTS_PRE)[:, None] / np.sqrt(acts_pre.shape[1])
-    x = reference.original[HOOK_INPUT].astype(np.float64)
+def _ties(sae: Any, reference: Reference) -> Iterator[tuple[Array, Array]]:
+    """Yield tokens and their activations in float64, in which others win of features that tie for the last place.
 
-    def moved(x_moved: Array, pre_moved: Array) -> tuple[Array, Array]:
-        """Return the activations, and by how much they moved."""
-        post = _activations(sae, reference, x_moved, pre_moved)
-        return post, np.abs(post - acts_post)
+    Of the original's preactivations, which are what `activate` is given.
+    """
+    pre, on = reference.original[HOOK_ACTS_PRE].astype(np.float64), reference.original[HOOK_ACTS_POST] != 0
+    tied = np.array([_equals_another(size, of_token) for size, of_token in zip(np.abs(pre), on, strict=True)])
+    outwards = np.where(on, -1.0, 1.0)
 
-    other = acts_post.copy()
-    for x_step, pre_step in itertools.chain(_orders(acts_pre, reach), _inputs(INPUT_REACH * error * x)):
-        whole, half = (functools.partial(moved, x + part * x_step, acts_pre + part * pre_step) for part in (1.0, 0.5))
-        post, move = whole()
-        steep = (move > JUMP * reach) & (move > np.abs(other - acts_post))
-        if steep.any():
-            jumps = steep & (half()[1] > np.where(acts_post == 0, HALF_ON, HALF_OFF) * move)
-            other[jumps] = post[jumps]
-    return other
+    def activations(tokens: Array, which: Array) -> Array:
+        part = reference.of(tokens)
+        nudged = pre[tokens] * (1 + NUDGE * np.where(which[tokens], outwards[tokens], 0.0))
+        return _activations(sae, part, part.original[HOOK_INPUT].astype(np.float64), nudged)
+
+    tokens = np.asarray(tied.any(axis=1))
+    if not tokens.any():
+        return
+    tokens[tokens] = ((activations(tokens, tied) != 0) != on[tokens]).any(axis=1)  # else it was not for a place
+    places = np.where(on, np.cumsum(tied & on, axis=1), np.cumsum(tied & ~on, axis=1)) * tied
+    for turn in range(1, int(places[tokens].max(initial=0)) + 1):  # each wins or loses once
+        yield tokens, activations(tokens, places == turn)
 
 
-def _orders(acts_pre: Array, reach: Array) -> Iterator[tuple[Any, Any]]:
-    """Yield moves of the preactivations, by which each crosses every threshold and every other one nearby."""
-    places = np.empty(acts_pre.shape, np.int64)
-    ranks = np.broadcast_to(np.arange(acts_pre.shape[1]), acts_pre.shape)
-    np.put_along_axis(places, np.argsort(np.abs(acts_pre), axis=1), ranks, axis=1)
-    for first in range(min(APART, acts_pre.shape[1])):
-        outwards = np.where(places % APART == first, 1.0, -1.0) * np.where(acts_pre < 0, -1.0, 1.0) * reach
-        yield 0.0, outwards
-        yield 0.0, -outwards
+def _equals_another(size: Array, on: Array) -> Array:
+    """Tell of each feature of a token whether another is as large, and on where it is off, or vice versa."""
+    sizes = np.unique(size[on])
+    if not len(sizes):
+        return np.zeros_like(on)
+    off = ~on & (sizes[np.searchsorted(sizes, size).clip(max=len(sizes) - 1)] == size) & (size > 0)
+    return off | (on & np.isin(size, size[off]))
 
 
-def _inputs(moves: Array) -> Iterator[tuple[Any, Any]]:
-    """Yield moves of the input, in directions at random."""
+def _reads_the_input(sae: Any, reference: Reference) -> bool:
+    """Tell whether the activation function does, beside acts_pre."""
+    x, acts_pre = reference.original[HOOK_INPUT].astype(np.float64), reference.truth[HOOK_ACTS_PRE]
+    other = x * np.random.default_rng(0).uniform(-2.0, 2.0, x.shape)
+    acts_post, with_other = (_activations(sae, reference, given, acts_pre) for given in (x, other))
+    return not np.array_equal(acts_post, with_other)
+
+
+def _gates(sae: Any, reference: Reference) -> Iterator[Array]:
+    """Yield activations in float64, of which the input is moved, and acts_pre is not.
+
+    Half as far as acts_pre may err: twice the largest error of the original, on average over its features.
+    """
+    x, acts_pre = reference.original[HOOK_INPUT].astype(np.float64), reference.truth[HOOK_ACTS_PRE]
     draws = np.random.default_rng(0)
-    for _ in range(INPUT_DRAWS):
-        x_step = moves * draws.choice([-1.0, 1.0], moves.shape)
-        yield x_step, 0.0
-        yield -x_step, 0.0
+    rows = tuple(range(1, x.ndim))
+    for _ in range(DRAWS):
+        direction = draws.standard_normal(x.shape)
+        size = np.linalg.norm(x, axis=rows, keepdims=True) / np.linalg.norm(direction, axis=rows, keepdims=True)
+        direction *= STEP * np.where(size > 0, size, 1.0)
+        with InFloat64():
+            response = hook_of(sae, [x + direction, reference.target], HOOK_ACTS_PRE) - acts_pre
+        moved = np.sqrt((response**2).mean(axis=1, keepdims=True))
+        length = (0.5 * reference.reach / np.where(moved > 0, moved, 1.0)).reshape(-1, *[1] * len(rows))
+        for sign in (1.0, -1.0):
+            yield _activations(sae, reference, x + sign * length * direction, acts_pre)
+
+
+def _is_relu(sae: Any) -> bool:
+    return type(sae) in ARCHITECTURES.values() and type(sae).activation is HookedSAE.activation
 
 
 def _activations(sae: Any, reference: Reference, x: Array, acts_pre: Array) -> Array:
     """Return `acts_post` in float64, of an input and preactivations put in the place of its own."""
-    if isinstance(sae, HookedSAE) and type(sae).run is HookedSAE.run:  # no need to run the encoder first
-        with evaluating(sae), InFloat64():
-            (source, pre) = inputs_of(sae, x, acts_pre)
-            return numbers_of(sae.activation(pre, sae.flatten(source)))
-    return _at(sae, [x, reference.target], HOOK_ACTS_PRE, acts_pre, HOOK_ACTS_POST)
-
-
-def _at(sae: Any, inputs: Sequence[Array | None], where: str, value: Array, hook: str) -> Array:
-    """Return a hook's tensor in float64, after another one was replaced; nothing behind it is run."""
-    seen: list[Tensor] = []
-
-    def replace(tensor: Tensor, hook: Any) -> Tensor:
-        return torch.from_numpy(value).to(tensor.device)
-
-    def keep(tensor: Tensor, hook: Any) -> None:
-        seen.append(tensor)
-        raise _Seen
-
-    with contextlib.suppress(_Seen), evaluating(sae), InFloat64():
-        sae.run_with_hooks(*inputs_of(sae, *inputs), fwd_hooks=[(where, replace), (hook, keep)])
-    return numbers_of(seen[0])
-
-
-class _Seen(Exception):  # noqa: N818
-    """What was asked for is there; nothing after it is run."""
+    with InFloat64():
+        if isinstance(sae, HookedSAE) and type(sae).run is HookedSAE.run:  # no need to run the encoder first
+            with evaluating(sae):
+                source, pre = inputs_of(sae, x, acts_pre)
+                return numbers_of(sae.activation(pre, sae.flatten(source)))
+        return hook_of(sae, [x, reference.target], HOOK_ACTS_POST, HOOK_ACTS_PRE, acts_pre)

@@ -16,12 +16,11 @@ from runtime.dtypes import FLOAT32
 from runtime.errors import ExportError
 from runtime.golden import save_golden
 from runtime.manifest import FORMAT_VERSION, INT8, GoldenSpec, GraphSpec, Manifest, SAEConfig
-from runtime.names import HOOK_ERROR, HOOK_NAMES
 from runtime.parity import Reference
 from runtime.tensorfile import TensorWriter
 
 from .activations import prepare_activations
-from .exportable import architecture_of, check_hooks, check_weights, in_dtype
+from .exportable import check_hooks, check_weights, config_of, in_dtype
 from .graphs import state_in_int8, traced, write_graphs
 from .prove import measure, prove, prove_checkpoint
 from .running import bits_of, dtype_of
@@ -33,9 +32,6 @@ GOLDEN = "golden.safetensors"
 STAGES = 4
 BLOCK_BYTES = 16 << 20  # of weights in memory at a time while they are written
 GOLDEN_TOKENS, GOLDEN_BYTES = 64, 6 << 20
-
-# What the manifest has keys of its own for, and where the SAE happened to live.
-BASE_OPTIONS = ("d_in", "d_sae", "hook_name", "use_error_term", "dtype", "seed", "device")
 
 PACKAGES = (
     "saeexport", "torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
@@ -85,7 +81,7 @@ def export(
     given, sae = sae, in_dtype(sae, dtype)
     check_weights(sae.state_dict())
     check_target(path, overwrite)
-    config = _config_of(sae, head_shape)
+    config = config_of(sae, head_shape)
     if weights not in (None, config.dtype, INT8) or (weights == INT8 and config.dtype != FLOAT32):
         raise ExportError(
             f"weights is {weights!r} and the SAE in {config.dtype}; weights may be None, the SAE's own, or {INT8!r} of "
@@ -124,38 +120,13 @@ def export(
     return read_artifact(path)
 
 
-def _config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
-    cfg = sae.cfg
-    if head_shape is not None:
-        n_heads, d_head = head_shape
-        if not cfg.hook_name.endswith("_z") or n_heads * d_head != cfg.d_in or n_heads < 2:
-            raise ExportError(
-                f"head_shape is {tuple(head_shape)}; it needs a hook_name that ends in _z (it is {cfg.hook_name!r}) "
-                f"and n_heads * d_head = d_in = {cfg.d_in} with at least 2 heads."
-            )
-    options = {name: value for name, value in vars(cfg).items() if name not in BASE_OPTIONS}
-    return SAEConfig(
-        architecture=architecture_of(sae),
-        d_in=cfg.d_in,
-        d_sae=cfg.d_sae,
-        hook_name=cfg.hook_name,
-        use_error_term=bool(cfg.use_error_term),
-        dtype=dtype_of(next(sae.parameters())),
-        seed=getattr(cfg, "seed", None),
-        head_shape=None if head_shape is None else (int(head_shape[0]), int(head_shape[1])),
-        d_out=options.pop("d_out", None),
-        options={name: value for name, value in options.items() if isinstance(value, bool | int | float | str)},
-        fired_hooks=tuple(hook for hook in HOOK_NAMES if cfg.use_error_term or hook != HOOK_ERROR),
-    )
-
-
 def _exact(
     given: Any, sae: Any, config: SAEConfig, head_shape: tuple[int, int] | None, activations: Any, targets: Any
 ) -> Reference | None:
     """Return the float32 original of an artifact in half precision, on the activations as they were; if it was one."""
-    if given is sae or config.dtype == FLOAT32 or dtype_of(next(given.parameters())) != FLOAT32:
+    if given is sae or config.dtype == FLOAT32 or {dtype_of(weight) for weight in given.parameters()} != {FLOAT32}:
         return None
-    return reference_of(given, *prepare_activations(given, _config_of(given, head_shape), activations, targets))
+    return reference_of(given, *prepare_activations(given, config_of(given, head_shape), activations, targets))
 
 
 def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:

@@ -6,18 +6,51 @@ from typing import Any
 import torch
 
 from runtime.errors import ExportError
-from runtime.manifest import CUSTOM
-from runtime.names import HOOK_NAMES
+from runtime.manifest import CUSTOM, SAEConfig
+from runtime.names import HOOK_ERROR, HOOK_NAMES
 from runtime.parity import FLOOR
 
 from .architectures import ARCHITECTURES
 from .running import dtype_of
+
+# What the manifest has keys of its own for, and where the SAE happened to live.
+BASE_OPTIONS = ("d_in", "d_sae", "hook_name", "use_error_term", "dtype", "seed", "device")
 
 
 def architecture_of(sae: Any) -> str:
     """Return the name of an SAE's architecture; of a class not in `ARCHITECTURES`, "custom:" and the class's name."""
     kind = type(sae)
     return next((name for name, known in ARCHITECTURES.items() if known is kind), f"{CUSTOM}{kind.__name__}")
+
+
+def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
+    """Return what an artifact says of an SAE.
+
+    Raises:
+        ExportError: it does not take `(tokens, *head_shape)`.
+    """
+    cfg = sae.cfg
+    if head_shape is not None:
+        n_heads, d_head = head_shape
+        if not cfg.hook_name.endswith("_z") or n_heads * d_head != cfg.d_in or n_heads < 2:
+            raise ExportError(
+                f"head_shape is {tuple(head_shape)}; it needs a hook_name that ends in _z (it is {cfg.hook_name!r}) "
+                f"and n_heads * d_head = d_in = {cfg.d_in} with at least 2 heads."
+            )
+    options = {name: value for name, value in vars(cfg).items() if name not in BASE_OPTIONS}
+    return SAEConfig(
+        architecture=architecture_of(sae),
+        d_in=cfg.d_in,
+        d_sae=cfg.d_sae,
+        hook_name=cfg.hook_name,
+        use_error_term=bool(cfg.use_error_term),
+        dtype=dtype_of(next(sae.parameters())),
+        seed=getattr(cfg, "seed", None),
+        head_shape=None if head_shape is None else (int(head_shape[0]), int(head_shape[1])),
+        d_out=options.pop("d_out", None),
+        options={name: value for name, value in options.items() if isinstance(value, bool | int | float | str)},
+        fired_hooks=tuple(hook for hook in HOOK_NAMES if cfg.use_error_term or hook != HOOK_ERROR),
+    )
 
 
 def check_hooks(sae: Any) -> None:
@@ -58,7 +91,8 @@ def in_dtype(sae: Any, dtype: str | None) -> Any:
     if dtype not in FLOOR:
         raise ExportError(f"dtype is {dtype!r}; it must be one of {', '.join(FLOOR)}, or None for the SAE's own.")
     converted = copy.deepcopy(sae).to(getattr(torch, dtype))
-    converted.cfg.dtype = getattr(torch, dtype)
+    # Past a frozen dataclass, too: the copy is ours.
+    object.__setattr__(converted.cfg, "dtype", getattr(torch, dtype))
     return converted
 
 

@@ -7,22 +7,30 @@ from typing import Any
 import numpy as np
 
 from runtime.artifact import record_of
-from runtime.contracts import ACTIVATE, CONTRACTS, CPU_TWINS, DECODE, MODEL, SPARSE, STEER
+from runtime.contracts import ACTIVATE, CONTRACTS, CPU_TWINS, DECODE, MODEL, PORTABLE, SPARSE, STEER
+from runtime.decisions import deciding, following
 from runtime.dtypes import FLOAT32
 from runtime.errors import ExportError
 from runtime.fidelity import MOST_LOST, explained_variance, features_of, fidelity_of, without_budgets
 from runtime.judge import judge
 from runtime.manifest import CUSTOM, MANIFEST, Features, Fidelity, HookParity, Manifest, ParityRecord
-from runtime.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, INPUT, TARGET
+from runtime.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS, INPUT, TARGET
 from runtime.parity import Hooks, Reference, SteeredReference
+from runtime.proof import judge_graphs
 from runtime.report import Report
 from runtime.session import SAESession
-from runtime.verify import feed_of, judge_session
+from runtime.tensor import Feed, feed_of
+from runtime.verify import judge_session
 from runtime.verify import verify as verify_golden
 
 from .checkpoints import load
+from .decisions import stages_of
+from .evaluator import evaluated
 from .exportable import architecture_of
 from .running import all_hooks
+
+EVALUATED_TOKENS = 8
+"""On how many tokens the slow evaluator runs."""
 
 NOTHING = Features(0.0, 0.0, 0.0, 0.0)
 
@@ -53,6 +61,8 @@ def prove(
     with SAESession(folder, record.device) as session:
         report = judge_session(session, steered)
         fidelity = None if exact is None else _fidelity(session, exact)
+    if manifest.sae.dtype != FLOAT32:
+        _judge_portable(folder, manifest, steered, report)
     Report(f"{path} was not written: parity is not met", report.verdicts, report.problems).raise_for_failures()
     measured = {(verdict.graph, verdict.hook): verdict.errors for verdict in report.verdicts}
     model, steer = (_run_at_export(graph, manifest) for graph in (MODEL, STEER))
@@ -63,6 +73,18 @@ def prove(
             hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
     _write_manifest(folder, manifest, parity=record, fidelity=fidelity)
     verify_golden(folder, record.device).raise_for_failures()
+
+
+def _judge_portable(folder: Path, manifest: Manifest, steered: SteeredReference, report: Report) -> None:
+    """Judge the graphs that a CPU does not compute, on few tokens, by the evaluator of the ONNX package."""
+    tokens = np.unique(np.linspace(0, steered.tokens - 1, EVALUATED_TOKENS, dtype=np.int64))
+    clean = dataclasses.replace(steered.clean.of(tokens), recorded=steered.clean.budgets)
+    few = dataclasses.replace(steered.of(tokens), recorded=steered.budgets, clean=clean)
+
+    def run(graph: str, feeds: dict[str, Feed], tokens: int) -> Hooks:
+        return evaluated(folder / manifest.graphs[graph].file, feeds)
+
+    judge_graphs(list(PORTABLE), manifest, few, run, report)
 
 
 def _run_at_export(graph: str, manifest: Manifest) -> str:
@@ -129,8 +151,17 @@ def prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
     """Make sure that the artifact is its own checkpoint: what is loaded from it computes what was exported."""
     if architecture_of(sae).startswith(CUSTOM):
         return  # only its owner's code can make it again
-    outputs = all_hooks(load(folder), reference.original[HOOK_INPUT], reference.target)
-    verdicts = judge("checkpoint", list(reference.original), outputs, reference)
+    loaded = load(folder)
+    outputs = all_hooks(loaded, reference.original[HOOK_INPUT], reference.target)
+    stages, all_tokens = stages_of(loaded, reference), np.ones(reference.tokens, bool)
+    alone = {
+        HOOK_ACTS_POST: stages.activate(all_tokens, reference.original[HOOK_ACTS_PRE]),
+        HOOK_RECONS: stages.decode(all_tokens, reference.original[HOOK_ACTS_POST]),
+    }
+    verdicts = [
+        *judge("checkpoint", list(alone), alone, deciding(reference, alone[HOOK_ACTS_POST])),
+        *judge("checkpoint", list(reference.original), outputs, following(reference, outputs, stages)),
+    ]
     if failures := Report("", verdicts).failures:
         raise ExportError(
             f"This {type(sae).__name__} computes something else than what its artifact would be loaded as: "

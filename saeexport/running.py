@@ -1,7 +1,7 @@
 """The PyTorch original, run: all its hooks, as numpy arrays."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,37 @@ def all_hooks(sae: Any, activations: Array, target: Array | None, *fwd_hooks: Ho
         cache[HOOK_ERROR] = cache[HOOK_INPUT] - clean
     cache[HOOK_OUTPUT] = output
     return {hook: numbers_of(cache[hook]) for hook in HOOK_NAMES if hook in cache}
+
+
+def hook_of(
+    sae: Any, inputs: Sequence[Array | None], hook: str, replaced: str | None = None, value: Array | None = None
+) -> Array:
+    """Return the tensor of one hook, after that of another was replaced; nothing behind it is run.
+
+    Args:
+        sae: a HookedSAE, or any HookedRootModule with the six hooks.
+        inputs: the activations and, or None, the target, as `all_hooks` takes them.
+        hook: whose tensor.
+        replaced: which hook's is replaced, before it; None for none.
+        value: by what.
+    """
+    seen: list[Tensor] = []
+
+    def replace(tensor: Tensor, hook: Any) -> Tensor:
+        return torch.from_numpy(value).to(tensor.device, tensor.dtype)
+
+    def keep(tensor: Tensor, hook: Any) -> None:
+        seen.append(tensor)
+        raise _Seen
+
+    hooks = [(hook, keep)] if replaced is None else [(replaced, replace), (hook, keep)]
+    with contextlib.suppress(_Seen), evaluating(sae):
+        sae.run_with_hooks(*inputs_of(sae, *inputs), fwd_hooks=hooks)
+    return numbers_of(seen[0])
+
+
+class _Seen(Exception):  # noqa: N818
+    """What was asked for is there; nothing after it is run."""
 
 
 def inputs_of(sae: Any, *arrays: Array | None) -> list[Tensor]:

@@ -16,7 +16,11 @@ from runtime.verify import judge_session
 
 from .activations import prepare_activations
 from .checkpoints import load
+from .exportable import config_of, in_dtype
 from .truth import reference_of, steered_reference_of, typical_intervention
+
+COMPUTED_FROM = ("architecture", "d_in", "d_sae", "d_out", "hook_name", "use_error_term")
+"""What the config says of the computation, beside the options of an architecture."""
 
 
 def verify(
@@ -30,7 +34,7 @@ def verify(
     """Return a report on an artifact against a HookedSAE run here and now, with budgets measured here and now.
 
     The weights must be the same bit for bit, and so must what the config says of the computation; that covers the
-    features that no activation happens to switch on.
+    features that no activation happens to switch on. An original in another dtype is converted, as `export` does.
 
     Args:
         path: the artifact's folder.
@@ -41,7 +45,7 @@ def verify(
 
     Raises:
         ArtifactError: the folder is not an artifact, or is not intact.
-        ParityError: its weights are not float32.
+        ParityError: it has int8 weights.
         ExportError, InputError: the activations do not fit.
         ProviderError: the device cannot be used.
     """
@@ -53,8 +57,8 @@ def verify(
             "its manifest says (python -m runtime inspect); whether this machine computes the same, runtime.verify."
         )
     config = artifact.manifest.sae
-    original = load(path) if sae is None else sae
-    if sae is not None and (problems := _differences(artifact, sae)):  # of another shape, it could not even be run
+    original = load(path) if sae is None else in_dtype(sae, config.dtype)
+    if sae is not None and (problems := _differences(artifact, original)):  # of another shape, it could not even be run
         return Report(f"{artifact.path} is not an export of this SAE", problems=problems)
     if activations is None:
         golden = load_golden(artifact)
@@ -90,10 +94,13 @@ def _differences(artifact: Artifact, sae: Any) -> list[str]:
     """Return in words where the SAE and the artifact's weights and config differ."""
     config, stored = artifact.manifest.sae, load_file(artifact.file(artifact.manifest.weights))
     state = {name: tensor.detach().cpu() for name, tensor in sae.state_dict().items()}
+    given = config_of(sae, None)
+    pairs = {key: (getattr(config, key), getattr(given, key)) for key in COMPUTED_FROM}
+    pairs |= {key: (config.options.get(key), given.options.get(key)) for key in {**config.options, **given.options}}
     problems = [
-        f"{key} is {getattr(config, key)!r} in the artifact and {getattr(sae.cfg, key)!r} in the original."
-        for key in ("d_in", "d_sae", "hook_name", "use_error_term")
-        if getattr(config, key) != getattr(sae.cfg, key)
+        f"{key} is {found!r} in the artifact and {own!r} in the original."
+        for key, (found, own) in pairs.items()
+        if found != own
     ]
     if set(stored) != set(state):
         return [*problems, f"The artifact has the weights {sorted(stored)}, the original {sorted(state)}."]

@@ -1,6 +1,5 @@
 """Artifacts in half precision: proved against the original in that dtype, and what they lose is said."""
 
-import dataclasses
 import importlib
 
 import numpy as np
@@ -8,25 +7,23 @@ import onnx
 import onnx.reference
 import pytest
 import torch
-from breaking import edit_graph, failures_of, rewrite
 from conftest import HOOKS, TINY, make_sae, normal
-from onnx import helper
 from safetensors import safe_open
 from safetensors.torch import load_file
 from zoo import ARCHITECTURES, D_IN, sae_of, target_of
 
 import runtime
 import saeexport
-from runtime import ParityError, SAESession
+from runtime import SAESession
 from runtime.__main__ import main
 from runtime.contracts import HALF_CONTRACTS, PORTABLE
 from runtime.dtypes import rounded
 from runtime.fidelity import features_of
-from runtime.judge import judge
 from runtime.parity import FLOOR
-from runtime.verify import feed_of
+from runtime.tensor import feed_of
 from saeexport import ExportError, export, graphs
 from saeexport.cli import main as saeexport_main
+from saeexport.evaluator import evaluated
 from saeexport.truth import reference_of
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
@@ -151,28 +148,25 @@ def test_the_decoder_reads_rounded_activations(tmp_path, dtype):
     np.testing.assert_allclose(hooks[RECONS], recons, rtol=1.01 * FLOOR[dtype], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["model", "steer", "features", "decode"])
-def test_portable_graphs_say_what_their_twins_compute(half, name):
+@pytest.mark.parametrize("name", PORTABLE)
+@pytest.mark.parametrize("architecture", ["jumprelu", "abstopk", "gated"])
+def test_portable_graphs_say_what_their_twins_compute(half, name, architecture):
     """In the evaluator of the ONNX package, operator by operator; no device here computes in half precision."""
     dtype, folder = half
-    path = folder / "jumprelu"
+    path = folder / architecture
     steered = runtime.golden.load_golden(runtime.read_artifact(path))
-    feeds = {"input": steered.original[INPUT], POST: steered.clean.original[POST], "k": np.array([20])}
+    numbers = {**steered.clean.original, "input": steered.original[INPUT]}
+    feeds = {name: feed_of(array, dtype) for name, array in numbers.items()} | {"k": np.array([20])}
+    feeds |= steered.intervention.feeds((steered.tokens,), dtype)
     with SAESession(path, "cpu") as session:
-        feeds = {k: feed_of(v, dtype) if k != "k" else v for k, v in feeds.items()}
-        feeds |= steered.intervention.feeds((steered.tokens,), dtype)
         feeds = {tensor.name: feeds[tensor.name] for tensor in session.artifact.manifest.graphs[name].inputs}
         expected = {k: np.asarray(v) for k, v in session.run_graph(f"{name}.wide", feeds).items()}
-    model = onnx.load_model(path / f"{name}.onnx", load_external_data=True)
-    kind = helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, dtype.upper()))
-    floats = {
-        k: np.asarray(v) if np.asarray(v).dtype == np.int64 else np.asarray(v).astype(kind) for k, v in feeds.items()
-    }
-    found = onnx.reference.ReferenceEvaluator(model).run(None, floats)
-    for (hook, y), other in zip(expected.items(), found, strict=True):
-        if hook not in ("indices",):
-            size = max(1.0, float(np.abs(y).max()))
-            np.testing.assert_allclose(other.astype(np.float64), y, rtol=0, atol=20 * FLOOR[dtype] * size, err_msg=hook)
+    found = evaluated(path / f"{name}.onnx", feeds)
+    assert {k: (y.shape, y.dtype) for k, y in found.items()} == {k: (y.shape, y.dtype) for k, y in expected.items()}
+    for hook in set(expected) - {"indices"}:
+        size = max(1.0, float(np.abs(expected[hook]).max()))
+        agree = np.abs(found[hook].astype(np.float64) - expected[hook]) <= 20 * FLOOR[dtype] * size
+        assert agree.mean() > 0.99  # of the others another decision was made
 
 
 def test_portable_graphs_keep_to_what_cuda_has_in_bfloat16(half):
@@ -228,110 +222,6 @@ def test_the_command_line_takes_a_dtype(tmp_path, capsys):
 def test_int8_weights_of_half_precision_are_refused(tmp_path, dtype):
     with pytest.raises(ExportError, match=f"weights is 'int8' and the SAE in {dtype}"):
         export(make_sae(), tmp_path / "sae", dtype=dtype, weights="int8")
-
-
-# Gates
-
-
-def test_numbers_beyond_float16_are_said_to_be(tmp_path):
-    sae = make_sae()
-    with torch.no_grad():
-        sae.W_enc *= 1000
-    with pytest.raises(
-        ParityError, match="hook_sae_acts_pre is .*inf.*float16 ends at 65504, .* take bfloat16, or flo"
-    ):
-        export(sae, tmp_path / "sae", 1000 * normal(30, 6), dtype="float16")
-    with pytest.raises(ExportError, match="activations holds numbers that are not finite in float16"):
-        export(sae, tmp_path / "sae", 1e6 * normal(30, 6), dtype="float16")
-    export(sae, tmp_path / "sae", 1000 * normal(30, 6), dtype="bfloat16")
-
-
-WRONG = {
-    "standard": {"b_enc": 0.2, "b_dec": 0.2},
-    "jumprelu": {"threshold": 0.3, "b_dec": 0.2},
-    "topk": {"b_enc": 0.2, "b_dec": 0.2},
-    "gated": {"b_gate": 0.3, "b_dec": 0.2},
-}
-
-
-@pytest.mark.parametrize("architecture", WRONG)
-@pytest.mark.parametrize("which", [0, 1], ids=["encoder", "decoder"])
-def test_other_weights_are_not_written(tmp_path, monkeypatch, dtype, architecture, which):
-    name, by = list(WRONG[architecture].items())[which]
-
-    def spoilt(state, path):
-        write_weights({**state, name: state[name] + by}, path)
-
-    monkeypatch.setattr(exporting, "_write_weights", spoilt)
-    with pytest.raises(ParityError, match=r"hook_sae_recons: the" if which else r"hook_sae_acts_p\w+: "):
-        export(sae_of(architecture), tmp_path / "sae", normal(64, D_IN), dtype=dtype)
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "gated"])
-@pytest.mark.parametrize("stage", ["decode", "model"])
-def test_a_wrong_decoder_is_seen_even_where_every_decision_is_another(tmp_path, dtype, architecture, stage):
-    """In `decode`, on the original's activations; and in `model`, against `decode` on its own."""
-    path = export(sae_of(architecture, use_error_term=True), tmp_path / "sae", normal(64, D_IN), dtype=dtype).path
-    steered = runtime.golden.load_golden(runtime.read_artifact(path))
-    clean = steered.clean
-    # As if every certain feature that is on were uncertain, and had been off in the original on every token.
-    other = np.where(clean.truth[POST] != 0, clean.truth[POST], clean.other)
-    off = {**clean.truth, POST: np.where(clean.other == clean.truth[POST], 0.0, clean.truth[POST])}
-    undecided = dataclasses.replace(clean, truth=off, other=other)
-    with SAESession(path, "cpu") as session:
-        outputs = {k: np.asarray(v) for k, v in session.run_graph("model.wide", {
-            "input": feed_of(clean.original[INPUT], dtype)}).items()}  # fmt: skip
-
-        def decode(tokens, acts):
-            return np.asarray(session.run_graph("decode.wide", {POST: feed_of(acts, dtype)})[RECONS])
-
-        following = undecided.following(outputs[POST], decode)
-    assert following.otherwise.all()
-    assert not [f for v in judge("model", HOOKS, outputs, following) for f in v.failures if POST not in f]
-    wrong = {**outputs, RECONS: rounded(outputs[RECONS] * 1.1, dtype)}
-    assert any(RECONS in f for v in judge("model", HOOKS, wrong, following) for f in v.failures)
-    change = edit_graph(lambda model: next(
-        node for node in reversed(model.graph.node) if node.op_type == "Gemm"
-    ).attribute.append(helper.make_attribute("alpha", 1.1)))  # fmt: skip
-    rewrite(path, f"{stage}.wide.onnx", change)
-    assert any(f"{stage}.wide: {RECONS}" in failure for failure in runtime.verify(path, "cpu").failures)
-
-
-def test_a_graph_that_does_not_round_is_seen(artifact, capsys):
-    """The sum of the output is taken of what was not rounded."""
-
-    def skip_rounding(model):
-        casts = {node.input[0]: node for node in model.graph.node if node.op_type == "Cast"}
-        wide = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
-        (add,) = (node for node in model.graph.node if node.op_type == "Add")
-        for i, name in enumerate(add.input):
-            add.input[i] = wide[wide[name]]
-        assert casts
-
-    rewrite(artifact, "model.wide.onnx", edit_graph(skip_rounding))
-    assert "they must be equal" in failures_of(artifact, capsys)
-
-
-def test_a_feature_that_is_on_and_certainly_off_is_seen(half):
-    _, folder = half
-    for architecture in ("standard", "jumprelu", "topk"):
-        clean = runtime.golden.load_golden(runtime.read_artifact(folder / architecture)).clean
-        outputs = {hook: y.copy() for hook, y in clean.original.items()}
-        token, feature = map(int, np.argwhere(clean.truth[PRE] < -1.0)[0])
-        outputs[POST][token, feature] = 2.0**-14
-        failures = [f for v in judge("encode", [POST], {POST: outputs[POST]}, clean) for f in v.failures]
-        assert any(f"feature {feature} of token {token} is on" in failure for failure in failures)
-
-
-def test_an_uncertain_feature_may_be_on_or_off_and_nothing_else(half):
-    _, folder = half
-    clean = runtime.golden.load_golden(runtime.read_artifact(folder / "topk")).clean
-    token, feature = map(int, np.argwhere(clean.is_uncertain)[0])
-    for value, passes in ((clean.truth[POST], True), (clean.other, True), (clean.other + clean.truth[POST] + 1, False)):
-        acts = clean.original[POST].copy()
-        acts[token, feature] = value[token, feature]
-        assert (not judge("encode", [POST], {POST: acts}, clean)[0].failures) == passes
 
 
 def test_traced_graphs_are_in_the_dtype(monkeypatch, tmp_path, dtype):

@@ -150,5 +150,6 @@ def test_the_links_lead_somewhere():
 
 def test_the_measured_factor_is_quoted_and_below_the_allowed_one():
     worst = json.loads((ROOT / "benchmarks" / "results" / "parity.json").read_text())["worst"]
+    worst = max(worst.values())
     assert worst < 0.6 * FACTOR  # one token, a dot product summed by another number of accumulators
     assert f"correct\nprograms is {worst:.1f}." in TEXT

@@ -133,7 +133,7 @@ def test_the_typical_intervention_shows_in_every_kind_of_edit():
     reference = reference_of(sae, normal(40, 24))
     intervention = typical_intervention(reference)
     kinds = {(scale, shift != 0) for scale, shift in zip(intervention.scale, intervention.shift, strict=True)}
-    assert kinds == {(0.0, False), (0.0, True), (3.0, False), (1.0, True)}
+    assert kinds == {(0.0, False), (0.0, True), (0.5, False), (1.0, True)}
     acts = reference.original[POST]
     assert ((intervention(acts) != acts).any(axis=0)[intervention.ids]).all()
     least = (acts != 0).sum(axis=0).min()
@@ -160,7 +160,8 @@ def test_the_golden_intervention_is_verified_with_a_row_for_all_tokens_and_with_
 
     monkeypatch.setattr(SAESession, "run_graph", note)
     export(make_sae(), tmp_path / "sae", normal(40, 6))
-    assert shapes == [(1, 8), (40, 8)]  # against the live original; from the stored batch
+    # Against the live original and from the stored batch, each time with the edits and with none.
+    assert shapes == [(1, 8), (1, 8), (40, 8), (40, 8)]
 
 
 @pytest.mark.parametrize("name", ["acts_post", "recons", "output"])

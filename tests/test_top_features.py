@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from zoo import sae_of
 
 from runtime import InputError, SAESession, read_artifact
+from runtime.decisions import Stages
 from runtime.features import TopFeatures
 from runtime.golden import load_golden
-from runtime.verify import _judge_features
+from runtime.proof import _judge_features
 from saeexport import export
 
 
@@ -141,10 +142,11 @@ def test_strongest_features_that_are_wrong(artifact, capsys, graph, change, reas
 
 def test_a_feature_that_is_named_twice_is_seen(artifact):
     reference = load_golden(read_artifact(artifact)).clean
+    stages = Stages(lambda tokens, pre: np.maximum(pre, 0), lambda tokens, acts: None)
     acts = reference.original["hook_sae_acts_post"]
     indices = np.argsort(-acts, axis=1)
     values = np.take_along_axis(acts, indices, axis=1)
     indices[:, 1] = indices[:, 0]
     outputs = {"indices": indices, "values": values, "l0": (acts != 0).sum(axis=1)}
-    verdicts = _judge_features("features", outputs, outputs | {"values": values[:, :1]}, reference)
+    verdicts = _judge_features("features", outputs, outputs | {"values": values[:, :1]}, reference, stages)
     assert any("indices name a feature twice" in failure for verdict in verdicts for failure in verdict.failures)

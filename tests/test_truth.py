@@ -11,7 +11,6 @@ from conftest import HOOKS, make_sae, normal
 from safetensors.numpy import load_file
 from zoo import ARCHITECTURES, D_IN, sae_of
 
-import saeexport
 from runtime import ParityError, SAESession
 from saeexport import ExportError, HookedSAE, export, graphs, precision
 from saeexport.precision import InFloat64
@@ -53,52 +52,6 @@ def test_float64_holds_one_matrix_at_a_time(monkeypatch):
     assert max(alive) <= 1
 
 
-def at_a_threshold(architecture, token, distance):
-    """Return an SAE and inputs, of which the preactivation of feature 5 lies `distance` off a threshold for `token`."""
-    sae, x = sae_of(architecture), torch.from_numpy(normal(40, D_IN))
-    with torch.no_grad():
-        pre = sae.preactivations(x[token])
-        if architecture == "jumprelu":
-            sae.threshold[5] = max(float(pre[5]), 0.3)
-            sae.b_enc[5] += sae.threshold[5] - pre[5] + distance
-        elif architecture == "gated":
-            sae.b_gate[5] += distance - (sae._product(x[token]) + sae.b_gate)[5]
-            sae.b_mag[5] += 1.0 - pre[5]
-        else:
-            size = pre.abs() if architecture == "abstopk" else pre
-            last = size.topk(sae.cfg.k).values[-1] * (torch.sign(pre[5]) if architecture == "abstopk" else 1)
-            other = 5 if size[5] < size.topk(sae.cfg.k).values[-1] else int(size.argmin())
-            sae.b_enc[other] += last - pre[other] - distance
-    return sae, x.numpy()
-
-
-@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
-@pytest.mark.parametrize("distance", [0.0, 1e-7, -1e-7])
-def test_a_feature_at_a_threshold_is_uncertain_and_the_truth_decides_as_the_original(architecture, distance):
-    sae, x = at_a_threshold(architecture, 7, distance)
-    reference = reference_of(sae, x)
-    assert reference.tokens == 40
-    assert reference.is_uncertain[7].any()
-    assert reference.is_uncertain.any(axis=1).sum() < 10
-    np.testing.assert_array_equal(reference.truth[POST] != 0, reference.original[POST] != 0)
-
-
-@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
-def test_a_feature_off_the_threshold_is_certain(architecture):
-    sae, x = at_a_threshold(architecture, 7, 1e-2)
-    assert not reference_of(sae, x).is_uncertain[7].any()
-
-
-@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
-def test_the_other_decision_is_what_the_activation_would_be(architecture):
-    sae, x = at_a_threshold(architecture, 7, 1e-7)
-    reference = reference_of(sae, x)
-    (features,) = np.nonzero(reference.is_uncertain[7])
-    both = np.stack([reference.truth[POST][7, features], reference.other[7, features]])
-    assert (both.min(axis=0) == 0).all()
-    np.testing.assert_allclose(both.max(axis=0), np.abs(reference.truth[PRE][7, features]), rtol=1e-4)
-
-
 def test_a_relu_has_no_threshold_that_matters():
     """It is continuous: a preactivation within rounding of zero makes an activation of that size."""
     sae, x = make_sae(), torch.from_numpy(normal(40, 6))
@@ -116,16 +69,6 @@ def test_a_token_whose_numbers_cancel_is_left_out():
     reference = reference_of(sae, x.numpy())
     assert (reference.tokens, reference.left_out) == (39, 1)
     assert max(budget.token for budget in reference.budgets.values()) < 1e-4
-
-
-@pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk"])
-@pytest.mark.parametrize("tokens", [slice(None), [7, 7, 7]], ids=["some", "all"])
-def test_tokens_at_a_threshold_are_proved_too(tmp_path, architecture, tokens):
-    sae, x = at_a_threshold(architecture, 7, 1e-8)
-    x = x[tokens]
-    artifact = export(sae, tmp_path / "sae", x)
-    assert artifact.manifest.parity.tokens == len(x)
-    saeexport.assert_parity(artifact.path, sae, x, device="cpu")
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk", "abstopk", "standard"])
@@ -243,12 +186,3 @@ def test_how_many_are_left_out_is_recorded(tmp_path):
         sae.b_enc -= sae.preactivations(x[7])
     parity = export(sae, tmp_path / "sae", x).manifest.parity
     assert (parity.tokens, parity.left_out) == (39, 1)
-
-
-def test_of_a_wide_sae_few_features_are_uncertain():
-    """The chance that some feature is at its threshold grows with their number."""
-    sae = type(sae_of("jumprelu"))(dict(d_in=64, d_sae=65536, hook_name="h", seed=0, device="cpu"))
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.from_numpy(normal(64, 65536) / 8))
-        sae.threshold.fill_(3.0)
-    assert reference_of(sae, normal(32, 64)).is_uncertain.sum() <= 8

@@ -1,8 +1,8 @@
 """Half precision where it cannot be computed in: operators run in float32, and what they give is rounded to it.
 
 ONNX Runtime's CPU provider has no bfloat16, and takes float16 through several operators without rounding in between.
-PyTorch computes each operation in float32 and rounds its result, and so does a GPU, whose products are added up in
-float32. Casts around an operator say the same in ONNX:
+A GPU computes each operation in float32 and rounds its result, and so does PyTorch (twice where a product has a bias,
+which is one operator here). Casts around an operator say the same in ONNX:
 
     half -> float32, operator, float32 -> half
 

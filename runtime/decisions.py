@@ -1,0 +1,124 @@
+"""Which decisions of a graph are right: the features that are on in one correct program and off in another.
+
+A feature whose preactivation lies within rounding of a threshold, or of the k-th largest, is such a one; in half
+precision a wide SAE has some on nearly every token. What is right there is not a matter of size. So the stages are
+judged apart, each given what the original gave to it, and a graph that is several stages is held to its own:
+
+    the truth               decides as the original did
+    acts_pre                does not depend on decisions: it is judged against the truth
+    `activate`, alone       is given the original's acts_pre, and must decide as the original did
+    acts_post               of any other graph must have on what `activate` of the same artifact switches on, given the
+                            graph's own acts_pre, to one rounding; of a graph that does not show it, some acts_pre
+                            within the budget of the truth's must explain what is on
+    `decode`, alone         is judged on the original's activations, on every token
+    recons, error, output   of a graph that decided otherwise on a token are judged there against what `decode` of the
+                            same artifact makes of the activations that the graph gave
+
+A wrong threshold, k or decoder therefore fails in its stage, whatever was decided elsewhere, and one that is wrong only
+inside another graph fails there.
+
+Two decisions no acts_pre tells: which of two features is on that tie exactly for the last place, and what a gate says
+that is computed of the input within rounding of its threshold. Such features are *uncertain*: there, and only there,
+both decisions are right (`saeexport.decisions` finds them). Of a gate there can be many, so their number is bounded:
+`FACTOR` times as many as the original decides otherwise than the truth would by itself, and `CHANCE`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from .inputs import Array
+from .names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_RECONS
+from .parity import FLOOR, Hooks, Reference, SteeredReference, behind
+
+Stage: TypeAlias = Callable[[Array, Array], Array]
+"""From which tokens, `(tokens,)` boolean, and what they have before it, to what they have behind it."""
+
+SMALLEST = 2.0**-24
+"""To what part of itself an activation shrinks at least, when its preactivation is moved back over zero."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of an artifact behind the encoder's product, each a graph of its own that is judged by itself.
+
+    Attributes:
+        activate: from acts_pre to acts_post.
+        decode: from acts_post to recons.
+    """
+
+    activate: Stage
+    decode: Stage
+
+
+def following(reference: Reference, outputs: Hooks, stages: Stages) -> Reference:
+    """Return the reference for a graph that gave these outputs, with those of its decisions that are right.
+
+    Args:
+        reference: what is right with the original's decisions.
+        outputs: acts_post and, unless the graph does not show it, acts_pre.
+        stages: of the same artifact.
+    """
+    if reference.rounded:
+        return reference
+    acts_post = outputs[HOOK_ACTS_POST]
+    decided = deciding(_explained(reference, acts_post, outputs.get(HOOK_ACTS_PRE), stages.activate), acts_post)
+    moved = np.abs(decided.truth[HOOK_ACTS_POST] - reference.truth[HOOK_ACTS_POST])
+    otherwise = (moved > reference.reach).any(axis=1)  # by less a ReLU may, for which the budget is there
+    if HOOK_RECONS not in outputs or not otherwise.any():
+        return decided
+    recons = reference.truth[HOOK_RECONS].copy()
+    recons[otherwise] = stages.decode(otherwise, acts_post[otherwise])
+    error = reference.against - recons if HOOK_ERROR in reference.truth else None
+    return decided.holding(behind(recons, error, reference.use_error_term), otherwise=otherwise)
+
+
+def deciding(reference: Reference, acts_post: Array) -> Reference:
+    """Return the reference that decides about uncertain features as these activations do."""
+    truth, other = reference.truth[HOOK_ACTS_POST], reference.other
+    swapped = reference.is_uncertain & ((acts_post != 0) != (truth != 0))
+    if other is None or not swapped.any():
+        return reference
+    return reference.holding({HOOK_ACTS_POST: np.where(swapped, other, truth)}, other=np.where(swapped, truth, other))
+
+
+def steered_after(steered: SteeredReference, clean: Reference, acts_post: Array, decode: Stage) -> Reference:
+    """Return the reference for a graph that gave these activations, and decided as `clean` follows.
+
+    What an edit hides, the decision of the edited feature, shows in the clean pass of the same graph.
+    """
+    if steered.rounded:
+        return steered
+    changed = clean.truth[HOOK_ACTS_POST] != steered.clean.truth[HOOK_ACTS_POST]
+    edited = steered.intervention(clean.truth[HOOK_ACTS_POST])
+    truth = {HOOK_ACTS_POST: np.where(changed, edited, steered.truth[HOOK_ACTS_POST])}
+    if clean.otherwise is not None:
+        recons = steered.truth[HOOK_RECONS].copy()
+        recons[clean.otherwise] = decode(clean.otherwise, acts_post[clean.otherwise])
+        truth.update(behind(recons, clean.truth.get(HOOK_ERROR), steered.use_error_term))
+    return steered.holding(truth, otherwise=clean.otherwise)
+
+
+def _explained(reference: Reference, acts_post: Array, own_pre: Array | None, activate: Stage) -> Reference:
+    """Return the reference that decides as `activate` does of a graph's own acts_pre, or of some that is near."""
+    pre = (reference.truth[HOOK_ACTS_PRE] if own_pre is None else own_pre).astype(np.float64)
+    step = reference.reach if own_pre is None else 2 * FLOOR[reference.dtype] * np.abs(pre)
+    on, certain = acts_post != 0, ~reference.is_uncertain
+    decided = activate(np.ones(len(on), bool), pre).astype(np.float64)
+    contested = (((decided != 0) != on) & certain).any(axis=1)
+    for outwards in (np.sign(pre), np.ones_like(pre)):  # what is large, or what is positive, is on
+        if not contested.any():
+            break
+        # As far as may be in favour of what the graph decided: what is on outwards, what is off inwards.
+        moved = (pre + np.where(on, step, -step) * outwards)[contested]
+        found = activate(contested, moved).astype(np.float64)
+        explains = ~(((found != 0) != on[contested]) & certain[contested]).any(axis=1)
+        back = np.clip(pre[contested] / np.where(moved == 0, 1.0, moved), SMALLEST, 1 / SMALLEST)
+        places = np.flatnonzero(contested)[explains]
+        decided[places] = (found * back)[explains]  # an activation is in proportion to its preactivation
+        contested[places] = False
+    truth = reference.truth[HOOK_ACTS_POST]
+    changed = ((decided != 0) != (truth != 0)) & certain
+    return reference.holding({HOOK_ACTS_POST: np.where(changed, decided, truth)}) if changed.any() else reference
