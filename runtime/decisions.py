@@ -18,9 +18,10 @@ A wrong threshold, k or decoder therefore fails in its stage, whatever was decid
 inside another graph fails there.
 
 Two decisions no acts_pre tells: which of two features is on that tie exactly for the last place, and what a gate says
-that is computed of the input within rounding of its threshold. Such features are *uncertain*: there, and only there,
-both decisions are right (`saeexport.decisions` finds them). Of a gate there can be many, so their number is bounded:
-`FACTOR` times as many as the original decides otherwise than the truth would by itself, and `CHANCE`.
+that is computed of the input within rounding of its threshold. Such features are *uncertain*: there both decisions are
+right (`saeexport.decisions` finds them). Of those that tie, as many must be on as in the original. Of gates the number
+of other decisions is bounded: `FACTOR` times as many as the original decides otherwise than the truth would by itself,
+and `CHANCE`.
 """
 
 from collections.abc import Callable
@@ -64,7 +65,9 @@ def following(reference: Reference, outputs: Hooks, stages: Stages) -> Reference
     if reference.rounded:
         return reference
     acts_post = outputs[HOOK_ACTS_POST]
-    decided = deciding(_explained(reference, acts_post, outputs.get(HOOK_ACTS_PRE), stages.activate), acts_post)
+    decided = _explained(reference, acts_post, outputs.get(HOOK_ACTS_PRE), stages.activate)
+    if reference.flips is not None:
+        decided = deciding(decided, acts_post)
     moved = np.abs(decided.truth[HOOK_ACTS_POST] - reference.truth[HOOK_ACTS_POST])
     otherwise = (moved > reference.reach).any(axis=1)  # by less a ReLU may, for which the budget is there
     if HOOK_RECONS not in outputs or not otherwise.any():
@@ -79,6 +82,8 @@ def deciding(reference: Reference, acts_post: Array) -> Reference:
     """Return the reference that decides about uncertain features as these activations do."""
     truth, other = reference.truth[HOOK_ACTS_POST], reference.other
     swapped = reference.is_uncertain & ((acts_post != 0) != (truth != 0))
+    if reference.flips is None:  # of those that tie, as many have a place in any case
+        swapped &= ((acts_post != 0).sum(axis=1) == (truth != 0).sum(axis=1))[:, None]
     if other is None or not swapped.any():
         return reference
     return reference.holding({HOOK_ACTS_POST: np.where(swapped, other, truth)}, other=np.where(swapped, truth, other))
@@ -105,20 +110,27 @@ def _explained(reference: Reference, acts_post: Array, own_pre: Array | None, ac
     """Return the reference that decides as `activate` does of a graph's own acts_pre, or of some that is near."""
     pre = (reference.truth[HOOK_ACTS_PRE] if own_pre is None else own_pre).astype(np.float64)
     step = reference.reach if own_pre is None else 2 * FLOOR[reference.dtype] * np.abs(pre)
-    on, certain = acts_post != 0, ~reference.is_uncertain
+    on, truth = acts_post != 0, reference.truth[HOOK_ACTS_POST]
+    certain = ~reference.is_uncertain | (reference.flips is None)  # a tie is explained, too
     decided = activate(np.ones(len(on), bool), pre).astype(np.float64)
     contested = (((decided != 0) != on) & certain).any(axis=1)
-    for outwards in (np.sign(pre), np.ones_like(pre)):  # what is large, or what is positive, is on
+    outwards = np.where(on, np.sign(acts_post), np.sign(pre))
+    # As far as may be in favour of what the graph decided: what is on outwards, what is off inwards, to zero at most;
+    # or, where what is large is not what is on, what is on upwards and what is off downwards.
+    for favour in (
+        np.where(on, step * outwards, -np.minimum(step, np.abs(pre)) * outwards),
+        np.where(on, step, -step),
+    ):
         if not contested.any():
             break
-        # As far as may be in favour of what the graph decided: what is on outwards, what is off inwards.
-        moved = (pre + np.where(on, step, -step) * outwards)[contested]
+        moved = (pre + favour)[contested]
         found = activate(contested, moved).astype(np.float64)
         explains = ~(((found != 0) != on[contested]) & certain[contested]).any(axis=1)
         back = np.clip(pre[contested] / np.where(moved == 0, 1.0, moved), SMALLEST, 1 / SMALLEST)
         places = np.flatnonzero(contested)[explains]
         decided[places] = (found * back)[explains]  # an activation is in proportion to its preactivation
         contested[places] = False
-    truth = reference.truth[HOOK_ACTS_POST]
+    if own_pre is None:
+        decided[contested] = truth[contested]  # for the message: what is not explained is wrong
     changed = ((decided != 0) != (truth != 0)) & certain
     return reference.holding({HOOK_ACTS_POST: np.where(changed, decided, truth)}) if changed.any() else reference

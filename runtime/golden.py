@@ -70,7 +70,7 @@ def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Refe
         RESIDUAL + name: (truth[name] - y.astype(np.float64)).astype(np.float32) for name, y in original.items()
     }
     inputs = steered.original[HOOK_INPUT]
-    feeds = steered.intervention.feeds((tokens,), FLOAT32 if inputs.dtype == np.float32 else steered.dtype)
+    feeds = steered.of(sample).intervention.feeds((tokens,), FLOAT32 if inputs.dtype == np.float32 else steered.dtype)
     tensors = {HOOK_INPUT: inputs[sample], **original, **residuals, **{k: np.asarray(v) for k, v in feeds.items()}}
     for precision, reference in ((steered.dtype, steered.clean), (TF32, in_tf32)):
         if reference is not None:

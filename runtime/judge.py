@@ -79,16 +79,14 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference)
                 f"the truth is {reference.truth[hook][index]:.12g}."
             )
     if hook == HOOK_ACTS_POST and not reference.rounded:
-        flips, failure = _judge_support(graph, y, reference)
-        failures += failure
+        failures += _judge_support(graph, y, reference)
         if reference.swapped > reference.most_swapped:
             failures.append(
                 f"{graph}: {hook}: {reference.swapped} features near the threshold of a gate are on in one and off in "
                 f"the other; rounding explains {reference.most_swapped:.0f}."
             )
         otherwise = int(((reference.truth[hook] != 0) != (reference.original[hook] != 0)).sum())
-        notes = (f"{flips} at the kink" if flips else "", f"{otherwise} decided otherwise" if otherwise else "")
-        note = f"({', '.join(filter(None, notes))})" if any(notes) else ""
+        note = f"({otherwise} decided otherwise)" if otherwise else ""
     elif reference.otherwise is not None:
         note = f"({int(reference.otherwise.sum())} tokens after other decisions)"
     if hook == HOOK_OUTPUT:
@@ -96,22 +94,17 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference)
     return Verdict(graph, hook, errors, budget, tuple(failures), note)
 
 
-def _judge_support(graph: str, y: Array, reference: Reference) -> tuple[int, list[str]]:
-    """Count the features that are on in one and off in the other; only at the kink, within its error, is that right.
-
-    Those of which either is right are not counted.
-    """
+def _judge_support(graph: str, y: Array, reference: Reference) -> list[str]:
+    """Return which features are on in one and off in the other, and may not be."""
     on, pre = reference.truth[HOOK_ACTS_POST] != 0, reference.truth[HOOK_ACTS_PRE]
-    flipped = ((y != 0) != on) & ~reference.is_free
-    reach = reference.reach
-    wrong = flipped & (np.abs(pre) > reach)
+    wrong = ((y != 0) != on) & ~reference.is_free
     if not wrong.any():
-        return int(flipped.sum()), []
+        return []
     token, feature = index_of(int(np.argmax(wrong)), wrong.shape)
-    return int(flipped.sum()), [
+    return [
         f"{graph}: {HOOK_ACTS_POST}: feature {feature} of token {token} is {'off' if on[token, feature] else 'on'} "
-        f"({y[token, feature]:.9g}), and no rounding explains it; its preactivation is "
-        f"{pre[token, feature]:.6g} in truth, and may err by {reach[token, 0]:.1e}. So are {int(wrong.sum()) - 1} more."
+        f"({y[token, feature]:.9g}), and no rounding explains it; its preactivation is {pre[token, feature]:.6g} in "
+        f"truth, and may err by {reference.reach[token, feature]:.1e}. So are {int(wrong.sum()) - 1} more."
     ]
 
 

@@ -9,7 +9,9 @@ Truth is the same weights evaluated in float64. The error of a tensor `y` at a h
     s = ||acts_pre||            for hook_sae_acts_pre and hook_sae_acts_post
     s = ||input|| + ||recons||  for hook_sae_recons, hook_sae_error and hook_sae_output
 
-(`input` is the target where a transcoder's error is taken against one.)
+(`input` is the target where a transcoder's error is taken against one.) A preactivation of more than `OUTLYING` times
+the median, such as that of a feature which is switched off by a bias of -1e9, does not make room for the others: in the
+norm it counts as much as that, and its own error is measured against its own size.
 
 A ReLU cuts and an error term cancels, so that a tensor's own norm can be arbitrarily small, even zero, while its
 rounding errors are not; the norms above are of what goes in. `token` sees an error that is spread (a product of lower
@@ -30,6 +32,7 @@ remains of two large numbers. And the sum of two rounded numbers is rounded once
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,6 +65,9 @@ FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
 """Half a unit in the last place, of the 24, 11 and 8 bits of a dtype's numbers: what one correct rounding of the result
 costs, where the original happens to be exact. A dtype without a row cannot be judged: truth itself is in float64."""
 
+OUTLYING = 32
+"""How much larger than the median of a token a preactivation is ordinarily not."""
+
 CHANCE = 8
 """How many decisions of a gate may be others where the original, as it happens, decides as the truth."""
 
@@ -88,8 +94,8 @@ class Reference:
         rounded: whether the artifact's weights are of less precision, so that it may switch other features on.
         other: acts_post, in float64, where each uncertain feature decides otherwise, and elsewhere as `truth`; None if
             none is uncertain.
-        flips: where the activation function reads the input: about how many of them the original decides otherwise than
-            the truth by itself would, of each token, `(tokens,)`; else None.
+        flips: where the activation function reads the input: of how many features the original decides otherwise than
+            the truth by itself would, of each token, `(tokens,)`; else None, and what is uncertain are ties.
         otherwise: on which tokens a graph decided otherwise, `(tokens,)`; see `runtime.decisions`.
     """
 
@@ -146,13 +152,12 @@ class Reference:
     @property
     def is_free(self) -> Array:
         """Tell of each feature of each token whether it is no matter if it is on or off, only how much."""
-        return self.is_uncertain
+        return np.zeros(self.truth[HOOK_ACTS_POST].shape, bool)
 
     @property
     def reach(self) -> Array:
-        """How far a preactivation may be from the truth, `(tokens, 1)`."""
-        pre = self.truth[HOOK_ACTS_PRE]
-        return (self.budget(HOOK_ACTS_PRE).element * self.scale(HOOK_ACTS_PRE) / np.sqrt(pre.shape[1]))[:, None]
+        """How far each preactivation may be from the truth, `(tokens, d_sae)`."""
+        return self.budget(HOOK_ACTS_PRE).element * self.scale(HOOK_ACTS_PRE)
 
     @property
     def swapped(self) -> int:
@@ -182,10 +187,18 @@ class Reference:
         return Errors(FACTOR * own.token + floor, FACTOR * own.element + floor)
 
     def scale(self, hook: str) -> Array:
-        """Return `s` of the module's docstring, `(tokens,)` float64."""
+        """Return `s / sqrt(width)` of the module's docstring, `(tokens, 1)`, or for features `(tokens, d_sae)`."""
         if hook in FEATURE_HOOKS:
-            return _norms(self.truth[HOOK_ACTS_PRE])
-        return _norms(self.against) + _norms(self.truth[HOOK_RECONS])
+            return self._sizes
+        return _sizes(self.against) + _sizes(self.truth[HOOK_RECONS])
+
+    @cached_property
+    def _sizes(self) -> Array:
+        size = np.abs(self.truth[HOOK_ACTS_PRE])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a token without any
+            median = np.nanmedian(np.where(size > 0, size, np.nan), axis=1, keepdims=True)
+        return np.maximum(_sizes(np.minimum(size, OUTLYING * np.nan_to_num(median))), size / OUTLYING)
 
     def own_errors(self, hook: str) -> Errors:
         """Return the original's own errors, by which the budget is calibrated."""
@@ -213,13 +226,10 @@ class Reference:
         return index_of(int(np.argmax(element)), y.shape)
 
     def _error_arrays(self, hook: str, y: Array) -> tuple[Array, Array]:
-        truth = _rows(self.truth[hook])
-        difference = np.abs(_rows(y).astype(np.float64) - truth)
-        scale = self.scale(hook)
+        difference = np.abs(_rows(y).astype(np.float64) - _rows(self.truth[hook]))
         with np.errstate(divide="ignore", invalid="ignore"):  # of no size at all, nothing but the truth will do
-            token = np.nan_to_num(np.linalg.norm(difference, axis=1) / scale, nan=0.0, posinf=np.inf)
-            element = np.nan_to_num(difference * np.sqrt(truth.shape[1]) / scale[:, None], nan=0.0, posinf=np.inf)
-        return token, element
+            element = np.nan_to_num(difference / self.scale(hook), nan=0.0, posinf=np.inf)
+        return _sizes(element)[:, 0], element
 
 
 @dataclass(frozen=True)
@@ -236,20 +246,27 @@ class SteeredReference(Reference):
 
     def of(self, tokens: Array) -> "SteeredReference":
         """Return the reference of some of the tokens."""
-        return dataclasses.replace(cast(SteeredReference, super().of(tokens)), clean=self.clean.of(tokens))
+        part, edits = cast(SteeredReference, super().of(tokens)), self.intervention
+        scale, shift = (
+            values[tokens] if values.ndim > 1 and len(values) > 1 else values for values in (edits.scale, edits.shift)
+        )
+        return dataclasses.replace(
+            part, clean=self.clean.of(tokens), intervention=Intervention(edits.ids, scale, shift)
+        )
 
-    @cached_property
+    @property
     def is_free(self) -> Array:
-        """Tell likewise: where something is added to a feature that may be on, it can cancel exactly, or not."""
-        adds = np.atleast_2d(np.logical_and(self.intervention.scale != 0, self.intervention.shift != 0))
-        free = super().is_free.copy()
-        free[:, self.intervention.ids] |= adds
+        """Tell likewise: what is added can cancel exactly, or not, and what is scaled can vanish."""
+        scale, shift = self.intervention.scale, self.intervention.shift
+        computed = (scale != 0) & ((scale != 1) | (shift != 0))
+        free = super().is_free
+        free[:, self.intervention.ids] |= np.atleast_2d(computed)
         return free
 
     def scale(self, hook: str) -> Array:
-        """Return `s` of the module's docstring, `(tokens,)` float64."""
+        """Return `s / sqrt(width)` of the module's docstring, `(tokens, 1)`, or for features `(tokens, d_sae)`."""
         own = super().scale(hook)
-        return own if hook in FEATURE_HOOKS else own + _norms(self.clean.truth[HOOK_RECONS])
+        return own if hook in FEATURE_HOOKS else own + _sizes(self.clean.truth[HOOK_RECONS])
 
     def own_errors(self, hook: str) -> Errors:
         """Return the larger of the original's own errors in the two passes."""
@@ -272,8 +289,10 @@ def _rows(array: Array) -> Array:
     return array.reshape(len(array), -1)
 
 
-def _norms(array: Array) -> Array:
-    return np.linalg.norm(_rows(array).astype(np.float64), axis=1)
+def _sizes(array: Array) -> Array:
+    """Return the norm of each token over the square root of its width, `(tokens, 1)` float64."""
+    rows = _rows(array).astype(np.float64)
+    return np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
 
 
 def index_of(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

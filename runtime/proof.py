@@ -102,9 +102,10 @@ class _Proof:
         return self.run(graph, feeds, self.steered.tokens)
 
     def no_edit(self) -> dict[str, Feed]:
-        """Return strengths of the edits at which nothing is edited."""
+        """Return strengths of the edits at which nothing is edited, in one row for all tokens."""
+        m = len(self.steered.intervention.ids)
         return {
-            name: feed_of(np.full(np.shape(self.sources[name]), value, np.float32), self.manifest.sae.dtype)
+            name: feed_of(np.full((1, m), value, np.float32), self.manifest.sae.dtype)
             for name, value in ((FEATURE_SCALE, 1.0), (FEATURE_SHIFT, 0.0))
         }
 
@@ -159,6 +160,12 @@ def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, clean: Reference, 
 
     Of fewer, they must be the first of them: where all are found, the strongest need not be sought.
     """
+    forms = [(name, fewer[name].shape, (*outputs[name].shape[:1], *((FEW,) if name != L0 else ()))) for name in outputs]
+    if wrong_forms := [form for form in forms if form[1] != form[2]]:
+        return [
+            Verdict(graph, name, None, None, (f"{graph}: {name} is {found} for k = {FEW}, not {expected}.",))
+            for name, found, expected in wrong_forms
+        ]
     found = TopFeatures(outputs[INDICES], outputs[VALUES], outputs[L0])
     d_sae = clean.original[HOOK_ACTS_POST].shape[1]
     try:
@@ -167,12 +174,15 @@ def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, clean: Reference, 
         return [Verdict(graph, INDICES, None, None, (f"{graph}: {INDICES}: {error}",))]
     verdicts = judge(graph, [HOOK_ACTS_POST], dense, _followed(dense, clean, stages))
     strength = np.abs(found.values)
+    first = np.arange(FEW) < np.minimum(found.l0, FEW)[:, None]
+    named = np.take_along_axis(dense[HOOK_ACTS_POST], np.clip(fewer[INDICES], 0, d_sae - 1), axis=1)
+    same = ((fewer[VALUES] == outputs[VALUES][:, :FEW]) & ((fewer[VALUES] == named) | ~first)).all(axis=1)
     places = np.sort(np.where(found.values != 0, found.indices, -1 - np.arange(strength.shape[1])), axis=1)
     for name, right, why in (
         (INDICES, (places[:, 1:] != places[:, :-1]).all(axis=1), "name a feature twice"),
         (L0, found.l0 == (dense[HOOK_ACTS_POST] != 0).sum(axis=1), "is not the number of features that are on"),
         (VALUES, (strength[:, :-1] >= strength[:, 1:]).all(axis=1), "are not in descending order"),
-        (K, (fewer[VALUES] == outputs[VALUES][:, :FEW]).all(axis=1), f"= {FEW} does not give the strongest"),
+        (K, same & (fewer[L0] == outputs[L0]), f"= {FEW} does not give the strongest, or another {L0}"),
     ):
         wrong = np.flatnonzero(~right)
         failures = (f"{graph}: {name} {why}: token {wrong[0]} and {len(wrong) - 1} more.",) if len(wrong) else ()

@@ -96,13 +96,12 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
 
 
 def _run(session: SAESession, graph: str, feeds: dict[str, Feed], tokens: int) -> Hooks:
-    """Run a graph; one for the CPU on half the tokens at once, and on the others a few at a time.
+    """Run a graph on all tokens but one at once and on that alone; one for the CPU also on a few at a time.
 
-    What it does depends on how many tokens there are, and a service gives it both.
+    What it does may depend on how many tokens there are, and a service gives it both.
     """
-    if not contracts_of(session.cfg.dtype)[graph].for_cpu:
-        return {name: np.asarray(output) for name, output in session.run_graph(graph, feeds).items()}
-    bounds = [0, *range(tokens // 2, tokens, FEW_TOKENS), tokens]
+    at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
+    bounds = [0, *range(at_once, tokens - 1, FEW_TOKENS), tokens - 1, tokens]
     spec = session.artifact.manifest.graphs[graph]
     parts = [
         session.run_graph(graph, part_of(spec, feeds, tokens, slice(start, end)))

@@ -68,7 +68,7 @@ def with_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
         for tokens, acts_post in _ties(sae, reference):
             note(tokens, acts_post)
         if _reads_the_input(sae, measured):
-            flips = (other != truth).sum(axis=1)
+            flips = np.zeros(reference.tokens, np.int64)
             all_tokens = np.ones(reference.tokens, bool)
             for acts_post in _gates(sae, measured):
                 note(all_tokens, acts_post)
@@ -115,7 +115,11 @@ def _ties(sae: Any, reference: Reference) -> Iterator[tuple[Array, Array]]:
     tokens = np.asarray(tied.any(axis=1))
     if not tokens.any():
         return
-    tokens[tokens] = ((activations(tokens, tied) != 0) != on[tokens]).any(axis=1)  # else it was not for a place
+    before, after = (activations(tokens, which) != 0 for which in (np.zeros_like(tied), tied))
+    for token, was, now in zip(np.flatnonzero(tokens), before, after, strict=True):
+        lost, won = (np.abs(pre[token])[tied[token] & which] for which in (was & ~now, now & ~was))
+        tied[token] &= np.isin(np.abs(pre[token]), np.intersect1d(lost, won))  # else it was not for a place
+    tokens = np.asarray(tied.any(axis=1))
     places = np.where(on, np.cumsum(tied & on, axis=1), np.cumsum(tied & ~on, axis=1)) * tied
     for turn in range(1, int(places[tokens].max(initial=0)) + 1):  # each wins or loses once
         yield tokens, activations(tokens, places == turn)
@@ -145,15 +149,16 @@ def _gates(sae: Any, reference: Reference) -> Iterator[Array]:
     """
     x, acts_pre = reference.original[HOOK_INPUT].astype(np.float64), reference.truth[HOOK_ACTS_PRE]
     draws = np.random.default_rng(0)
-    rows = tuple(range(1, x.ndim))
+    rows, reach = tuple(range(1, x.ndim)), reference.reach
     for _ in range(DRAWS):
         direction = draws.standard_normal(x.shape)
         size = np.linalg.norm(x, axis=rows, keepdims=True) / np.linalg.norm(direction, axis=rows, keepdims=True)
         direction *= STEP * np.where(size > 0, size, 1.0)
         with InFloat64():
             response = hook_of(sae, [x + direction, reference.target], HOOK_ACTS_PRE) - acts_pre
-        moved = np.sqrt((response**2).mean(axis=1, keepdims=True))
-        length = (0.5 * reference.reach / np.where(moved > 0, moved, 1.0)).reshape(-1, *[1] * len(rows))
+        # In units of what each may err by, on average over the features.
+        moved = np.sqrt(np.mean((response / np.where(reach > 0, reach, np.inf)) ** 2, axis=1))
+        length = (0.5 / np.where(moved > 0, moved, np.inf)).reshape(-1, *[1] * len(rows))
         for sign in (1.0, -1.0):
             yield _activations(sae, reference, x + sign * length * direction, acts_pre)
 

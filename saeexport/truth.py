@@ -107,14 +107,17 @@ def in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
 def typical_intervention(reference: Reference) -> Intervention:
     """Return edits of every kind, of the features that are most often on and of the one that is least often.
 
-    The values are of the size of the activations, so that every edit shows in the reconstruction.
+    Each token has its own, in turn. The values are of the size of the activations, so that every edit shows in the
+    reconstruction.
     """
     acts_post = reference.original[HOOK_ACTS_POST]
     on = (acts_post != 0).sum(axis=0)
     by_use = np.argsort(-on, kind="stable")
     ids = by_use if len(by_use) <= EDITED_FEATURES else np.append(by_use[: EDITED_FEATURES - 1], by_use[-1])
     size = np.array([acts_post[acts_post[:, j] != 0, j].mean() if on[j] else 1.0 for j in ids], acts_post.dtype)
-    scale, shift = (np.resize(kinds, len(ids)) for kinds in ([0, 0, 0.5, 1], [0, 1, 0, 1]))  # ablate, clamp, scale, add
+    turn = np.arange(len(acts_post))[:, None] + np.arange(len(ids))
+    kinds = np.array([(0, 0), (0, 1), (0.5, 0), (1, 1)])  # ablate, clamp, scale, add
+    scale, shift = np.moveaxis(kinds[turn % len(kinds)], -1, 0)
     return Intervention(ids, scale, rounded(shift * size, reference.dtype))
 
 

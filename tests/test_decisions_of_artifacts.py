@@ -17,6 +17,7 @@ from runtime.dtypes import rounded
 from runtime.judge import judge
 from runtime.parity import CHANCE, FACTOR
 from saeexport import export
+from saeexport.exportable import in_dtype
 
 POST = HOOKS[2]
 
@@ -110,6 +111,54 @@ def test_the_gates_that_may_decide_otherwise_are_counted(exported):
         found = judge("encode", [POST], outputs, deciding(clean, outputs[POST]))[0].failures
         assert (found == ()) == passes
     assert f"{count} features near the threshold of a gate are on in one and off in the other" in found[0]
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_wrong_k_is_seen_where_each_feature_has_a_twin(tmp_path, by):
+    """All tie for the last place with another, and still as many have one."""
+    sae = sae_of("topk")
+    with torch.no_grad():
+        for name in ("W_enc", "b_enc"):
+            parameter = getattr(sae, name)
+            parameter[..., 24:] = parameter[..., :24]
+    path = export(sae, tmp_path / "sae", normal(64, D_IN)).path
+    for graph in contracts_of("float32"):
+        rewrite(path, f"{graph}.onnx", edit_graph(lambda model: with_k(model, by)))
+    assert any(f"activate: {POST}" in failure for failure in runtime.verify(path, "cpu").failures)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_at_the_threshold_itself_one_decision_is_right(tmp_path, dtype):
+    """Also where a feature that is on is as large."""
+    sae, x = sae_of("jumprelu"), normal(64, D_IN)
+    with torch.no_grad():
+        for name in ("W_enc", "b_enc"):
+            parameter = getattr(sae, name)
+            parameter[..., 1] = parameter[..., 0]
+    halved = in_dtype(sae, dtype)
+    with torch.no_grad():
+        halved.threshold[0] = halved.preactivations(torch.from_numpy(x).to(halved.W_enc.dtype))[:, 0].max()
+        halved.threshold[1] = halved.threshold[0] / 2
+    path = export(halved, tmp_path / "sae", x).path
+    assert runtime.verify(path, "cpu").failures == []
+
+    def not_strictly(model):
+        for node in model.graph.node:
+            node.op_type = "GreaterOrEqual" if node.op_type == "Greater" else node.op_type
+
+    for graph in contracts_of(dtype):
+        rewrite(path, f"{graph}.onnx", edit_graph(not_strictly))
+    suffix = "" if dtype == "float32" else ".wide"
+    assert any(f"activate{suffix}: {POST}" in failure for failure in runtime.verify(path, "cpu").failures)
+
+
+@pytest.mark.parametrize("graph", ["activate", "encode", "acts", "features.sparse"])
+def test_a_feature_out_of_all_proportion_hides_no_wrong_threshold(tmp_path, graph):
+    sae = sae_of("jumprelu")
+    sae.b_enc.data[3] = -1e9  # as one is switched off for good
+    path = export(sae, tmp_path / "sae", normal(64, D_IN)).path
+    rewrite(path, f"{graph}.onnx", with_weight("threshold", lambda values: values + 5))
+    assert any(failure.startswith(f"{graph}: {POST}") for failure in runtime.verify(path, "cpu").failures)
 
 
 def ramp(model, width):

@@ -276,3 +276,26 @@ def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
     assert runtime.verify(TINY, "cpu").failures == []
     assert len(loaded) >= len(CONTRACTS)
     assert not any(loaded)
+
+
+@pytest.mark.parametrize(("graph", "output"), [("encode", HOOKS[1]), ("activate", HOOKS[2]), ("decode", HOOKS[3]),
+                                               ("acts", HOOKS[2]), ("decode.sparse", HOOKS[3])])  # fmt: skip
+def test_a_graph_that_is_wrong_for_a_single_token(artifact, capsys, graph, output):
+    """As a service asks."""
+
+    def doubled_if_alone(model):
+        node = next(node for node in model.graph.node if output in node.output)
+        node.output[list(node.output).index(output)] = "right"
+        for other in model.graph.node:
+            other.input[:] = ["right" if name == output else name for name in other.input]
+        model.graph.node.extend([
+            helper.make_node("Shape", [model.graph.input[0].name], ["count"], start=0, end=1),
+            helper.make_node("Equal", ["count", "single"], ["alone"]),
+            helper.make_node("Cast", ["alone"], ["one_if_alone"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["right", "one_if_alone"], ["more"]),
+            helper.make_node("Add", ["right", "more"], [output]),
+        ])  # fmt: skip
+        model.graph.initializer.append(helper.make_tensor("single", TensorProto.INT64, [1], [1]))
+
+    rewrite(artifact, f"{graph}.onnx", edit_graph(doubled_if_alone))
+    assert f"{graph}: {output}: the token error" in failures_of(artifact, capsys)

@@ -188,14 +188,15 @@ def test_an_edit_that_cancels_exactly_is_no_decision(tmp_path, dtype):
     path = export(sae_of("abstopk"), tmp_path / "sae", normal(60, D_IN), dtype=dtype).path
     steered = runtime.golden.load_golden(runtime.read_artifact(path))
     ids, scale, shift = (getattr(steered.intervention, name) for name in ("ids", "scale", "shift"))
-    column = ids[np.flatnonzero((scale != 0) & (shift != 0))[0]]
     outputs = {POST: steered.original[POST].copy()}
-    token = int(np.flatnonzero(outputs[POST][:, column])[0])
-    small = 0.1 * steered.budgets[POST].element * steered.scale(POST)[token] / np.sqrt(outputs[POST].shape[1])
+    added = (scale != 0) & (shift != 0) & (outputs[POST][:, ids] != 0)
+    token, place = map(int, np.argwhere(added)[0])
+    column = ids[place]
+    small = 0.1 * steered.budgets[POST].element * steered.scale(POST)[token, column]
     truth = steered.truth[POST].copy()
     truth[token, column], outputs[POST][token, column] = small, 0.0
     cancelled = dataclasses.replace(steered, truth={**steered.truth, POST: truth}, recorded=steered.budgets)
-    assert np.abs(cancelled.truth[PRE][token, column]) > cancelled.reach[token]
+    assert np.abs(cancelled.truth[PRE][token, column]) > cancelled.reach[token, column]
     assert judge("steer", [POST], outputs, cancelled)[0].failures == ()
     other = next(feature for feature in np.flatnonzero(truth[token]) if feature not in ids)
     outputs[POST][token, other] = 0.0

@@ -9,6 +9,7 @@ import torch
 from conftest import HOOKS, make_sae, normal
 
 from runtime import ParityError
+from runtime.decisions import Stages, following
 from runtime.judge import judge
 from runtime.manifest import Errors
 from runtime.parity import FACTOR, FLOOR, Reference
@@ -98,8 +99,7 @@ def test_a_wrong_number_is_named_with_both_values_error_and_budget(reference, ho
 def test_a_spread_error_is_seen_by_the_token_rule_first(reference):
     outputs = outputs_of(reference)
     draws = np.random.default_rng(0).standard_normal(outputs[PRE].shape)
-    scale = reference.scale(PRE)[:, None] / np.sqrt(96)
-    outputs[PRE] = (outputs[PRE] + draws * scale * reference.budgets[PRE].token * 1.3).astype(np.float32)
+    outputs[PRE] = (outputs[PRE] + draws * reference.scale(PRE) * reference.budgets[PRE].token * 1.3).astype(np.float32)
     assert any("the token error" in failure for failure in failures(reference, outputs))
 
 
@@ -155,21 +155,35 @@ def test_a_feature_that_is_on_far_from_the_kink_fails_however_faint(reference):
     assert f"feature {feature} of token {token} is on (9.99999996e-13)" in only(reference, outputs)
 
 
-def test_a_feature_may_flip_at_the_kink_within_the_error(reference):
+@pytest.mark.parametrize("shown", [True, False], ids=["acts_pre shown", "not shown"])
+def test_a_feature_may_flip_at_the_kink_within_the_error(reference, shown):
     token, feature = map(int, np.argwhere(reference.truth[PRE] < -0.5)[0])
-    reach = reference.budgets[PRE].element * reference.scale(PRE)[token] / np.sqrt(96)
-    for distance, passes in ((0.5, True), (2.0, False)):
+    stages = Stages(lambda tokens, pre: np.maximum(pre, 0).astype(np.float32), lambda tokens, acts: None)
+    for distance, own, passes in ((0.5, 1e-12, True), (0.5, -1e-12, not shown), (2.0, 1e-12, False)):
         truth = {hook: array.copy() for hook, array in reference.truth.items()}
-        original = {hook: array.copy() for hook, array in reference.original.items()}
-        truth[PRE][token, feature] = -distance * reach
-        original[PRE][token, feature] = -distance * reach
-        moved = dataclasses.replace(reference, truth=truth, original=original, recorded=reference.budgets)
-        outputs = outputs_of(moved)
+        truth[PRE][token, feature] = -distance * reference.reach[token, feature]
+        moved = dataclasses.replace(reference, truth=truth, recorded=reference.budgets)
+        outputs = {hook: reference.original[hook].copy() for hook in ((PRE, POST) if shown else (POST,))}
         outputs[POST][token, feature] = 1e-12
-        verdicts = judge("model", HOOKS, outputs, moved)
+        if shown:
+            outputs[PRE][token, feature] = own
+        followed = following(moved, outputs, stages)
+        verdicts = judge("encode", list(outputs), outputs, followed)
         assert (not any(verdict.failures for verdict in verdicts)) == passes
         if passes:
-            assert "(1 at the kink)" in str(Report("title", verdicts))
+            assert followed.otherwise is None  # too little to matter behind
+            assert "(1 decided otherwise)" in str(Report("title", verdicts))
+
+
+@pytest.mark.parametrize("bias", [-1e9, -1e30])
+def test_a_preactivation_that_is_out_of_all_proportion_makes_no_room_for_others(bias):
+    sae = make_sae(d_in=24, d_sae=96)
+    sae.b_enc.data[5] = bias
+    reference, ordinary = (reference_of(each, normal(32, 24)) for each in (sae, make_sae(d_in=24, d_sae=96)))
+    assert reference.tokens == 32
+    for hook in (PRE, POST):
+        assert reference.budgets[hook].token < 2 * ordinary.budgets[hook].token
+    assert np.delete(reference.reach, 5, axis=1).max() < 2 * ordinary.reach.max()
 
 
 def test_two_outputs_swapped(reference):

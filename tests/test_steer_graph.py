@@ -132,7 +132,7 @@ def test_the_typical_intervention_shows_in_every_kind_of_edit():
     sae = make_sae(d_in=24, d_sae=96)
     reference = reference_of(sae, normal(40, 24))
     intervention = typical_intervention(reference)
-    kinds = {(scale, shift != 0) for scale, shift in zip(intervention.scale, intervention.shift, strict=True)}
+    kinds = set(zip(intervention.scale.ravel().tolist(), (intervention.shift != 0).ravel().tolist(), strict=True))
     assert kinds == {(0.0, False), (0.0, True), (0.5, False), (1.0, True)}
     acts = reference.original[POST]
     assert ((intervention(acts) != acts).any(axis=0)[intervention.ids]).all()
@@ -160,8 +160,8 @@ def test_the_golden_intervention_is_verified_with_a_row_for_all_tokens_and_with_
 
     monkeypatch.setattr(SAESession, "run_graph", note)
     export(make_sae(), tmp_path / "sae", normal(40, 6))
-    # Against the live original and from the stored batch, each time with the edits and with none.
-    assert shapes == [(1, 8), (1, 8), (40, 8), (40, 8)]
+    # With the edits, of each token its own, and with none; but one token at once, and one; twice, at export.
+    assert shapes == 2 * [(39, 8), (1, 8), (1, 8), (1, 8)]
 
 
 @pytest.mark.parametrize("name", ["acts_post", "recons", "output"])
@@ -210,6 +210,17 @@ def update_left_out(model):
     node.attribute.append(helper.make_attribute("alpha", 0.0))
 
 
+def edits_of_the_first_token_for_all(model):
+    for node in list(model.graph.node):
+        for i, name in enumerate(node.input):
+            if name in ("feature_scale", "feature_shift"):
+                node.input[i] = f"first_{name}"
+    for name in ("feature_scale", "feature_shift"):
+        model.graph.node.insert(0, helper.make_node("Slice", [name, "zero", "one", "zero"], [f"first_{name}"]))
+    for name, value in (("zero", 0), ("one", 1)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], np.int64), name))
+
+
 def update_of_the_whole_value(model):
     node = node_of(model, "Gemm", RECONS)
     node.input[0] = node_of(model, "Add").output[0]  # the edited activations, not their change
@@ -223,6 +234,7 @@ def update_of_the_whole_value(model):
         (clean_activations_shown, [POST]),
         (update_left_out, [RECONS, OUTPUT]),
         (update_of_the_whole_value, [RECONS, OUTPUT]),
+        (edits_of_the_first_token_for_all, [POST, RECONS, OUTPUT]),
     ],
 )
 def test_a_graph_that_steers_wrongly(artifact, capsys, change, hooks):

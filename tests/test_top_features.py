@@ -119,6 +119,23 @@ def test_the_strongest_are_sought_where_there_are_few(tmp_path, capsys):
     assert "features.sparse: k = 1 does not give the strongest" in failures_of(path, capsys)
 
 
+@pytest.mark.parametrize("output", ["indices", "l0"])
+@pytest.mark.parametrize("graph", ["features", "features.sparse"])
+def test_what_is_wrong_for_few_features_only(artifact, capsys, graph, output):
+    def one_more_if_k_is_one(graph, by_output):
+        node = by_output.get(output) or next(node for node in graph.node if output in node.output)
+        node.output[list(node.output).index(output)] = "right"
+        for name, value in (("one", 1), ("d_sae", 16)):
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+        make = onnx.helper.make_node
+        graph.node.extend([make("Equal", ["k", "one"], ["alone"]), make("Cast", ["alone"], ["more"], to=7),
+                           make("Add", ["right", "more"], ["moved"]),
+                           make("Mod", ["moved", "d_sae"], [output])])  # fmt: skip
+
+    rewrite(artifact, f"{graph}.onnx", features_gate(one_more_if_k_is_one))
+    assert f"{graph}: k = 1 does not give the strongest, or another l0" in failures_of(artifact, capsys)
+
+
 def one_too_many(graph, by_output):
     """Count one feature more than are on."""
     by_output["l0"].output[0] = "exact"
@@ -148,5 +165,6 @@ def test_a_feature_that_is_named_twice_is_seen(artifact):
     values = np.take_along_axis(acts, indices, axis=1)
     indices[:, 1] = indices[:, 0]
     outputs = {"indices": indices, "values": values, "l0": (acts != 0).sum(axis=1)}
-    verdicts = _judge_features("features", outputs, outputs | {"values": values[:, :1]}, reference, stages)
+    fewer = {name: array[:, :1] if array.ndim > 1 else array for name, array in outputs.items()}
+    verdicts = _judge_features("features", outputs, fewer, reference, stages)
     assert any("indices name a feature twice" in failure for verdict in verdicts for failure in verdict.failures)

@@ -75,5 +75,13 @@ def _rounded(graph: ir.Graph, node: ir.Node, output: ir.Value) -> ir.Value:
     for i, value in enumerate(graph.outputs):
         if value is output:
             graph.outputs[i] = rounded
-    rounded.name, output.name = output.name, f"wide.{output.name}"
+    rounded.name, output.name = output.name, _unused(f"wide.{output.name}", graph)
     return rounded
+
+
+def _unused(name: str, graph: ir.Graph) -> str:
+    """Return the name, or one like it that no value has: what this pass made may be widened again."""
+    taken = {value.name for node in graph for value in node.outputs}
+    while name in taken:
+        name = f"wide.{name}"
+    return name
