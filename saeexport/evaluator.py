@@ -14,7 +14,7 @@ from runtime.tensor import Feed
 
 
 class Gemm(OpRun):
-    """As GPUs compute it: added up in float32, and rounded once. The package's own takes minutes for large ones."""
+    """As GPUs compute it: added up in float32, and rounded once; and by BLAS, which the package's own is not."""
 
     op_domain = ""
 
