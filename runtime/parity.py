@@ -115,7 +115,7 @@ class Reference:
         for name, array in {**self.original, **{f"truth of {k}": v for k, v in self.truth.items()}}.items():
             if not np.isfinite(array).all():
                 index = index_of(int(np.argmin(np.isfinite(array))), array.shape)
-                why = "Look for it in the activations and in the weights."
+                why = "Look for it in the activations (a token of zeros has no norm to divide by) and in the weights."
                 if self.dtype == FLOAT16:
                     why = "float16 ends at 65504, and some number is larger: take bfloat16, or float32."
                 raise ParityError(f"{name} is {array[index]} at {list(index)}: parity is judged on finite numbers "

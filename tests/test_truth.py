@@ -186,3 +186,10 @@ def test_how_many_are_left_out_is_recorded(tmp_path):
         sae.b_enc -= sae.preactivations(x[7])
     parity = export(sae, tmp_path / "sae", x).manifest.parity
     assert (parity.tokens, parity.left_out) == (39, 1)
+
+
+def test_a_token_that_cannot_be_normalised_is_named(tmp_path):
+    x = normal(20, D_IN)
+    x[3] = 0
+    with pytest.raises(ParityError, match=r"hook_sae_acts_pre is nan at \[3, 0\]: .* \(a token of zeros has no norm"):
+        export(sae_of("standard", normalize_activations="constant_norm_rescale"), tmp_path / "sae", x)
