@@ -59,7 +59,7 @@ from .names import (
 FACTOR = 4.0
 """Two correct programs that add the same products in another order have errors that differ by a factor. The largest one
 that `python -m benchmarks.parity` sees over sizes, sparsities, architectures and numbers of tokens is 2.2
-(benchmarks/results), and in half precision 1.4; the rest is for processors and GPUs that add in yet other orders."""
+(benchmarks/results), and in half precision 1.2; the rest is for processors and GPUs that add in yet other orders."""
 
 FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
 """Half a unit in the last place, of the 24, 11 and 8 bits of a dtype's numbers: what one correct rounding of the result
