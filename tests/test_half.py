@@ -1,5 +1,6 @@
 """Artifacts in half precision: proved against the original in that dtype, and what they lose is said."""
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -21,7 +22,7 @@ from runtime.dtypes import rounded
 from runtime.fidelity import features_of
 from runtime.parity import FLOOR
 from runtime.tensor import feed_of
-from saeexport import ExportError, export, graphs
+from saeexport import ExportError, HookedSAE, export, graphs
 from saeexport.cli import main as saeexport_main
 from saeexport.evaluator import evaluated
 from saeexport.truth import reference_of
@@ -209,6 +210,28 @@ def test_a_checkpoint_in_half_precision_is_exported_as_it_is(tmp_path):
     manifest = export(sae, tmp_path / "sae").manifest
     assert (manifest.sae.dtype, manifest.fidelity) == ("bfloat16", None)
     assert export(sae, tmp_path / "wide", dtype="float32").manifest.sae.dtype == "float32"
+
+
+class Smooth(HookedSAE):
+    """Its activation takes operators that bfloat16 has not, between casts of PyTorch's."""
+
+    def activation(self, acts_pre, x):
+        return torch.sigmoid(acts_pre)
+
+
+def test_a_user_s_class_with_a_config_that_cannot_be_changed(tmp_path, dtype):
+    sae = Smooth(dict(d_in=6, d_sae=16, hook_name="h", seed=0, device="cpu"))
+    frozen = dataclasses.make_dataclass("Frozen", [(name, type(value)) for name, value in vars(sae.cfg).items()],
+                                        frozen=True)  # fmt: skip
+    sae.cfg = frozen(**vars(sae.cfg))
+    assert export(sae, tmp_path / "sae", normal(40, 6), dtype=dtype).manifest.sae.dtype == dtype
+    assert sae.cfg.dtype == torch.float32
+
+
+def test_of_mixed_dtypes_there_is_no_exact_original(tmp_path, dtype):
+    sae = make_sae()
+    sae.b_enc.data = sae.b_enc.data.double()
+    assert export(sae, tmp_path / "sae", normal(40, 6), dtype=dtype).manifest.fidelity is None
 
 
 def test_the_command_line_takes_a_dtype(tmp_path, capsys):
