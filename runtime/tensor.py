@@ -159,14 +159,12 @@ class Tensor:
 
 
 Feed: TypeAlias = Array | Tensor
+"""What a graph takes and gives: numpy's where numpy can show it."""
 
 
 def feed_of(array: Array, dtype: str) -> Feed:
     """Return numbers as an input of a dtype, rounded to it where they are not yet."""
     return Tensor.of(array, dtype) if dtype == BFLOAT16 else array.astype(dtype, copy=False)
-
-
-"""What a graph takes and gives: numpy's where numpy can show it."""
 
 
 def as_given(x: Any, on_device: Callable[[Any], Tensor] | None = None) -> Feed:

@@ -10,7 +10,7 @@ import saeexport
 from runtime.decisions import following
 from runtime.dtypes import rounded
 from runtime.judge import judge
-from saeexport import export
+from saeexport import HookedSAE, export
 from saeexport.decisions import stages_of
 from saeexport.exportable import in_dtype
 from saeexport.truth import reference_of
@@ -139,3 +139,23 @@ def test_what_is_half_on_at_a_threshold_is_wrong():
         outputs = {PRE: reference.original[PRE], POST: reference.original[POST].copy()}
         outputs[POST][7, feature] = part * reference.original[PRE][7, feature]
         assert (not failures(outputs, following(reference, outputs, stages))) == passes
+
+
+class Lenient(HookedSAE):
+    """On are also small negative numbers."""
+
+    def activation(self, acts_pre, x):
+        return acts_pre * (acts_pre > -0.5)
+
+
+@pytest.mark.parametrize("distance", [2e-7, -2e-7, 1e-2, -1e-2])
+def test_what_is_on_need_not_be_large(distance):
+    sae, x = Lenient(dict(d_in=D_IN, d_sae=48, hook_name="h", seed=0, device="cpu")), normal(40, D_IN)
+    with torch.no_grad():
+        sae.b_enc[5] -= sae.preactivations(torch.from_numpy(x[7]))[5] + 0.5 - distance
+    reference = reference_of(sae, x)
+    assert (reference.original[POST][7, 5] != 0) == (distance > 0)
+    outputs = {POST: reference.original[POST].copy()}
+    outputs[POST][7, 5] = 0 if distance > 0 else reference.original[PRE][7, 5]
+    found = failures(outputs, following(reference, outputs, stages_of(sae, reference)), [POST])
+    assert bool(found) == (abs(distance) > 1e-3)

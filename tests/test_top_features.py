@@ -168,3 +168,8 @@ def test_a_feature_that_is_named_twice_is_seen(artifact):
     fewer = {name: array[:, :1] if array.ndim > 1 else array for name, array in outputs.items()}
     verdicts = _judge_features("features", outputs, fewer, reference, stages)
     assert any("indices name a feature twice" in failure for verdict in verdicts for failure in verdict.failures)
+    none = {name: array[:, :0] if array.ndim > 1 else array for name, array in outputs.items()}
+    failures = [
+        f for verdict in _judge_features("features", outputs, none, reference, stages) for f in verdict.failures
+    ]
+    assert "features: values is (16, 0) for k = 1, not (16, 1)." in failures

@@ -71,6 +71,15 @@ def test_a_token_whose_numbers_cancel_is_left_out():
     assert max(budget.token for budget in reference.budgets.values()) < 1e-4
 
 
+def test_so_is_one_that_is_only_far_less_exact_than_the_others():
+    sae, x = make_sae(), torch.from_numpy(normal(40, 6))
+    with torch.no_grad():
+        sae.b_enc -= 0.999 * sae.preactivations(x[7])
+    reference = reference_of(sae, x.numpy())
+    assert (reference.tokens, reference.left_out) == (39, 1)
+    assert max(budget.token for budget in reference.budgets.values()) < 1e-5
+
+
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk", "abstopk", "standard"])
 def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architecture):
     """Off the threshold, leaving tokens out hides nothing: a graph with another threshold, gate or k is refused."""
