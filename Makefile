@@ -49,29 +49,29 @@ test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 	.venv-onnxruntime-$*/bin/python -m pip install --quiet --editable . "onnxruntime==$*.*"
 	touch $@
 
-# How far apart two correct programs are: the measurement behind runtime/parity.py's FACTOR.
+# How far apart two correct programs are: the measurement behind runtime/parity/reference.py's FACTOR.
 parity: .venv/ready
-	.venv/bin/python -m benchmarks.parity
+	.venv/bin/python -m benchmarks.losses.parity
 
 # What all six hooks cost, beside PyTorch, torch.compile and a plain ONNX export; about a quarter of an hour.
 bench: .venv/ready
-	.venv/bin/python -m benchmarks
+	.venv/bin/python -m benchmarks.cpu
 
 # What an intervention on features costs, beside the clean pass.
 bench-steer: .venv/ready
-	.venv/bin/python -m benchmarks.steer
+	.venv/bin/python -m benchmarks.costs.steer
 
 # What int8 weights save, and what they lose.
 bench-int8: .venv/ready
-	.venv/bin/python -m benchmarks.int8
+	.venv/bin/python -m benchmarks.losses.int8
 
 # What half precision loses.
 bench-half: .venv/ready
-	.venv/bin/python -m benchmarks.half
+	.venv/bin/python -m benchmarks.losses.half
 
 # What the export of a large SAE costs in time and memory.
 bench-export: .venv/ready
-	.venv/bin/python -m benchmarks.export
+	.venv/bin/python -m benchmarks.costs.export
 
 # Everything: exporter, runtime, demo, tests, lint.
 .venv/ready: pyproject.toml constraints.txt
@@ -87,8 +87,8 @@ bench-export: .venv/ready
 
 # The PyTorch original on TransformerLens' releases from the oldest supported on. 2.16 needs NumPy 1, whose last pyarrow
 # does not say so.
-ON_TRANSFORMER_LENS := $(addprefix tests/test_,hooked_sae.py export.py session.py hooks.py interventions.py \
-  architectures.py truth.py)
+ON_TRANSFORMER_LENS := $(addprefix tests/,saeexport/original saeexport/export/test_export.py runtime/session/test_session.py \
+  runtime/session/test_hooks.py runtime/session/test_interventions.py saeexport/proof/test_truth.py)
 
 test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0/ready
 	for version in 2.16.1 3.3.0 4.3.0; do echo "transformer_lens $$version"; \

@@ -1,6 +1,7 @@
 """Run an exported HookedSAE with every hook tensor, and prove that nothing changed. No PyTorch."""
 
-from .artifact import Artifact, read_artifact
+from .arrays.tensor import Tensor
+from .artifact.folder import Artifact, read_artifact
 from .errors import (
     ArtifactError,
     InputError,
@@ -11,13 +12,12 @@ from .errors import (
     SAEError,
     UnknownHookError,
 )
-from .features import TopFeatures
-from .hooks import HookPoint
-from .interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
-from .plan import Plan
-from .session import SAESession
-from .tensor import Tensor
-from .verify import assert_parity, verify
+from .parity.verify import assert_parity, verify
+from .session.features import TopFeatures
+from .session.hooks import HookPoint
+from .session.interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
+from .session.route import Plan
+from .session.session import SAESession
 
 __all__ = [
     "Ablate",

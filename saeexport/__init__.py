@@ -1,19 +1,11 @@
 """Export a PyTorch HookedSAE to ONNX with every hook tensor, and prove that nothing changed."""
 
-from runtime.errors import (
-    ArtifactError,
-    CheckpointError,
-    ExportError,
-    InputError,
-    ParityError,
-    ProviderError,
-    SAEError,
-)
+from runtime.errors import ArtifactError, CheckpointError, ExportError, InputError, ParityError, ProviderError, SAEError
 
-from .checkpoints import load
-from .export import export
-from .hooked_sae import HookedSAE, HookedSAEConfig
-from .verify import assert_parity, verify
+from ._export import export
+from .checkpoints.registry import load
+from .original.hooked_sae import HookedSAE, HookedSAEConfig
+from .proof.verify import assert_parity, verify
 
 __all__ = [
     "ArtifactError",

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from runtime.console import run
-from runtime.dtypes import FLOAT32
+from runtime.arrays.dtypes import FLOAT32
+from runtime.artifact.manifest import INT8
+from runtime.commands.console import run
 from runtime.errors import SAEError
-from runtime.fidelity import describe_fidelity
-from runtime.manifest import INT8
-from runtime.parity import FLOOR
+from runtime.parity.fidelity import describe_fidelity
+from runtime.parity.reference import FLOOR
 
-from .activations import read_activations
-from .architectures import ARCHITECTURES
-from .checkpoints import FORMATS, load, recognise
-from .export import export
-from .verify import verify
+from ._export import export
+from .checkpoints.registry import FORMATS, load, recognise
+from .original.architectures import ARCHITECTURES
+from .proof.activations import read_activations
+from .proof.verify import verify
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.artifact import read_artifact
+from runtime.artifact.folder import read_artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.errors import ArtifactError, ExportError
-from runtime.manifest import MANIFEST
 
 
 def check_target(path: Path, overwrite: bool) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, shape_of
 from benchmarks.gpu.device import Cpu, Cuda, Device
 from benchmarks.gpu.grid import Options, failures
 from benchmarks.gpu.run import PROFILED_ROWS, Plan, result_file, run
 from benchmarks.gpu.subjects import PRECISIONS, artifact_of, dtype_of, fill_in_weights
 from benchmarks.gpu.tables import NOT_A_GPU, table
 from benchmarks.gpu.timing import Effort
-from runtime.dtypes import FLOAT32
+from benchmarks.shared.machine import ROOT, shape_of
+from runtime.arrays.dtypes import FLOAT32
 
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build" / "gpu"

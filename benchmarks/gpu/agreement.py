@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from benchmarks.agreement import CLOSE, DisagreementError
 from benchmarks.gpu.contenders import TITLES, K, Way
 from benchmarks.gpu.equations import original, top_features
-from runtime.dtypes import BFLOAT16, FLOAT16, FLOAT32
-from runtime.names import HOOK_ACTS_POST, HOOK_NAMES
-from runtime.options import TF32
+from benchmarks.shared.agreement import CLOSE, DisagreementError
+from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_NAMES
+from runtime.devices.options import TF32
 
 BOUNDS = {FLOAT32: CLOSE, TF32: 5e-3, FLOAT16: 5e-3, BFLOAT16: 4e-2}
 """The norm of a difference, over that of the float32 original's hook, up to which two results are the same. A factor

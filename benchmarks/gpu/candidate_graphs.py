@@ -7,8 +7,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from benchmarks.gpu.candidates import ADD, AS_IS, ASKED, PAD, RIDES, candidate_file
-from runtime.names import HOOK_ACTS_PRE
-from saeexport.passes.building import Nodes
+from runtime.artifact.names import HOOK_ACTS_PRE
+from saeexport.graphs.passes.tools.building import Nodes
 
 
 def write_candidates(artifact: Path) -> None:

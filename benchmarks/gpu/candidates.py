@@ -6,7 +6,7 @@ lets the product read and overwrite it (beta = 1). The question is what that cos
     as_is   Gemm with the bias, as in the artifact
     add     MatMul, then Add; ONNX Runtime would make a Gemm of the two again, which is forbidden here
     rides   `[x - b_dec, 1, 0...] @ [W_enc; b_enc; 0...]`: the bias is a row of the matrix. Eight columns more, so that
-            the inner dimension stays a multiple of 8, which tensor cores want; compare `saeexport/passes/bias.py`
+            the inner dimension stays a multiple of 8, which tensor cores want; see `saeexport/graphs/passes/bias.py`
     asked   as is, but acts_pre is no output, so that ReLU may write where it reads
 
 `candidate_graphs.py` writes them.
@@ -20,18 +20,18 @@ from typing import Any
 import onnxruntime
 from torch import Tensor
 
-from benchmarks.common import quartiles
 from benchmarks.gpu.agreement import BOUNDS, bind, reference
 from benchmarks.gpu.contenders import Way
 from benchmarks.gpu.device import Cuda, Device
 from benchmarks.gpu.limit import Work
 from benchmarks.gpu.subjects import artifact_of, draw_inputs, dtype_of, load_weights
 from benchmarks.gpu.timing import Effort, interleave
-from runtime.contracts import MODEL
-from runtime.dtypes import DTYPES, FLOAT32
+from benchmarks.shared.machine import quartiles
+from runtime.arrays.dtypes import DTYPES, FLOAT32
+from runtime.artifact.contracts import MODEL
+from runtime.artifact.names import FEATURE_HOOKS, HOOK_ACTS_PRE, HOOK_NAMES, INPUT
+from runtime.devices.options import TF32
 from runtime.errors import ProviderError
-from runtime.names import FEATURE_HOOKS, HOOK_ACTS_PRE, HOOK_NAMES, INPUT
-from runtime.options import TF32
 
 PAD = 8
 AS_IS, ADD, RIDES, ASKED = "as_is", "add", "rides", "asked"

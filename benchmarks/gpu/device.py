@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.common import processor
+from benchmarks.shared.machine import processor
 
 Call = Callable[[], object]
 

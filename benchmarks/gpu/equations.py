@@ -8,7 +8,7 @@ def original(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tens
     """Return the six hook tensors as HookedSAE computes them, operator by operator, without its hook points.
 
     It stands in for HookedSAE where transformer_lens is not installed. Einsums, biases added afterwards, and a second
-    pass for the error (`saeexport/hooked_sae.py`).
+    pass for the error (`saeexport/original/hooked_sae.py`).
     """
 
     def encode() -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import quartiles
 from benchmarks.gpu.agreement import BOUNDS, bind, precision, reference
 from benchmarks.gpu.contenders import (
     DECODE_PRODUCT,
@@ -28,8 +27,9 @@ from benchmarks.gpu.runtime_ways import Sessions
 from benchmarks.gpu.subjects import artifact_of, draw_inputs, dtype_of, load_weights
 from benchmarks.gpu.timing import Effort, Rounds, interleave, medians, summary
 from benchmarks.gpu.torch_ways import torch_ways
-from runtime.dtypes import FLOAT32
-from runtime.names import HOOK_ACTS_POST
+from benchmarks.shared.machine import quartiles
+from runtime.arrays.dtypes import FLOAT32
+from runtime.artifact.names import HOOK_ACTS_POST
 
 SETS = 4
 HOST_BYTES = 2 << 30

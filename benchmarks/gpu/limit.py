@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.gpu.contenders import COPY, DECODE_PRODUCT, ENCODE_PRODUCT, Way
 from benchmarks.gpu.device import Device
-from runtime.inputs import Array
+from runtime.arrays.tensor import Array
 
 PEAK_RUNS = 7
 

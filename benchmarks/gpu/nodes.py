@@ -20,9 +20,9 @@ from benchmarks.gpu.agreement import precision
 from benchmarks.gpu.candidates import raw_session
 from benchmarks.gpu.device import Cuda, Device
 from benchmarks.gpu.subjects import artifact_of, draw_inputs, dtype_of, load_weights
-from runtime.contracts import MODEL
-from runtime.dtypes import DTYPES
-from runtime.names import HOOK_INPUT, INPUT
+from runtime.arrays.dtypes import DTYPES
+from runtime.artifact.contracts import MODEL
+from runtime.artifact.names import HOOK_INPUT, INPUT
 
 RUNS = 10
 

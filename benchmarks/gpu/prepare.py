@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from benchmarks.gpu.candidate_graphs import write_candidates
 from benchmarks.gpu.subjects import PARAMETERS, artifact_of, draw_inputs, draw_weights, leave_weights_out
-from runtime.dtypes import FLOAT32
+from runtime.arrays.dtypes import FLOAT32
 from saeexport import HookedSAE, export
 
 PROOF_TOKENS = 16  # on which the exporter proves the artifact

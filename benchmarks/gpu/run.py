@@ -19,7 +19,7 @@ from benchmarks.gpu.limit import bandwidth, peak_rate
 from benchmarks.gpu.nodes import measure_nodes
 from benchmarks.gpu.subjects import dtype_of
 from benchmarks.gpu.torch_ways import ORIGINAL_IS
-from runtime.dtypes import BFLOAT16
+from runtime.arrays.dtypes import BFLOAT16
 
 Shape = tuple[int, int]
 

@@ -14,10 +14,10 @@ from benchmarks.gpu.agreement import TOP, dense
 from benchmarks.gpu.contenders import GRAPHED_ROWS, K, Makers, Way
 from benchmarks.gpu.device import Cuda, Device
 from runtime import SAESession
-from runtime.dtypes import BFLOAT16, FLOAT32
-from runtime.names import HOOK_ACTS_POST, HOOK_NAMES
-from runtime.options import TF32
-from runtime.tensor import Tensor as HostTensor
+from runtime.arrays.dtypes import BFLOAT16, FLOAT32
+from runtime.arrays.tensor import Tensor as HostTensor
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_NAMES
+from runtime.devices.options import TF32
 
 
 class Sessions:

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runtime.dtypes import BFLOAT16, FLOAT16, FLOAT32, narrowed
-from runtime.inputs import Array
-from runtime.options import TF32
+from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32, narrowed
+from runtime.arrays.tensor import Array
+from runtime.devices.options import TF32
 
 WEIGHTS = "weights.safetensors"
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from benchmarks.common import markdown, ratio
 from benchmarks.gpu.candidates import CANDIDATES
 from benchmarks.gpu.contenders import COMPILES, DEDUPLICATED, ORIGINAL, ORIGINAL_GRAPH, TITLES, fastest, ours
 from benchmarks.gpu.goals import verdicts
+from benchmarks.shared.machine import markdown, ratio
 
 Line = dict[str, Any]  # of the results, as JSON has it
 

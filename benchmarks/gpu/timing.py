@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.common import quartiles
 from benchmarks.gpu import contenders as names
 from benchmarks.gpu.contenders import ALTERNATIVES, COMPILES, Way, fastest, ours
 from benchmarks.gpu.device import Call, Device
-from runtime.inputs import Array
+from benchmarks.shared.machine import quartiles
+from runtime.arrays.tensor import Array
 
 Rounds = dict[str, Array]
 """Milliseconds of each contender, by round."""

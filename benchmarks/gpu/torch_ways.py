@@ -12,7 +12,7 @@ from benchmarks.gpu.agreement import TOP, dense
 from benchmarks.gpu.contenders import GRAPHED_ROWS, K, Makers, Way
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.equations import encode, original, six_hooks, top_features
-from runtime.names import HOOK_ACTS_POST, HOOK_NAMES
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_NAMES
 
 try:
     from saeexport import HookedSAE

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from encoder import MiniLM
 
-from runtime.contracts import CONTRACTS, graph_file
+from runtime.artifact.contracts import CONTRACTS, graph_file
 from saeexport import export, load
 
 ARTIFACT = Path(__file__).parent.parent / "minilm-layer3"

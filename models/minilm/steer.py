@@ -20,7 +20,7 @@ import torch
 from encoder import MiniLM
 
 from runtime import SAESession, Scale
-from runtime.inputs import Array
+from runtime.arrays.tensor import Array
 
 HERE = Path(__file__).parent
 ARTIFACT = HERE.parent / "minilm-layer3"

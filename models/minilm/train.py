@@ -19,7 +19,7 @@ from corpus import load_texts
 from encoder import D_MODEL, LAYER, MiniLM
 from tqdm import tqdm
 
-from runtime.inputs import Array
+from runtime.arrays.tensor import Array
 from saeexport import HookedSAE, HookedSAEConfig, export, load
 
 HERE = Path(__file__).parent

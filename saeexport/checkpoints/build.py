@@ -7,8 +7,8 @@ import torch
 
 from runtime.errors import CheckpointError
 
-from ..architectures import ARCHITECTURES
-from ..hooked_sae import HookedSAE
+from ..original.architectures import ARCHITECTURES
+from ..original.hooked_sae import HookedSAE
 
 
 def build(architecture: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], source: str) -> HookedSAE:

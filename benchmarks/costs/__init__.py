@@ -1,0 +1,1 @@
+"""What an export, an intervention and each node of a graph cost."""

@@ -1,0 +1,1 @@
+"""What every benchmark uses: the machine, the SAEs, agreement of results, statistics."""

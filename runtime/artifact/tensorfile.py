@@ -1,0 +1,121 @@
+"""Safetensors files, where the library stops: the place of each tensor, and writing tensors that outgrow the memory.
+
+Source: the format, 8 bytes of header length (little-endian), a JSON header, the tensors' bytes one after another
+(https://github.com/huggingface/safetensors#format).
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..arrays.dtypes import BFLOAT16, storage
+from ..arrays.tensor import Array
+from ..errors import ArtifactError, InputError
+
+DTYPES = {
+    f"{kind}{bits}": f"{kind[0].upper()}{bits}"
+    for kind, sizes in {"float": (16, 32, 64), "int": (8, 16, 32, 64), "uint": (8, 16, 32, 64)}.items()
+    for bits in sizes
+} | {BFLOAT16: "BF16"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor's bytes are: `offset` counts from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return where each tensor of a safetensors file is.
+
+    Raises:
+        ArtifactError: the file is not safetensors.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ArtifactError(f"{path} is not a safetensors file: its header would have {size} bytes.")
+        try:
+            header = json.loads(file.read(size))
+            return {
+                name: StoredTensor(
+                    entry["dtype"],
+                    tuple(entry["shape"]),
+                    8 + size + entry["data_offsets"][0],
+                    entry["data_offsets"][1] - entry["data_offsets"][0],
+                )
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path} is not a safetensors file: {error!r}.") from None
+
+
+class TensorWriter:
+    """A safetensors file whose tensors are written a block of rows at a time, in any order."""
+
+    def __init__(self, file: IO[bytes], tensors: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+        """Begin the file.
+
+        Args:
+            file: where it is written.
+            tensors: the shape and the dtype of each, numpy's or a name.
+        """
+        self._file = file
+        header, self._offset, end = {}, {}, 0
+        for name, (shape, kind) in tensors.items():
+            dtype = str(kind)
+            begin, end = end, end + math.prod(shape) * storage(dtype).itemsize
+            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+            self._offset[name] = begin
+        text = json.dumps(header, separators=(",", ":")).encode()  # as the library writes it, byte for byte
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        self._start = 8 + len(text)
+        file.truncate(self._start + end)
+
+    def write(self, name: str, first: int, rows: Array) -> None:
+        """Put `rows` where the tensor's rows from `first` on belong; of bfloat16 its bits."""
+        block = np.ascontiguousarray(rows)
+        row = block.nbytes // len(block) if len(block) else 0
+        self._file.seek(self._start + self._offset[name] + first * row)
+        self._file.write(block.data if block.size else b"")
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: `path` is not an ordinary file, or exists and may not be overwritten, now or at the end.
+    """
+    check_target(path, overwrite)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        check_target(path, overwrite)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse to write to what is not an ordinary file, or exists and may not be overwritten."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file. Choose another path.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists. Choose another file, or overwrite it (overwrite=True, --overwrite).")

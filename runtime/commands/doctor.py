@@ -1,0 +1,90 @@
+"""What this machine can run, and why not: the text of `python -m runtime doctor`."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+
+import onnxruntime as ort
+
+from ..artifact.folder import Artifact
+from ..devices.capabilities import NEEDED, check_runs, device_for, missing_capability
+from ..devices.cuda.driver import driver
+from ..devices.options import Options
+from ..devices.select import unavailable_reason
+from ..devices.start import CPU, CUDA, TENSORRT, Device
+from ..devices.threads import thread_limit
+from ..errors import SAEError
+
+WHEELS = ("onnxruntime", "onnxruntime-gpu")
+"""They share one import name, and the files of the one that was installed last win."""
+
+
+def diagnose(artifact: Artifact | None = None) -> str:
+    """Return what runs on this machine, a line for each device; of an artifact, whether that does."""
+    rows = [*_software(), *_gpus()]
+    for device in _devices():
+        reason = unavailable_reason(device) if device.kind != CPU else ""
+        if not reason and artifact is not None:
+            reason = _refusal(artifact, device)
+        rows.append((device.name, f"no: {reason}" if reason else f"yes: {_what_runs(device)}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)
+
+
+def _software() -> Iterator[tuple[str, str]]:
+    yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    cuda = getattr(ort, "cuda_version", "")
+    yield "onnxruntime", f"{ort.__version__}, {f'built for CUDA {cuda}' if cuda else 'built without CUDA'}"
+    installed = []
+    for wheel in WHEELS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed.append(f"{wheel} {importlib.metadata.version(wheel)}")
+    if len(installed) > 1:
+        yield (
+            "warning",
+            f"{' and '.join(installed)} are both installed and share their files: "
+            f"pip uninstall -y {' '.join(WHEELS)}, then install the one that you need",
+        )
+
+
+def _gpus() -> Iterator[tuple[str, str]]:
+    try:
+        found = driver()
+        gpus = found.gpus()
+    except SAEError as error:
+        yield "driver", f"none: {error}"
+        return
+    yield "driver", f"runs CUDA up to {found.version}, {len(gpus)} GPU{'s' * (len(gpus) != 1)}"
+    for gpu in gpus:
+        major, minor = gpu.capability
+        yield f"GPU {gpu.index}", f"{gpu.name}, compute capability {major}.{minor}, {gpu.memory / 1e9:.0f} GB"
+
+
+def _devices() -> Iterator[Device]:
+    yield Device(CPU)
+    try:
+        indices = range(len(driver().gpus())) or range(1)
+    except SAEError:
+        indices = range(1)
+    for kind in (CUDA, TENSORRT):
+        yield from (Device(kind, index) for index in indices)
+
+
+def _refusal(artifact: Artifact, device: Device) -> str:
+    try:
+        device_for(artifact, device.name)
+        check_runs(artifact, device, Options())
+    except SAEError as error:
+        return str(error)
+    return ""
+
+
+def _what_runs(device: Device) -> str:
+    if device.kind == CPU:
+        threads = thread_limit() or os.cpu_count()
+        return f"float32, int8 weights; float16 and bfloat16 in float32, rounded; {threads} threads"
+    capability = driver().gpus()[device.index].capability
+    kinds = ["float32", *(what for what in NEEDED if not missing_capability(capability, what))]
+    return ", ".join(kinds)

@@ -1,0 +1,92 @@
+"""An array of any size through the SAE, from file to file, in bounded memory."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arrays.dtypes import BFLOAT16
+from ..arrays.tensor import Array, Tensor, TensorValue
+from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
+from ..artifact.tensorfile import TensorWriter, replaced_file
+from ..errors import InputError
+from ..session.batch import as_dtype, flat_shape
+from ..session.session import SAESession
+
+BLOCK_BYTES = 256 << 20  # of output in memory at a time, unless the caller says how many tokens
+
+
+def stream(
+    session: SAESession,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    hooks: Sequence[str] | None = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> None:
+    """Write hooks of the activations in `source` to `target`, a safetensors file with a tensor for each hook.
+
+    Args:
+        session: the SAE.
+        source: a `.npy` file, `(..., d_in)` or `(..., n_heads, d_head)`, of the SAE's dtype; for bfloat16, which such a
+            file cannot hold, of float32. It is mapped into memory, not loaded.
+        target: appears when it is whole.
+        hooks: which; None for those that fire.
+        batch: tokens at a time; None for about 256 MiB of output.
+        overwrite: replace a target that exists.
+        progress: called with the tokens done and their number, after each block.
+
+    Raises:
+        InputError: the file is not such an array, a name is not a hook, `batch` is not positive, or the target may not
+            be written.
+        OSError: the target cannot be written.
+    """
+    cfg = session.cfg
+    names = [name for name in HOOK_NAMES if name in (cfg.fired_hooks if hooks is None else hooks)]
+    if unknown := [name for name in hooks or () if name not in HOOK_NAMES]:
+        raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(HOOK_NAMES)}.")
+    if batch is not None and batch < 1:
+        raise InputError(f"batch is {batch}; it must be at least 1.")
+    x = _map_array(Path(source))
+    lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
+    given = _taken(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # refused before anything is written
+    token_shape = x.shape[len(lead) :]
+    rows = x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
+    tensors = {
+        name: (
+            (*lead, cfg.d_sae) if name in FEATURE_HOOKS else x.shape,
+            given.dtype if name == HOOK_INPUT else cfg.dtype,
+        )
+        for name in names
+    }
+    batch = batch or max(1, BLOCK_BYTES // (4 * (len(FEATURE_HOOKS) * cfg.d_sae + 4 * cfg.d_in)))
+    with replaced_file(Path(target), overwrite) as file:
+        writer = TensorWriter(file, tensors)
+        for start in range(0, len(rows), batch):
+            block = _taken(rows[start : start + batch], cfg.dtype, str(source))
+            for name, tensor in session.compute(block, names).items():
+                writer.write(name, start, tensor.bits() if isinstance(tensor, Tensor) else tensor)
+            progress(min(start + batch, len(rows)), len(rows))
+
+
+def _taken(x: Array, dtype: str, source: str) -> TensorValue:
+    """Return rows of the file as the SAE takes them; float32 ones rounded to bfloat16, of which there are no files."""
+    if dtype == BFLOAT16 and x.dtype == np.float32:
+        return Tensor.of(x, dtype)
+    as_dtype(x, dtype, source)
+    return x
+
+
+def _map_array(path: Path) -> Any:
+    try:
+        x = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
+    if not isinstance(x, np.ndarray):
+        raise InputError(f"{path} holds several arrays. Save the one that is meant with numpy.save.")
+    if not x.flags.c_contiguous:
+        raise InputError(f"{path} is in Fortran order. Save numpy.ascontiguousarray(x) instead.")
+    return x

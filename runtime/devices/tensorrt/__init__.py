@@ -1,0 +1,1 @@
+"""Running graphs with TensorRT: its options, its libraries and its engine cache."""

@@ -1,0 +1,70 @@
+"""What an artifact of less precision loses against the float32 original; it is measured, and it is not parity.
+
+With int8 weights there is no parity, and a verification holds the artifact to its fidelity; in half precision there is
+parity with the original in that dtype, and the fidelity is for the reader.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..arrays.tensor import Array
+from ..artifact.manifest import Errors, Features, Fidelity, HookParity
+from ..artifact.names import HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
+from .reference import COMPUTED_HOOKS, Hooks, SteeredReference
+
+MARGIN = 2.0
+"""How much larger than at export an error may be elsewhere: other kernels round activations in other blocks."""
+
+MOST_LOST = 0.05
+"""The largest error of a stage, given what goes into it in the original, at which it can still be called the same SAE.
+Rounding to 8 bits costs about 0.01; a wrong graph would cost more, and must not become its own budget."""
+
+
+def without_budgets(steered: SteeredReference) -> SteeredReference:
+    """Return a reference that judges everything but the size of errors."""
+    unlimited = dict.fromkeys(COMPUTED_HOOKS, Errors(math.inf, math.inf))
+    clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True, alternative_acts=None, flips=None)
+    return dataclasses.replace(steered, recorded=unlimited, rounded=True, clean=clean)
+
+
+def fidelity_of(original: Errors, measured: Sequence[Errors]) -> HookParity:
+    """Return the record of a hook from the original's own errors and those of the graphs that have it."""
+    worst = Errors(max(errors.token for errors in measured), max(errors.element for errors in measured))
+    return HookParity(original, worst, Errors(*(MARGIN * (a + b) for a, b in zip(
+        dataclasses.astuple(worst), dataclasses.astuple(original), strict=True))))  # fmt: skip
+
+
+def features_of(original: Array, artifact: Array) -> Features:
+    """Compare which features are on, `(tokens, d_sae)` both."""
+    before, now = original != 0, artifact != 0
+    on = max(1, int(before.sum()))
+    kept, gained = int((before & now).sum()) / on, int((now & ~before).sum()) / on
+    return Features(kept, gained, float(before.sum(axis=1).mean()), float(now.sum(axis=1).mean()))
+
+
+def explained_variance(hooks: Hooks, target: Array | None) -> float | None:
+    """Return 1 - sum |y - recons|^2 / sum |y - mean y|^2, with y the input or, of a transcoder, the target.
+
+    Where y does not vary the fraction has no meaning and is 1; where it is not known there is none.
+    """
+    if target is None and HOOK_ERROR not in hooks:
+        return None
+    wanted = (hooks[HOOK_INPUT] if target is None else target).astype(np.float64)
+    spread = float(((wanted - wanted.mean(axis=0)) ** 2).sum())
+    return 1.0 - float(((wanted - hooks[HOOK_RECONS]) ** 2).sum()) / spread if spread else 1.0
+
+
+def describe_fidelity(fidelity: Fidelity) -> str:
+    """Return it in words."""
+    features = fidelity.features
+    errors = ", ".join(f"{name} {record.artifact.token:.2%}" for name, record in fidelity.hooks.items())
+    known = fidelity.explained_original is not None
+    explained = f"; variance explained {fidelity.explained_original:.4f} -> {fidelity.explained:.4f}" if known else ""
+    return (
+        f"fidelity to float32 on {fidelity.tokens} tokens: largest error of a token: {errors}; "
+        f"{features.kept:.2%} of the features that are on are kept, {1 - features.kept:.2%} lost, "
+        f"{features.gained:.2%} gained, L0 {features.l0_original:.1f} -> {features.l0:.1f}{explained}"
+    )

@@ -1,0 +1,217 @@
+"""Edits of features: what a forward hook on `hook_sae_acts_post` does in PyTorch, in a form that a graph can carry out.
+
+Every edit is `activation * scale + shift`:
+
+    edit        scale   shift
+    Ablate()    0       0
+    Clamp(v)    0       v
+    Scale(s)    s       0
+    Add(v)      1       v
+
+A feature that is off has the activation 0: `Scale` leaves it off, `Clamp` and `Add` switch it on.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..arrays.dtypes import BFLOAT16, rounded
+from ..arrays.tensor import Array, Tensor, TensorValue
+from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
+from ..errors import InputError
+
+
+@dataclass(frozen=True, eq=False)  # of arrays there is no one truth about being equal
+class Edit:
+    """`activation * scale + shift`; each a number, or an array with one for every token (the shape of x's tokens)."""
+
+    scale: npt.ArrayLike = 1.0
+    shift: npt.ArrayLike = 0.0
+
+
+class Ablate(Edit):
+    """Switch the feature off."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 0.0)
+
+
+class Clamp(Edit):
+    """Set the feature to `value`, whatever it was."""
+
+    def __init__(self, value: npt.ArrayLike) -> None:
+        super().__init__(0.0, value)
+
+
+class Scale(Edit):
+    """Multiply the feature by `factor`."""
+
+    def __init__(self, factor: npt.ArrayLike) -> None:
+        super().__init__(factor, 0.0)
+
+
+class Add(Edit):
+    """Add `value` to the feature."""
+
+    def __init__(self, value: npt.ArrayLike) -> None:
+        super().__init__(1.0, value)
+
+
+class Intervention:
+    """Edits of several features at once: `acts_post[..., ids] = acts_post[..., ids] * scale + shift`.
+
+    Called as a hook function with activations `(..., d_sae)`, it returns an edited copy.
+
+    Attributes:
+        ids: `(m,)` int64.
+        scale, shift: `(m,)`, or `(..., m)` where the leading dimensions are those of the tokens; float64.
+
+    Args:
+        ids: of the features, distinct; there may be none.
+        scale: `(m,)`, `(..., m)` or a number for all.
+        shift: likewise.
+
+    Raises:
+        InputError: an id is not a whole number from 0 on, or is there twice; scale or shift have another number of
+            features, or are not finite numbers.
+    """
+
+    def __init__(self, ids: Any, scale: npt.ArrayLike, shift: npt.ArrayLike) -> None:
+        self.ids = _checked_ids(ids)
+        self.scale = _checked_numbers("scale", scale, self.ids)
+        self.shift = _checked_numbers("shift", shift, self.ids)
+
+    @classmethod
+    def of(cls, edits: Mapping[int, Edit]) -> "Intervention":
+        """Return the intervention of a dict from feature ids to edits.
+
+        Raises:
+            InputError: as for the class; or a value is not an `Edit`, or values for every token have shapes that do
+                not go together.
+        """
+        if not isinstance(edits, Mapping):
+            raise InputError(f"The edits are {edits!r}; they must be a dict from feature ids to edits.")
+        for feature, edit in edits.items():
+            if not isinstance(edit, Edit):
+                raise InputError(
+                    f"The edit of feature {feature!r} is {edit!r}; it must be Ablate(), Clamp(v), Scale(s), Add(v) or "
+                    "Edit(scale, shift)."
+                )
+        ids = _checked_ids(list(edits))
+        scale = _stacked("scale", ids, [edit.scale for edit in edits.values()])
+        shift = _stacked("shift", ids, [edit.shift for edit in edits.values()])
+        return cls(ids, scale, shift)
+
+    def check(self, d_sae: int, dtype: str) -> None:
+        """Refuse what an SAE with `d_sae` features in `dtype` cannot carry out.
+
+        Raises:
+            InputError: there is no such feature, or a number is infinite in `dtype`.
+        """
+        if (outside := self.ids[self.ids >= d_sae]).size:
+            raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
+        for name, values in (("scale", self.scale), ("shift", self.shift)):
+            with np.errstate(over="ignore"):
+                _check_finite(name, values, rounded(values, dtype), dtype, self.ids)
+
+    def __call__(self, acts_post: Array, hook: object = None) -> Array:
+        """Return `acts_post`, `(..., d_sae)`, edited.
+
+        Raises:
+            InputError: scale or shift have a row for every token, and these are other tokens.
+        """
+        self._check_lead(acts_post.shape[:-1])
+        scale, shift = self.scale.astype(acts_post.dtype), self.shift.astype(acts_post.dtype)
+        edited = acts_post.copy()
+        edited[..., self.ids] = edited[..., self.ids] * scale + shift
+        return edited
+
+    def feeds(self, lead: tuple[int, ...], dtype: str) -> dict[str, TensorValue]:
+        """Return the inputs of `steer.onnx` beside the activations, for tokens of the leading dimensions `lead`.
+
+        Raises:
+            InputError: scale or shift have a row for every token, and these are other tokens.
+        """
+        self._check_lead(lead)
+        m = len(self.ids)
+        per_token = self.scale.ndim > 1 or self.shift.ndim > 1
+        shape, rows = ((*lead, m), math.prod(lead)) if per_token else ((m,), 1)
+
+        def flat(values: Array) -> TensorValue:
+            array = np.ascontiguousarray(np.broadcast_to(values, shape).reshape(rows, m))
+            return Tensor.of(array, dtype) if dtype == BFLOAT16 else array.astype(dtype)
+
+        return {FEATURE_IDS: self.ids, FEATURE_SCALE: flat(self.scale), FEATURE_SHIFT: flat(self.shift)}
+
+    def _check_lead(self, lead: tuple[int, ...]) -> None:
+        for name, values in (("scale", self.scale), ("shift", self.shift)):
+            own = values.shape[:-1]
+            pairs = zip(reversed(own), reversed(lead), strict=False)
+            if len(own) > len(lead) or any(n not in (1, size) for n, size in pairs):
+                raise InputError(
+                    f"The {name} of the intervention is given for tokens of shape {own}, the activations have {lead}. "
+                    "Give one number for all tokens, or an array of the tokens' shape."
+                )
+
+
+def _checked_ids(ids: Any) -> Array:
+    array = np.asarray(ids)
+    if array.shape == (0,):
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"Feature ids are {ids!r}; they must be a list of whole numbers.")
+    if (outside := array[(array < 0) | (array > np.iinfo(np.int64).max)]).size:
+        raise InputError(f"There is no feature {outside[0]}; features are counted from 0.")
+    unique, counts = np.unique(array, return_counts=True)
+    if (twice := counts > 1).any():
+        raise InputError(f"Feature {unique[twice][0]} is there {counts[twice][0]} times; give it one edit.")
+    return array.astype(np.int64)
+
+
+def _checked_numbers(name: str, values: npt.ArrayLike, ids: Array) -> Array:
+    array = _numbers(name, values)
+    if array.ndim == 0:
+        array = np.full(len(ids), array)
+    if array.shape[-1] != len(ids):
+        raise InputError(f"The {name} has shape {array.shape}; its last dimension must be {len(ids)}, one per feature.")
+    _check_finite(name, array, array, "float64", ids)
+    return array
+
+
+def _numbers(name: str, values: npt.ArrayLike) -> Array:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # of another length in each row; a tensor that wants its gradient
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"The {name} is {values!r}; it must be numbers.")
+    return array.astype(np.float64)
+
+
+def _check_finite(name: str, given: Array, array: Array, dtype: str, ids: Array) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        index = np.unravel_index(int(np.argmin(finite)), array.shape)
+        raise InputError(
+            f"The {name} of feature {ids[index[-1]]} is {given[index]}; it must be finite in {dtype}, "
+            "or the whole reconstruction is lost."
+        )
+
+
+def _stacked(name: str, ids: Array, values: Sequence[npt.ArrayLike]) -> Array:
+    """Return one array with the features last; those with one number for all tokens are repeated where need be."""
+    if not values:
+        return np.zeros(0)
+    try:
+        return np.stack(np.broadcast_arrays(*(_numbers(name, value) for value in values)), axis=-1)
+    except InputError:
+        raise
+    except ValueError:
+        shapes = ", ".join(f"{feature}: {np.shape(value)}" for feature, value in zip(ids, values, strict=True))
+        raise InputError(
+            f"Each {name} must be a number or an array of the tokens' shape; the shapes are {shapes}."
+        ) from None

@@ -1,1 +1,0 @@
-"""Running graphs by TensorRT, through ONNX Runtime's provider for it."""

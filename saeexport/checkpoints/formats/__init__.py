@@ -1,0 +1,1 @@
+"""One module per on-disk format, each with the keys and tensors that it understands."""

@@ -1,0 +1,152 @@
+"""dictionary_learning: `ae.pt` beside `config.json`, whose `trainer` names the class of the dictionary.
+
+    AutoEncoder                            standard
+    AutoEncoderNew                         standard, b_dec not subtracted
+    GatedAutoEncoder                       gated
+    AutoEncoderTopK                        topk; its threshold is not used
+    BatchTopKSAE, MatryoshkaBatchTopKSAE   jumprelu; one threshold for all features
+    JumpReluAutoEncoder                    jumprelu, b_dec not subtracted
+
+The features are those of the stored weights. `load_dictionary` also gives the decoder of an AutoEncoder unit norms, so
+that its features are these times the norms that the decoder had.
+
+Source: dictionary_learning 0.1.0, `dictionary.py`, `trainers/*.py`, `utils.py` (`load_dictionary`).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from runtime.errors import CheckpointError
+
+from ...original.hooked_sae import HookedSAE
+from ..build import build
+from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
+from ..options import Options
+from ..renaming import rename
+
+CONFIG = "config.json"
+WEIGHTS = "ae.pt"
+
+TITLE = "dictionary_learning"
+NAME = f"dictionary_learning, a folder with {CONFIG} and {WEIGHTS}"
+ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
+
+_LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
+_PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+
+
+class Dictionary(NamedTuple):
+    """A class of dictionaries: the architecture that it is, and its tensors' names."""
+
+    architecture: str
+    names: dict[str, str]
+    subtracts: bool = True
+    scalars: tuple[str, ...] = ()
+
+
+DICTIONARIES = {
+    "AutoEncoder": Dictionary("standard", _LINEAR | {"bias": "b_dec"}),
+    "AutoEncoderNew": Dictionary("standard", _LINEAR | {"decoder.bias": "b_dec"}, subtracts=False),
+    "GatedAutoEncoder": Dictionary(
+        "gated",
+        {
+            "encoder.weight": "W_enc",
+            "decoder.weight": "W_dec",
+            "decoder_bias": "b_dec",
+            "gate_bias": "b_gate",
+            "mag_bias": "b_mag",
+            "r_mag": "r_mag",
+        },
+    ),
+    "AutoEncoderTopK": Dictionary("topk", _LINEAR | {"b_dec": "b_dec"}, scalars=("k", "threshold")),
+    "BatchTopKSAE": Dictionary("jumprelu", _LINEAR | {"b_dec": "b_dec"}, scalars=("k", "threshold")),
+    "MatryoshkaBatchTopKSAE": Dictionary("jumprelu", _PLAIN, scalars=("k", "threshold", "group_sizes")),
+    "JumpReluAutoEncoder": Dictionary("jumprelu", _PLAIN | {"threshold": "threshold"}, subtracts=False),
+}
+
+_TRAINING = (  # how it was trained, and where
+    "trainer_class lm_name wandb_name device seed lr steps warmup_steps decay_start resample_steps l1_penalty "
+    "sparsity_warmup_steps sparsity_function sparsity_penalty sparsity_queue_length n_sparsity_updates p_start p_end "
+    "anneal_start anneal_end auxk_alpha top_k_aux threshold_beta threshold_start_step bandwidth target_l0 "
+    "group_fractions group_weights group_sizes"
+)
+WITHOUT_EFFECT = frozenset(_TRAINING.split())
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether `path` is such a folder, or a file of it."""
+    folder = folder_with(path, CONFIG, WEIGHTS)
+    return folder is not None and "trainer" in read_json(folder / CONFIG)
+
+
+def read(path: Path) -> HookedSAE:
+    """Return the HookedSAE of a dictionary.
+
+    Raises:
+        CheckpointError: a file is not sound, or the class or an option is not understood; the message names it.
+    """
+    folder = folder_with(path, CONFIG, WEIGHTS)
+    assert folder is not None
+    source = str(folder / WEIGHTS)
+    config = Options(read_json(folder / CONFIG), str(folder / CONFIG))
+    options = Options(config.take("trainer", dict), f"The trainer of {config.source}")
+    buffer = config.take("buffer", dict, {})
+    config.finish()
+    dict_class = options.choose("dict_class", DICTIONARIES)
+    kind = DICTIONARIES[dict_class]
+
+    stored = read_tensors(folder / WEIGHTS)
+    tensors = rename(stored, kind.names, source, unused=kind.scalars)
+    dtype = only_dtype(tensors, source)
+    d_in, d_sae = matrix_shape(tensors, "W_enc", source)
+    settings: dict[str, Any] = {
+        "d_in": options.take("activation_dim", int, d_in),
+        "d_sae": options.take("dict_size", int, d_sae),
+        "hook_name": _hook_name(options, buffer),
+        "dtype": dtype,
+        "apply_b_dec_to_input": kind.subtracts,
+    }
+    if "k" in kind.scalars:
+        k = _k(options, stored)
+        if kind.architecture == "topk":
+            settings["k"] = k
+        else:
+            tensors["threshold"] = _scalar(stored, "threshold", source).to(dtype).repeat(d_sae)
+    options.finish(WITHOUT_EFFECT)
+    return build(kind.architecture, settings, tensors, source)
+
+
+def _k(options: Options, stored: dict[str, torch.Tensor]) -> int:
+    """Return k, of the config or, where it has none, of the tensors.
+
+    Raises:
+        CheckpointError: neither has one, or they differ.
+    """
+    k: int | None = options.take("k", int, None)
+    if "k" not in stored and k is not None:
+        return k
+    found = int(_scalar(stored, "k", options.source).item())
+    if k not in (None, found):
+        raise options.refused("k", k, f"the k in {WEIGHTS} is {found}; one of the two is of another dictionary")
+    return found
+
+
+def _scalar(stored: dict[str, torch.Tensor], name: str, source: str) -> torch.Tensor:
+    """Return a tensor of one number.
+
+    Raises:
+        CheckpointError: it is not there, or has several.
+    """
+    if name not in stored or stored[name].numel() != 1:
+        found = f"of shape {list(stored[name].shape)}" if name in stored else "missing"
+        raise CheckpointError(f"{source}: the tensor {name!r} is {found}; it must be one number.")
+    return stored[name].reshape(())
+
+
+def _hook_name(options: Options, buffer: dict[str, Any]) -> str:
+    """Return TransformerLens' name of the activations, or nothing if it is not certain which they are."""
+    layer, submodule = options.take("layer", int, None), options.take("submodule_name", str, None)
+    certain = submodule == f"resid_post_layer_{layer}" and buffer.get("io", "out") == "out"
+    return f"blocks.{layer}.hook_resid_post" if certain else ""

@@ -1,0 +1,43 @@
+"""Gemma Scope: `params.npz`, the tensors of a JumpReLU SAE and no config; `d_in` and `d_sae` are those of `W_enc`.
+
+Nothing in the file says where it belongs, so `hook_name` is empty, or whether it is one of the transcoders, whose
+files look the same: their features and `hook_sae_recons` are right, the error term is then not theirs. The SAEs on the
+embedding take it as stored, before the model multiplies it by `sqrt(d_in)`.
+
+Source: Lieberum et al. 2024 (arXiv:2408.05147); SAELens 6.54, `gemma_2_sae_huggingface_loader`.
+"""
+
+from pathlib import Path
+
+from ...original.hooked_sae import HookedSAE
+from ..build import build
+from ..files import matrix_shape, only_dtype, read_tensors
+
+WEIGHTS = "params.npz"
+
+TITLE = "Gemma Scope"
+NAME = f"Gemma Scope, {WEIGHTS} or a folder with it"
+ARCHITECTURES = ("jumprelu",)
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether `path` is a `.npz` file or a folder with `params.npz`."""
+    return _file(path).suffix == ".npz" and _file(path).is_file()
+
+
+def read(path: Path) -> HookedSAE:
+    """Return the HookedSAE of a Gemma Scope file.
+
+    Raises:
+        CheckpointError: the file is not sound, or its tensors are not those of a JumpReLU SAE.
+    """
+    file = _file(path)
+    tensors = read_tensors(file)
+    dtype = only_dtype(tensors, file)
+    d_in, d_sae = matrix_shape(tensors, "W_enc", file)
+    config = {"d_in": d_in, "d_sae": d_sae, "hook_name": "", "dtype": dtype, "apply_b_dec_to_input": False}
+    return build("jumprelu", config, tensors, str(file))
+
+
+def _file(path: Path) -> Path:
+    return path / WEIGHTS if path.is_dir() else path

@@ -1,0 +1,160 @@
+"""SAELens 6 and later: `cfg.json`, whose `metadata` says where the SAE belongs, beside `sae_weights.safetensors`.
+
+The tensors have the names and the orientation of HookedSAE's parameters. Two options become part of them:
+
+    rescale_acts_by_decoder_norm    with n the row norms of W_dec: W_enc * n, b_enc * n, W_dec / n
+    batchtopk, matryoshka_batchtopk (a checkpoint in training)      threshold = topk_threshold, after that, as jumprelu
+
+Features and reconstruction are those of SAELens; its `hook_sae_acts_pre` is the one before multiplying by n, ours the
+one after, of which the k largest are kept.
+
+Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
+from ..build import build
+from ..files import folder_with, only_dtype, read_json, read_tensors
+from ..options import Options
+
+CONFIG = "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
+SCALER = "activation_scaler.json"
+
+TITLE = "SAELens 6"
+NAME = f"SAELens 6 and later, a folder with {CONFIG} (with metadata) and {WEIGHTS}"
+ARCHITECTURES = (
+    "standard",
+    "jumprelu",
+    "gated",
+    "topk",
+    "abstopk",
+    "transcoder",
+    "skip_transcoder",
+    "jumprelu_transcoder",
+    "jumprelu_skip_transcoder",
+)
+
+IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+"""The architectures that only a checkpoint in training has; the finished SAE is saved as jumprelu."""
+
+_BELONGS = (  # where it was, and where in which model it belongs
+    "device model_name hook_name hook_name_out hook_layer hook_head_index hook_head_index_out hf_hook_name "
+    "hf_hook_name_out model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id "
+    "context_size seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version sae_lens_training_version"
+)
+_TRAINING = (  # how it was trained
+    "decoder_init_norm l1_coefficient l1_warm_up_steps lp_norm l0_coefficient l0_warm_up_steps target_l0 "
+    "jumprelu_init_threshold jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale jumprelu_ste_to_input "
+    "pre_act_loss_coefficient aux_loss_coefficient use_sparse_activations topk_threshold_lr matryoshka_widths "
+    "use_matryoshka_aux_loss"
+)
+WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether `path` is such a folder, or a file of it."""
+    folder = folder_with(path, CONFIG, WEIGHTS)
+    return folder is not None and "metadata" in read_json(folder / CONFIG)
+
+
+def read(path: Path) -> HookedSAE:
+    """Return the HookedSAE of a SAELens folder, in the dtype that its config says, as SAELens loads it.
+
+    Raises:
+        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+    """
+    folder = folder_with(path, CONFIG, WEIGHTS)
+    assert folder is not None
+    options = Options(read_json(folder / CONFIG), str(folder / CONFIG))
+    metadata = Options(options.take("metadata", dict), f"The metadata of {options.source}")
+    architecture = options.choose("architecture", ARCHITECTURES + IN_TRAINING)
+    hook_name = metadata.take("hook_name", str, None) or options.take("hook_name", str, "")
+
+    tensors = read_tensors(folder / WEIGHTS)
+    threshold = tensors.pop("topk_threshold", None) if architecture in IN_TRAINING else None
+    config = read_config(options, hook_name, folder)
+    if architecture.endswith("transcoder"):
+        config["d_out"] = options.take("d_out", int)
+        config["hook_name_out"] = metadata.take("hook_name_out", str, None) or options.take("hook_name_out", str, "")
+    if architecture in ("topk", "abstopk"):
+        config["k"] = options.take("k", int)
+    elif architecture in ("jumprelu", *IN_TRAINING):
+        options.take("k", object, None)  # of the batch, in training
+    rescaled = options.take("rescale_acts_by_decoder_norm", bool, False)
+    if rescaled and architecture not in ("topk", "abstopk", *IN_TRAINING):
+        raise options.refused("rescale_acts_by_decoder_norm", True, f"a {architecture} SAE has no such option")
+    options.finish(WITHOUT_EFFECT)
+
+    convert(tensors, config, str(folder / WEIGHTS))
+    if rescaled:
+        _fold_decoder_norms(tensors)
+    if architecture in IN_TRAINING:
+        architecture = "jumprelu"
+        if threshold is not None and threshold.numel() == 1:
+            tensors["threshold"] = threshold.to(config["dtype"]).reshape(1).repeat(config["d_sae"])
+    return build(architecture, config, tensors, str(folder / WEIGHTS))
+
+
+def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any]:
+    """Return what every architecture's config has, from the keys that SAELens 6 and earlier have in common.
+
+    Raises:
+        CheckpointError: an option is not understood.
+    """
+    reshaping = options.choose("reshape_activations", ("none", "hook_z"), "none")
+    if reshaping == "hook_z" and hook_name and not hook_name.endswith("_z"):
+        raise options.refused(
+            "reshape_activations", reshaping, f"the hook_name must end in '_z' for that, and is {hook_name!r}"
+        )
+    normalization = options.choose(
+        "normalize_activations", (*NORMALIZATIONS, "expected_average_only_in"), NORMALIZATIONS[0]
+    )
+    if normalization == "expected_average_only_in":
+        # A constant that the trainer makes part of the weights at the end; to run the SAE, SAELens does nothing then.
+        # No key says whether that was done: of weights without it, SAELens and this compute the same wrong numbers.
+        if (folder / SCALER).is_file() and read_json(folder / SCALER).get("scaling_factor") is not None:
+            raise options.refused(
+                "normalize_activations",
+                normalization,
+                f"{SCALER} has its factor: a checkpoint in training, whose weights it is not yet part of. Export the "
+                "finished SAE",
+            )
+        normalization = "none"
+    return {
+        "d_in": options.take("d_in", int),
+        "d_sae": options.take("d_sae", int),
+        "hook_name": hook_name,
+        "dtype": options.take_dtype(),
+        "apply_b_dec_to_input": options.take("apply_b_dec_to_input", bool, True),
+        "normalize_activations": normalization,
+    }
+
+
+def convert(tensors: dict[str, torch.Tensor], config: dict[str, Any], source: str) -> None:
+    """Have the tensors in the config's dtype, and the config in theirs if it has none.
+
+    Raises:
+        CheckpointError: they have several, or one that is not for weights.
+    """
+    stored = only_dtype(tensors, source)
+    config["dtype"] = config["dtype"] or stored
+    for name in tensors:
+        tensors[name] = tensors[name].to(config["dtype"])
+
+
+def _fold_decoder_norms(tensors: dict[str, torch.Tensor]) -> None:
+    """Make the decoder's rows unit vectors and give the encoder their norms."""
+    shapes = [tensors[name].shape for name in ("W_enc", "b_enc", "W_dec") if name in tensors]
+    if len(shapes) != 3 or not shapes[0][1:] == shapes[1] == shapes[2][:-1]:
+        return  # `build` refuses them, with the shapes
+    dtype = tensors["W_dec"].dtype
+    norms = torch.linalg.vector_norm(tensors["W_dec"], dim=-1, dtype=torch.promote_types(dtype, torch.float32))
+    tensors["W_enc"] = (tensors["W_enc"] * norms).to(dtype)
+    tensors["b_enc"] = (tensors["b_enc"] * norms).to(dtype)
+    # A feature without a decoder stays one, where SAELens would divide by zero.
+    tensors["W_dec"] = (tensors["W_dec"] / norms.clamp(min=torch.finfo(dtype).tiny)[:, None]).to(dtype)

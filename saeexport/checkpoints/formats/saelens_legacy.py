@@ -1,0 +1,109 @@
+"""SAELens before 6: the file names of SAELens 6, and a flat `cfg.json`, often the whole config of the training run.
+
+What the config does not say has the defaults of its time: architecture standard, ReLU, `b_dec` subtracted from the
+input. An activation function "topk" makes a standard SAE a top-k SAE. `scaling_factor`, a factor for each feature that
+multiplies its activation on the way into the decoder, becomes part of `W_dec`; SAELens wrote ones there for a time.
+
+Source: SAELens 6.54, `handle_pre_6_0_config` and `read_sae_components_from_disk` in
+`sae_lens/loading/pretrained_sae_loaders.py`; for `scaling_factor` SAELens 3, `SAE.decode`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from ...original.hooked_sae import HookedSAE
+from ..build import build
+from ..files import folder_with, read_json, read_tensors
+from ..options import Options
+from .saelens import CONFIG, WEIGHTS, convert, read_config
+
+TITLE = "SAELens before 6"
+NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
+ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
+
+_BELONGS = (  # where it was, and where in which model it belongs
+    "model_name model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval hook_head_index "
+    "hook_point_layer hook_point_eval hook_point_head_index hook_point_template neuronpedia_id prepend_bos "
+    "context_size seqpos_slice exclude_special_tokens sae_lens_version sae_lens_training_version device dataset_path "
+    "dataset_trust_remote_code is_dataset_tokenized streaming"
+)
+_TRAINING = (  # how it was trained
+    "act_store_device use_cached_activations cached_activations_path n_batches_in_buffer store_batch_size "
+    "store_batch_size_prompts train_batch_size train_batch_size_tokens tokens_per_buffer training_tokens "
+    "total_training_tokens finetuning_tokens finetuning_method b_dec_init_method expansion_factor "
+    "normalize_sae_decoder noise_scale from_pretrained_path decoder_orthogonal_init decoder_heuristic_init "
+    "init_encoder_as_decoder_transpose jumprelu_init_threshold jumprelu_bandwidth autocast autocast_lm compile_llm "
+    "llm_compilation_mode compile_sae sae_compilation_mode adam_beta1 adam_beta2 mse_loss_normalization "
+    "l1_coefficient lp_norm scale_sparsity_penalty_by_decoder_norm l1_warm_up_steps lr lr_scheduler_name "
+    "lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles use_ghost_grads feature_sampling_window "
+    "dead_feature_window dead_feature_threshold n_eval_batches eval_batch_size_prompts resume seed verbose "
+    "n_checkpoints checkpoint_path log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb "
+    "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name"
+)
+WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether `path` is such a folder, or a file of it."""
+    folder = folder_with(path, CONFIG, WEIGHTS)
+    return folder is not None and "metadata" not in read_json(folder / CONFIG)
+
+
+def read(path: Path) -> HookedSAE:
+    """Return the HookedSAE of a SAELens folder, in the dtype that its config says, as SAELens loads it.
+
+    Raises:
+        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+    """
+    folder = folder_with(path, CONFIG, WEIGHTS)
+    assert folder is not None
+    contents = read_json(folder / CONFIG)
+    if isinstance(switch := contents.get("normalize_activations"), bool):
+        contents["normalize_activations"] = "expected_average_only_in" if switch else "none"
+    options = Options(contents, str(folder / CONFIG))
+    hook_name = options.take("hook_name", str, None) or options.take("hook_point", str, "")
+    config = read_config(options, hook_name, folder)
+    architecture, k = _activation(options)
+    if k is not None:
+        config["k"] = k
+    scaled = options.take("finetuning_scaling_factor", bool, False)
+    options.finish(WITHOUT_EFFECT)
+
+    tensors = read_tensors(folder / WEIGHTS)
+    convert(tensors, config, str(folder / WEIGHTS))
+    _fold_scaling_factor(tensors, scaled, options)
+    return build(architecture, config, tensors, str(folder / WEIGHTS))
+
+
+def _activation(options: Options) -> tuple[str, int | None]:
+    """Return the architecture, and k if it has one."""
+    architecture = options.choose("architecture", ARCHITECTURES, "standard")
+    key = "activation_fn_str"
+    name = options.take(key, str, None) or options.take(key := "activation_fn", str, None)
+    name = name or ("topk" if architecture == "topk" else "relu")
+    arguments = Options(options.take("activation_fn_kwargs", dict, {}), f"activation_fn_kwargs of {options.source}")
+    if name == "relu" and architecture != "topk":
+        arguments.finish()
+        return architecture, None
+    if name == "topk" and architecture in ("standard", "topk"):
+        k: int = arguments.take("k", int, None) or options.take("k", int)
+        arguments.finish()
+        return "topk", k
+    understood = {"standard": "relu or topk", "topk": "topk"}.get(architecture, "relu")
+    raise options.refused(key, name, f"a {architecture} SAE is understood with {understood}")
+
+
+def _fold_scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Options) -> None:
+    """Multiply the decoder's rows with `scaling_factor`, if there is one that is not all ones."""
+    factor = tensors.pop("scaling_factor", None)
+    if factor is None or torch.allclose(factor, torch.ones_like(factor)):
+        return
+    if not scaled:
+        raise options.refused(
+            "finetuning_scaling_factor", False, f"{WEIGHTS} has a scaling_factor that is not all ones; one is wrong"
+        )
+    if "W_dec" in tensors and factor.shape == tensors["W_dec"].shape[:1]:
+        tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
+    else:
+        tensors["scaling_factor"] = factor  # of another SAE; `build` refuses it with the shapes

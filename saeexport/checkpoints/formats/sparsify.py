@@ -1,0 +1,75 @@
+"""EleutherAI's sparsify: `cfg.json` beside `sae.safetensors`, top-k SAEs and transcoders, a folder per hook point.
+
+`W_dec` is `[d_sae, d_in]`, `encoder.weight` a `torch.nn.Linear`'s. sparsify takes ReLU before top-k, which gives the
+same features as after it. It subtracts `b_dec` from the input unless `transcode` is set, also with a skip connection:
+there `b_enc - b_dec @ W_enc` stands for it, since a transcoder's `b_dec` is another activation than its input.
+
+A folder named `layers.<n>`, the output of that layer, gives the `hook_name`; other folders' is empty.
+
+Source: sparsify 1.3.3, `sparsify/sparse_coder.py`, `fused_encoder.py`, `config.py`.
+"""
+
+import re
+from pathlib import Path
+
+from ...original.hooked_sae import HookedSAE
+from ..build import build
+from ..files import folder_with, only_dtype, read_json, read_tensors
+from ..options import Options
+from ..renaming import rename
+
+CONFIG = "cfg.json"
+WEIGHTS = "sae.safetensors"
+
+TITLE = "sparsify"
+NAME = f"sparsify, a folder with {CONFIG} and {WEIGHTS}"
+ARCHITECTURES = ("topk", "topk_transcoder", "topk_skip_transcoder")
+
+NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+WITHOUT_EFFECT = ("normalize_decoder", "multi_topk")  # in training
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether `path` is such a folder, or a file of it."""
+    return folder_with(path, CONFIG, WEIGHTS) is not None
+
+
+def read(path: Path) -> HookedSAE:
+    """Return the HookedSAE of a sparsify folder.
+
+    Raises:
+        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+    """
+    folder = folder_with(path, CONFIG, WEIGHTS)
+    assert folder is not None
+    options = Options(read_json(folder / CONFIG), str(folder / CONFIG))
+    options.choose("activation", ("topk",), "topk")
+    if options.take("signed", bool, False):
+        raise options.refused("signed", True, "negative features of sparsify's first releases are not read")
+    d_in = options.take("d_in", int)
+    expansion = options.take("expansion_factor", int, 0)
+    config = {
+        "d_in": d_in,
+        "d_sae": options.take("num_latents", int, 0) or d_in * expansion,
+        "k": options.take("k", int),
+    }
+    transcode = options.take("transcode", bool, False)
+    skip = options.take("skip_connection", bool, False)
+    options.finish(WITHOUT_EFFECT)
+
+    source = str(folder / WEIGHTS)
+    tensors = rename(read_tensors(folder / WEIGHTS), NAMES | ({"W_skip": "W_skip"} if skip else {}), source)
+    config["dtype"] = only_dtype(tensors, source)
+    if not transcode and not skip:
+        return build("topk", config | {"hook_name": _hook_name(folder)}, tensors, source)
+    config |= {"hook_name": "", "d_out": d_in}
+    sae = build("topk_skip_transcoder" if skip else "topk_transcoder", config, tensors, source)
+    if not transcode:
+        sae.b_enc.data = sae.b_enc.data - sae.W_enc.data.T @ sae.b_dec.data
+    return sae
+
+
+def _hook_name(folder: Path) -> str:
+    """Return TransformerLens' name of the activation that a folder is named after, or nothing."""
+    match = re.fullmatch(r"(?:.*\.)?layers\.(\d+)", folder.name)
+    return f"blocks.{match[1]}.hook_resid_post" if match else ""

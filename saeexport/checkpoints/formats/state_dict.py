@@ -1,0 +1,77 @@
+"""A HookedSAE's `state_dict()` in a `.safetensors` or `.pt` file, its config in a JSON file beside it.
+
+The config of `folder/my-sae.pt` is `folder/my-sae.json`, `folder/my-sae_cfg.json` or `folder/cfg.json`, whichever is
+there first. Its keys are HookedSAEConfig's; `dtype` is a string such as "float32" and may be left out, as may all keys
+that have a default. `device` is where the SAE was, and is ignored.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import CheckpointError
+
+from ...original import architectures
+from ...original.hooked_sae import HookedSAE
+from ..build import build
+from ..files import only_dtype, read_json, read_tensors
+
+TITLE = "HookedSAE state dict"
+NAME = (
+    "a HookedSAE state dict, .safetensors or .pt, with its config beside it as <name>.json, <name>_cfg.json or cfg.json"
+)
+ARCHITECTURES = tuple(architectures.ARCHITECTURES)
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether `path` is a file that may hold a state dict."""
+    return path.is_file() and path.suffix in (".safetensors", ".pt")
+
+
+def read(path: Path) -> HookedSAE:
+    """Return the HookedSAE of a state dict; nothing but tensors is ever unpickled.
+
+    Raises:
+        CheckpointError: there is no config, or either file is not sound; the message says what.
+    """
+    config = _read_config(path)
+    tensors = read_tensors(path)
+    dtype = only_dtype(tensors, path)
+    _check_types(config, path)
+    config.pop("device", None)
+    stored = str(dtype).removeprefix("torch.")
+    said = config.pop("dtype", stored)
+    if said.removeprefix("torch.") != stored:
+        raise CheckpointError(f"{path} holds {stored}, its config says {said}. Convert one of them.")
+    architecture = config.pop("architecture", HookedSAE.architecture)
+    return build(architecture, {**config, "dtype": dtype}, tensors, str(path))
+
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "d_sae": int,
+    "d_in": int,
+    "hook_name": str,
+    "use_error_term": bool,
+    "seed": (int, type(None)),
+    "dtype": str,
+    "architecture": str,
+    "apply_b_dec_to_input": bool,
+    "normalize_activations": str,
+    "k": int,
+    "d_out": int,
+    "hook_name_out": str,
+}
+
+
+def _check_types(config: dict[str, Any], path: Path) -> None:
+    for key, expected in TYPES.items():
+        value = config.get(key)
+        if key in config and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
+            raise CheckpointError(f"The config of {path} does not fit: {key} is {value!r}.")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    candidates = [path.with_suffix(".json"), path.with_name(f"{path.stem}_cfg.json"), path.with_name("cfg.json")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return read_json(candidate)
+    raise CheckpointError(f"{path} has no config beside it; looked for {', '.join(c.name for c in candidates)}.")

@@ -1,0 +1,47 @@
+"""A bias rides on its product: `x @ W + b` becomes `[x, 1] @ [W; b]`.
+
+ONNX Runtime's CPU provider writes the bias to the whole result before the product, by one thread, and reads it again in
+the product; for an encoder with 24576 features that is a tenth of the time. `[W; b]` costs nothing where the bias lies
+behind its matrix in the weights file: it is the same bytes, read as one row more.
+"""
+
+import onnx_ir as ir
+
+from .tools.building import Nodes
+
+
+def fold_bias_into_matrix(model: ir.Model) -> ir.Model:
+    """Rewrite each Gemm whose bias lies behind its matrix in the weights file and is wider than its input."""
+    for node in list(model.graph):
+        if node.op_type == "Gemm" and len(node.inputs) == 3 and not node.attributes:
+            matrix, bias = (value and value.const_value for value in node.inputs[1:])
+            if isinstance(matrix, ir.ExternalTensor) and isinstance(bias, ir.ExternalTensor) and _follows(matrix, bias):
+                _ride(model.graph, node, matrix, bias)
+    return model
+
+
+def _follows(matrix: ir.ExternalTensor, bias: ir.ExternalTensor) -> bool:
+    (rows, columns), shape = matrix.shape.numpy(), bias.shape.numpy()
+    ends = (matrix.offset or 0) + (matrix.length or 0)
+    return matrix.location == bias.location and ends == bias.offset and shape == (columns,) and rows < columns
+
+
+def _ride(graph: ir.Graph, product: ir.Node, matrix: ir.ExternalTensor, bias: ir.ExternalTensor) -> None:
+    rows, columns = matrix.shape.numpy()
+    name = f"{matrix.name}_and_{bias.name}"
+    assert matrix.length is not None
+    assert bias.length is not None
+    both = ir.ExternalTensor(
+        matrix.location, matrix.offset, matrix.length + bias.length, matrix.dtype,
+        shape=ir.Shape([rows + 1, columns]), name=name, base_dir=matrix.base_dir,
+    )  # fmt: skip
+    weights = ir.Value(name=name, shape=both.shape, type=ir.TensorType(both.dtype), const_value=both)
+    graph.register_initializer(weights)
+    at = Nodes(graph, before=product)
+    x = product.inputs[0]
+    assert x is not None
+    with_one = at("Pad", [x, at.vector([0, 0, 0, 1]), at("Squeeze", [at.number(1, x)])])
+    result = at("Gemm", [with_one, weights])
+    output = product.outputs[0]
+    result.type, result.shape = output.type, output.shape
+    ir.convenience.replace_nodes_and_values(graph, product, [product], [], [output], [result])

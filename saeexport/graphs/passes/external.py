@@ -1,0 +1,39 @@
+"""The parameters leave the graph: it points into the weights file that all graphs share.
+
+Source: ONNX's external data, `location`, `offset` and `length` of a tensor's bytes; a safetensors file holds the same
+little-endian, row-major bytes, so it can be that location.
+"""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from runtime.artifact.tensorfile import read_header
+from runtime.errors import ExportError
+
+
+def point_to_weights(model: ir.Model, weights: Path) -> ir.Model:
+    """Replace the initializers that `weights`, a safetensors file beside the model, has, by references into it.
+
+    Raises:
+        ExportError: an initializer is not what the file holds under its name, or has left the graph in another form.
+    """
+    header = read_header(weights)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        if name not in header:
+            if tensor.nbytes > 1024:  # constants such as the target of a reshape are small
+                raise ExportError(
+                    f"The trace made a constant {name!r} of shape {tuple(tensor.shape)} that is no parameter: weights "
+                    "are computed from others. Store the computed ones as parameters."
+                )
+            continue
+        stored = header[name]
+        if stored.shape != tuple(tensor.shape.numpy()) or stored.nbytes != tensor.nbytes:
+            raise ExportError(f"{name} is {tuple(tensor.shape)} in the graph and {stored.shape} in {weights.name}.")
+        value.const_value = ir.ExternalTensor(
+            weights.name, stored.offset, stored.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name,
+            base_dir=str(weights.parent),
+        )  # fmt: skip
+    return model

@@ -1,0 +1,1 @@
+"""What the passes share: building nodes, reading parameters, inferring signs, cutting subgraphs."""

@@ -1,0 +1,101 @@
+"""The k strongest features of each token, instead of `d_sae` activations of which nearly all are zero."""
+
+import math
+
+import onnx_ir as ir
+
+from runtime.artifact.manifest import GraphSpec
+from runtime.artifact.names import HOOK_ACTS_POST, VALUES, K
+
+from .tools.building import INT64, Nodes
+from .tools.sign import is_nonnegative
+
+GROUP = 16
+"""Neighbours of which the strongest is found first."""
+
+
+def keep_strongest(model: ir.Model, spec: GraphSpec) -> ir.Model:
+    """Give a graph from the input to the activations the input and the outputs of `features`, `spec`.
+
+    `k` is read by TopK alone, which takes it on the host, and nothing is computed from a shape: ONNX Runtime would put
+    such nodes on the CPU, and then neither loads the graph on CUDA alone nor captures it.
+    """
+    at, acts, k = _with_k(model)
+    signed = not is_nonnegative(model.graph.outputs[-1])
+    values, indices = at.multi_output("TopK", [at("Abs", [acts]) if signed else acts, k], 2, axis=1)
+    if signed:
+        values = at("GatherElements", [acts, indices], axis=1)
+    return _found(model, spec, at, indices, values, _number_on(at, acts))
+
+
+def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
+    """Do the same for a CPU, where sorting is slow.
+
+    A feature among the k strongest lies in one of the k groups with the strongest features, so it is sought there.
+    Those that are on are counted there, too, unless more groups have some: then all are counted.
+    """
+    at, acts, k = _with_k(model)
+    assert acts.shape is not None
+    d_sae = acts.shape[1]
+    assert isinstance(d_sae, int)
+    group = math.gcd(d_sae, GROUP)
+    groups = d_sae // group
+    signed = not is_nonnegative(model.graph.outputs[-1])
+    tokens = at("Shape", [acts], start=0, end=1)
+
+    grouped = at("Reshape", [acts, at.vector([0, groups, group])])
+    strength = at("ReduceMax", [at("Abs", [grouped]) if signed else grouped, at.vector([2])], keepdims=0)
+    sought = at("Min", [k, at.vector([groups])])
+    _, chosen = at.multi_output("TopK", [strength, sought], 2, axis=1, sorted=0)
+    every_token = at("Range", [at.scalar(0), at("Squeeze", [tokens]), at.scalar(1)])
+    first = at("Mul", [at("Unsqueeze", [every_token, at.vector([1])]), at.scalar(groups)])
+    members = at("Gather", [at("Reshape", [acts, at.vector([-1, group])]), at("Add", [chosen, first])])
+    members = at("Reshape", [members, at("Concat", [tokens, at("Mul", [sought, at.vector([group])])], axis=0)])
+    values, places = at.multi_output("TopK", [at("Abs", [members]) if signed else members, k], 2, axis=1)
+    if signed:
+        values = at("GatherElements", [members, places], axis=1)
+    place = at("Div", [places, at.scalar(group)])
+    inside = at("Sub", [places, at("Mul", [place, at.scalar(group)])])
+    indices = at("Add", [at("Mul", [at("GatherElements", [chosen, place], axis=1), at.scalar(group)]), inside])
+
+    beyond = at.cast(at("Greater", [_number_on(at, strength), sought]), ir.DataType.INT64)
+    all_found = at("Equal", [at("ReduceSum", [beyond], keepdims=0), at.scalar(0)])
+    (count,) = at.if_else(all_found, [INT64], lambda at: [_number_on(at, members)], lambda at: [_number_on(at, acts)])
+    return _found(model, spec, at, indices, values, count)
+
+
+def _with_k(model: ir.Model) -> tuple[Nodes, ir.Value, ir.Value]:
+    """Return what writes nodes, the activations in float32, which every device sorts, and the new input k."""
+    graph = model.graph
+    acts = graph.outputs[-1]
+    k = ir.val(K, dtype=ir.DataType.INT64, shape=[1])
+    graph.inputs.append(k)
+    at = Nodes(graph)
+    if acts.dtype == ir.DataType.FLOAT:
+        return at, acts, k
+    wide = at.cast(acts, ir.DataType.FLOAT)
+    wide.shape, wide.type = acts.shape, ir.TensorType(ir.DataType.FLOAT)
+    return at, wide, k
+
+
+def _number_on(at: Nodes, cells: ir.Value) -> ir.Value:
+    on = at.cast(at.cast(cells, ir.DataType.BOOL), ir.DataType.FLOAT)  # exact up to 2^24 features
+    return at.cast(at("ReduceSum", [on, at.vector([1])], keepdims=0), ir.DataType.INT64)
+
+
+def _found(
+    model: ir.Model, spec: GraphSpec, at: Nodes, indices: ir.Value, values: ir.Value, count: ir.Value
+) -> ir.Model:
+    """Make these the outputs."""
+    graph = model.graph
+    given = graph.outputs[-1]
+    assert given.dtype is not None
+    if given.dtype != ir.DataType.FLOAT:
+        values = at.cast(values, given.dtype)
+    graph.outputs.clear()
+    for tensor, value in zip(spec.outputs, (indices, values, count), strict=True):
+        value.name, value.shape = tensor.name, ir.Shape(tensor.shape)
+        value.type = given.type if tensor.name == VALUES else INT64
+        graph.outputs.append(value)
+    given.name = f"all.{HOOK_ACTS_POST}"
+    return model

@@ -1,0 +1,108 @@
+"""From a PyTorch HookedSAE to an ONNX graph with its six hook tensors as outputs."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript.optimizer import optimize_ir
+from torch import Tensor, nn
+
+from runtime.artifact.manifest import SAEConfig
+from runtime.artifact.names import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT, TARGET, TOKENS
+from runtime.errors import ExportError
+
+from ..original.running import evaluating
+
+# Opset 20 and IR 10 load in every ONNX Runtime since 1.19, in TensorRT 10 and in the Rust and Node bindings.
+OPSET, IR_VERSION = 20, 10
+
+
+class _SixHooks(nn.Module):
+    """The SAE as a function from the input to the six hook tensors, in firing order."""
+
+    def __init__(self, sae: Any, hooks: tuple[str, ...]) -> None:
+        super().__init__()
+        self.sae = sae
+        self.hooks = hooks
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        seen: dict[str, Tensor] = {}
+
+        def keep(tensor: Tensor, hook: Any) -> None:
+            seen[hook.name] = tensor
+
+        self.sae.run_with_hooks(*inputs, fwd_hooks=[(name, keep) for name in HOOK_NAMES])
+        if HOOK_ERROR not in seen and HOOK_ERROR in self.hooks:  # it does not fire; as an output it is always there
+            seen[HOOK_ERROR] = seen[HOOK_INPUT] - seen[HOOK_RECONS]
+        return tuple(seen[name] for name in self.hooks)
+
+
+def trace(sae: Any, config: SAEConfig) -> ir.Model:
+    """Return the SAE's graph, its parameters under the names of the state dict.
+
+    Args:
+        sae: a HookedRootModule with the six hooks, no hook functions attached.
+        config: what the artifact says of it: the inputs and their shapes, the hooks.
+
+    Raises:
+        ExportError: PyTorch cannot trace the SAE.
+    """
+    weight = next(sae.parameters())
+    shapes = [config.input_shape, *([config.output_shape] if config.takes_target else [])]
+    examples = tuple(torch.zeros(3, *shape, dtype=weight.dtype, device=weight.device) for shape in shapes)
+    tokens = torch.export.Dim(TOKENS)
+    traced = _SixHooks(sae, config.hooks)
+    with evaluating(traced), _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                traced,
+                examples,
+                dynamic_shapes=(tuple({0: tokens} for _ in examples),),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(f"PyTorch cannot trace this {type(sae).__name__}: {error}") from error
+    assert program is not None
+    model = program.model
+    model.ir_version = IR_VERSION
+    # Common-subexpression elimination merges the error term's second pass; and a value that is returned twice becomes
+    # two outputs, which have to be named after that, not before.
+    optimize_ir(model, should_fold=_without_parameters)
+    for value, name in zip(model.graph.inputs, (INPUT, TARGET), strict=False):
+        value.name = name
+    for value, name in zip(model.graph.outputs, config.hooks, strict=True):
+        value.name = name
+    for name in list(model.graph.initializers):
+        if name.startswith("sae."):
+            model.graph.initializers[name].name = name.removeprefix("sae.")
+    return model
+
+
+def _without_parameters(node: ir.Node) -> bool | None:
+    """Forbid to compute with parameters beforehand: the result would be in the graph, and not in the weights file."""
+    return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hold back what torch.onnx says of itself.
+
+    Of operators of torchvision that are not installed, of a deprecation, and that two inputs have equally many tokens.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*axis name: tokens will not be used", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

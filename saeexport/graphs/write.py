@@ -1,0 +1,160 @@
+"""One traced model, and the graphs of the contract that are made of it: parts of it, rewritten for their purpose."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import Tensor
+
+from runtime.arrays.dtypes import BFLOAT16
+from runtime.artifact.contracts import (
+    ACTIVATE,
+    ACTS,
+    DECODE,
+    ENCODE,
+    FEATURES,
+    MODEL,
+    PORTABLE,
+    SPARSE,
+    STEER,
+    WIDE,
+    graph_specs,
+)
+from runtime.artifact.folder import hash_file
+from runtime.artifact.manifest import CUSTOM, GraphSpec, SAEConfig
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_RECONS, INPUT
+from runtime.errors import ExportError
+
+from .passes.bias import fold_bias_into_matrix
+from .passes.describe import describe
+from .passes.external import point_to_weights
+from .passes.gemm import products_to_gemm
+from .passes.int8 import DOMAIN as INT8_DOMAIN
+from .passes.int8 import weights_to_int8
+from .passes.sparse import decode_sparsely
+from .passes.steer import CLEAN, add_interventions
+from .passes.strip import strip_remarks
+from .passes.tools.subgraph import depends_on, extract
+from .passes.top import keep_strongest, keep_strongest_on_a_cpu
+from .passes.widen import ON_CUDA, widen
+from .portable import violations
+from .trace import trace
+
+PART = {STEER: MODEL, FEATURES: ENCODE}
+"""Between whose inputs and outputs a graph, or its twin for the CPU, lies in the traced model, if not its own."""
+
+Rewrite: TypeAlias = Callable[[ir.Model, GraphSpec], ir.Model]
+
+REWRITES: dict[str, tuple[Rewrite, ...]] = {
+    STEER: (add_interventions,),
+    FEATURES: (keep_strongest,),
+    ACTS: (lambda model, _: fold_bias_into_matrix(model),),
+    SPARSE[MODEL]: (lambda model, _: fold_bias_into_matrix(decode_sparsely(model, HOOK_ACTS_POST)),),
+    SPARSE[DECODE]: (lambda model, _: decode_sparsely(model, HOOK_ACTS_POST),),
+    SPARSE[STEER]: (
+        add_interventions,
+        lambda model, _: fold_bias_into_matrix(decode_sparsely(model, CLEAN + HOOK_ACTS_POST)),
+    ),
+    SPARSE[FEATURES]: (
+        lambda model, _: fold_bias_into_matrix(model),
+        keep_strongest_on_a_cpu,
+    ),
+}
+"""How a graph is rewritten after it was cut out."""
+
+
+def rewrites_of(graph: str) -> tuple[Rewrite, ...]:
+    """Return how a graph is rewritten after it was cut out."""
+    if graph in WIDE.values():
+        return (*REWRITES.get(graph.removesuffix(".wide"), ()), lambda model, _: widen(model))
+    return REWRITES.get(graph, ())
+
+
+def traced(sae: Any, config: SAEConfig) -> ir.Model:
+    """Return the SAE's graph from the input to the hooks, its products one node each.
+
+    Raises:
+        ExportError: PyTorch cannot trace it, or hooks at `acts_pre` could not be followed.
+    """
+    model = products_to_gemm(strip_remarks(trace(sae, config)))
+    if depends_on(model, HOOK_RECONS, HOOK_ACTS_PRE, HOOK_ACTS_POST):
+        raise ExportError(
+            f"hook_sae_recons of this {type(sae).__name__} depends on hook_sae_acts_pre other than through "
+            "hook_sae_acts_post; what a function at that hook changes could not be followed."
+        )
+    return widen(model, ON_CUDA) if config.dtype == BFLOAT16 else model
+
+
+def state_in_int8(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make a traced model's matrices int8, and return what its parameters are then, by name."""
+    rounded = {name: torch.from_numpy(array) for name, array in weights_to_int8(model, HOOK_ACTS_POST).items()}
+    RemoveUnusedNodesPass()(model)
+    return {name: tensor for name, tensor in state.items() if name in model.graph.initializers} | rounded
+
+
+def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str, GraphSpec]:
+    """Write every graph of the contract beside its weights, checked, and return what they take and give.
+
+    Args:
+        model: from the input to the hooks, its parameters called as in `weights`.
+        config: of the SAE.
+        weights: the file with the parameters.
+
+    Raises:
+        ExportError: what was written is not what it should be.
+    """
+    model = point_to_weights(model, weights)
+    sha256 = hash_file(weights).sha256
+    specs = graph_specs(config, [name for name in (ACTIVATE, DECODE) if _needs_input(model, name)])
+    for name, spec in specs.items():
+        part = specs[PART.get(name.partition(".")[0], name)]
+        graph = extract(model, [tensor.name for tensor in part.inputs], [tensor.name for tensor in part.outputs])
+        for rewrite in rewrites_of(name):
+            graph = rewrite(graph, spec)
+        graph = RemoveUnusedNodesPass()(graph).model
+        ir.save(describe(graph, name, config, sha256), weights.parent / spec.file)
+        check_graph(weights.parent / spec.file, spec)
+        if name in PORTABLE:
+            check_portable(weights.parent / spec.file, config)
+    return specs
+
+
+def _needs_input(model: ir.Model, graph: str) -> bool:
+    """Tell whether the activation or the decoder of a traced SAE also reads the input: a gate, a skip connection."""
+    (source,), (output,) = PORTABLE[graph].inputs, PORTABLE[graph].outputs
+    return depends_on(model, output, INPUT, source)
+
+
+def check_portable(path: Path, config: SAEConfig) -> None:
+    """Refuse a portable graph that TensorRT or an older ONNX Runtime could not read, see `portable.py`.
+
+    A user's own class may use other operators, and int8 weights do: such graphs run on fewer machines.
+
+    Raises:
+        ExportError: it has something that is not portable; the message names it.
+    """
+    if config.architecture.startswith(CUSTOM) or INT8_DOMAIN in ir.load(path).opset_imports:
+        return
+    if found := violations(path):
+        raise ExportError(f"{path.name} is not portable: {'; '.join(found)}.")
+
+
+def check_graph(path: Path, spec: GraphSpec) -> None:
+    """Refuse a graph that is not valid ONNX, or whose inputs or outputs are not named as they should, in this order.
+
+    Raises:
+        ExportError: it is not so.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{path.name} is not valid ONNX: {error}") from error
+    graph = onnx.load_model(path, load_external_data=False).graph
+    for role, found, expected in (("inputs", graph.input, spec.inputs), ("outputs", graph.output, spec.outputs)):
+        names, wanted = [value.name for value in found], [tensor.name for tensor in expected]
+        if names != wanted:
+            raise ExportError(f"{path.name} has the {role} {', '.join(names)}; they must be {', '.join(wanted)}.")

@@ -1,0 +1,147 @@
+"""The original and the truth: what PyTorch computes in the SAE's dtype, and what the same weights give in float64."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32, rounded
+from runtime.arrays.tensor import Array
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT
+from runtime.errors import ParityError
+from runtime.parity.reference import Reference, SteeredReference, behind
+from runtime.session.interventions import Intervention
+
+from ..original.precision import InFloat64, InTF32
+from ..original.running import all_hooks, dtype_of, torch_hook
+from .decisions import after_decisions, true_recons, with_uncertain
+
+EDITED_FEATURES = 8
+"""How many features the intervention edits by which `steer.onnx` is proved: two of each kind."""
+
+MOST_OWN_ERROR = {FLOAT32: 1e-3, FLOAT16: 2.0**-7, BFLOAT16: 2.0**-4}
+"""The largest token error that the original may have itself. float32 makes it 1e-7 to 1e-6; half precision some
+roundings, which are 2^-11 and 2^-8: 16 of them are more than rounding explains, and leave little to prove."""
+
+OUTLIER = 8.0
+"""How much larger the original's error may be on a token than its median and one rounding. On a token whose numbers
+cancel it is; the largest error is the budget of all tokens, and those would prove little."""
+
+
+def reference_of(sae: Any, activations: Array, target: Array | None = None) -> Reference:
+    """Return what PyTorch computes, and the truth, of those tokens on which the original is exact enough.
+
+    Args:
+        sae: a HookedSAE, or any HookedRootModule with the six hooks.
+        activations: `(tokens, d_in)` or `(tokens, n_heads, d_head)`, numbers of the SAE's dtype.
+        target: `(tokens, d_out)`, for a transcoder with the error term.
+
+    Raises:
+        ParityError: a number is not finite, or PyTorch is not exact enough on most tokens.
+    """
+    original = all_hooks(sae, activations, target)
+    with InFloat64():
+        truth = _without_input(all_hooks(sae, activations, target))
+    dtype = dtype_of(next(sae.parameters()))
+    reference = Reference(original, truth, bool(sae.cfg.use_error_term), target, dtype)
+    # The error of the preactivations says which decisions matter, which have to be known to judge the other hooks.
+    reference = after_decisions(sae, _without(reference, _implausible(reference, [HOOK_ACTS_PRE])))
+    return with_uncertain(sae, _without(reference, _implausible(reference, reference.truth)))
+
+
+def _without(reference: Reference, left_out: Array) -> Reference:
+    """Return the reference without some tokens, and with their number."""
+    if not left_out.any():
+        return reference
+    return dataclasses.replace(reference.subset(~left_out), left_out=reference.left_out + int(left_out.sum()))
+
+
+def steered_reference_of(sae: Any, clean: Reference, intervention: Intervention) -> SteeredReference:
+    """Return what PyTorch computes from the inputs of `clean` under an intervention, and the truth of it."""
+    x, edit = clean.original[HOOK_INPUT], (HOOK_ACTS_POST, torch_hook(intervention))
+    truth = steered_truth(sae, clean, intervention)
+    steered = SteeredReference(
+        all_hooks(sae, x, clean.target, edit),
+        truth,
+        clean.use_error_term,
+        clean.target,
+        clean.dtype,
+        clean=clean,
+        intervention=intervention,
+    )
+    _implausible(steered, steered.truth)
+    return steered
+
+
+def steered_truth(sae: Any, clean: Reference, intervention: Intervention) -> dict[str, Array]:
+    """Return the hooks in float64 under an intervention, after the decisions of `clean`."""
+    acts_post = intervention(clean.truth[HOOK_ACTS_POST])
+    recons = true_recons(sae, clean, acts_post)
+    return {
+        **clean.truth,
+        HOOK_ACTS_POST: acts_post,
+        **behind(recons, clean.truth.get(HOOK_ERROR), clean.use_error_term),
+    }
+
+
+def in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
+    """Return a reference for GPUs that round the factors of float32 products to TF32.
+
+    Its uncertain features and its budgets are those of the original in that arithmetic, its truth is the same.
+    """
+    clean, x = steered.clean, steered.original[HOOK_INPUT]
+    with InTF32():
+        hooks = all_hooks(sae, x, clean.target)
+        edited = all_hooks(sae, x, clean.target, (HOOK_ACTS_POST, torch_hook(steered.intervention)))
+    measured = after_decisions(sae, dataclasses.replace(clean, original=hooks))
+    truth = steered_truth(sae, measured, steered.intervention)
+    edited_in_tf32 = dataclasses.replace(steered, original=edited, truth=truth, clean=measured)
+    return dataclasses.replace(
+        steered,
+        recorded=edited_in_tf32.budgets,
+        clean=dataclasses.replace(with_uncertain(sae, clean, measured), recorded=measured.budgets),
+    )
+
+
+def typical_intervention(reference: Reference) -> Intervention:
+    """Return edits of every kind, of the features that are most often on and of the one that is least often.
+
+    Each token has its own, in turn. The values are of the size of the activations, so that every edit shows in the
+    reconstruction.
+    """
+    acts_post = reference.original[HOOK_ACTS_POST]
+    on = (acts_post != 0).sum(axis=0)
+    by_use = np.argsort(-on, kind="stable")
+    ids = by_use if len(by_use) <= EDITED_FEATURES else np.append(by_use[: EDITED_FEATURES - 1], by_use[-1])
+    size = np.array([acts_post[acts_post[:, j] != 0, j].mean() if on[j] else 1.0 for j in ids], acts_post.dtype)
+    turn = np.arange(len(acts_post))[:, None] + np.arange(len(ids))
+    kinds = np.array([(0, 0), (0, 1), (0.5, 0), (1, 1)])  # ablate, clamp, scale, add
+    scale, shift = np.moveaxis(kinds[turn % len(kinds)], -1, 0)
+    return Intervention(ids, scale, rounded(shift * size, reference.dtype))
+
+
+def _without_input(hooks: dict[str, Array]) -> dict[str, Array]:
+    return {hook: y for hook, y in hooks.items() if hook != HOOK_INPUT}
+
+
+def _implausible(reference: Reference, hooks: Collection[str]) -> Array:
+    """Tell of each token whether the original is farther from the truth than rounding explains.
+
+    That can be, on a token whose numbers cancel; such a token proves nothing, and would let the others err as much.
+
+    Raises:
+        ParityError: it is so on most tokens, and therefore of another cause.
+    """
+    most = MOST_OWN_ERROR[reference.dtype]
+    own = {hook: reference.token_errors(hook, reference.original[hook]) for hook in hooks}
+    if np.any([errors > most for errors in own.values()], axis=0).mean() > 0.5:
+        worst = max(own, key=lambda hook: float(np.median(own[hook])))
+        raise ParityError(
+            f"{worst}: PyTorch's own error against the same weights in float64 is {np.median(own[worst]):.1e} in the "
+            f"median; on most tokens it is more than the {most:.0e} that rounding explains. Is something in it random, "
+            "or computed in lower precision?"
+        )
+    limits = {hook: min(most, OUTLIER * (np.median(errors) + reference.floor(hook))) for hook, errors in own.items()}
+    far: Array = np.any([errors > limits[hook] for hook, errors in own.items()], axis=0)
+    return far

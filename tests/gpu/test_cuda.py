@@ -1,0 +1,166 @@
+"""What only a GPU can show; `make gpu` runs these tests and lets none of them be skipped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+import saeexport
+from runtime import Ablate, SAESession, verify
+from runtime.artifact.contracts import PORTABLE
+from saeexport import export
+from tests.support.samples import HOOKS, MINILM, TINY, make_sae, normal
+from tests.support.zoo import CASES, sae_of
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def full_precision():
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.fixture(scope="module")
+def sae():
+    with SAESession(MINILM, "cuda") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def golden():
+    from runtime import read_artifact
+    from runtime.parity.golden import load_golden
+
+    return load_golden(read_artifact(MINILM)).original["hook_sae_input"]
+
+
+def on_gpu(array):
+    return torch.from_numpy(array).cuda()
+
+
+@pytest.mark.parametrize("path", [TINY, MINILM], ids=["tiny", "minilm"])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_parity_on_cuda(path, precision):
+    report = verify(path, "cuda", precision)
+    assert "cuda:0" in report.title
+    assert report.failures == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity_of_every_architecture_and_dtype(case, dtype, tmp_path):
+    architecture, more = case
+    export(sae_of(architecture, **more), tmp_path / "sae", dtype=dtype)
+    report = verify(tmp_path / "sae", "cuda")
+    assert report.failures == []
+    assert {verdict.graph for verdict in report.verdicts} == set(PORTABLE)
+
+
+def test_parity_with_the_original_on_the_gpu(golden):
+    saeexport.assert_parity(MINILM, saeexport.load(MINILM).cuda(), golden, "cuda")
+
+
+def test_every_node_is_on_cuda(tmp_path):
+    options = ort.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    session = ort.InferenceSession(TINY / "model.onnx", options, providers=["CUDAExecutionProvider"])
+    session.run(None, {"input": normal(3, 6)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    providers = {event["args"]["provider"] for event in events if "provider" in event.get("args", {})}
+    assert providers == {"CUDAExecutionProvider"}
+
+
+def test_torch_tensors_are_read_where_they_are_and_results_stay(sae, golden):
+    x = on_gpu(golden)
+    cache = sae.compute(x, HOOKS)
+    expected = sae.compute(golden, HOOKS)
+    assert cache["hook_sae_input"].pointer == x.data_ptr()
+    for name, y in cache.items():
+        tensor = torch.from_dlpack(y)
+        assert (tensor.is_cuda, tensor.data_ptr()) == (True, y.pointer)
+        assert np.array_equal(tensor.cpu().numpy(), expected[name])
+
+
+def test_bfloat16_tensors_come_and_go(tmp_path):
+    original = make_sae(d_in=64, d_sae=256).bfloat16()
+    export(original, tmp_path / "sae")
+    with SAESession(tmp_path / "sae", "cuda") as session:
+        x = torch.randn(7, 64, device="cuda").bfloat16()
+        y = torch.from_dlpack(session(x))
+        assert y.dtype == torch.bfloat16
+        assert torch.allclose(y.float(), original.cuda()(x).float(), atol=0.05, rtol=0.05)
+
+
+def test_work_that_is_still_queued_is_waited_for(golden):
+    stream = torch.cuda.Stream()
+    with SAESession(MINILM, "cuda", stream=stream) as session, torch.cuda.stream(stream):
+        x = on_gpu(golden)
+        expected = session(x).numpy()
+        for _ in range(5):
+            late = torch.zeros_like(x)
+            torch.cuda._sleep(50_000_000)  # some 30 ms
+            late.copy_(x)
+            output = session(late)
+            assert not stream.query()  # the call did not wait
+            assert np.array_equal((torch.from_dlpack(output) + 0).cpu().numpy(), expected)
+
+
+def test_work_queued_on_torchs_own_stream_is_waited_for(sae, golden):
+    expected = sae(golden)
+    x, late = on_gpu(golden), torch.zeros(golden.shape, device="cuda")
+    torch.cuda._sleep(50_000_000)
+    late.copy_(x)
+    assert np.array_equal(torch.from_dlpack(sae(late)).cpu().numpy(), expected)
+
+
+def test_memory_waits_for_a_reader_on_another_stream(golden):
+    mine, theirs = torch.cuda.Stream(), torch.cuda.Stream()
+    with SAESession(MINILM, "cuda", stream=mine) as session:
+        expected, others = session(golden), golden[::-1].copy()
+        with torch.cuda.stream(mine):
+            output = session(on_gpu(golden))
+        with torch.cuda.stream(theirs):
+            tensor = torch.from_dlpack(output)
+            torch.cuda._sleep(50_000_000)
+            copy = tensor.clone()
+        del output, tensor
+        with torch.cuda.stream(mine):
+            session(on_gpu(others))
+        assert np.array_equal(copy.cpu().numpy(), expected)
+
+
+def test_cuda_graphs_follow_their_inputs(golden):
+    with SAESession(MINILM, "cuda", cuda_graph=[1, 8]) as session, SAESession(MINILM, "cuda") as plain:
+        for tokens in (1, 8, 3, 1, 8, 3):
+            for start in (0, 10):
+                x = golden[start : start + tokens]
+                expected = plain.compute(x, HOOKS)
+                for given in (x, on_gpu(x)):
+                    for name, y in session.compute(given, HOOKS).items():
+                        assert np.array_equal(np.asarray(y), expected[name]), (tokens, name)
+            assert np.array_equal(session.steer(x, {3: Ablate()})[0], plain.steer(x, {3: Ablate()})[0])
+            assert np.array_equal(session.top_features(x, 5).dense(3072), plain.top_features(x, 5).dense(3072))
+
+
+def test_the_weights_are_on_the_card_once(tmp_path):
+    large = make_sae(d_in=1024, d_sae=65536)  # 537 MB
+    export(large, tmp_path / "sae")
+    weights = 2 * 4 * 1024 * 65536
+    with SAESession(tmp_path / "sae", "cuda") as session:
+        session(normal(1, 1024))
+        before, _ = torch.cuda.mem_get_info()
+        session.encode(normal(1, 1024))
+        session.steer(normal(1, 1024), {0: Ablate()})
+        after, _ = torch.cuda.mem_get_info()
+    assert before - after < weights / 4
+
+
+def test_under_a_memory_limit_a_large_batch_is_cut(golden):
+    many = np.tile(golden, (400, 1))
+    with SAESession(MINILM, "cuda", memory_limit=64 << 20) as session:
+        assert len(session.explain(tokens=len(many)).blocks) > 1
+        assert np.allclose(session(many)[: len(golden)], session(golden), atol=1e-5)

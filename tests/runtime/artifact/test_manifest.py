@@ -1,0 +1,128 @@
+"""sae.json: what is read, what is refused, and the words for it."""
+
+import json
+import re
+
+import pytest
+
+import runtime
+from runtime import ArtifactError, ManifestError
+from runtime.artifact.manifest import FORMAT_VERSION
+from runtime.artifact.parse import parse_manifest
+from tests.support.samples import TINY
+
+BUDGETS = ("hooks", "steered", "tf32", "tf32_steered")
+TEXT = (TINY / "sae.json").read_text()
+
+
+def edited(*keys, value=None, remove=False):
+    data = json.loads(TEXT)
+    inner = data
+    for key in keys[:-1]:
+        inner = inner[key]
+    if remove:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    return json.dumps(data)
+
+
+def paths(value, prefix=()):
+    """Yield the path of every key that the format prescribes."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if prefix and prefix[0] in ("provenance", "files") and len(prefix) == 1:
+                if prefix[0] == "files":
+                    yield from paths(inner, (*prefix, key))
+                continue
+            # A hook without budgets is the subject of test_gates.py; options are the architecture's own.
+            if prefix not in {*(("parity", of) for of in BUDGETS), ("sae", "options")}:
+                yield (*prefix, key)
+            yield from paths(inner, (*prefix, key))
+    if isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from paths(inner, (*prefix, i))
+
+
+def test_it_survives_a_round_trip():
+    assert parse_manifest(TEXT).to_json() == TEXT
+
+
+def test_a_newer_format_is_refused():
+    message = f"has format version {FORMAT_VERSION + 1}; this release reads {FORMAT_VERSION}. Upgrade: pip install"
+    with pytest.raises(ManifestError, match=message):
+        parse_manifest(edited("format_version", value=FORMAT_VERSION + 1))
+
+
+@pytest.mark.parametrize("text", [TEXT[:300], TEXT[:-3], "", "weights"])
+def test_truncated_or_not_json(text):
+    with pytest.raises(ManifestError, match="sae.json is not JSON .* it may be truncated"):
+        parse_manifest(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null"])
+def test_json_of_another_kind(text):
+    with pytest.raises(ManifestError, match=f"sae.json is {re.escape(repr(json.loads(text)))}, expected an object"):
+        parse_manifest(text)
+
+
+@pytest.mark.parametrize("keys", list(paths(json.loads(TEXT))), ids=lambda keys: ".".join(map(str, keys)))
+def test_every_key_is_needed(keys):
+    with pytest.raises(ManifestError) as error:
+        parse_manifest(edited(*keys, remove=True))
+    assert str(keys[-1]) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("sae", "d_in"), "6", "sae.json: sae: d_in is '6', expected int"),
+        (("sae", "use_error_term"), 1, "use_error_term is 1, expected bool"),
+        (("sae", "seed"), "a", "seed is 'a', expected int"),
+        (("graphs", "model", "inputs"), {}, r"graphs\['model'\]: inputs is {}, expected a list"),
+        (("graphs",), [], r"graphs is \[\], expected an object"),
+        (("graphs", "model", "outputs", 2, "shape"), [1.5], r"outputs\[2\]: shape\[0\] is 1.5, expected int or str"),
+        (("weights",), "other.safetensors", "'other.safetensors' is used but has no entry in files"),
+        (("graphs", "encode", "outputs", 1, "name"), "acts", "graph 'encode' is .*of this SAE it is"),
+        (("sae", "d_sae"), 17, "graph 'model' is .*of this SAE it is"),
+        (("files", "../weights"), {"sha256": "", "bytes": 1}, "files names '../weights', which is not a plain file"),
+        (("files", "a\\b"), {"sha256": "", "bytes": 1}, "not a plain file name"),
+        (("files", ".."), {"sha256": "", "bytes": 1}, "not a plain file name"),
+        (("weights_dtype",), "int8", "weights_dtype is 'int8'; there must be parity unless it is 'int8'"),
+        (("weights_dtype",), "float16", "dtype is 'float32' and weights_dtype 'float16'; what this release reads"),
+        (("sae", "dtype"), "float64", "graph 'model' is .*of this SAE it is"),
+        (("parity",), None, "weights_dtype is 'float32'; there must be parity"),
+    ],
+)
+def test_other_values_are_named(keys, value, message):
+    with pytest.raises(ManifestError, match=message):
+        parse_manifest(edited(*keys, value=value))
+
+
+def test_unknown_keys_and_graphs_are_ignored(artifact):
+    data = json.loads(TEXT)
+    data["mood"] = "good"
+    data["graphs"]["later"] = {**data["graphs"]["model"], "file": "decode.onnx"}
+    (artifact / "sae.json").write_text(json.dumps(data))
+    assert runtime.verify(artifact, "cpu").failures == []
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda folder: folder / "nothing", "it does not exist"),
+        (lambda folder: folder / "a.txt", "it is a file"),
+        (lambda folder: folder, "it holds a.txt, b.txt, c.txt, d.txt, e.txt, f.txt, ..."),
+    ],
+)
+def test_a_path_that_is_not_an_artifact(tmp_path, make, found):
+    for name in "abcdefg":
+        (tmp_path / f"{name}.txt").write_text("")
+    with pytest.raises(ArtifactError, match=rf"is not an artifact, a folder with sae.json: {re.escape(found)}"):
+        runtime.SAESession(make(tmp_path))
+
+
+def test_a_manifest_that_is_not_text(artifact):
+    (artifact / "sae.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match="sae.json is not text"):
+        runtime.read_artifact(artifact)

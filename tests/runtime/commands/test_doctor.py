@@ -1,0 +1,71 @@
+"""`python -m runtime doctor`: what a machine can run, and why not."""
+
+import importlib.metadata
+
+import onnxruntime as ort
+import pytest
+
+from runtime import ProviderError, read_artifact
+from runtime.commands import doctor
+from runtime.commands.main import main
+from runtime.devices import capabilities
+from tests.support.samples import TINY
+from tests.support.simulated_cuda import simulate
+
+
+def line(text, name):
+    (found,) = [line for line in text.splitlines() if line.split("  ")[0].rstrip() == name]
+    return found
+
+
+def no_driver():
+    raise ProviderError("no NVIDIA driver (libcuda.so.1 is missing)")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    for module in (doctor, capabilities):
+        monkeypatch.setattr(module, "driver", no_driver)
+
+
+def test_a_machine_without_a_gpu(no_gpu, capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "yes: float32, int8" in line(text, "cpu")
+    assert "none: no NVIDIA driver" in line(text, "driver")
+    assert f"no: the onnxruntime {ort.__version__} installed here is built without CUDA" in line(text, "cuda:0")
+    assert "no: " in line(text, "tensorrt:0")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    machine = simulate(monkeypatch, gpus=2)
+    monkeypatch.setattr(doctor, "driver", lambda: machine)
+    return machine
+
+
+def test_a_machine_with_two_gpus(machine):
+    text = doctor.diagnose()
+    assert line(text, "driver").endswith("runs CUDA up to 13.0, 2 GPUs")
+    assert "Simulated GPU, compute capability 9.0" in line(text, "GPU 1")
+    for name in ("cuda:0", "cuda:1", "tensorrt:0", "tensorrt:1"):
+        assert line(text, name).endswith("yes: float32, float16, bfloat16, tf32")
+
+
+def test_an_older_gpu_lacks_dtypes(monkeypatch):
+    machine = simulate(monkeypatch, capability=(7, 5))
+    monkeypatch.setattr(doctor, "driver", lambda: machine)
+    assert line(doctor.diagnose(), "cuda:0").endswith("yes: float32, float16")
+
+
+def test_an_artifact_is_asked_about(machine, capsys, monkeypatch):
+    assert main(["doctor", str(TINY)]) == 0
+    assert "yes" in line(capsys.readouterr().out, "cuda:0")
+    monkeypatch.setattr(doctor, "check_runs", lambda *_: no_driver())
+    assert "no: no NVIDIA driver" in line(doctor.diagnose(read_artifact(TINY)), "cuda:0")
+
+
+def test_both_wheels_are_one_too_many(no_gpu, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.1")
+    assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 are both installed" in line(doctor.diagnose(), "warning")

@@ -1,0 +1,60 @@
+"""CUDA graphs on a simulated GPU: captured once for each shape, right for every input."""
+
+import numpy as np
+import pytest
+
+from runtime import Ablate, InputError, SAESession
+from tests.support.samples import TINY, normal
+from tests.support.simulated_cuda import DeviceArray
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_a_graph_is_captured_once_for_each_shape_and_follows_its_inputs(machine, expected, on_device):
+    with SAESession(TINY, "cuda", cuda_graph=[1, 4]) as sae:
+        kept = []
+        for tokens in (1, 4, 2, 1, 4, 2):
+            x = normal(tokens, 6, seed=len(kept))
+            y = sae(DeviceArray(machine, x) if on_device else x)
+            kept.append((y, expected(x)))
+        session = machine.sessions[-1]
+        assert session.options["enable_cuda_graph"] == "1"
+        assert session.runs == ["1", "2", "-1", "1", "2", "-1"]
+        for y, wanted in kept:  # a later replay changes no result that was given
+            assert np.array_equal(np.asarray(y), wanted)
+
+
+def test_interventions_and_features_are_captured_by_their_shapes(machine, expected):
+    with SAESession(TINY, "cuda", cuda_graph=[2]) as sae:
+        x = normal(2, 6)
+        for edits in ({1: Ablate()}, {2: Ablate()}, {1: Ablate(), 2: Ablate()}):
+            assert np.array_equal(sae.steer(x, edits)[0], expected.steer(x, edits)[0])
+        assert machine.sessions[-1].runs == ["1", "1", "2"]
+        for k in (3, 3, 4):
+            assert np.array_equal(sae.top_features(x, k).indices, expected.top_features(x, k).indices)
+        assert machine.sessions[-1].runs == ["3", "3", "4"]
+
+
+def test_captures_are_bounded(machine, expected, monkeypatch):
+    monkeypatch.setattr("runtime.devices.cuda.replay.MAX_CAPTURES", 2)
+    with SAESession(TINY, "cuda", cuda_graph=[1, 2, 3]) as sae:
+        for tokens in (1, 2, 3, 3, 1):
+            x = normal(tokens, 6, seed=tokens)
+            assert np.array_equal(sae(x), expected(x))
+        assert machine.sessions[-1].runs == ["1", "2", "-1", "-1", "1"]
+
+
+def test_a_graph_that_is_released_is_captured_anew(machine, expected):
+    with SAESession(TINY, "cuda", cuda_graph=[1]) as sae:
+        x = normal(1, 6)
+        sae.compute(x, ["hook_sae_output"])
+        first = machine.sessions[-1]
+        sae.release("model")
+        assert np.array_equal(sae(x), expected(x))
+        assert machine.sessions[-1] is not first
+        assert machine.sessions[-1].runs == ["2"]
+
+
+@pytest.mark.parametrize("sizes", [[0], [-1], [1.5], ["8"], [True]])
+def test_sizes_that_are_none_are_refused(machine, sizes):
+    with pytest.raises(InputError, match="cuda_graph is .*; it must be a list of numbers of tokens"):
+        SAESession(TINY, "cuda", cuda_graph=sizes)

@@ -1,0 +1,211 @@
+"""What goes wrong on a GPU only now and then, shown on a simulated one, where it goes wrong always."""
+
+import contextlib
+import ctypes
+import gc
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from runtime import InputError, SAEError, SAESession, Tensor
+from saeexport import export
+from tests.support.samples import HOOKS, TINY, normal
+from tests.support.simulated_cuda import LEGACY, DeviceArray
+from tests.support.zoo import sae_of
+
+
+def zero_in_place(machine, tensor):
+    """Do what torch does in `torch.from_dlpack(tensor).zero_()`: queue it on its own stream."""
+    tensor.__dlpack__(stream=LEGACY)
+    pointer, nbytes = tensor.pointer, tensor.nbytes
+    machine.streams[LEGACY].queue.append(lambda: ctypes.memset(pointer, 0, nbytes))
+
+
+@pytest.mark.parametrize("where", ["hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons", "hook_sae_error"])
+def test_an_edit_in_place_on_another_stream_is_waited_for(machine, expected, where):
+    x = normal(4, 6)
+    wanted = expected.run_with_hooks(x, [(where, lambda tensor, hook: tensor.fill(0))])
+    with SAESession(TINY, "cuda") as sae:
+        output = sae.run_with_hooks(DeviceArray(machine, x), [(where, lambda t, hook: zero_in_place(machine, t))])
+        assert np.array_equal(output.numpy(), wanted)
+
+
+def test_an_edit_of_a_result_is_seen_by_who_reads_it_next(machine, expected):
+    with SAESession(TINY, "cuda") as sae, SAESession(TINY, "cuda") as other:
+        for decode in (sae.decode, other.decode):
+            acts = sae.encode(DeviceArray(machine, normal(4, 6)))
+            zero_in_place(machine, acts)
+            assert np.array_equal(decode(acts).numpy(), expected.decode(np.zeros((4, 16), np.float32)))
+        acts = sae.encode(DeviceArray(machine, normal(4, 6)))
+        zero_in_place(machine, acts)
+        assert not acts.numpy().any()
+
+
+def test_a_closed_session_touches_no_stream(machine):
+    sae = SAESession(TINY, "cuda")
+    array = DeviceArray(machine, normal(3, 6))
+    sae(array)
+    graphs = sae._graphs
+    loaded, spec = graphs.loaded["model"], sae.artifact.manifest.graphs["model"]
+    sae.close()
+    sae.close()
+    for call in (lambda: sae(array), lambda: sae(normal(3, 6)), lambda: sae.decode(DeviceArray(machine, normal(3, 16))),
+                 lambda: graphs.execution.run(loaded, spec, {"input": normal(3, 6)}, HOOKS[-1:], [3])):  # fmt: skip
+        with pytest.raises(SAEError, match="closed"):
+            call()
+
+
+def test_sessions_that_feed_each_other_do_not_wait_for_each_other(machine, expected):
+    with SAESession(TINY, "cuda") as one, SAESession(TINY, "cuda") as other:
+        x = normal(3, 6)
+        results = {one: one(DeviceArray(machine, x)), other: other(DeviceArray(machine, x))}
+        both, got = threading.Barrier(2, timeout=5), {}
+        own = Tensor.__dlpack__
+
+        def when_both_are_there(tensor, **how):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait()
+            return own(tensor, **how)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Tensor, "__dlpack__", when_both_are_there)
+            threads = [threading.Thread(target=lambda a=a, b=b: got.update({a: a(results[b])}), daemon=True)
+                       for a, b in ((one, other), (other, one))]  # fmt: skip
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+        assert len(got) == 2
+        assert all(np.array_equal(y.numpy(), expected(expected(x))) for y in got.values())
+
+
+def test_a_pinned_array_that_changes_after_the_call_has_been_read(machine, tmp_path):
+    path = export(sae_of("transcoder", use_error_term=True), tmp_path / "sae").path
+    stream = machine.card(0).stream()
+    x, target = normal(4, 10), normal(4, 7, seed=9)
+    with SAESession(path, "cpu", graphs="portable") as cpu, SAESession(path, "cuda", stream=stream) as sae:
+        pinned = sae(x, target)  # memory of the session's own, which is pinned
+        wanted = cpu(x, pinned.copy())
+        output = sae(DeviceArray(machine, x, stream), pinned)
+        pinned[:] = 0
+        assert np.array_equal(output.numpy(), wanted)
+        for given in ((x, DeviceArray(machine, target)), (DeviceArray(machine, x), target)):  # one here, one there
+            assert np.array_equal(np.asarray(sae(*given)), cpu(x, target))
+
+
+def test_a_stream_that_is_gone_is_no_reason_to_fail(machine, expected):
+    mine, theirs = machine.card(0).stream(), machine.card(0).stream()
+    with SAESession(TINY, "cuda", stream=mine) as sae:
+        x = DeviceArray(machine, normal(3, 6), mine)
+        sae(x).__dlpack__(stream=theirs)
+        gc.collect()
+        machine.card(0).destroy_stream(theirs)
+        assert np.array_equal(sae(x).numpy(), expected(normal(3, 6)))
+
+
+@pytest.mark.parametrize("tensor", [Tensor.of([1.0], "bfloat16"), Tensor(0x1000, (3,), "float32", "cuda:0", None)])
+def test_who_refuses_a_capsule_leaves_nothing_behind(tensor, monkeypatch):
+    from runtime.arrays import dlpack
+
+    tensor._owner = tensor._owner if tensor.device == "cpu" else type("Owner", (), {"ready_for": lambda *_: None})()
+    held = len(dlpack._exported)
+    for _ in range(3):
+        with pytest.raises((SystemError, RuntimeError, BufferError)):
+            np.from_dlpack(tensor)
+    assert len(dlpack._exported) == held
+
+
+def test_a_session_that_is_dropped_gives_its_memory_back(machine):
+    left, streams = machine.left, len(machine.streams)
+    sae = SAESession(TINY, "cuda", cuda_graph=[3])
+    sae(normal(3, 6))
+    sae.encode(normal(2, 6))
+    del sae
+    machine.sessions.clear()
+    gc.collect()
+    assert (left - machine.left, len(machine.streams)) == (0, streams)
+
+
+def test_sizes_that_come_by_turns_allocate_nothing_and_wait_for_nothing(machine):
+    stream = machine.card(0).stream()
+    with SAESession(TINY, "cuda", stream=stream) as sae:
+        for i in range(12):
+            sae(DeviceArray(machine, normal((8, 64, 3)[i % 3], 6), stream))
+            if i == 5:
+                before = (machine.allocations, machine.waits, len(machine.device))
+        arrays = 6  # the test's own, which are not freed here
+        assert (machine.allocations - arrays, machine.waits, len(machine.device) - arrays) == before
+
+
+def test_memory_that_no_call_uses_for_long_is_freed(machine, monkeypatch):
+    monkeypatch.setattr("runtime.devices.cuda.memory.KEPT_CALLS", 3)
+    monkeypatch.setattr("runtime.devices.cuda.execution.KEPT_CALLS", 3)
+    with SAESession(TINY, "cuda") as sae:
+        sae(normal(5000, 6))
+        kept = sae._graphs.execution._memory.kept
+        for _ in range(6):
+            sae(normal(2, 6))
+        execution = sae._graphs.execution
+        assert execution._memory.kept < kept / 100
+        assert execution._pinned.kept + execution._staging.kept < 5000 * 6 * 4
+
+
+def test_a_call_that_holds_a_released_graph_leaves_no_capture_behind(machine):
+    with SAESession(TINY, "cuda", cuda_graph=[3]) as sae:
+        x = normal(3, 6)
+        sae(x)
+        old, spec = sae._graphs.loaded["model"], sae.artifact.manifest.graphs["model"]
+        sae.release("model")
+        sae._graphs.execution.run(old, spec, {"input": x}, HOOKS[-1:], [3])
+        assert not sae._graphs.execution._replays._replays
+        sae(x)
+        assert all(replay.session is not old for replay in sae._graphs.execution._replays._replays.values())
+
+
+def test_the_stream_of_each_thread_is_refused(machine):
+    with pytest.raises(InputError, match="not the one of each thread"):
+        SAESession(TINY, "cuda", stream=2)
+    with SAESession(TINY, "cuda") as sae:
+        output = sae(DeviceArray(machine, normal(3, 6)))
+        with pytest.raises(BufferError, match="another one in every thread"):
+            output.__dlpack__(stream=2)
+
+
+def test_what_a_library_does_not_hand_over_is_said_in_our_words(machine):
+    class Refusing(DeviceArray):
+        def __dlpack__(self, *, stream=None):
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+    with SAESession(TINY, "cuda") as sae, pytest.raises(InputError, match="The Refusing cannot be read: .*gradient"):
+        sae(Refusing(machine, normal(3, 6)))
+
+
+def test_a_hook_function_does_not_move_the_result(machine, expected):
+    x = normal(3, 6)
+    wanted = expected.run_with_hooks(x, [("hook_sae_recons", lambda t, hook: 2 * t)])
+    with SAESession(TINY, "cuda") as sae:
+        stays = sae.run_with_hooks(DeviceArray(machine, x), [("hook_sae_recons", lambda t, hook: 2 * t.numpy())])
+        host = sae.run_with_hooks(x, [("hook_sae_recons", lambda t, hook: DeviceArray(machine, 2 * t))])
+    assert (type(stays), stays.device, type(host)) == (Tensor, "cuda:0", np.ndarray)
+    assert np.array_equal(stays.numpy(), wanted)
+    assert np.array_equal(host, wanted)
+
+
+def test_memory_is_freed_while_nobody_works(machine):
+    """A garbage collector runs anywhere, also where a graph is captured."""
+    with SAESession(TINY, "cuda", arena=False) as sae:
+        results = [sae(normal(3, 6)), sae(DeviceArray(machine, normal(3, 6)))]
+        card = machine.card(0)
+        with card.exclusive():
+            machine.capturing = True
+            results.clear()
+            gc.collect()
+            machine.capturing = False
+
+
+def test_torch_on_the_cpu_is_read_where_it_is(machine):
+    with SAESession(TINY, "cuda") as sae:
+        x = torch.from_numpy(normal(3, 6))
+        assert np.array_equal(sae(x), sae(x.numpy()))

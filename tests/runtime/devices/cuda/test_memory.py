@@ -1,0 +1,119 @@
+"""Memory of a simulated GPU: used again, bounded, and given back."""
+
+import gc
+import threading
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from runtime import Ablate, SAEError, SAESession, Tensor
+from runtime.devices.start import Device, start_session
+from tests.support.samples import HOOKS, TINY, normal
+from tests.support.simulated_cuda import DeviceArray
+
+
+@pytest.fixture
+def sae(machine):
+    with SAESession(TINY, "cuda") as opened:
+        yield opened
+
+
+def test_the_arena_does_not_double_and_has_a_limit(machine):
+    with SAESession(TINY, "cuda", memory_limit=1 << 30) as sae:
+        sae(normal(6))
+        options = machine.sessions[-1].options
+    assert (options["arena_extend_strategy"], options["gpu_mem_limit"]) == ("kSameAsRequested", str(1 << 30))
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_a_batch_is_cut_into_blocks_that_fit(machine, expected, on_device):
+    weights = expected.artifact.manifest.files["weights.safetensors"].bytes
+    x = normal(11, 6)
+    with SAESession(TINY, "cuda", memory_limit=weights + 2000) as sae:
+        plan = sae.explain(tokens=11)
+        assert max(plan.blocks) == 2000 // (4 * (4 * 16 + 8 * 6))
+        cache = sae.compute(DeviceArray(machine, x) if on_device else x, HOOKS)
+        assert len(machine.sessions[-1].runs) == len(plan.blocks) > 1
+        for name, wanted in expected.compute(x, HOOKS).items():
+            assert np.array_equal(np.asarray(cache[name]), wanted)
+
+
+def test_a_limit_under_which_nothing_runs_is_refused(machine):
+    with pytest.raises(SAEError, match="memory_limit is 100 bytes; the weights of .* alone take"):
+        SAESession(TINY, "cuda", memory_limit=100)
+
+
+def test_the_weights_are_on_the_card_once(sae, machine):
+    x = normal(2, 6)
+    sae(x)
+    weights = {value.data_ptr() for value in sae._graphs.execution._weights.values().values()}
+    assert weights <= set(machine.device)
+    before = machine.allocations
+    sae.encode(x)
+    sae.encode(x)
+    assert machine.allocations - before <= 2  # the input and the result, and no weights
+    assert len(sae._graphs.loaded) == 2
+
+
+def test_what_is_closed_gives_its_memory_back(machine):
+    left = machine.left
+    with SAESession(TINY, "cuda", cuda_graph=[2]) as sae:
+        x = normal(2, 6)
+        array = DeviceArray(machine, x)
+        output = sae(array)
+        wanted = output.numpy()
+        stream = sae._graphs.execution.stream
+    machine.sessions.clear()
+    gc.collect()
+    assert stream not in machine.streams
+    assert np.array_equal(output.numpy(), wanted)  # a result outlives its session
+    del output
+    gc.collect()
+    assert left - machine.left == array.keeps.nbytes
+
+
+def test_memory_that_runs_out_is_said(machine):
+    with SAESession(TINY, "cuda") as sae:
+        sae(normal(1, 6))
+        machine.left = 0
+        with pytest.raises(SAEError, match="out of memory"):
+            sae(normal(1000, 6))
+
+
+def test_calls_from_several_threads(sae, machine, expected):
+    inputs = [normal(3, 6, seed=seed) for seed in range(16)]
+    results = {}
+
+    def run(i):
+        results[i] = sae(inputs[i])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(results[i], expected(x)) for i, x in enumerate(inputs))
+
+
+def test_calls_that_repeat_allocate_nothing(sae, machine):
+    x, array = normal(6, 6), DeviceArray(machine, normal(6, 6))
+    for given in (x, array):
+        counts = []
+        for _ in range(4):
+            sae.steer(given, {1: Ablate()}, HOOKS)
+            counts.append((machine.allocations, len(machine.pinned), len(machine.device)))
+        assert counts[1] == counts[2] == counts[3]
+
+
+def test_onnxruntime_takes_parameters_that_it_is_given_and_leaves_others_aside():
+    """The real one, on the CPU: by name, also of external data; what a graph has not is no error."""
+    from safetensors.numpy import load_file
+
+    weights = {**load_file(TINY / "weights.safetensors"), "of_another_graph": normal(3)}
+    weights["b_dec"] = weights["b_dec"] + 1
+    values = {name: ort.OrtValue.from_dlpack(Tensor.of(array, "float32")) for name, array in weights.items()}
+    given = start_session(str(TINY / "decode.onnx"), Device("cpu"), weights=values)
+    plain = start_session(str(TINY / "decode.onnx"), Device("cpu"))
+    feeds = {"hook_sae_acts_post": np.abs(normal(2, 16))}
+    assert np.allclose(given.run(None, feeds)[0], plain.run(None, feeds)[0] + 1, atol=1e-6)

@@ -1,0 +1,78 @@
+"""Sessions by TensorRT on a simulated GPU: each graph with its own options and engine, and the same results."""
+
+import numpy as np
+import pytest
+
+from runtime import Ablate, InputError, ProviderError, SAESession, verify
+from runtime.artifact.contracts import FEATURES, PORTABLE
+from runtime.devices.tensorrt import execution
+from tests.support.samples import TINY, normal
+from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    monkeypatch.setattr(execution, "tensorrt_version", lambda: "10.9.0")
+    machine = simulate(monkeypatch)
+    monkeypatch.setattr(execution, "driver", lambda: machine)
+    return machine
+
+
+@pytest.fixture
+def opened(machine, tmp_path):
+    def opened(**more):
+        return SAESession(TINY, "tensorrt", **{"precision": "tf32", "cache": tmp_path, "block_tokens": 8, **more})
+
+    return opened
+
+
+def test_each_graph_has_its_engine(opened, machine, tmp_path):
+    with SAESession(TINY, "cpu", graphs="portable") as expected, opened() as sae:
+        x = normal(11, 6)
+        assert np.array_equal(sae(x), expected(x))
+        assert np.array_equal(taken_by(machine, sae(DeviceArray(machine, x))), expected(x))
+        assert np.array_equal(sae.steer(x, {1: Ablate()})[0], expected.steer(x, {1: Ablate()})[0])
+    model, steer = (session.options for session in machine.sessions if isinstance(session.model, str))
+    assert (model["trt_profile_min_shapes"], model["trt_profile_max_shapes"]) == ("input:1x6", "input:8x6")
+    assert "feature_ids:64" in steer["trt_profile_max_shapes"]
+    assert model["trt_engine_cache_path"] != steer["trt_engine_cache_path"]
+    assert model["trt_engine_cache_path"].startswith(str(tmp_path))
+    assert model["user_compute_stream"] == steer["user_compute_stream"]
+
+
+def test_no_edits_and_no_tokens_are_run_without_leaving_the_profile(opened, machine):
+    with opened() as sae:
+        x = normal(3, 6)
+        assert np.array_equal(sae.steer(x, {})[0], sae(x))
+        assert [
+            session.model.endswith("model.onnx") for session in machine.sessions if isinstance(session.model, str)
+        ] == [True]
+        runs = len(machine.sessions[-1].runs)
+        assert sae(normal(0, 6)).shape == (0, 6)
+        assert len(machine.sessions[-1].runs) == runs
+
+
+def test_it_is_proved_graph_by_graph(machine, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    report = verify(TINY, "tensorrt", "tf32")
+    assert report.failures == []
+    assert {verdict.graph for verdict in report.verdicts} == set(PORTABLE) - {FEATURES}
+
+
+def test_what_it_cannot_do_is_said(opened, monkeypatch):
+    with opened() as sae, pytest.raises(ProviderError, match="features.onnx takes k"):
+        sae.top_features(normal(2, 6), 3)
+    with pytest.raises(InputError, match='cuda_graph is for device="cuda"'):
+        opened(cuda_graph=[1])
+    with opened(precision="float32") as sae, pytest.raises(ProviderError, match="NVIDIA_TF32_OVERRIDE=0"):
+        sae(normal(2, 6))
+    monkeypatch.setattr(execution, "tensorrt_version", lambda: None)
+    monkeypatch.setattr(execution, "missing_tensorrt", lambda: "libnvinfer.so.10: cannot open")
+    with opened() as sae, pytest.raises(ProviderError, match="libnvinfer.so.10: cannot open"):
+        sae(normal(2, 6))
+
+
+def test_a_limit_of_memory_is_one_of_what_building_takes(opened, machine):
+    with opened(memory_limit=1 << 30) as sae:
+        sae(normal(1, 6))
+        assert machine.sessions[-1].options["trt_max_workspace_size"] == str(1 << 30)

@@ -1,0 +1,220 @@
+"""Which graph answers a request, in which blocks, with which threads; and that it can be told otherwise."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import runtime
+from runtime import Clamp, InputError, SAESession
+from runtime.arrays.pool import BufferPool
+from runtime.artifact.contracts import CONTRACTS, SPARSE
+from runtime.devices import threads as limits
+from runtime.devices.blocks import FEATURE_BYTES, FEWEST_TOKENS, block_sizes, default_block
+from saeexport import export
+from tests.support.samples import HOOKS, MINILM, TINY, normal
+from tests.support.zoo import sae_of, target_of
+
+PORTABLE = [name for name, contract in CONTRACTS.items() if not contract.for_cpu]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """Artifacts of three architectures, with what their SAEs take beside the input."""
+    artifacts = []
+    for name in ("standard", "skip_transcoder", "gated"):
+        sae = sae_of(name, use_error_term=True)
+        path = tmp_path_factory.mktemp("engine") / name
+        export(sae, path, normal(60, 10), targets=target_of(sae, 60))
+        artifacts.append((path, target_of(sae, 45)))
+    return artifacts
+
+
+@pytest.mark.parametrize(
+    ("names", "steered", "on_cpu", "portable"),
+    [
+        (HOOKS, False, "model.sparse", "model"),
+        (["hook_sae_output"], False, "model.sparse", "model"),
+        (["hook_sae_acts_post"], False, "acts", "encode"),
+        (["hook_sae_acts_pre"], False, "encode", "encode"),
+        (HOOKS[1:3], False, "encode", "encode"),
+        (HOOKS, True, "steer.sparse", "steer"),
+        (["hook_sae_acts_post"], True, "acts", "encode"),
+        (["hook_sae_input"], False, None, None),
+    ],
+)
+def test_the_graph_that_is_run_is_the_one_that_is_explained(names, steered, on_cpu, portable):
+    for family, expected in (("auto", on_cpu), ("cpu", on_cpu), ("portable", portable)):
+        with SAESession(TINY, "cpu", graphs=family) as session:
+            plan = session.explain(names, 3, steered=steered)
+            assert plan.graph == expected
+            assert f'graphs="{family}"' in str(plan) or expected is None
+            x = normal(3, session.cfg.d_in)
+            if steered:
+                session.steer(x, {1: Clamp(2.0)}, names, return_output=False)
+            else:
+                session.compute(x, names)
+            assert list(session._graphs.loaded) == ([] if expected is None else [expected])
+
+
+def test_a_plan_says_where_in_how_many_blocks_and_why():
+    with SAESession(TINY, "cpu", threads=1, block_tokens=100) as session:
+        assert str(session.explain(["hook_sae_acts_post"], tokens=250)) == (
+            "acts on cpu with 1 thread, 250 tokens in 3 blocks of at most 84: it has hook_sae_acts_post and as little "
+            'else as possible; graphs that are written for the CPU are preferred (graphs="auto" on cpu).'
+        )
+        assert session.explain(tokens=7).blocks == (7,)
+        with pytest.raises(InputError, match="hook_sae_nothing: no such hook"):
+            session.explain(["hook_sae_nothing"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"graphs": "dense"}, "graphs is 'dense'; it must be one of 'auto', 'cpu', 'portable'"),
+        ({"block_tokens": 0}, "block_tokens is 0; it must be at least 1"),
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(option, message):
+    with pytest.raises(InputError, match=message):
+        SAESession(TINY, "cpu", **option)
+
+
+def everything(session, x, target):
+    """Return what every way of asking gives, flat."""
+    edits = {3: Clamp(2.0), 5: runtime.Scale(np.linspace(0, 2, len(x)).astype(np.float32))}
+    outputs, cache = session.run_with_cache(x, target=target)
+    steered, edited = session.steer(x, edits, target=target)
+    shared, _ = session.steer(x, {3: Clamp(2.0)}, target=target)
+    hooked = session.run_with_hooks(x, [("hook_sae_acts_post", lambda acts, hook: acts * 2)], target=target)
+    decoded = session.decode(session.encode(x), x)
+    tensors = [outputs, steered, shared, hooked, decoded, session.encode(x), *session.top_features(x, 5)]
+    return [*tensors, *cache.values(), *edited.values()]
+
+
+@pytest.mark.parametrize("options", [{"block_tokens": 7}, {"block_tokens": 1}, {"graphs": "portable"},
+                                     {"graphs": "portable", "block_tokens": 20}, {"arena": False}])  # fmt: skip
+def test_blocks_graphs_and_memory_change_nothing(zoo, options):
+    x = normal(45, 10, seed=9)
+    for path, target in zoo:
+        with SAESession(path, "cpu") as whole, SAESession(path, "cpu", **options) as other:
+            pairs = zip(everything(whole, x, target), everything(other, x, target), strict=True)
+            for expected, found in pairs:
+                assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+                np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_batch_in_blocks_is_whole_and_belongs_to_the_caller():
+    x = normal(1000, 384)
+    with SAESession(MINILM, "cpu", block_tokens=64) as session:
+        first = session.compute(x, HOOKS)
+        copies = {name: array.copy() for name, array in first.items()}
+        session.compute(-x, HOOKS)
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, copies[name])
+            assert array.flags.writeable
+
+
+def test_memory_is_used_again_when_the_last_view_of_it_is_gone():
+    memory, form = BufferPool(keep=True), ((10, 4), np.dtype(np.float32))
+    (first,) = memory.arrays([form])
+    first[:] = 1
+    address, view = first.ctypes.data, first[3:]
+    (second,) = memory.arrays([form])
+    assert second.ctypes.data != address
+    del first
+    (third,) = memory.arrays([form])
+    assert third.ctypes.data != address
+    assert view.sum() == 28
+    del view
+    assert memory.kept == 160
+    (fourth,) = memory.arrays([form])
+    assert (fourth.ctypes.data, fourth.shape, fourth.dtype, fourth.flags.writeable) == (address, *form, True)
+    assert memory.kept == 0
+
+
+def test_no_more_memory_is_kept_than_the_last_call_took():
+    memory = BufferPool(keep=True)
+    large = memory.arrays([([1000], np.dtype(np.float32))] * 3)
+    del large
+    assert memory.kept == 12000
+    small = memory.arrays([([10], np.dtype(np.int64))])
+    assert memory.kept <= 80
+    assert small[0].shape == (10,)
+    without = BufferPool(keep=False)
+    without.arrays([([10], np.dtype(np.float32))])
+    assert without.kept == 0
+
+
+def test_memory_survives_threads_and_its_owner():
+    def work(i):
+        for _ in range(200):
+            a, b = memory[0].arrays([((50, 7), np.dtype(np.float32)), ((50,), np.dtype(np.int64))])
+            a[:], b[:] = i, -i
+            if not ((a == i).all() and (b == -i).all()):
+                wrong.append(i)
+
+    memory, wrong = [BufferPool(keep=True)], []
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (kept,) = memory[0].arrays([((3,), np.dtype(np.float32))])
+    kept[:] = 7
+    memory.clear()
+    assert not wrong
+    np.testing.assert_array_equal(kept, [7, 7, 7])
+
+
+@given(st.integers(0, 10000), st.integers(1, 3000))
+def test_blocks_are_few_and_equal(tokens, block):
+    sizes = block_sizes(tokens, block)
+    assert sum(sizes) == tokens
+    assert max(sizes) <= block
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == max(1, -(-tokens // block))
+
+
+def test_a_block_holds_64_mib_of_features():
+    cfg = runtime.read_artifact(MINILM).manifest.sae
+    assert default_block(cfg) == FEATURE_BYTES // (3072 * 4)
+    assert default_block(type(cfg)(**{**vars(cfg), "d_sae": 1 << 24})) == FEWEST_TOKENS
+
+
+def test_every_sparse_graph_has_its_dense_one():
+    for dense, sparse in SPARSE.items():
+        assert CONTRACTS[sparse].inputs == CONTRACTS[dense].inputs
+        assert CONTRACTS[sparse].outputs == CONTRACTS[dense].outputs
+        assert dense in PORTABLE
+
+
+@pytest.mark.parametrize(("quota", "threads"), [("max 100000", None), ("50000 100000", 1), ("150000 100000", 2)])
+def test_a_container_with_a_quota_gets_no_more_threads_than_it_may_use(tmp_path, monkeypatch, quota, threads):
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert limits.thread_limit(tmp_path) == threads
+
+
+def test_a_quota_of_the_first_cgroups_and_an_affinity_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert limits.thread_limit(tmp_path) == 12
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert limits.thread_limit(tmp_path) == 12
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
+    assert limits.thread_limit(tmp_path) == 4
+
+
+def test_the_threads_are_those_that_were_asked_for():
+    with SAESession(TINY, "cpu", threads=1, arena=False) as session:
+        session.encode(normal(1, session.cfg.d_in))
+        (loaded,) = session._graphs.loaded.values()
+        options = loaded.get_session_options()
+        assert (options.intra_op_num_threads, options.enable_cpu_mem_arena) == (1, False)

@@ -1,0 +1,141 @@
+"""load(): what is recognised, what is refused, and the words for it."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from runtime import ArtifactError
+from saeexport import CheckpointError, load
+from saeexport.checkpoints.registry import FORMATS
+from tests.support.samples import TINY, make_sae
+
+CONFIG = {"d_sae": 16, "d_in": 6, "hook_name": "blocks.0.hook_resid_pre", "use_error_term": True, "seed": 0}
+
+
+def write(folder, name, state, config=CONFIG, config_name="my-sae.json"):
+    path = folder / name
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+    if config is not None:
+        (folder / config_name).write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("name", ["my-sae.pt", "my-sae.safetensors"])
+@pytest.mark.parametrize("config_name", ["my-sae.json", "my-sae_cfg.json", "cfg.json"])
+def test_a_state_dict_with_its_config(tmp_path, name, config_name):
+    sae = make_sae()
+    again = load(write(tmp_path, name, sae.state_dict(), config_name=config_name))
+    assert again.cfg == sae.cfg
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in sae.state_dict().items())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    x = torch.ones(3, 6)
+    assert torch.equal(again(x), sae(x))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "torch.float16", None])
+def test_the_dtype_is_that_of_the_tensors(tmp_path, dtype):
+    sae = make_sae(dtype=torch.float16)
+    config = {**CONFIG, "dtype": dtype} if dtype else CONFIG
+    again = load(write(tmp_path, "my-sae.pt", sae.state_dict(), config))
+    assert again.cfg.dtype == again.W_enc.dtype == torch.float16
+
+
+def test_the_device_it_was_on_is_ignored(tmp_path):
+    sae = load(write(tmp_path, "my-sae.pt", make_sae().state_dict(), {**CONFIG, "device": "cuda:7"}))
+    assert sae.W_enc.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_an_artifact():
+    sae = load(str(TINY))
+    assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.hook_name, sae.cfg.seed) == (6, 16, "blocks.0.attn.hook_z", 0)
+
+
+def test_an_artifact_with_other_weights_is_refused(artifact):
+    data = bytearray((artifact / "weights.safetensors").read_bytes())
+    data[-3] ^= 1
+    (artifact / "weights.safetensors").write_bytes(data)
+    with pytest.raises(ArtifactError, match="was changed after the export"):
+        load(artifact)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda folder: folder / "nothing", "nothing does not exist"),
+        (lambda folder: folder, "is a folder with notes.txt"),
+        (lambda folder: folder / "notes.txt", "is a file ending in '.txt'"),
+    ],
+)
+def test_anything_else_is_refused_with_what_can_be_loaded(tmp_path, make, found):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(CheckpointError) as error:
+        load(make(tmp_path))
+    assert found in str(error.value)
+    assert "What can be loaded: an artifact, a folder with sae.json; " in str(error.value)
+    assert all(form.NAME in str(error.value) for form in FORMATS)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_nothing_but_tensors_is_unpickled(tmp_path, capsys):
+    path = tmp_path / "my-sae.pt"
+    torch.save({"W_enc": Malicious()}, path)
+    (tmp_path / "my-sae.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(CheckpointError, match="my-sae.pt cannot be read as tensors"):
+        load(path)
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(CheckpointError, match="cannot be read as tensors"):
+        load(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def state(**changes):
+    changed = {**make_sae().state_dict(), **changes}
+    return {name: tensor for name, tensor in changed.items() if tensor is not None}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        (state(), None, r"has no config beside it; looked for my-sae.json, my-sae_cfg.json, cfg.json"),
+        (state(), {**CONFIG, "d_model": 3}, r"The config of .* does not fit: .*unknown keys \['d_model'\]"),
+        (state(), {"d_in": 6}, r"misses \['d_sae', 'hook_name'\]"),
+        (state(), [1], "is not a JSON object"),
+        (state(), {**CONFIG, "dtype": "float16"}, "holds float32, its config says float16. Convert one of them"),
+        (state(b_dec=torch.zeros(6).half()), CONFIG, "mixes the dtypes float16, float32"),
+        (state(b_dec=None), CONFIG, r"holds W_dec \[16, 6\], .*the standard SAE of its config has .*b_dec \[6\]"),
+        (state(threshold=torch.zeros(16)), CONFIG, r"threshold \[16\]; the standard SAE of its config has"),
+        (state(W_enc=torch.zeros(16, 6)), CONFIG, r"W_enc \[16, 6\].* of its config has .*W_enc \[6, 16\]"),
+        ({}, CONFIG, "holds no tensor"),
+        ({"W_enc": torch.zeros(6, 16).int()}, CONFIG, "holds int32; weights are floating-point numbers"),
+        (state(), {**CONFIG, "d_sae": "16"}, "does not fit: d_sae is '16'"),
+        (state(), {**CONFIG, "d_in": True}, "does not fit: d_in is True"),
+        (state(), {**CONFIG, "use_error_term": "false"}, "does not fit: use_error_term is 'false'"),
+        ([torch.zeros(3)], CONFIG, "holds a list, not a state dict"),
+        ({"epoch": 3}, CONFIG, "holds a dict, not a state dict"),
+    ],
+)
+def test_unsound_state_dicts(tmp_path, tensors, config, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(write(tmp_path, "my-sae.pt", tensors, config))
+
+
+@pytest.mark.parametrize("name", ["my-sae.pt", "my-sae.safetensors"])
+def test_a_file_that_is_truncated(tmp_path, name):
+    path = write(tmp_path, name, make_sae().state_dict())
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read as tensors"):
+        load(path)
+
+
+def test_a_config_that_is_not_json(tmp_path):
+    path = write(tmp_path, "my-sae.pt", make_sae().state_dict())
+    (tmp_path / "my-sae.json").write_text("{")
+    with pytest.raises(CheckpointError, match="my-sae.json is not JSON"):
+        load(path)

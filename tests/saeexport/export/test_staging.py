@@ -1,0 +1,169 @@
+"""A failed or interrupted export costs nothing: nothing half-written stays, and what was there before does."""
+
+import importlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import runtime
+from saeexport import ExportError, export, load
+from tests.support.samples import TINY, contents, make_sae, normal
+
+exporting = importlib.import_module("saeexport._export")
+
+
+STAGES = ["traced", "_write_weights", "write_graphs", "reference_of", "save_golden", "prove", "prove_checkpoint"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError("No space left on device")])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_at_any_stage_leaves_what_was_there(tmp_path, monkeypatch, stage, error, existing):
+    target = tmp_path / "new" / "sae"
+    if existing:
+        shutil.copytree(TINY, target)
+    original = getattr(exporting, stage)
+
+    def fail(*args):
+        original(*args)
+        raise error
+
+    monkeypatch.setattr(exporting, stage, fail)
+    expected = ExportError if isinstance(error, OSError) else error
+    with pytest.raises(expected) as caught:
+        export(make_sae(), target, overwrite=existing)
+    if expected is ExportError:
+        assert str(caught.value) == f"{target} was not written: No space left on device"
+    if existing:
+        assert contents(target) == contents(TINY)
+        assert list(target.parent.iterdir()) == [target]
+    else:
+        assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk(tmp_path):
+    """A limit on the size of files stands in for a full disk: the same call to the system fails."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "saeexport", "export", TINY, tmp_path / "sae"],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert re.match(r"error: .*sae was not written: .*(File too large|os error 27)", done.stderr)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    mkdir = exporting.Path.mkdir
+
+    def refuse(self, *args, **kwargs):
+        if self.name.startswith(".sae."):
+            raise PermissionError(13, "Permission denied", str(self))
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr("saeexport.staging.Path.mkdir", refuse)
+    with pytest.raises(ExportError, match=r"sae was not written: .*Permission denied"):
+        export(make_sae(), tmp_path / "sae")
+
+
+def test_a_parent_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ExportError, match="was not written"):
+        export(make_sae(), tmp_path / "file" / "sae")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_path_that_exists_needs_overwrite(artifact):
+    with pytest.raises(ExportError, match=r"tiny exists. Choose another path, or overwrite it \(overwrite=True"):
+        export(make_sae(), artifact)
+    assert contents(artifact) == contents(TINY)
+
+
+def test_overwrite_replaces_an_artifact(artifact):
+    export(make_sae(), artifact, overwrite=True)
+    assert load(artifact).cfg.hook_name == "blocks.0.hook_resid_pre"
+    assert list(artifact.parent.iterdir()) == [artifact]
+
+
+def test_overwrite_takes_an_empty_folder(tmp_path):
+    export(make_sae(), tmp_path, overwrite=True)
+    assert (tmp_path / "sae.json").exists()
+
+
+def test_overwrite_spares_what_is_not_an_artifact(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ExportError, match=r"will not be overwritten, for it may not be an artifact: .*thesis.tex"):
+        export(make_sae(), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_overwrite_spares_strangers_in_an_artifact(artifact):
+    (artifact / "notes.txt").write_text("precious")
+    with pytest.raises(ExportError, match=r"holds what is not of its artifact: notes.txt. Move that elsewhere first"):
+        export(make_sae(), artifact, overwrite=True)
+    assert (artifact / "notes.txt").read_text() == "precious"
+
+
+def test_overwrite_puts_the_old_one_back_if_the_last_step_fails(artifact, monkeypatch):
+    rename = exporting.Path.rename
+
+    def fail(self, target):
+        if self.name.startswith(".tiny.") and "replaced" not in self.name:
+            raise OSError("the disk went away")
+        return rename(self, target)
+
+    monkeypatch.setattr("saeexport.staging.Path.rename", fail)
+    with pytest.raises(ExportError, match="the disk went away"):
+        export(make_sae(), artifact, overwrite=True)
+    assert contents(artifact) == contents(TINY)
+    assert list(artifact.parent.iterdir()) == [artifact]
+
+
+def test_what_appears_while_an_export_runs_is_spared(tmp_path, monkeypatch):
+    prove = exporting.prove
+
+    def appear(*args):
+        prove(*args)
+        (tmp_path / "sae").mkdir()
+        (tmp_path / "sae" / "thesis.tex").write_text("precious")
+
+    monkeypatch.setattr(exporting, "prove", appear)
+    with pytest.raises(ExportError, match="sae exists"):
+        export(make_sae(), tmp_path / "sae")
+    assert contents(tmp_path / "sae") == {"thesis.tex": b"precious"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "sae"]
+
+
+def test_a_symbolic_link_is_refused_up_front(artifact):
+    (artifact.parent / "link").symlink_to(artifact)
+    with pytest.raises(ExportError, match=r"link is a symbolic link. Pass the folder that it leads to"):
+        export(make_sae(), artifact.parent / "link", overwrite=True)
+
+
+def test_a_process_that_is_terminated_leaves_nothing(tmp_path):
+    code = f"""
+import importlib, os, signal, sys
+exporting = importlib.import_module("saeexport._export")
+prove = exporting.prove
+exporting.prove = lambda *args: (prove(*args), os.kill(os.getpid(), signal.SIGTERM))
+from saeexport.cli import main
+sys.exit(main(["export", {str(TINY)!r}, {str(tmp_path / "sae")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_sae_can_be_exported_over_its_own_artifact(artifact):
+    export(load(artifact), artifact, normal(9, 6), overwrite=True)
+    assert runtime.verify(artifact, "cpu").failures == []

@@ -1,0 +1,68 @@
+"""Artifacts spoilt on purpose, by somebody who knows the format."""
+
+import hashlib
+import json
+
+import onnx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import runtime
+from runtime import ParityError
+from runtime.artifact.contracts import CONTRACTS
+from runtime.commands.main import main
+
+
+def rewrite(folder, name, change):
+    """Change a file and its record in the manifest, as somebody would who knows the format."""
+    path = folder / name
+    change(path)
+    manifest = json.loads((folder / "sae.json").read_text())
+    data = path.read_bytes()
+    manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (folder / "sae.json").write_text(json.dumps(manifest))
+
+
+def edit_weight(name, index, factor):
+    def change(path):
+        tensors = load_file(path)
+        tensors[name][index] *= factor
+        save_file(tensors, path)
+
+    return change
+
+
+def claim_weights(folder):
+    """Make every graph and the manifest agree on the weights that are there now."""
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+    def change(path):
+        model = onnx.load_model(path, load_external_data=False)
+        for entry in model.metadata_props:
+            if entry.key == "saeexport.weights_sha256":
+                entry.value = digest
+        onnx.save_model(model, path)
+
+    for graph in CONTRACTS:
+        rewrite(folder, f"{graph}.onnx", change)
+
+
+def edit_graph(change):
+    def on_file(path):
+        model = onnx.load_model(path, load_external_data=False)
+        change(model)
+        onnx.save_model(model, path)
+
+    return on_file
+
+
+def failures_of(folder, capsys):
+    """Return what verification says, and make sure that all three ways to it agree that it fails."""
+    report = runtime.verify(folder, "cpu")
+    assert report.failures
+    with pytest.raises(ParityError) as error:
+        runtime.assert_parity(folder, "cpu")
+    assert report.failures[0] in str(error.value)
+    assert main(["verify", str(folder), "--device", "cpu"]) == 1
+    assert report.failures[0] in capsys.readouterr().out
+    return "\n".join(report.failures)

@@ -1,0 +1,288 @@
+"""A GPU in memory of the host: the driver's calls, and ONNX Runtime's CUDA sessions, at the boundary of this package.
+
+A stream keeps what is queued on it and carries it out only when somebody waits, as late as a GPU might. Memory is
+filled with NaN when it is allocated or freed. So a copy that starts too early, memory that is reused too early, or a
+missing order between two streams gives wrong numbers here, as it might on a GPU.
+"""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from runtime.devices import select as providers
+from runtime.devices.cuda import driver
+from runtime.devices.cuda.adding import adding_model
+from runtime.errors import SAEError
+
+POISON = 0xFF  # of float32, float16 and bfloat16 a NaN
+LEGACY = 1
+
+KNOWN = {
+    "CUDAExecutionProvider": {"device_id", "use_tf32", "user_compute_stream", "arena_extend_strategy", "gpu_mem_limit",
+                              "enable_cuda_graph"},
+    "TensorrtExecutionProvider": {
+        "device_id", "has_user_compute_stream", "user_compute_stream", "trt_max_workspace_size",
+        "trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix", "trt_timing_cache_enable",
+        "trt_timing_cache_path", "trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes",
+        "trt_fp16_enable", "trt_bf16_enable", "trt_layer_norm_fp32_fallback", "trt_load_user_initializer",
+    },
+}  # fmt: skip
+
+
+class Stream:
+    """What is queued and not yet done."""
+
+    def __init__(self):
+        self.queue = []
+
+    def run(self, upto=None):
+        """Carry out what is queued, or that much of it."""
+        count = len(self.queue) if upto is None else max(0, upto - self.done)
+        for _ in range(count):
+            work = self.queue.pop(0)
+            self.done += 1
+            work()
+
+    done = 0
+
+    @property
+    def queued(self):
+        """How much was ever queued."""
+        return self.done + len(self.queue)
+
+
+class Card(driver.Card):
+    """Stands for the real one, without its calls of the driver."""
+
+    def __init__(self, machine, index):
+        super().__init__(None, index, None)
+        self.machine = machine
+
+    def stream(self):
+        address = 0x1000 * (len(self.machine.streams) + 1)
+        self.machine.streams[address] = Stream()
+        return address
+
+    def destroy_stream(self, stream):
+        self.machine.streams.pop(stream).run()
+
+    def synchronize(self, stream):
+        assert not self.machine.capturing, "waiting breaks a capture"
+        self.machine.streams[stream].run()
+        self.machine.waits += 1
+
+    def synchronize_all(self):
+        for stream in self.machine.streams:
+            self.synchronize(stream)
+
+    def order(self, first, then):
+        if first not in self.machine.streams:
+            raise SAEError("cuEventRecord of the NVIDIA driver: error 400, invalid resource handle.")
+        if first != then:
+            before, upto = self.machine.streams[first], self.machine.streams[first].queued
+            self.machine.streams[then].queue.append(lambda: before.run(upto))
+
+    def allocate(self, nbytes):
+        assert not self.machine.capturing, "allocating breaks a capture"
+        if nbytes > self.machine.left:
+            raise SAEError("cuMemAlloc_v2 of the NVIDIA driver: error 2, out of memory.")
+        self.machine.left -= nbytes
+        memory = np.full(nbytes + 64, POISON, np.uint8)
+        self.machine.device[memory.ctypes.data] = memory
+        self.machine.allocations += 1
+        return memory.ctypes.data
+
+    def free(self, pointer):
+        memory = self.machine.device.pop(pointer)
+        memory[:] = POISON
+        self.machine.left += memory.nbytes - 64
+
+    def pinned(self, nbytes):
+        memory = np.full(nbytes, POISON, np.uint8)
+        self.machine.pinned.append((memory.ctypes.data, memory.ctypes.data + nbytes))
+        return memory
+
+    def copy(self, target, source, nbytes, stream):
+        if not self.machine.is_fast(source):  # the driver reads pageable memory before it returns
+            kept = ctypes.string_at(source, nbytes)
+            self.machine.streams[stream].queue.append(lambda: ctypes.memmove(target, kept, nbytes))
+        else:
+            self.machine.streams[stream].queue.append(lambda: ctypes.memmove(target, source, nbytes))
+
+
+class Machine:
+    """Stands for `runtime.devices.cuda.driver.Driver`, and counts."""
+
+    version = "13.0"
+
+    def __init__(self, capability=(9, 0), gpus=1, memory=1 << 40):
+        self.streams = {LEGACY: Stream()}
+        self.device, self.pinned, self.sessions = {}, [], []
+        self.left, self.allocations, self.waits, self.capturing = memory, 0, 0, False
+        self.cards = {}
+        self._gpus = [driver.GPU(i, "Simulated GPU", capability, memory) for i in range(gpus)]
+
+    def gpus(self):
+        return self._gpus
+
+    def card(self, index):
+        return self.cards.setdefault(index, Card(self, index))
+
+    def is_fast(self, address):
+        """Tell whether memory is the card's, or the host's that cannot be moved; so that a copy is made later."""
+        on_card = any(start <= address < start + memory.nbytes for start, memory in self.device.items())
+        return on_card or any(start <= address < end for start, end in self.pinned)
+
+
+class Session:
+    """Stands for ONNX Runtime's session on CUDA: it computes with a session on the CPU, when the stream gets there."""
+
+    def __init__(self, machine, model, options, providers):
+        ((self.provider, self.options),) = providers
+        assert self.options.keys() <= KNOWN[self.provider], "ONNX Runtime refuses options that it does not know"
+        self.machine, self.session_options, self.model = machine, options, model
+        self.real = REAL_SESSION(runs_on_a_cpu(model), providers=["CPUExecutionProvider"])
+        self.captured, self.runs = {}, []
+        machine.sessions.append(self)
+
+    def get_providers(self):
+        return [self.provider]
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)  # inputs, outputs, metadata
+
+    def io_binding(self):
+        return Binding()
+
+    def run_with_iobinding(self, binding, options):
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        graph_id = self._graph_id(options)
+        self.runs.append(graph_id)
+        if graph_id not in (None, "-1"):
+            places = {name: place[-1] for name, place in [*binding.inputs.items(), *binding.outputs.items()]}
+            assert self.captured.setdefault(graph_id, places) == places, "a replay uses the memory of its capture"
+        stream = self.machine.streams[int(self.options["user_compute_stream"])]
+        stream.queue.append(lambda: binding.compute(self.real))
+
+    def _graph_id(self, options):
+        try:
+            graph_id = options.get_run_config_entry("gpu_graph_id")
+        except RuntimeError:
+            graph_id = None
+        assert (graph_id is not None) == (self.options.get("enable_cuda_graph") == "1")
+        return graph_id
+
+
+class Binding:
+    """Stands for ONNX Runtime's binding."""
+
+    def __init__(self):
+        self.inputs, self.outputs = {}, {}
+
+    def bind_input(self, name, device, index, element, shape, pointer):
+        assert device == "cuda"
+        self.inputs[name] = (element, tuple(shape), pointer)
+
+    def bind_cpu_input(self, name, array):
+        self.inputs[name] = (array.dtype, array.shape, array.ctypes.data)
+
+    def bind_output(self, name, device, index, element, shape, pointer):
+        assert device == "cuda"
+        self.outputs[name] = (element, tuple(shape), pointer)
+
+    def compute(self, session):
+        binding = session.io_binding()
+        for name, (element, shape, pointer) in self.inputs.items():
+            binding.bind_input(name, "cpu", 0, element, shape, pointer)
+        for name, (element, shape, pointer) in self.outputs.items():
+            binding.bind_output(name, "cpu", 0, element, shape, pointer)
+        session.run_with_iobinding(binding)
+
+
+def runs_on_a_cpu(model):
+    """Return what stands for a graph in half precision, which ONNX Runtime does not run on a CPU: its sister."""
+    if model == adding_model("bfloat16"):
+        return wide_sum()
+    if isinstance(model, bytes):
+        return model
+    sister = Path(model).with_suffix(".wide.onnx")
+    return str(sister if sister.exists() else model)
+
+
+def wide_sum():
+    """Return the sum of two bfloat16 vectors, computed in float32 and rounded."""
+    x, y, z = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, ["n"]) for name in "xyz")
+    nodes = [helper.make_node("Cast", [name], [f"wide.{name}"], to=TensorProto.FLOAT) for name in "xy"]
+    nodes += [helper.make_node("Add", ["wide.x", "wide.y"], ["sum"]), helper.make_node("Cast", ["sum"], ["z"], to=16)]
+    graph = helper.make_graph(nodes, "sum", [x, y], [z])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
+
+
+def seen(dtype, shape, pointer):
+    """Return memory as an array."""
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    buffer = (ctypes.c_uint8 * nbytes).from_address(pointer)
+    return np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape)
+
+
+class DeviceArray:
+    """Another library's array on the GPU: what it is made of is queued on its own stream, and not yet there."""
+
+    def __init__(self, machine, values, stream=LEGACY, index=0, dtype=None):
+        self.machine, self.stream, self.index = machine, stream, index
+        self.shape, self.dtype = values.shape, dtype or values.dtype.name
+        self.pointer = machine.card(index).allocate(max(1, values.nbytes))
+        self.keeps = values
+        self.write(values)
+
+    def write(self, values):
+        """Queue new numbers."""
+        kept = values.tobytes()
+        self.machine.streams[self.stream].queue.append(lambda: ctypes.memmove(self.pointer, kept, len(kept)))
+
+    def __dlpack_device__(self):
+        return (2, self.index)
+
+    def __dlpack__(self, *, stream=None):
+        from runtime.arrays import dlpack
+
+        self.machine.card(self.index).order(self.stream, LEGACY if stream is None else stream)
+        return dlpack.export_capsule(self.pointer, self.shape, self.dtype, (2, self.index), self)
+
+
+def taken_by(machine, tensor, stream=LEGACY):
+    """Return what a library that works on a stream reads of a tensor, once that stream is done with all before."""
+    from runtime.arrays import dlpack
+
+    class OnStream:
+        def __dlpack__(self, stream=None):
+            return tensor.__dlpack__(stream=stream)
+
+    got = dlpack.import_capsule(OnStream(), stream)
+    machine.streams[stream].run()
+    return seen(np.dtype(got.dtype), got.shape, got.pointer).copy()
+
+
+REAL_SESSION = ort.InferenceSession
+
+
+def simulate(monkeypatch, **more):
+    """Make this process see a GPU; return it."""
+    machine = Machine(**more)
+    monkeypatch.setattr(driver, "driver", lambda: machine)
+    for module in ("runtime.devices.cuda.execution", "runtime.devices.select", "runtime.devices.capabilities"):
+        monkeypatch.setattr(f"{module}.driver", lambda: machine)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+
+    def session(model, options, providers, enable_fallback):
+        assert not enable_fallback
+        if providers[0][0] == "CPUExecutionProvider":
+            return REAL_SESSION(model, options, providers=providers)
+        return Session(machine, model, options, providers)
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    return machine
