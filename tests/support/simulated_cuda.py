@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from runtime.devices import select as providers
 from runtime.devices.cuda import driver
-from runtime.devices.cuda.adding import adding_model
+from runtime.devices.cuda.adding import read_adding_model
 from runtime.errors import SAEError
 
 POISON = 0xFF  # of float32, float16 and bfloat16 a NaN
@@ -204,7 +204,7 @@ class Binding:
 
 def runs_on_a_cpu(model):
     """Return what stands for a graph in half precision, which ONNX Runtime does not run on a CPU: its sister."""
-    if model == adding_model("bfloat16"):
+    if model == read_adding_model("bfloat16"):
         return wide_sum()
     if isinstance(model, bytes):
         return model
@@ -273,7 +273,7 @@ def simulate(monkeypatch, **more):
     """Make this process see a GPU; return it."""
     machine = Machine(**more)
     monkeypatch.setattr(driver, "driver", lambda: machine)
-    for module in ("runtime.devices.cuda.execution", "runtime.devices.select", "runtime.devices.capabilities"):
+    for module in ("runtime.devices.cuda.backend", "runtime.devices.select", "runtime.devices.capabilities"):
         monkeypatch.setattr(f"{module}.driver", lambda: machine)
     monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)

@@ -56,5 +56,5 @@ def test_a_graph_that_is_released_is_captured_anew(machine, expected):
 
 @pytest.mark.parametrize("sizes", [[0], [-1], [1.5], ["8"], [True]])
 def test_sizes_that_are_none_are_refused(machine, sizes):
-    with pytest.raises(InputError, match="cuda_graph is .*; it must be a list of numbers of tokens"):
+    with pytest.raises(InputError, match="cuda_graph is .*; it must be a list of batch sizes"):
         SAESession(TINY, "cuda", cuda_graph=sizes)

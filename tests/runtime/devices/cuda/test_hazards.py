@@ -52,7 +52,7 @@ def test_a_closed_session_touches_no_stream(machine):
     sae.close()
     sae.close()
     for call in (lambda: sae(array), lambda: sae(normal(3, 6)), lambda: sae.decode(DeviceArray(machine, normal(3, 16))),
-                 lambda: graphs.execution.run(loaded, spec, {"input": normal(3, 6)}, HOOKS[-1:], [3])):  # fmt: skip
+                 lambda: graphs.backend.run(loaded, spec, {"input": normal(3, 6)}, HOOKS[-1:], [3])):  # fmt: skip
         with pytest.raises(SAEError, match="closed"):
             call()
 
@@ -141,15 +141,15 @@ def test_sizes_that_come_by_turns_allocate_nothing_and_wait_for_nothing(machine)
 
 def test_memory_that_no_call_uses_for_long_is_freed(machine, monkeypatch):
     monkeypatch.setattr("runtime.devices.cuda.memory.KEPT_CALLS", 3)
-    monkeypatch.setattr("runtime.devices.cuda.execution.KEPT_CALLS", 3)
+    monkeypatch.setattr("runtime.devices.cuda.backend.KEPT_CALLS", 3)
     with SAESession(TINY, "cuda") as sae:
         sae(normal(5000, 6))
-        kept = sae._graphs.execution._memory.kept
+        kept = sae._graphs.backend._memory.kept
         for _ in range(6):
             sae(normal(2, 6))
-        execution = sae._graphs.execution
-        assert execution._memory.kept < kept / 100
-        assert execution._pinned.kept + execution._staging.kept < 5000 * 6 * 4
+        backend = sae._graphs.backend
+        assert backend._memory.kept < kept / 100
+        assert backend._pinned.kept + backend._staging.kept < 5000 * 6 * 4
 
 
 def test_a_call_that_holds_a_released_graph_leaves_no_capture_behind(machine):
@@ -158,14 +158,14 @@ def test_a_call_that_holds_a_released_graph_leaves_no_capture_behind(machine):
         sae(x)
         old, spec = sae._graphs.loaded["model"], sae.artifact.manifest.graphs["model"]
         sae.release("model")
-        sae._graphs.execution.run(old, spec, {"input": x}, HOOKS[-1:], [3])
-        assert not sae._graphs.execution._replays._replays
+        sae._graphs.backend.run(old, spec, {"input": x}, HOOKS[-1:], [3])
+        assert not sae._graphs.backend._replays._replays
         sae(x)
-        assert all(replay.session is not old for replay in sae._graphs.execution._replays._replays.values())
+        assert all(replay.session is not old for replay in sae._graphs.backend._replays._replays.values())
 
 
 def test_the_stream_of_each_thread_is_refused(machine):
-    with pytest.raises(InputError, match="not the one of each thread"):
+    with pytest.raises(InputError, match="cannot be the per-thread default stream"):
         SAESession(TINY, "cuda", stream=2)
     with SAESession(TINY, "cuda") as sae:
         output = sae(DeviceArray(machine, normal(3, 6)))

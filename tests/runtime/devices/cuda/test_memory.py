@@ -47,7 +47,7 @@ def test_a_limit_under_which_nothing_runs_is_refused(machine):
 def test_the_weights_are_on_the_card_once(sae, machine):
     x = normal(2, 6)
     sae(x)
-    weights = {value.data_ptr() for value in sae._graphs.execution._weights.values().values()}
+    weights = {value.data_ptr() for value in sae._graphs.backend._weights.values().values()}
     assert weights <= set(machine.device)
     before = machine.allocations
     sae.encode(x)
@@ -63,7 +63,7 @@ def test_what_is_closed_gives_its_memory_back(machine):
         array = DeviceArray(machine, x)
         output = sae(array)
         wanted = output.numpy()
-        stream = sae._graphs.execution.stream
+        stream = sae._graphs.backend.stream
     machine.sessions.clear()
     gc.collect()
     assert stream not in machine.streams

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from runtime import Ablate, InputError, ProviderError, SAESession, Tensor, verify
 from runtime.artifact.contracts import PORTABLE
-from runtime.devices.cuda.adding import adding_model
+from runtime.devices.cuda.adding import read_adding_model
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 
@@ -77,13 +77,13 @@ def test_hook_functions_see_the_device(sae, machine, expected):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_sum_is_a_model_that_onnx_would_make(dtype):
+def test_the_adding_model_is_the_one_that_onnx_builds(dtype):
     kind = getattr(TensorProto, {"float32": "FLOAT"}.get(dtype, dtype.upper()))
     x, y, z = (helper.make_tensor_value_info(name, kind, ["n"]) for name in "xyz")
     graph = helper.make_graph([helper.make_node("Add", ["x", "y"], ["z"])], "add", [x, y], [z])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    assert model.SerializeToString() == adding_model(dtype)
-    onnx.checker.check_model(onnx.load_from_string(adding_model(dtype)), full_check=True)
+    assert model.SerializeToString() == read_adding_model(dtype)
+    onnx.checker.check_model(onnx.load_from_string(read_adding_model(dtype)), full_check=True)
 
 
 @pytest.mark.parametrize("cuda_graph", [(), (4,)])
@@ -151,7 +151,7 @@ def test_auto_takes_the_cpu_where_the_card_has_not_the_arithmetic(monkeypatch, h
 
 @pytest.mark.parametrize("more", [{"precision": "tf32"}, {"stream": 5}, {"cuda_graph": [1]}])
 def test_options_of_gpus_are_refused_on_a_cpu(more):
-    with pytest.raises(ProviderError, match=f"{next(iter(more))}: this is for GPUs"):
+    with pytest.raises(ProviderError, match=f"{next(iter(more))} can be set on a GPU only"):
         SAESession(TINY, "cpu", **more)
 
 

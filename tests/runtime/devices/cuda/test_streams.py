@@ -83,7 +83,7 @@ def test_host_transfers_are_pinned_and_memory_is_used_again(sae, machine, expect
 
 @pytest.mark.parametrize("stream", ["0x7f", True, 1.5, object()])
 def test_what_is_no_stream_is_refused(machine, stream):
-    with pytest.raises(InputError, match="it must be a CUDA stream of torch or CuPy, or its address"):
+    with pytest.raises(InputError, match="it must be a CUDA stream of PyTorch or CuPy, or its address"):
         SAESession(TINY, "cuda", stream=stream)
 
 
@@ -92,7 +92,7 @@ def test_the_default_stream_of_torch_is_the_legacy_one(machine, expected):
         x = normal(6)
         assert np.array_equal(sae(x), expected(x))
         assert machine.sessions[-1].options["user_compute_stream"] == "1"
-    with pytest.raises(InputError, match="default stream, on which no graph can be captured"):
+    with pytest.raises(InputError, match="default stream, which cannot capture CUDA graphs"):
         SAESession(TINY, "cuda", stream=0, cuda_graph=[1])
 
 

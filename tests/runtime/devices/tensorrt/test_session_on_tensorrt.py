@@ -5,16 +5,16 @@ import pytest
 
 from runtime import Ablate, InputError, ProviderError, SAESession, verify
 from runtime.artifact.contracts import FEATURES, PORTABLE
-from runtime.devices.tensorrt import execution
+from runtime.devices.tensorrt import backend
 from tests.support.samples import TINY, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    monkeypatch.setattr(execution, "tensorrt_version", lambda: "10.9.0")
+    monkeypatch.setattr(backend, "tensorrt_version", lambda: "10.9.0")
     machine = simulate(monkeypatch)
-    monkeypatch.setattr(execution, "driver", lambda: machine)
+    monkeypatch.setattr(backend, "driver", lambda: machine)
     return machine
 
 
@@ -66,8 +66,8 @@ def test_what_it_cannot_do_is_said(opened, monkeypatch):
         opened(cuda_graph=[1])
     with opened(precision="float32") as sae, pytest.raises(ProviderError, match="NVIDIA_TF32_OVERRIDE=0"):
         sae(normal(2, 6))
-    monkeypatch.setattr(execution, "tensorrt_version", lambda: None)
-    monkeypatch.setattr(execution, "missing_tensorrt", lambda: "libnvinfer.so.10: cannot open")
+    monkeypatch.setattr(backend, "tensorrt_version", lambda: None)
+    monkeypatch.setattr(backend, "missing_tensorrt", lambda: "libnvinfer.so.10: cannot open")
     with opened() as sae, pytest.raises(ProviderError, match="libnvinfer.so.10: cannot open"):
         sae(normal(2, 6))
 

@@ -1,15 +1,15 @@
-"""Running graphs on a GPU: arrays of the device where they are, arrays of the host through pinned memory.
+"""The CUDA backend. It uses arrays on the GPU in place, and copies arrays on the host through pinned memory.
 
 Everything is queued on one stream, the session's own or the caller's:
 
-    input of the device   `__dlpack__(stream=...)` lets the stream wait for what its library has still to write
-    input of the host     is copied to pinned memory, and from there by the card
-    result                written where it stays; for a host caller copied by the card to pinned memory, which the
-                          caller's array is made of
+    input on the GPU    `__dlpack__(stream=...)` makes the stream wait for work that the input's library has queued
+    input on the host   copied to pinned memory, and from there by the GPU
+    result              written to GPU memory and left there; for a caller on the host, the GPU copies it to pinned
+                        memory, which is the memory of the caller's array
 
-With the session's own stream a call returns when its results are there. On a caller's stream a call with arrays of the
-device returns at once, and what the caller queues behind it sees the results. What another stream does with a tensor
-that it was handed, also an edit in place, comes before the next call that is given the tensor.
+On the session's own stream, a call returns when its results are complete. On a caller's stream, a call with arrays on
+the GPU returns at once, and work that the caller queues on that stream afterwards sees the results. If a tensor was
+handed to another stream, the next call that reads the tensor waits for that stream, so it sees edits in place.
 """
 
 import weakref
@@ -28,12 +28,12 @@ from ...artifact.folder import Artifact
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
 from ...errors import InputError, SAEError
-from ..blocks import dimensions_of, part_of
+from ..blocks import output_dimensions, slice_feeds
 from ..cpu import added
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
-from .adding import adding_model
-from .binding import NOT_CAPTURED, bind, on_device, run_options
+from .adding import read_adding_model
+from .binding import NOT_CAPTURED, bind, is_on_gpu, run_options
 from .driver import Card, driver
 from .memory import KEPT_CALLS, DeviceMemory
 from .replay import Replays
@@ -41,28 +41,30 @@ from .weights import DeviceWeights
 
 
 class CudaBackend:
-    """A GPU's side of a session. Calls from several threads at once are safe; the stream carries them out in turn.
+    """Runs graphs on a GPU; see `runtime.devices.backend.Backend`.
+
+    Several threads may call it at once. The stream runs their work in turn.
 
     Attributes:
-        stream: the address of the stream on which everything is queued.
+        stream: Address of the stream on which everything is queued.
 
     Args:
-        device: which GPU.
-        options: of the session.
-        artifact: whose graphs are run.
-        block_tokens: the most tokens that are run at a time.
+        device: GPU to run on.
+        options: Options of the session.
+        artifact: Artifact whose graphs are run.
+        block_tokens: Largest number of tokens that are run at a time.
     """
 
     def __init__(self, device: Device, options: Options, artifact: Artifact, block_tokens: int) -> None:
         self._device = device
         self._options = options
         self._card = driver().card(device.index)
-        self._own = options.stream is None
-        self.stream = self._card.stream() if self._own else stream_handle(options.stream)
+        self._owns_stream = options.stream is None
+        self.stream = self._card.stream() if self._owns_stream else stream_handle(options.stream)
         if options.cuda_graph and self.stream == dlpack.LEGACY_STREAM:
             raise InputError(
-                "stream is CUDA's default stream, on which no graph can be captured. With cuda_graph, pass one that "
-                "was made for it, such as torch.cuda.Stream()."
+                "stream is CUDA's default stream, which cannot capture CUDA graphs. With cuda_graph, pass another "
+                "stream, such as torch.cuda.Stream()."
             )
         self._memory = DeviceMemory(self._card, self.stream, keep=options.arena)
         self._pinned = BufferPool(options.arena, self._card.pinned, KEPT_CALLS)
@@ -71,8 +73,8 @@ class CudaBackend:
         self._weights = DeviceWeights(artifact.path / artifact.manifest.weights, self._memory)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._adders: dict[str, ort.InferenceSession] = {}
-        # A session that is dropped without being closed gives its memory back, too.
-        weakref.finalize(self, self._card.defer, _closing(self._card, self._memory, self._own)).atexit = False
+        # Frees the memory of a session that is dropped without being closed.
+        weakref.finalize(self, self._card.defer, _closer(self._card, self._memory, self._owns_stream)).atexit = False
 
     def cuda_options(self) -> dict[str, str]:
         """Return the options of ONNX Runtime's CUDA provider.
@@ -81,10 +83,10 @@ class CudaBackend:
         """
         options = {
             "device_id": str(self._device.index),
-            # TF32 rounds the factors of a product to 10 bits; PyTorch's default is full float32, and so is this one's.
+            # TF32 rounds the factors of a product to 10 bits. The default is full float32, as in PyTorch.
             "use_tf32": "1" if self._options.precision == TF32 else "0",
             "user_compute_stream": str(self.stream),
-            "arena_extend_strategy": "kSameAsRequested",  # the default doubles
+            "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena each time
         }
         if self._options.memory_limit is not None:
             options["gpu_mem_limit"] = str(self._options.memory_limit)
@@ -92,8 +94,8 @@ class CudaBackend:
             options["enable_cuda_graph"] = "1"
         return options
 
-    def start(self, graph: str, path: Path) -> ort.InferenceSession:
-        """Return a session of a graph of the artifact; its parameters are on the card once for all of them."""
+    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU."""
         with self._card.exclusive():
             self._check_open()
             return start_session(
@@ -101,15 +103,15 @@ class CudaBackend:
                 arena=self._options.arena, weights=self._weights.values(),
             )  # fmt: skip
 
-    def given(self, x: Any) -> TensorValue:
-        """Return what a caller gave: of the device a `Tensor`, where it is; of the host an array.
+    def import_array(self, x: Any) -> TensorValue:
+        """Return a caller's array without a copy: as a `Tensor` if it is on the GPU, as an array if on the host.
 
         Raises:
-            InputError: it is on another GPU, or not contiguous.
+            InputError: The array is on another GPU, or not contiguous.
         """
         if isinstance(x, Tensor) and x.device == f"cuda:{self._card.index}":
-            return x  # of a session; `run` waits for whoever it was handed to
-        return as_given(x, self._memory.taken)
+            return x  # the result of a session; `run` waits for the streams that it was handed to
+        return as_given(x, self._memory.import_array)
 
     def run(
         self,
@@ -119,16 +121,16 @@ class CudaBackend:
         names: Sequence[str],
         sizes: Sequence[int],
     ) -> list[TensorValue]:
-        """Run a graph on one block of tokens after the other and return its outputs `names`.
+        """Run a graph block by block and return some of its outputs.
 
-        They are where the first input is: on the device, or arrays of the host.
+        They are tensors on the GPU if the first input is, or else arrays on the host.
         """
-        tokens, dimensions = sum(sizes), dimensions_of(spec, feeds)
+        tokens, dimensions = sum(sizes), output_dimensions(spec, feeds)
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         kinds = [tensors[name].dtype for name in names]
         forms = [tuple(dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape) for name in names]
-        stays = on_device(feeds[spec.inputs[0].name])
-        waits = self._own or not stays
+        stays = is_on_gpu(feeds[spec.inputs[0].name])
+        waits = self._owns_stream or not stays
         with self._card.exclusive():
             self._check_open()
             self._settle(feeds)
@@ -136,13 +138,13 @@ class CudaBackend:
             results = self._memory.tensors(whole) if stays else []
             arrays = [] if stays else self._pinned.arrays([(form, storage(kind)) for form, kind in whole])
             start = 0
-            for size in filter(None, sizes):  # of no tokens there is nothing to run
+            for size in filter(None, sizes):  # an empty batch has one block of size 0
                 block = slice(start, start + size)
-                parts = part_of(spec, feeds, tokens, block)
+                parts = slice_feeds(spec, feeds, tokens, block)
                 targets = [result[block] for result in results] if stays else \
                     self._memory.tensors([((size, *form[1:]), kind) for form, kind in whole])  # fmt: skip
                 self._run_block(session, spec, parts, dict(zip(names, targets, strict=True)), size, waits)
-                for target, array in zip(targets, arrays, strict=False):  # of the device there are no arrays
+                for target, array in zip(targets, arrays, strict=False):  # no arrays if the results stay on the GPU
                     self._card.copy(array[block].ctypes.data, target.pointer, target.nbytes, self.stream)
                 start += size
             if waits:
@@ -154,43 +156,43 @@ class CudaBackend:
                 for array, kind in zip(arrays, kinds, strict=True)]  # fmt: skip
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
-        """Return the sum of two tensors of one shape and dtype, where they are."""
-        if not isinstance(a, Tensor) or not on_device(a):
+        """Return the sum of two arrays with the same shape, dtype and device."""
+        if not isinstance(a, Tensor) or not is_on_gpu(a):
             return added(a, b)
         with self._card.exclusive():
             self._check_open()
             if a.dtype not in self._adders:
                 cuda = Device(CUDA, self._device.index)
-                self._adders[a.dtype] = start_session(adding_model(a.dtype), cuda, self.cuda_options())
+                self._adders[a.dtype] = start_session(read_adding_model(a.dtype), cuda, self.cuda_options())
             (total,) = self._memory.tensors([(a.shape, a.dtype)])
-            feeds = self._to_device({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._own)
+            feeds = self._to_device({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._owns_stream)
             self._settle(feeds)
             self._run_bound(self._adders[a.dtype], feeds, {"z": total.reshape(-1)})
-            if self._own:
+            if self._owns_stream:
                 self._wait()
         return total
 
-    def forget(self, session: ort.InferenceSession) -> None:
-        """Free what belongs to a session that is no longer used."""
+    def release_session(self, session: ort.InferenceSession) -> None:
+        """Free the CUDA graphs of a session that is no longer used."""
         with self._card.exclusive():
-            self._replays.forget(session)
+            self._replays.release_session(session)
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
-        """Return an array where another one is: on the device, or on the host."""
-        if on_device(array) and not on_device(tensor):
+        """Return `array` on the device of `tensor`, the GPU or the host."""
+        if is_on_gpu(array) and not is_on_gpu(tensor):
             assert isinstance(array, Tensor)
             bits = array.bits()
             return Tensor.of_bits(bits, array.dtype) if array.dtype == BFLOAT16 else bits
-        if on_device(tensor) and not on_device(array):
+        if is_on_gpu(tensor) and not is_on_gpu(array):
             with self._card.exclusive():
-                moved = self._to_device({"array": array}, waits=self._own)["array"]
-                if self._own:
+                moved = self._to_device({"array": array}, waits=self._owns_stream)["array"]
+                if self._owns_stream:
                     self._wait()
             return moved
         return array
 
     def close(self) -> None:
-        """Free the card's memory but what tensors still hold. The sessions have to be gone."""
+        """Free all GPU memory that no tensor still uses. All sessions must have been released."""
         with self._card.exclusive():
             if self._memory.closed:
                 return
@@ -198,7 +200,7 @@ class CudaBackend:
             self._adders.clear()
             self._replays.close()
             self._weights.close()
-            _closing(self._card, self._memory, self._own)()
+            _closer(self._card, self._memory, self._owns_stream)()
 
     def _run_block(
         self,
@@ -209,7 +211,7 @@ class CudaBackend:
         tokens: int,
         waits: bool,
     ) -> None:
-        replay = self._replays.of(session, spec, feeds, tokens)
+        replay = self._replays.find_or_create(session, spec, feeds, tokens)
         if replay is None:
             self._run_bound(session, self._to_device(feeds, waits), targets)
             return
@@ -225,21 +227,25 @@ class CudaBackend:
         session.run_with_iobinding(binding, run_options(NOT_CAPTURED if self._options.cuda_graph else None))
 
     def _to_device(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
-        """Return the inputs with those of the host copied to the card; but k, which is read by the host."""
-        hosts = {name: feed for name, feed in feeds.items() if not on_device(feed) and name != K}
+        """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
+        hosts = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
         forms = [(feed.shape, feed.dtype if isinstance(feed, Tensor) else feed.dtype.name) for feed in hosts.values()]
         targets = dict(zip(hosts, self._memory.tensors(forms), strict=True))
         self._copy_in(hosts, targets, waits)
         return {**feeds, **targets}
 
     def _copy_in(self, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor], waits: bool) -> None:
-        """Queue copies of inputs to the card.
+        """Queue copies of inputs to the GPU.
 
-        From pinned memory the card reads later, so that it has to stay until the wait at the end. Where there is none
-        the array is copied to memory that is not pinned, which the driver reads before it returns.
+        Args:
+            feeds: Inputs by name, on the GPU or on the host.
+            targets: Tensors on the GPU to copy to, by name.
+            waits: Whether the call waits for the stream at its end. If so, host inputs go through pinned memory, which
+                the GPU reads later and which therefore has to stay alive until then. If not, they go through pageable
+                memory, which the driver reads before it returns.
         """
         bits = {name: np.array(feed.bits() if isinstance(feed, Tensor) else feed, order="C", copy=not waits or None)
-                for name, feed in feeds.items() if not on_device(feed)}  # fmt: skip
+                for name, feed in feeds.items() if not is_on_gpu(feed)}  # fmt: skip
         if waits:
             pinned = self._staging.arrays([(array.shape, array.dtype) for array in bits.values()])
             for name, array in zip(bits, pinned, strict=True):
@@ -247,13 +253,13 @@ class CudaBackend:
                 bits[name] = array
             self._staged += pinned
         for name, feed in feeds.items():
-            source = feed.pointer if isinstance(feed, Tensor) and on_device(feed) else bits[name].ctypes.data
+            source = feed.pointer if isinstance(feed, Tensor) and is_on_gpu(feed) else bits[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
 
     def _settle(self, feeds: Mapping[str, TensorValue]) -> None:
-        """Let the stream wait for whoever has an input's memory."""
+        """Make the stream wait for every stream that may still write the memory of an input."""
         for feed in feeds.values():
-            if isinstance(feed, Tensor) and on_device(feed):
+            if isinstance(feed, Tensor) and is_on_gpu(feed):
                 feed.settle(self.stream)
 
     def _check_open(self) -> None:
@@ -265,8 +271,8 @@ class CudaBackend:
         self._staged.clear()
 
 
-def _closing(card: Card, memory: DeviceMemory, own_stream: bool) -> Callable[[], None]:
-    """Return what frees a session's memory, and its stream if it is its own; the second time it does nothing."""
+def _closer(card: Card, memory: DeviceMemory, own_stream: bool) -> Callable[[], None]:
+    """Return a function that frees a session's memory, and its own stream; a second call does nothing."""
 
     def close() -> None:
         if not memory.closed:
