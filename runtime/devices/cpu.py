@@ -68,7 +68,7 @@ class CpuBackend:
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
         """Return the sum of two arrays with the same shape and dtype."""
-        return added(a, b)
+        return add_on_host(a, b)
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
         """Return `array`: everything is on the host."""
@@ -81,7 +81,7 @@ class CpuBackend:
         """Do nothing: there is nothing to free."""
 
 
-def added(a: TensorValue, b: TensorValue) -> TensorValue:
+def add_on_host(a: TensorValue, b: TensorValue) -> TensorValue:
     """Return the sum of two host arrays with the same shape and dtype."""
     if isinstance(a, Tensor):
         return Tensor.of(a.numpy() + np.asarray(b), a.dtype)

@@ -1,4 +1,4 @@
-"""Find the device that a name stands for, and make sure that it works on this machine or say what is missing."""
+"""Finding the device with a name, and checking that it works on this machine or reporting what is missing."""
 
 import contextlib
 import ctypes
@@ -56,9 +56,9 @@ def find_device(name: str) -> Device:
 def _has_driver() -> bool:
     """Tell whether this machine has an NVIDIA driver.
 
-    Where it has none, "auto" is the CPU without a probe. ONNX Runtime reports a provider that does not load in its
-    process-wide log, which `SessionOptions.log_severity_level` does not reach, and that log's severity is the user's
-    to set: ONNX Runtime cannot tell what it was, so that it could not be restored.
+    If it does not, "auto" is the CPU without a probe, so nothing is logged. A probe that fails is reported in ONNX
+    Runtime's process-wide log, which `SessionOptions.log_severity_level` does not affect. That log is left alone:
+    ONNX Runtime has no function that returns its severity, so the user's setting could not be restored.
     """
     try:
         driver()

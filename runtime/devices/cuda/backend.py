@@ -29,7 +29,7 @@ from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
 from ...errors import InputError, SAEError
 from ..blocks import output_dimensions, slice_feeds
-from ..cpu import added
+from ..cpu import add_on_host
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
@@ -127,22 +127,22 @@ class CudaBackend:
         """
         tokens, dimensions = sum(sizes), output_dimensions(spec, feeds)
         tensors = {tensor.name: tensor for tensor in spec.outputs}
-        kinds = [tensors[name].dtype for name in names]
-        forms = [tuple(dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape) for name in names]
-        stays = is_on_gpu(feeds[spec.inputs[0].name])
-        waits = self._owns_stream or not stays
+        dtypes = [tensors[name].dtype for name in names]
+        shapes = [tuple(dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape) for name in names]
+        on_gpu = is_on_gpu(feeds[spec.inputs[0].name])
+        waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
             self._check_open()
             self._settle(feeds)
-            whole = list(zip(forms, kinds, strict=True))
-            results = self._memory.tensors(whole) if stays else []
-            arrays = [] if stays else self._pinned.arrays([(form, storage(kind)) for form, kind in whole])
+            outputs = list(zip(shapes, dtypes, strict=True))
+            results = self._memory.tensors(outputs) if on_gpu else []
+            arrays = [] if on_gpu else self._pinned.arrays([(shape, storage(dtype)) for shape, dtype in outputs])
             start = 0
             for size in filter(None, sizes):  # an empty batch has one block of size 0
                 block = slice(start, start + size)
                 parts = slice_feeds(spec, feeds, tokens, block)
-                targets = [result[block] for result in results] if stays else \
-                    self._memory.tensors([((size, *form[1:]), kind) for form, kind in whole])  # fmt: skip
+                targets = [result[block] for result in results] if on_gpu else \
+                    self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in outputs])  # fmt: skip
                 self._run_block(session, spec, parts, dict(zip(names, targets, strict=True)), size, waits)
                 for target, array in zip(targets, arrays, strict=False):  # no arrays if the results stay on the GPU
                     self._card.copy(array[block].ctypes.data, target.pointer, target.nbytes, self.stream)
@@ -150,22 +150,22 @@ class CudaBackend:
             if waits:
                 self._wait()
             self._memory.trim()
-        if stays:
+        if on_gpu:
             return list(results)
-        return [Tensor.of_bits(array, kind) if kind == BFLOAT16 else array
-                for array, kind in zip(arrays, kinds, strict=True)]  # fmt: skip
+        return [Tensor.of_bits(array, dtype) if dtype == BFLOAT16 else array
+                for array, dtype in zip(arrays, dtypes, strict=True)]  # fmt: skip
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
         """Return the sum of two arrays with the same shape, dtype and device."""
         if not isinstance(a, Tensor) or not is_on_gpu(a):
-            return added(a, b)
+            return add_on_host(a, b)
         with self._card.exclusive():
             self._check_open()
             if a.dtype not in self._adders:
                 cuda = Device(CUDA, self._device.index)
                 self._adders[a.dtype] = start_session(read_adding_model(a.dtype), cuda, self.cuda_options())
             (total,) = self._memory.tensors([(a.shape, a.dtype)])
-            feeds = self._to_device({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._owns_stream)
+            feeds = self._move_to_gpu({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._owns_stream)
             self._settle(feeds)
             self._run_bound(self._adders[a.dtype], feeds, {"z": total.reshape(-1)})
             if self._owns_stream:
@@ -185,7 +185,7 @@ class CudaBackend:
             return Tensor.of_bits(bits, array.dtype) if array.dtype == BFLOAT16 else bits
         if is_on_gpu(tensor) and not is_on_gpu(array):
             with self._card.exclusive():
-                moved = self._to_device({"array": array}, waits=self._owns_stream)["array"]
+                moved = self._move_to_gpu({"array": array}, waits=self._owns_stream)["array"]
                 if self._owns_stream:
                     self._wait()
             return moved
@@ -213,9 +213,9 @@ class CudaBackend:
     ) -> None:
         replay = self._replays.find_or_create(session, spec, feeds, tokens)
         if replay is None:
-            self._run_bound(session, self._to_device(feeds, waits), targets)
+            self._run_bound(session, self._move_to_gpu(feeds, waits), targets)
             return
-        self._copy_in({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
+        self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
         replay.run()
         for name, target in targets.items():
             self._card.copy(target.pointer, replay.outputs[name].pointer, target.nbytes, self.stream)
@@ -226,23 +226,23 @@ class CudaBackend:
         binding = bind(session, feeds, targets, self._card.index)
         session.run_with_iobinding(binding, run_options(NOT_CAPTURED if self._options.cuda_graph else None))
 
-    def _to_device(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
+    def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
-        hosts = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
-        forms = [(feed.shape, feed.dtype if isinstance(feed, Tensor) else feed.dtype.name) for feed in hosts.values()]
-        targets = dict(zip(hosts, self._memory.tensors(forms), strict=True))
-        self._copy_in(hosts, targets, waits)
+        hosted = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
+        shapes = [(feed.shape, feed.dtype if isinstance(feed, Tensor) else feed.dtype.name) for feed in hosted.values()]
+        targets = dict(zip(hosted, self._memory.tensors(shapes), strict=True))
+        self._queue_copies(hosted, targets, waits)
         return {**feeds, **targets}
 
-    def _copy_in(self, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor], waits: bool) -> None:
+    def _queue_copies(self, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor], waits: bool) -> None:
         """Queue copies of inputs to the GPU.
 
         Args:
             feeds: Inputs by name, on the GPU or on the host.
             targets: Tensors on the GPU to copy to, by name.
             waits: Whether the call waits for the stream at its end. If so, host inputs go through pinned memory, which
-                the GPU reads later and which therefore has to stay alive until then. If not, they go through pageable
-                memory, which the driver reads before it returns.
+                the GPU reads later and which therefore has to stay alive until then. If not, they are copied
+                to pageable memory, which the driver reads before it returns; the caller's array may itself be pinned.
         """
         bits = {name: np.array(feed.bits() if isinstance(feed, Tensor) else feed, order="C", copy=not waits or None)
                 for name, feed in feeds.items() if not is_on_gpu(feed)}  # fmt: skip
