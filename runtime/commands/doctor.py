@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import onnxruntime as ort
 
 from ..artifact.folder import Artifact
-from ..devices.capabilities import NEEDED, check_runs, device_for, missing_capability
+from ..devices.capabilities import MIN_CAPABILITY, check_runs, missing_capability, resolve_device_name
 from ..devices.cuda.driver import driver
 from ..devices.options import Options
 from ..devices.select import unavailable_reason
@@ -74,7 +74,7 @@ def _devices() -> Iterator[Device]:
 
 def _refusal(artifact: Artifact, device: Device) -> str:
     try:
-        device_for(artifact, device.name)
+        resolve_device_name(artifact, device.name)
         check_runs(artifact, device, Options())
     except SAEError as error:
         return str(error)
@@ -86,5 +86,5 @@ def _what_runs(device: Device) -> str:
         threads = thread_limit() or os.cpu_count()
         return f"float32, int8 weights; float16 and bfloat16 in float32, rounded; {threads} threads"
     capability = driver().gpus()[device.index].capability
-    kinds = ["float32", *(what for what in NEEDED if not missing_capability(capability, what))]
+    kinds = ["float32", *(what for what in MIN_CAPABILITY if not missing_capability(capability, what))]
     return ", ".join(kinds)

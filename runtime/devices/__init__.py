@@ -1,4 +1,4 @@
-"""Where graphs run: the CPU, CUDA and TensorRT behind one protocol, `Backend`.
+"""Devices and their backends: CPU, CUDA and TensorRT behind one protocol, `Backend`.
 
-Finds a device, starts ONNX Runtime sessions on it, and moves blocks of tokens through them.
+`select` finds a device, `start` starts ONNX Runtime sessions on it, and a backend runs batches through them in blocks.
 """

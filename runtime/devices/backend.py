@@ -1,4 +1,4 @@
-"""Where graphs are run: what a device has to do for a session, and which class does it."""
+"""The interface of a backend, which runs the graphs of an artifact on one kind of device."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,20 +10,29 @@ from ..arrays.tensor import TensorValue
 from ..artifact.folder import Artifact
 from ..artifact.manifest import GraphSpec
 from .cpu import CpuBackend
-from .cuda.execution import CudaBackend
+from .cuda.backend import CudaBackend
 from .options import Options
 from .start import CPU, CUDA, Device
-from .tensorrt.execution import TensorRTBackend
+from .tensorrt.backend import TensorRTBackend
 
 
 class Backend(Protocol):
-    """A device's side of a session."""
+    """Runs graphs on a device, and moves arrays to and from it."""
 
-    def start(self, graph: str, path: Path) -> ort.InferenceSession:
-        """Return a session of a graph of the artifact, from its file."""
+    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph of the artifact.
 
-    def given(self, x: Any) -> TensorValue:
-        """Take over what a caller gave, where it is."""
+        Args:
+            graph: Name of the graph, such as "model".
+            path: Path of its file.
+        """
+
+    def import_array(self, x: Any) -> TensorValue:
+        """Return a caller's array, of any library, without a copy: its memory stays where it is.
+
+        Raises:
+            InputError: The array is on another device, or not contiguous.
+        """
 
     def run(
         self,
@@ -33,23 +42,31 @@ class Backend(Protocol):
         names: Sequence[str],
         sizes: Sequence[int],
     ) -> list[TensorValue]:
-        """Run a graph on one block of tokens after the other and return its outputs `names`."""
+        """Run a graph block by block and return some of its outputs, on the device of the graph's first input.
+
+        Args:
+            session: Session of the graph, from `load_graph`.
+            spec: Inputs and outputs of the graph, as the manifest lists them.
+            feeds: Arrays by the name of the input.
+            names: Names of the outputs to return.
+            sizes: Number of tokens of each block. They add up to the tokens of the batch.
+        """
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
-        """Return the sum of two tensors."""
+        """Return the sum of two arrays with the same shape, dtype and device."""
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
-        """Return an array where another one is."""
+        """Return `array` on the device of `tensor`."""
 
-    def forget(self, session: ort.InferenceSession) -> None:
-        """Free what belongs to a session that is no longer used."""
+    def release_session(self, session: ort.InferenceSession) -> None:
+        """Free what the backend keeps for a session that is no longer used."""
 
     def close(self) -> None:
-        """Free the rest; the sessions are gone."""
+        """Free everything else. All sessions must have been released."""
 
 
-def backend_on(device: Device, options: Options, artifact: Artifact, block_tokens: int) -> Backend:
-    """Return what runs an artifact's graphs on a device, at most so many tokens at a time."""
+def create_backend(device: Device, options: Options, artifact: Artifact, block_tokens: int) -> Backend:
+    """Return the backend that runs an artifact's graphs on a device, at most `block_tokens` tokens at a time."""
     if device.kind == CPU:
         return CpuBackend(options)
     kind = CudaBackend if device.kind == CUDA else TensorRTBackend

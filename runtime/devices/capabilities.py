@@ -1,4 +1,4 @@
-"""What a device can run: dtypes, precisions, weights, and how much at a time. Asked before anything is loaded."""
+"""Which devices can run an artifact, and how many tokens at a time. Checked before anything is loaded."""
 
 from ..arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ..artifact.folder import Artifact
@@ -10,29 +10,34 @@ from .options import TF32, Options
 from .select import find_device
 from .start import CPU, Device
 
-NEEDED = {FLOAT16: (5, 3), BFLOAT16: (8, 0), TF32: (8, 0)}
-"""The compute capability from which on a GPU has the arithmetic of a dtype or precision.
+MIN_CAPABILITY = {FLOAT16: (5, 3), BFLOAT16: (8, 0), TF32: (8, 0)}
+"""The lowest compute capability of a GPU that supports a dtype or precision; float32 runs on every GPU.
 
 Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/, "Arithmetic Instructions" by compute capability.
 """
 
 
 def missing_capability(capability: tuple[int, int], what: str) -> str:
-    """Return why a GPU of a compute capability has not the arithmetic of a dtype or precision; nothing if it has."""
-    needed = NEEDED.get(what, (0, 0))
+    """Return why a GPU does not support a dtype or precision, or an empty string if it does.
+
+    Args:
+        capability: Compute capability of the GPU.
+        what: Dtype or precision, such as "bfloat16" or "tf32".
+    """
+    needed = MIN_CAPABILITY.get(what, (0, 0))
     if capability >= needed:
         return ""
     return "{} needs compute capability {}.{} or later, this GPU has {}.{}".format(what, *needed, *capability)
 
 
-def device_of(artifact: Artifact, name: str, options: Options) -> Device:
-    """Return the device called `name` for an artifact; "auto" is a GPU that can run it, else the CPU.
+def choose_device(artifact: Artifact, name: str, options: Options) -> Device:
+    """Return the device that runs an artifact; "auto" is a GPU that can run it, or else the CPU.
 
     Raises:
-        ProviderError: the device cannot be used, or has not the arithmetic.
-        InputError: options contradict each other, the artifact or the device.
+        ProviderError: The device does not work on this machine, or it cannot run the artifact.
+        InputError: Options contradict each other, the artifact or the device.
     """
-    device = find_device(device_for(artifact, name))
+    device = find_device(resolve_device_name(artifact, name))
     try:
         check_runs(artifact, device, options)
     except ProviderError:
@@ -43,8 +48,12 @@ def device_of(artifact: Artifact, name: str, options: Options) -> Device:
     return device
 
 
-def device_for(artifact: Artifact, device: str) -> str:
-    """Return the device to look for: "auto" is the CPU where the weights run nowhere else."""
+def resolve_device_name(artifact: Artifact, device: str) -> str:
+    """Return the name of the device to look for: int8 weights run on the CPU only, so "auto" is "cpu" for them.
+
+    Raises:
+        ProviderError: A GPU was asked for, and the weights are int8.
+    """
     if artifact.manifest.weights_dtype != INT8 or device == CPU:
         return device
     if device == "auto":
@@ -53,39 +62,39 @@ def device_for(artifact: Artifact, device: str) -> str:
 
 
 def check_runs(artifact: Artifact, device: Device, options: Options) -> None:
-    """Refuse what a device cannot run.
+    """Check that a device can run an artifact with these options.
 
     Raises:
-        ProviderError: the device has not the arithmetic.
-        InputError: options contradict each other, the artifact or the device.
+        ProviderError: The device does not support the artifact's dtype, or an option that was set.
+        InputError: Options contradict each other, the artifact or the device.
     """
     dtype = artifact.manifest.sae.dtype
     if options.precision == TF32 and dtype != FLOAT32:
-        raise InputError(f'precision="tf32" is a way to compute in float32; {artifact.path} is in {dtype}.')
+        raise InputError(f'precision="tf32" applies to float32 artifacts; {artifact.path} is in {dtype}. Leave it out.')
     if device.kind == CPU:
         if options.only_for_gpus:
             raise ProviderError(
-                f"{', '.join(options.only_for_gpus)}: this is for GPUs, and the session runs on the CPU."
+                f"{', '.join(options.only_for_gpus)} can be set on a GPU only, and the session runs on the CPU."
             )
         if dtype == BFLOAT16 and options.graphs == "portable":
             raise ProviderError(
-                f"{artifact.path} is in bfloat16, for which ONNX Runtime has no operators on a CPU. Its graphs that "
-                'are written for the CPU compute in float32 and round: graphs="auto".'
+                f"{artifact.path} is in bfloat16, and ONNX Runtime does not run the bfloat16 operators of its portable "
+                'graphs on a CPU. Use graphs="auto": the CPU variants compute in float32 and round to bfloat16.'
             )
         return
     if options.graphs == "cpu":
-        raise InputError(f'graphs="cpu" are written for a CPU; this session is on {device.name}.')
+        raise InputError(f'graphs="cpu" selects CPU variants, but this session runs on {device.name}.')
     gpu = driver().gpus()[device.index]
     for what in (dtype, options.precision):
         if reason := missing_capability(gpu.capability, what):
             raise ProviderError(f"{artifact.path} cannot run on {device.name} ({gpu.name}): {reason}.")
 
 
-def block_for(artifact: Artifact, device: Device, options: Options) -> int:
+def choose_block_tokens(artifact: Artifact, device: Device, options: Options) -> int:
     """Return how many tokens a session runs at a time.
 
     Raises:
-        SAEError: under the memory limit not one token can be run.
+        SAEError: The memory limit is too low for the weights and one token.
     """
     cfg = artifact.manifest.sae
     block = options.block_tokens or default_block(cfg, on_gpu=device.kind != CPU)

@@ -1,4 +1,4 @@
-"""Running graphs on the CPU, from numpy arrays to numpy arrays."""
+"""The CPU backend. It runs graphs on numpy arrays."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,24 +11,24 @@ from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.pool import BufferPool
 from ..arrays.tensor import Array, TensorValue, as_given
 from ..artifact.manifest import GraphSpec
-from .blocks import dimensions_of, part_of
+from .blocks import output_dimensions, slice_feeds
 from .options import Options
 from .start import CPU, Device, start_session
 
 
 class CpuBackend:
-    """The CPU's side of a session."""
+    """Runs graphs on the CPU; see `runtime.devices.backend.Backend`."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._memory = BufferPool(keep=options.arena)
 
-    def start(self, graph: str, path: Path) -> ort.InferenceSession:
-        """Return a session of a graph of the artifact, from its file."""
+    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph."""
         return start_session(str(path), Device(CPU), threads=self._options.threads, arena=self._options.arena)
 
-    def given(self, x: Any) -> TensorValue:
-        """Return what a caller gave; see `as_given`."""
+    def import_array(self, x: Any) -> TensorValue:
+        """Return a caller's array without a copy; see `as_given`."""
         return as_given(x)
 
     def run(
@@ -39,23 +39,23 @@ class CpuBackend:
         names: Sequence[str],
         sizes: Sequence[int],
     ) -> list[TensorValue]:
-        """Run a graph on one block of tokens after the other and return its outputs `names`.
+        """Run a graph block by block and return some of its outputs.
 
-        Each block writes where its part of the result lies, so nothing is copied.
+        Each block writes its rows of the result in place, so nothing is copied.
         """
         arrays = {name: np.asarray(feed) for name, feed in feeds.items()}
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         dtypes = {*(array.dtype.name for array in arrays.values()), *(tensors[name].dtype for name in names)}
         if len(sizes) == 1 and BFLOAT16 not in dtypes:  # `run` does not take ml_dtypes' arrays; a binding takes memory
             return session.run(list(names), arrays)
-        tokens, dimensions = sum(sizes), dimensions_of(spec, arrays)
+        tokens, dimensions = sum(sizes), output_dimensions(spec, arrays)
         forms = [[dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape] for name in names]
         kinds = [tensors[name].dtype for name in names]
         results = self._memory.arrays([(form, DTYPES[kind].numpy) for form, kind in zip(forms, kinds, strict=True)])
         binding, start = session.io_binding(), 0
         for size in sizes:
             block = slice(start, start + size)
-            held = [_bind_input(binding, name, part) for name, part in part_of(spec, arrays, tokens, block).items()]
+            held = [_bind_input(binding, name, part) for name, part in slice_feeds(spec, arrays, tokens, block).items()]
             for name, kind, result in zip(names, kinds, results, strict=True):
                 part = result[block]
                 binding.bind_output(name, "cpu", 0, DTYPES[kind].element_type, part.shape, part.ctypes.data)
@@ -65,22 +65,22 @@ class CpuBackend:
         return list(results)
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
-        """Return the sum of two tensors of one shape and dtype."""
+        """Return the sum of two arrays with the same shape and dtype."""
         return np.add(a, b)
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
-        """Return an array where another one is, which is the host."""
+        """Return `array`: everything is on the host."""
         return array
 
-    def forget(self, session: ort.InferenceSession) -> None:
-        """Nothing belongs to a session."""
+    def release_session(self, session: ort.InferenceSession) -> None:
+        """Do nothing: the backend keeps nothing for a session."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to free."""
 
 
 def _bind_input(binding: Any, name: str, feed: Array) -> Array:
-    """Bind an input, and return the array that has to live until the run is over."""
+    """Bind an input, and return the array that has to stay alive until the run ends."""
     array = np.ascontiguousarray(feed)
     if array.dtype.name == BFLOAT16:
         binding.bind_input(name, "cpu", 0, DTYPES[BFLOAT16].element_type, array.shape, array.ctypes.data)

@@ -1,4 +1,4 @@
-"""The options of a session: what they may be, and what goes with what."""
+"""The options of a session: their values, and which of them need a GPU."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PRECISIONS = (FLOAT32, TF32)
 
 @dataclass(frozen=True)
 class Options:
-    """See `SAESession`, whose arguments they are."""
+    """The keyword arguments of `SAESession`, which documents them."""
 
     graphs: str = "auto"
     precision: str = FLOAT32
@@ -38,15 +38,13 @@ class Options:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads is {self.threads}; it must be at least 1, or None for one per core.")
         if self.memory_limit is not None and self.memory_limit < 1:
-            raise InputError(f"memory_limit is {self.memory_limit}; it is in bytes, and None for no limit.")
+            raise InputError(f"memory_limit is {self.memory_limit}; it must be a positive number of bytes, or None.")
         if any(isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1 for tokens in self.cuda_graph):
-            raise InputError(
-                f"cuda_graph is {self.cuda_graph!r}; it must be a list of numbers of tokens, such as [1, 8]."
-            )
+            raise InputError(f"cuda_graph is {self.cuda_graph!r}; it must be a list of batch sizes, such as [1, 8].")
 
     @property
     def only_for_gpus(self) -> list[str]:
-        """The options that were given and mean nothing without a GPU."""
+        """The names of the options that were set and need a GPU."""
         given = {
             "precision": self.precision != FLOAT32,
             "stream": self.stream is not None,
@@ -56,18 +54,22 @@ class Options:
 
 
 def stream_handle(stream: Any) -> int:
-    """Return the address of a CUDA stream of any library.
+    """Return the address of a CUDA stream.
 
-    That is a number, or what has `__cuda_stream__` (the protocol of NVIDIA's cuda.core), `cuda_stream` (torch) or `ptr`
-    (CuPy). 0, the default stream of both, is the legacy default stream, which the driver also calls 1.
+    Args:
+        stream: The address itself, or an object with `__cuda_stream__` (NVIDIA's cuda.core), `cuda_stream` (PyTorch)
+            or `ptr` (CuPy). Address 0, the default stream of PyTorch and CuPy, becomes 1, the driver's name for the
+            legacy default stream.
 
     Raises:
-        InputError: it is none of these.
+        InputError: `stream` is none of these, or it is the per-thread default stream.
     """
     protocol = getattr(stream, "__cuda_stream__", None)
     own = protocol()[1] if callable(protocol) else stream
     for address in (own, getattr(stream, "cuda_stream", None), getattr(stream, "ptr", None)):
         if isinstance(address, int) and not isinstance(address, bool) and address != PER_THREAD_STREAM:
             return address or LEGACY_STREAM
-    raise InputError(f"stream is {stream!r}; it must be a CUDA stream of torch or CuPy, or its address; and not the "
-                     "one of each thread, which is another in every thread.")  # fmt: skip
+    raise InputError(
+        f"stream is {stream!r}; it must be a CUDA stream of PyTorch or CuPy, or its address. It cannot be the "
+        "per-thread default stream, which differs from thread to thread."
+    )

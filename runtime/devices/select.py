@@ -1,4 +1,4 @@
-"""From a device's name to a device that really runs here, or an error that says what is missing."""
+"""Finding the device with a name, and checking that it works on this machine or reporting what is missing."""
 
 import contextlib
 import ctypes
@@ -12,28 +12,29 @@ import onnxruntime as ort
 
 from ..errors import ProviderError, SAEError
 from .cuda.driver import driver
-from .start import CPU, CUDA, LOG_FATAL, LOG_WARNING, PROVIDERS, TENSORRT, Device, start_session
+from .start import CPU, CUDA, PROVIDERS, TENSORRT, Device, start_session
 from .tensorrt.library import missing_tensorrt, preload_tensorrt
 
-# The smallest model with a kernel, `y = Relu(x)` (opset 13, IR 8; tests/runtime/devices/test_select.py builds the same
-# bytes with onnx): starting it on CUDA loads every library and the driver, without the weights of an SAE.
-PROBE = (
-    b'\x08\x08:9\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x05probeZ\x10\n\x01x\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01n'
-    b"b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\r"
-)
+PROBE = Path(__file__).with_name("probe.onnx")
+"""The smallest model with a kernel, `y = Relu(x)`.
 
-_STARTING = threading.Lock()  # the standard output and ONNX Runtime's log are one for all threads
+Starting it on CUDA loads the driver and every library, without the weights of an SAE.
+"""
+
+_PROBING = threading.Lock()  # all threads share the standard output, which a probe redirects
 
 INSTALL_GPU = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
 def find_device(name: str) -> Device:
-    """Return the device called "cpu", "cuda" (that is "cuda:0"), "cuda:N", "tensorrt", "tensorrt:N", or "auto".
+    """Return the device with a name, after checking that sessions start on it.
 
-    "auto" is CUDA if a session really starts there, and the CPU otherwise.
+    Args:
+        name: "cpu", "cuda" (short for "cuda:0"), "cuda:N", "tensorrt", "tensorrt:N", or "auto", which is "cuda:0" if a
+            session starts there and the CPU otherwise.
 
     Raises:
-        ProviderError: the name is none of these, or a GPU was named and does not start; the message says why.
+        ProviderError: The name is not one of these, or sessions do not start on that GPU. The message says why.
     """
     if name == CPU:
         return Device(CPU)
@@ -42,6 +43,8 @@ def find_device(name: str) -> Device:
         raise ProviderError(
             f'device is {name!r}; it must be "auto", "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".'
         )
+    if name == "auto" and not _has_driver():
+        return Device(CPU)
     device = Device(match[1], int(match[2] or 0)) if match else Device(CUDA)
     if reason := unavailable_reason(device):
         if name == "auto":
@@ -50,38 +53,53 @@ def find_device(name: str) -> Device:
     return device
 
 
+def _has_driver() -> bool:
+    """Tell whether this machine has an NVIDIA driver.
+
+    If it does not, "auto" is the CPU without a probe, so nothing is logged. A probe that fails is reported in ONNX
+    Runtime's process-wide log, which `SessionOptions.log_severity_level` does not affect. That log is left alone:
+    ONNX Runtime has no function that returns its severity, so the user's setting could not be restored.
+    """
+    try:
+        driver()
+    except SAEError:
+        return False
+    return True
+
+
 def unavailable_reason(device: Device) -> str:
-    """Return why a GPU cannot be used, with what to do about it; nothing if it can."""
+    """Return why a GPU cannot be used and how to fix it, or an empty string if it can be used."""
     provider = PROVIDERS[device.kind]
     if provider not in ort.get_available_providers():
         return (
             f"the onnxruntime {ort.__version__} installed here is built without {provider}: "
             f"pip uninstall -y onnxruntime; {INSTALL_GPU}"
         )
-    with _STARTING:
+    with _PROBING:
         _preload_libraries(device)
-        ort.set_default_logger_severity(LOG_FATAL)  # what it would log is in what is returned
         try:
-            start_session(PROBE, device, {"device_id": str(device.index)})
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            return f"{device.kind} does not start: {'; '.join(missing_parts(device)) or error}{_found(device)}"
-        finally:
-            ort.set_default_logger_severity(LOG_WARNING)
+            start_session(PROBE.read_bytes(), device, {"device_id": str(device.index)})
+        except Exception as error:  # ONNX Runtime's exceptions do not share a base class
+            return f"{device.kind} does not start: {'; '.join(missing_parts(device)) or error}{_describe_gpus()}"
     return ""
 
 
 def _preload_libraries(device: Device) -> None:
-    """Load CUDA's and TensorRT's libraries out of pip's packages, where the dynamic linker does not look."""
+    """Load the CUDA and TensorRT libraries of pip packages, which the dynamic linker does not search."""
     preload: Any = getattr(ort, "preload_dlls", None)  # ONNX Runtime 1.21 and later
     if preload is not None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it lacks; `missing_parts` says it better
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing; `missing_parts` is clearer
             preload()
     if device.kind == TENSORRT:
         preload_tensorrt()
 
 
 def missing_parts(device: Device) -> list[str]:
-    """Return what a GPU lacks on this machine, a sentence each: driver, card, libraries."""
+    """Return what this machine needs before it can use a GPU, one clause per part: driver, GPU, libraries.
+
+    Call it only after a session failed to start. Until ONNX Runtime has prepared `libonnxruntime_providers_shared.so`,
+    loading a provider's library crashes the process.
+    """
     missing = []
     try:
         gpus = driver().gpus()
@@ -91,27 +109,26 @@ def missing_parts(device: Device) -> list[str]:
         version = driver().version
         if device.index >= len(gpus):
             missing.append(f"there is no GPU {device.index}; the driver (CUDA {version}) finds {len(gpus)}")
-        if (needed := _cuda_version()) and _number(version) < _number(needed):
+        if (needed := _cuda_version()) and _major_version(version) < _major_version(needed):
             missing.append(
                 f"the driver runs CUDA up to {version}, onnxruntime {ort.__version__} needs {needed}: install a newer "
                 "driver, or an onnxruntime-gpu for the older CUDA"
             )
-    if device.kind == TENSORRT and (lacking := missing_tensorrt()):
-        missing.append(lacking)
+    if device.kind == TENSORRT and (reason := missing_tensorrt()):
+        missing.append(reason)
     folder = Path(ort.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / f"libonnxruntime_providers_{device.kind}.so"))
     except OSError as error:
-        missing.append(
-            f"{error}; onnxruntime {ort.__version__} needs CUDA {_cuda_version() or 'as its release notes say'} and "
-            f"cuDNN 9: {INSTALL_GPU}"
-        )
+        cuda = _cuda_version()
+        needs = f"CUDA {cuda} and cuDNN 9" if cuda else "the CUDA of its release notes and cuDNN 9"
+        missing.append(f"{error}; onnxruntime {ort.__version__} needs {needs}: {INSTALL_GPU}")
     return missing
 
 
-def _found(device: Device) -> str:
-    """Return what there is of a GPU, in brackets; nothing without a driver, which is said elsewhere."""
+def _describe_gpus() -> str:
+    """Return the driver and the GPUs in brackets, or an empty string without a driver, which is reported elsewhere."""
     try:
         gpus = driver().gpus()
     except SAEError:
@@ -121,9 +138,10 @@ def _found(device: Device) -> str:
 
 
 def _cuda_version() -> str:
-    """Return the CUDA that this ONNX Runtime was built with, such as "13.0"; nothing where it does not say."""
+    """Return the CUDA version that ONNX Runtime was built with, such as "13.0", or an empty string if unknown."""
     return str(getattr(ort, "cuda_version", ""))
 
 
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:1])  # a driver runs every minor version of a major
+def _major_version(version: str) -> tuple[int, ...]:
+    """Return the major version, which is all that counts: a driver runs every minor version of its major version."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:1])

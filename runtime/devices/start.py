@@ -1,7 +1,7 @@
-"""Devices, and ONNX Runtime sessions that really run on them.
+"""Devices, and ONNX Runtime sessions that are certain to run on them.
 
-ONNX Runtime falls back to the CPU with a line in its log when CUDA cannot start. Here that is an error: a session for
-a GPU lists only that GPU's provider, forbids the fallback, and is asked afterwards where it runs.
+ONNX Runtime falls back to the CPU, with a line in its log, when CUDA cannot start. Here that is an error: a session for
+a GPU lists only that GPU's provider, forbids the fallback, and is checked to run there.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,17 @@ from .threads import thread_limit
 CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 
-LOG_WARNING, LOG_FATAL = 2, 4  # ONNX Runtime's severities; the first is its default
+LOG_FATAL = 4
+"""The ONNX Runtime log severity that silences a session. Its errors are raised as exceptions as well."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where sessions run.
+    """A device that sessions run on.
 
     Attributes:
-        kind: "cpu", "cuda" or "tensorrt".
-        index: of the GPU.
+        kind: Kind of device: "cpu", "cuda" or "tensorrt".
+        index: Index of the GPU.
     """
 
     kind: str
@@ -33,7 +34,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """Its name for people: "cpu", "cuda:0", "tensorrt:0"."""
+        """The name that users write: "cpu", "cuda:0", "tensorrt:0"."""
         return self.kind if self.kind == CPU else f"{self.kind}:{self.index}"
 
 
@@ -46,25 +47,24 @@ def start_session(
     arena: bool = True,
     weights: Mapping[str, Any] | None = None,
 ) -> ort.InferenceSession:
-    """Return a session of `model`, a path or the bytes of a graph, with every node on `device`.
+    """Start an ONNX Runtime session that runs every node of a model on one device.
 
     Args:
-        model: the graph.
-        device: where it runs.
-        provider_options: of the device's execution provider.
-        threads: of the CPU, for one call; None for one per core that this process may use.
-        arena: whether freed memory of the host is kept for the next call.
-        weights: initializers by name that are on the device already, as `onnxruntime.OrtValue`; the session reads them
-            where they are.
+        model: Path of the model, or its bytes.
+        device: Device to run on.
+        provider_options: Options of the device's execution provider.
+        threads: Number of CPU threads per call. None means one per core that this process may use.
+        arena: Whether to keep freed host memory for the next call.
+        weights: Initializers by name, as `onnxruntime.OrtValue` on the device. The session uses them in place.
 
     Raises:
-        ProviderError: the session runs elsewhere.
-        Exception: ONNX Runtime's own, which share no base class, where it refuses the model.
+        ProviderError: The session does not run on the device.
+        Exception: ONNX Runtime refuses the model. Its exceptions do not share a base class.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = LOG_FATAL  # errors come as exceptions too
-    # Every session has threads of its own, and after a run they would spin, waiting for the next one, on the cores that
-    # another graph of the same artifact needs now. Between the nodes of one run spinning is worth it.
+    options.log_severity_level = LOG_FATAL
+    # Every session has its own threads. After a run they would spin while they wait for the next one, on cores that
+    # another graph of the same artifact needs. Between the nodes of one run, spinning is worth it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_cpu_mem_arena = arena
     threads = threads or thread_limit()
@@ -75,7 +75,7 @@ def start_session(
     for name, value in (weights or {}).items():
         options.add_initializer(name, value)
     provider = PROVIDERS[device.kind]
-    # Without a fall-back in Python either, whose second try would hide what was wrong with the first.
+    # ONNX Runtime's Python fallback is off, too: its second attempt would hide why the first one failed.
     chosen = [(provider, dict(provider_options or {}))]
     session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     running = session.get_providers()

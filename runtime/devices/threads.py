@@ -1,4 +1,4 @@
-"""How many threads a session may take on this machine."""
+"""The number of threads that a session should use on this machine."""
 
 import contextlib
 import math
@@ -9,12 +9,15 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def thread_limit(cgroup: Path = CGROUP) -> int | None:
-    """Return how many threads to take where this process may not use all cores of the machine, else None.
+    """Return how many threads to use if this process may not use all cores of the machine, or else None.
 
-    ONNX Runtime takes one thread per core of the machine. In a container with a quota they would be stopped, all at
-    once, for most of the time.
+    ONNX Runtime starts one thread per core of the machine. In a container with a CPU quota the kernel would suspend all
+    of them together for most of the time.
 
-    Source: Linux, cgroup-v2 `cpu.max` ("max 100000", or the quota and the period in microseconds), and before
+    Args:
+        cgroup: Folder where the control groups are mounted.
+
+    Source: Linux, cgroup v2, `cpu.max` ("max 100000", or the quota and the period in microseconds); cgroup v1,
     `cpu/cpu.cfs_quota_us` and `cpu/cpu.cfs_period_us`.
     """
     cores = os.cpu_count() or 1

@@ -9,7 +9,7 @@ from ..arrays.dtypes import FLOAT32, widened
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import FEATURES, contracts_of
 from ..artifact.folder import read_artifact
-from ..devices.blocks import part_of
+from ..devices.blocks import slice_feeds
 from ..devices.start import TENSORRT
 from ..errors import ArtifactError, ParityError
 from ..session.session import SAESession
@@ -104,7 +104,7 @@ def _run(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens:
     bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
     spec = session.artifact.manifest.graphs[graph]
     parts = [
-        session.run_graph(graph, part_of(spec, feeds, tokens, slice(start, end)))
+        session.run_graph(graph, slice_feeds(spec, feeds, tokens, slice(start, end)))
         for start, end in itertools.pairwise(bounds)
         if end > start
     ]

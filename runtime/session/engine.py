@@ -13,7 +13,7 @@ from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_INPUT, INDICES, L0, VALUES, K
 from ..devices.blocks import block_sizes
-from ..devices.capabilities import block_for, device_of
+from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
 from ..devices.start import CPU
 from ..devices.threads import thread_limit
@@ -37,11 +37,13 @@ class Engine:
 
     def __init__(self, path: str | os.PathLike[str], device: str, options: Options) -> None:
         self.artifact: Artifact = read_artifact(path)
-        found = device_of(self.artifact, device, options)
+        found = choose_device(self.artifact, device, options)
         self.device: str = found.name
         self._options = options
         for_cpu = options.graphs == "cpu" or (options.graphs == "auto" and found.kind == CPU)
-        self._graphs = Graphs(self.artifact, found, options, for_cpu, block_for(self.artifact, found, options))
+        self._graphs = Graphs(
+            self.artifact, found, options, for_cpu, choose_block_tokens(self.artifact, found, options)
+        )
 
     @property
     def cfg(self) -> SAEConfig:
@@ -146,7 +148,7 @@ class Engine:
 
     def _batch(self, x: Any, target: Any = None) -> Batch:
         """Return what a caller gave, where it is."""
-        return Batch.of(x, self.cfg, target, self._graphs.execution.given)
+        return Batch.of(x, self.cfg, target, self._graphs.backend.import_array)
 
     def _known(self, names: Sequence[str]) -> Sequence[str]:
         if unknown := [name for name in names if name not in self.hook_names]:

@@ -12,7 +12,7 @@ from ..artifact.contracts import CPU_VARIANTS, WEIGHTS_KEY, contracts_of
 from ..artifact.folder import Artifact
 from ..artifact.manifest import TensorSpec
 from ..artifact.names import INPUT, TARGET
-from ..devices.backend import backend_on
+from ..devices.backend import create_backend
 from ..devices.blocks import block_sizes
 from ..devices.options import Options
 from ..devices.start import Device
@@ -34,7 +34,7 @@ class Graphs:
         self.block_tokens = block_tokens
         self._artifact = artifact
         self._device = device
-        self.execution = backend_on(device, options, artifact, block_tokens)
+        self.backend = create_backend(device, options, artifact, block_tokens)
         self._check_integrity = options.check_integrity
         self._lock = threading.Lock()
         self._closed = False
@@ -56,7 +56,7 @@ class Graphs:
         sizes = block_sizes(tokens, self.block_tokens)
         try:
             given = {name: feeds[name] for name in self.inputs(graph)}
-            arrays = self.execution.run(session, spec, given, list(names), sizes)
+            arrays = self.backend.run(session, spec, given, list(names), sizes)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(
@@ -106,7 +106,7 @@ class Graphs:
         """Free a graph and its weights, if it is loaded."""
         with self._lock:
             if session := self.loaded.pop(graph, None):
-                self.execution.forget(session)
+                self.backend.release_session(session)
 
     def close(self) -> None:
         """Free the graphs and their weights; a run after this one is an error."""
@@ -114,9 +114,9 @@ class Graphs:
             if not self._closed:
                 self._closed = True
                 for session in self.loaded.values():
-                    self.execution.forget(session)
+                    self.backend.release_session(session)
                 self.loaded.clear()
-                self.execution.close()
+                self.backend.close()
 
     def _session(self, graph: str) -> ort.InferenceSession:
         session = self.loaded.get(graph)
@@ -139,7 +139,7 @@ class Graphs:
         # To read the weights once more for their sha256 takes about as long as to load them: both at once.
         checked = _in_background(lambda: self._artifact.file(manifest.weights, self._check_integrity))
         try:
-            session = self.execution.start(graph, path)
+            session = self.backend.load_graph(graph, path)
         except ProviderError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own

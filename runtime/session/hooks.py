@@ -83,7 +83,7 @@ def run_hooked(
             if where == name:
                 returned = function(tensor, hook=points[name])
                 if returned is not None:
-                    array = graphs.execution.move_to_device_of(graphs.execution.given(returned), tensor)
+                    array = graphs.backend.move_to_device_of(graphs.backend.import_array(returned), tensor)
                     tensor = array if name == HOOK_INPUT else _checked(array, tensor, name)
         fired[name] = tensor
         return tensor
@@ -109,7 +109,7 @@ def run_hooked(
 
     if use_error_term:
         error = fire(HOOK_ERROR, batch.shaped(HOOK_ERROR, clean[HOOK_ERROR]))
-        fire(HOOK_OUTPUT, graphs.execution.add(recons, error))
+        fire(HOOK_OUTPUT, graphs.backend.add(recons, error))
     else:
         fire(HOOK_OUTPUT, recons)  # the same array: editing the output in place edits the cached recons, as there
     return fired

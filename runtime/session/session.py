@@ -247,7 +247,7 @@ class SAESession(Engine):
         Raises:
             InputError: an array has another shape or dtype, or `x` is needed.
         """
-        acts = as_dtype(self._graphs.execution.given(acts_post), self.cfg.dtype, "acts_post")
+        acts = as_dtype(self._graphs.backend.import_array(acts_post), self.cfg.dtype, "acts_post")
         lead = flat_shape(acts.shape, self.cfg.d_sae, what="acts_post")[:-1]
         feeds: dict[str, TensorValue] = {HOOK_ACTS_POST: acts.reshape(math.prod(lead), self.cfg.d_sae)}
         if INPUT in self._graphs.inputs(DECODE):

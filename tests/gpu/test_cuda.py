@@ -1,4 +1,4 @@
-"""What only a GPU can show; `make gpu` runs these tests and lets none of them be skipped."""
+"""Tests that need a GPU. `make gpu` runs them and does not let any be skipped."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_every_node_is_on_cuda(tmp_path):
     assert providers == {"CUDAExecutionProvider"}
 
 
-def test_torch_tensors_are_read_where_they_are_and_results_stay(sae, golden):
+def test_torch_tensors_are_used_in_place_and_results_stay_on_the_gpu(sae, golden):
     x = on_gpu(golden)
     cache = sae.compute(x, HOOKS)
     expected = sae.compute(golden, HOOKS)
@@ -85,7 +85,7 @@ def test_torch_tensors_are_read_where_they_are_and_results_stay(sae, golden):
         assert np.array_equal(tensor.cpu().numpy(), expected[name])
 
 
-def test_bfloat16_tensors_come_and_go(tmp_path):
+def test_bfloat16_tensors_go_in_and_out(tmp_path):
     original = make_sae(d_in=64, d_sae=256).bfloat16()
     export(original, tmp_path / "sae")
     with SAESession(tmp_path / "sae", "cuda") as session:
@@ -95,21 +95,21 @@ def test_bfloat16_tensors_come_and_go(tmp_path):
         assert torch.allclose(y.float(), original.cuda()(x).float(), atol=0.05, rtol=0.05)
 
 
-def test_work_that_is_still_queued_is_waited_for(golden):
+def test_queued_work_is_waited_for(golden):
     stream = torch.cuda.Stream()
     with SAESession(MINILM, "cuda", stream=stream) as session, torch.cuda.stream(stream):
         x = on_gpu(golden)
         expected = session(x).numpy()
         for _ in range(5):
             late = torch.zeros_like(x)
-            torch.cuda._sleep(50_000_000)  # some 30 ms
+            torch.cuda._sleep(50_000_000)  # about 30 ms
             late.copy_(x)
             output = session(late)
             assert not stream.query()  # the call did not wait
             assert np.array_equal((torch.from_dlpack(output) + 0).cpu().numpy(), expected)
 
 
-def test_work_queued_on_torchs_own_stream_is_waited_for(sae, golden):
+def test_work_queued_on_pytorchs_stream_is_waited_for(sae, golden):
     expected = sae(golden)
     x, late = on_gpu(golden), torch.zeros(golden.shape, device="cuda")
     torch.cuda._sleep(50_000_000)
@@ -146,7 +146,7 @@ def test_cuda_graphs_follow_their_inputs(golden):
             assert np.array_equal(session.top_features(x, 5).dense(3072), plain.top_features(x, 5).dense(3072))
 
 
-def test_the_weights_are_on_the_card_once(tmp_path):
+def test_the_weights_are_on_the_gpu_once(tmp_path):
     large = make_sae(d_in=1024, d_sae=65536)  # 537 MB
     export(large, tmp_path / "sae")
     weights = 2 * 4 * 1024 * 65536
@@ -159,7 +159,7 @@ def test_the_weights_are_on_the_card_once(tmp_path):
     assert before - after < weights / 4
 
 
-def test_under_a_memory_limit_a_large_batch_is_cut(golden):
+def test_a_memory_limit_splits_a_large_batch(golden):
     many = np.tile(golden, (400, 1))
     with SAESession(MINILM, "cuda", memory_limit=64 << 20) as session:
         assert len(session.explain(tokens=len(many)).blocks) > 1

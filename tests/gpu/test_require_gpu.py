@@ -1,4 +1,4 @@
-"""`make gpu` cannot pass without a GPU: under --require-gpu what would be skipped fails."""
+"""`make gpu` cannot pass without a GPU: with --require-gpu, tests that would be skipped fail."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 )  # fmt: skip
 def test_without_a_gpu_it_fails(target, kind, test):
     if not why_not_on(kind):
-        pytest.skip("there is one")
+        pytest.skip("this machine has one")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--require-gpu", f"tests/{test}"]
     required = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert required.returncode == 1

@@ -1,4 +1,4 @@
-"""What only a GPU with TensorRT can show; `make gpu-tensorrt` runs these tests and lets none of them be skipped."""
+"""Tests that need a GPU and TensorRT. `make gpu-tensorrt` runs them and does not let any be skipped."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_an_engine_is_kept(opened, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.engine")} == engines
 
 
-def test_torch_tensors_are_read_where_they_are(opened):
+def test_torch_tensors_are_used_in_place(opened):
     x = torch.randn(9, 384, device="cuda")
     with opened() as session:
         y = torch.from_dlpack(session(x))
@@ -55,6 +55,6 @@ def test_torch_tensors_are_read_where_they_are(opened):
         assert session.steer(x, {3: Ablate()})[0].shape == (9, 384)
 
 
-def test_what_tensorrt_cannot_run_is_said(opened):
+def test_a_graph_that_tensorrt_cannot_run_is_an_error(opened):
     with opened() as session, pytest.raises(ProviderError, match="takes k"):
         session.top_features(normal(2, 384), 5)

@@ -1,4 +1,4 @@
-"""Which devices the tests can use on this machine."""
+"""The devices that the tests can use on this machine."""
 
 import functools
 
@@ -10,7 +10,7 @@ from runtime.devices.start import Device
 
 @functools.cache
 def why_not_on(kind):
-    """Return why the tests of a device cannot run here; nothing if they can."""
+    """Return why the tests of a device cannot run here, or an empty string if they can."""
     if reason := unavailable_reason(Device(kind)):
         return reason
     return "" if torch.cuda.is_available() else "this PyTorch is built without CUDA"

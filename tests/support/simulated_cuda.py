@@ -1,8 +1,8 @@
-"""A GPU in memory of the host: the driver's calls, and ONNX Runtime's CUDA sessions, at the boundary of this package.
+"""A simulated GPU in host memory. It replaces the driver's calls and ONNX Runtime's CUDA sessions.
 
-A stream keeps what is queued on it and carries it out only when somebody waits, as late as a GPU might. Memory is
-filled with NaN when it is allocated or freed. So a copy that starts too early, memory that is reused too early, or a
-missing order between two streams gives wrong numbers here, as it might on a GPU.
+A stream holds its queued work and runs it only when something waits for it, which is as late as a GPU might run it.
+Memory is filled with NaN when it is allocated or freed. A copy that starts too early, memory that is reused too early,
+or a missing order between two streams therefore gives wrong values here, as it might on a GPU.
 """
 
 import ctypes
@@ -14,32 +14,21 @@ from onnx import TensorProto, helper
 
 from runtime.devices import select as providers
 from runtime.devices.cuda import driver
-from runtime.devices.cuda.adding import adding_model
+from runtime.devices.cuda.adding import read_adding_model
 from runtime.errors import SAEError
 
-POISON = 0xFF  # of float32, float16 and bfloat16 a NaN
+POISON = 0xFF  # NaN in float32, float16 and bfloat16
 LEGACY = 1
-
-KNOWN = {
-    "CUDAExecutionProvider": {"device_id", "use_tf32", "user_compute_stream", "arena_extend_strategy", "gpu_mem_limit",
-                              "enable_cuda_graph"},
-    "TensorrtExecutionProvider": {
-        "device_id", "has_user_compute_stream", "user_compute_stream", "trt_max_workspace_size",
-        "trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix", "trt_timing_cache_enable",
-        "trt_timing_cache_path", "trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes",
-        "trt_fp16_enable", "trt_bf16_enable", "trt_layer_norm_fp32_fallback", "trt_load_user_initializer",
-    },
-}  # fmt: skip
 
 
 class Stream:
-    """What is queued and not yet done."""
+    """A queue of work that has not run yet."""
 
     def __init__(self):
         self.queue = []
 
     def run(self, upto=None):
-        """Carry out what is queued, or that much of it."""
+        """Run the queued work, or the first `upto` items ever queued."""
         count = len(self.queue) if upto is None else max(0, upto - self.done)
         for _ in range(count):
             work = self.queue.pop(0)
@@ -50,12 +39,12 @@ class Stream:
 
     @property
     def queued(self):
-        """How much was ever queued."""
+        """Number of items ever queued."""
         return self.done + len(self.queue)
 
 
 class Card(driver.Card):
-    """Stands for the real one, without its calls of the driver."""
+    """Replaces the real card without calling the driver."""
 
     def __init__(self, machine, index):
         super().__init__(None, index, None)
@@ -114,7 +103,7 @@ class Card(driver.Card):
 
 
 class Machine:
-    """Stands for `runtime.devices.cuda.driver.Driver`, and counts."""
+    """Replaces `runtime.devices.cuda.driver.Driver`, and counts allocations and waits."""
 
     version = "13.0"
 
@@ -132,17 +121,16 @@ class Machine:
         return self.cards.setdefault(index, Card(self, index))
 
     def is_fast(self, address):
-        """Tell whether memory is the card's, or the host's that cannot be moved; so that a copy is made later."""
+        """Tell whether memory is on the GPU or pinned, so that the GPU reads it later."""
         on_card = any(start <= address < start + memory.nbytes for start, memory in self.device.items())
         return on_card or any(start <= address < end for start, end in self.pinned)
 
 
 class Session:
-    """Stands for ONNX Runtime's session on CUDA: it computes with a session on the CPU, when the stream gets there."""
+    """Replaces ONNX Runtime's session on CUDA. It computes on the CPU, when its stream runs."""
 
     def __init__(self, machine, model, options, providers):
         ((self.provider, self.options),) = providers
-        assert self.options.keys() <= KNOWN[self.provider], "ONNX Runtime refuses options that it does not know"
         self.machine, self.session_options, self.model = machine, options, model
         self.real = REAL_SESSION(runs_on_a_cpu(model), providers=["CPUExecutionProvider"])
         self.captured, self.runs = {}, []
@@ -177,7 +165,7 @@ class Session:
 
 
 class Binding:
-    """Stands for ONNX Runtime's binding."""
+    """Replaces ONNX Runtime's binding."""
 
     def __init__(self):
         self.inputs, self.outputs = {}, {}
@@ -203,17 +191,17 @@ class Binding:
 
 
 def runs_on_a_cpu(model):
-    """Return what stands for a graph in half precision, which ONNX Runtime does not run on a CPU: its sister."""
-    if model == adding_model("bfloat16"):
+    """Return the model that computes a graph on the CPU: for half precision, its variant in float32."""
+    if model == read_adding_model("bfloat16"):
         return wide_sum()
     if isinstance(model, bytes):
         return model
-    sister = Path(model).with_suffix(".wide.onnx")
-    return str(sister if sister.exists() else model)
+    wide = Path(model).with_suffix(".wide.onnx")
+    return str(wide if wide.exists() else model)
 
 
 def wide_sum():
-    """Return the sum of two bfloat16 vectors, computed in float32 and rounded."""
+    """Return a model that adds two bfloat16 vectors in float32 and rounds the sum."""
     x, y, z = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, ["n"]) for name in "xyz")
     nodes = [helper.make_node("Cast", [name], [f"wide.{name}"], to=TensorProto.FLOAT) for name in "xy"]
     nodes += [helper.make_node("Add", ["wide.x", "wide.y"], ["sum"]), helper.make_node("Cast", ["sum"], ["z"], to=16)]
@@ -222,14 +210,14 @@ def wide_sum():
 
 
 def seen(dtype, shape, pointer):
-    """Return memory as an array."""
+    """Return a view of memory as an array."""
     nbytes = int(np.prod(shape)) * dtype.itemsize
     buffer = (ctypes.c_uint8 * nbytes).from_address(pointer)
     return np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape)
 
 
 class DeviceArray:
-    """Another library's array on the GPU: what it is made of is queued on its own stream, and not yet there."""
+    """An array of another library on the GPU. Its values are queued on its stream, and not yet written."""
 
     def __init__(self, machine, values, stream=LEGACY, index=0):
         self.machine, self.stream, self.index = machine, stream, index
@@ -239,7 +227,7 @@ class DeviceArray:
         self.write(values)
 
     def write(self, values):
-        """Queue new numbers."""
+        """Queue the write of new values."""
         kept = values.tobytes()
         self.machine.streams[self.stream].queue.append(lambda: ctypes.memmove(self.pointer, kept, len(kept)))
 
@@ -254,7 +242,7 @@ class DeviceArray:
 
 
 def taken_by(machine, tensor, stream=LEGACY):
-    """Return what a library that works on a stream reads of a tensor, once that stream is done with all before."""
+    """Return the values that another library reads from a tensor on its stream, once that stream has run."""
     from runtime.arrays import dlpack
 
     class OnStream:
@@ -270,10 +258,10 @@ REAL_SESSION = ort.InferenceSession
 
 
 def simulate(monkeypatch, **more):
-    """Make this process see a GPU; return it."""
+    """Make this process see a simulated GPU, and return it."""
     machine = Machine(**more)
     monkeypatch.setattr(driver, "driver", lambda: machine)
-    for module in ("runtime.devices.cuda.execution", "runtime.devices.select", "runtime.devices.capabilities"):
+    for module in ("runtime.devices.cuda.backend", "runtime.devices.select", "runtime.devices.capabilities"):
         monkeypatch.setattr(f"{module}.driver", lambda: machine)
     monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)

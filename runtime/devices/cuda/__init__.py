@@ -1,1 +1,1 @@
-"""Running graphs on an NVIDIA GPU: driver calls, device memory, bindings and CUDA graphs."""
+"""The CUDA backend: driver calls, device memory, bindings and CUDA graphs."""

@@ -1,4 +1,4 @@
-"""Inputs and outputs of a graph bound to memory of a GPU, by their addresses."""
+"""Binds the inputs and outputs of a graph to GPU memory by address."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from ...arrays.dtypes import DTYPES
 from ...arrays.tensor import Tensor, TensorValue
 
 NOT_CAPTURED = "-1"
-"""The `gpu_graph_id` of a run that takes no part in CUDA graphs."""
+"""The `gpu_graph_id` of a run that is neither captured nor replayed."""
 
 
-def on_device(feed: TensorValue) -> bool:
+def is_on_gpu(feed: TensorValue) -> bool:
     """Tell whether an array is on a GPU."""
     return isinstance(feed, Tensor)
 
@@ -20,7 +20,14 @@ def on_device(feed: TensorValue) -> bool:
 def bind(
     session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor], index: int
 ) -> Any:
-    """Return a binding of a session's inputs, of GPU `index` or of the host, and of its outputs."""
+    """Return a binding of a session's inputs and outputs.
+
+    Args:
+        session: Session to bind.
+        feeds: Inputs by name, on the GPU or on the host.
+        targets: Tensors on the GPU that the outputs are written to, by name.
+        index: Index of the GPU.
+    """
     binding = session.io_binding()
     for name, feed in feeds.items():
         if isinstance(feed, Tensor):
@@ -33,10 +40,10 @@ def bind(
 
 
 def run_options(graph_id: str | None) -> ort.RunOptions:
-    """Return the options of a run that only queues its work.
+    """Return the options of a run that queues its work and returns.
 
     Args:
-        graph_id: of the CUDA graph that is captured and replayed; None in a session without any.
+        graph_id: Id of the CUDA graph to capture or replay. None in a session without CUDA graphs.
 
     Source: onnxruntime_run_options_config_keys.h.
     """

@@ -1,7 +1,7 @@
-"""NVIDIA's driver, in ctypes: which GPUs there are, and their streams, events and memory.
+"""The NVIDIA driver through ctypes: the GPUs of the machine, and their streams, events and memory.
 
-ONNX Runtime's Python API has no stream to wait for and no pinned memory, and every library that has them is one that a
-service would have to install. The driver is there wherever there is a GPU.
+ONNX Runtime's Python API offers neither streams to wait for nor pinned memory, and a service would have to install any
+library that does. The driver is on every machine with a GPU.
 
 Source: CUDA Driver API, https://docs.nvidia.com/cuda/cuda-driver-api/; names, `_v2` suffixes and flags as in `cuda.h`.
 """
@@ -23,7 +23,7 @@ from ...errors import ProviderError, SAEError
 
 LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the legacy default stream does not wait for it, nor it for that one
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream and the legacy default stream do not wait for each other
 NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
@@ -54,18 +54,18 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemFreeHost": (c_void_p,),
     "cuMemcpyAsync": (POINTER, POINTER, c_size_t, c_void_p),
 }
-"""What is called, and with what; each returns a `CUresult`, 0 for success."""
+"""The driver's functions that are used, with the types of their arguments. Each returns a `CUresult`, 0 for success."""
 
 
 @dataclass(frozen=True)
 class GPU:
-    """A card.
+    """The properties of a GPU.
 
     Attributes:
-        index: as CUDA counts those that `CUDA_VISIBLE_DEVICES` lets this process see.
-        name: such as "NVIDIA H100 80GB HBM3".
-        capability: the compute capability, such as (9, 0).
-        memory: in bytes.
+        index: CUDA's index of the GPU among those that `CUDA_VISIBLE_DEVICES` shows to this process.
+        name: Name of the GPU, such as "NVIDIA H100 80GB HBM3".
+        capability: Compute capability, such as (9, 0).
+        memory: Size of its memory in bytes.
     """
 
     index: int
@@ -75,7 +75,15 @@ class GPU:
 
 
 class Driver:
-    """The driver of this machine."""
+    """The NVIDIA driver of this machine.
+
+    Args:
+        library: The loaded `libcuda`.
+
+    Raises:
+        SAEError: The driver does not initialize.
+        AttributeError: The library lacks a function: it is too old.
+    """
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -85,10 +93,10 @@ class Driver:
         self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call a function.
+        """Call a function of the driver.
 
         Raises:
-            SAEError: it returned an error; the message is the driver's.
+            SAEError: The function returned an error. The message quotes the driver's description.
         """
         result = getattr(self._library, name)(*arguments)
         if result:
@@ -99,13 +107,13 @@ class Driver:
 
     @property
     def version(self) -> str:
-        """The newest CUDA that the driver runs, such as "13.0"."""
+        """The newest CUDA version that the driver runs, such as "13.0"."""
         number = c_int()
         self.call("cuDriverGetVersion", byref(number))
         return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
     def gpus(self) -> list[GPU]:
-        """Return the cards that this process may use."""
+        """Return the GPUs that this process may use."""
         count = c_int()
         self.call("cuDeviceGetCount", byref(count))
         return [self._gpu(index) for index in range(count.value)]
@@ -122,21 +130,28 @@ class Driver:
             capability.append(value.value)
         return GPU(index, name.value.decode(), (capability[0], capability[1]), memory.value)
 
-    @functools.cache  # noqa: B019  # one for each card, and there is one driver
+    @functools.cache  # noqa: B019  # one per GPU, and there is one driver
     def card(self, index: int) -> "Card":
-        """Return a card to work with, the same for all who ask."""
+        """Return the card of a GPU; every call with the same index returns the same object."""
         device, context = c_int(), c_void_p()
         self.call("cuDeviceGet", byref(device), index)
-        self.call("cuDevicePrimaryCtxRetain", byref(context), device)  # the one that ONNX Runtime and PyTorch use
+        self.call("cuDevicePrimaryCtxRetain", byref(context), device)  # the context that ONNX Runtime and PyTorch use
         return Card(self, index, context)
 
 
 class Card:
-    """A GPU's streams and memory. What a method is called on from any thread is on this card, whichever is current.
+    """The streams and memory of one GPU.
 
-    While a CUDA graph is captured, nothing may be queued, allocated, freed or waited for on the card by another thread.
-    So whoever works on it does so inside `exclusive`, and what the garbage collector finds, at any point of any thread,
-    is put off by `defer` until nobody works.
+    Every method makes the GPU's context current for its calls, so any thread may use it.
+
+    During the capture of a CUDA graph, no other thread may queue work on the GPU, allocate or free its memory, or wait
+    for it. Code that uses the GPU therefore runs inside `exclusive`. The garbage collector may run at any point of any
+    thread, so finalizers pass their work to `defer`, which runs it when no thread is inside `exclusive`.
+
+    Args:
+        driver: Driver of the machine.
+        index: Index of the GPU.
+        context: Primary context of the GPU.
     """
 
     def __init__(self, driver: Driver, index: int, context: c_void_p) -> None:
@@ -145,11 +160,11 @@ class Card:
         self._context = context
         self._lock = threading.RLock()
         self._depth = 0
-        self._put_off: deque[Callable[[], None]] = deque()
+        self._deferred: deque[Callable[[], None]] = deque()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Let no other thread work on the card meanwhile; then do what was put off."""
+        """Keep other threads off the GPU inside the block, and run deferred work after it."""
         with self._lock:
             self._depth += 1
             try:
@@ -159,8 +174,8 @@ class Card:
                 self._run_deferred()
 
     def defer(self, work: Callable[[], None]) -> None:
-        """Do something as soon as nobody works on the card, which may be now; errors have nobody to go to."""
-        self._put_off.append(work)
+        """Run `work` once no thread is inside `exclusive`, which may be at once. Its `SAEError` is ignored."""
+        self._deferred.append(work)
         if self._lock.acquire(blocking=False):
             try:
                 self._run_deferred()
@@ -168,61 +183,59 @@ class Card:
                 self._lock.release()
 
     def _run_deferred(self) -> None:
-        while self._depth == 0 and self._put_off:
-            with contextlib.suppress(
-                SAEError
-            ):  # at the end of a process the driver may be gone, and all memory with it
-                self._put_off.popleft()()
+        while self._depth == 0 and self._deferred:
+            with contextlib.suppress(SAEError):  # when a process ends, the driver and its memory may already be gone
+                self._deferred.popleft()()
 
     def stream(self) -> int:
-        """Return a new stream, which no other one waits for."""
+        """Create a stream that does not synchronize with the legacy default stream, and return its address."""
         return self._create("cuStreamCreate", NON_BLOCKING)
 
     def destroy_stream(self, stream: int) -> None:
-        """Destroy a stream; what is queued on it is still carried out."""
+        """Destroy a stream. Work that is queued on it still runs."""
         self._call("cuStreamDestroy_v2", stream)
 
     def synchronize(self, stream: int) -> None:
-        """Wait until all that is queued on a stream is done."""
+        """Wait until all work that is queued on a stream is done."""
         self._call("cuStreamSynchronize", stream)
 
     def order(self, first: int, then: int) -> None:
-        """Let what is queued on `then` from here on wait for what is queued on `first` so far."""
+        """Make work queued on `then` from now on wait for the work queued on `first` so far."""
         if first == then:
             return
         event = self._create("cuEventCreate", NO_TIMING)
         self._call("cuEventRecord", event, first)
         self._call("cuStreamWaitEvent", then, event, 0)
-        self._call("cuEventDestroy_v2", event)  # once it has come to pass
+        self._call("cuEventDestroy_v2", event)  # the driver frees it when it completes
 
     def synchronize_all(self) -> None:
-        """Wait until all that is queued on the card is done."""
+        """Wait until all work that is queued on the GPU is done."""
         self._call("cuCtxSynchronize")
 
     def allocate(self, nbytes: int) -> int:
-        """Return the address of new memory of the card.
+        """Allocate GPU memory and return its address.
 
         Raises:
-            SAEError: there is not as much left.
+            SAEError: The GPU is out of memory.
         """
         return self._create("cuMemAlloc_v2", max(1, nbytes))
 
     def free(self, pointer: int) -> None:
-        """Free memory of the card; nothing that is queued may still use it."""
+        """Free GPU memory. Queued work must not use it any more."""
         self._call("cuMemFree_v2", pointer)
 
     def pinned(self, nbytes: int) -> Array:
-        """Return uint8 memory of the host that the system cannot move, so that the card copies it by itself."""
+        """Return pinned host memory as a uint8 array. The GPU copies it without the CPU."""
         pointer = self._create("cuMemAllocHost_v2", max(1, nbytes))
         return np.asarray(_Pinned(self, pointer, nbytes))
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        """Queue a copy between any two addresses, of this card or of the host."""
+        """Queue a copy of `nbytes` bytes between two addresses, each on this GPU or on the host."""
         if nbytes:
             self._call("cuMemcpyAsync", target, source, nbytes, stream)
 
     def _create(self, name: str, argument: int) -> int:
-        """Call a function that makes something, and return its handle or address."""
+        """Call a driver function that creates an object, and return its handle or address."""
         handle = c_void_p()
         self._call(name, byref(handle), argument)
         return handle.value or 0
@@ -241,7 +254,7 @@ class Card:
 
 
 class _Pinned:
-    """Memory that is freed when the last array on it is gone."""
+    """Pinned memory that is freed when its last array dies."""
 
     def __init__(self, card: Card, pointer: int, nbytes: int) -> None:
         self._card, self._pointer = card, pointer
@@ -254,10 +267,10 @@ class _Pinned:
 
 @functools.cache
 def driver() -> Driver:
-    """Return the driver of this machine.
+    """Return the NVIDIA driver of this machine, loading it at the first call.
 
     Raises:
-        ProviderError: there is none, or it finds no GPU.
+        ProviderError: The driver is missing, or it finds no GPU.
     """
     for name in LIBRARIES:
         with contextlib.suppress(OSError):

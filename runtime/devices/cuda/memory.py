@@ -1,4 +1,7 @@
-"""Memory of a GPU for inputs and results, used again when the last tensor in it is gone, in the order of streams."""
+"""GPU memory for inputs and results.
+
+Memory is reused once its last tensor has died, in the order that the streams prescribe.
+"""
 
 import weakref
 from collections import deque
@@ -13,17 +16,21 @@ from ...errors import InputError, SAEError
 from .driver import Card
 
 KEPT_CALLS = 64
-"""For how many calls memory is kept that none of them uses: batches of other sizes may come by turns, and to allocate
-takes longer than to run a small one."""
+"""Number of calls for which unused memory is kept.
+
+Batches of several sizes may alternate, and an allocation takes longer than running a small batch.
+"""
 
 
 @dataclass
 class _Piece:
-    """Memory of the card.
+    """A piece of GPU memory.
 
     Attributes:
-        readers: the streams that tensors on it were handed to. They may read it, and write it.
-        used: the number of the last call that used it.
+        pointer: Its address.
+        nbytes: Its size in bytes.
+        used: Number of the last call that used it.
+        readers: Streams that its tensors were handed to. They may read the memory, and write it.
     """
 
     pointer: int
@@ -33,10 +40,12 @@ class _Piece:
 
 
 class DeviceBuffer:
-    """What keeps a tensor's memory alive: another library's DLPack capsule, or the memory of a result.
+    """The owner of a tensor's memory on the GPU. The memory stays allocated as long as this object lives.
 
-    Attributes:
-        readers: the streams that it was handed to. They may read it, and write it.
+    Args:
+        memory: Memory of the session.
+        keeps: Object that holds the memory: another library's DLPack capsule, or memory of the session.
+        readers: Streams that the memory was handed to. They may read it, and write it.
     """
 
     def __init__(self, memory: "DeviceMemory", keeps: object, readers: set[int]) -> None:
@@ -45,28 +54,28 @@ class DeviceBuffer:
         self._keeps = keeps
 
     def ready_for(self, stream: int) -> None:
-        """Let a stream wait until what was queued before has written the memory, and remember that it has it."""
+        """Make a stream wait for all work queued on the memory so far, and record that the stream has it."""
         self._memory.hand_over(stream, self.readers)
 
     def settle(self, stream: int) -> None:
-        """Let a stream wait for the session's, and for those that it was handed to."""
+        """Make a stream wait for the session's stream, and for the streams that the memory was handed to."""
         self._memory.settle(stream, self.readers)
 
     def to_host(self, pointer: int, nbytes: int) -> Array:
-        """Return a copy of some of its bytes, uint8."""
+        """Return a copy of some of its bytes as a uint8 array."""
         return self._memory.to_host(pointer, nbytes, self.readers)
 
 
 class DeviceMemory:
-    """Makes tensors on a card, written on one stream.
+    """Allocates tensors on a GPU that are written on one stream.
 
-    Memory that comes back is written again on the same stream, and so after all that was queued on it; and it waits for
-    the other streams that it was handed to, as far as they were queued at the next call.
+    Returned memory is written again on the same stream, and so after all work that is queued there. The next call also
+    makes that stream wait for the other streams that the memory was handed to.
 
     Args:
-        card: of which the memory is.
-        stream: on which it is written.
-        keep: hold on to memory that came back, for `KEPT_CALLS` calls.
+        card: GPU that holds the memory.
+        stream: Address of the stream that writes it.
+        keep: Whether to keep returned memory for `KEPT_CALLS` calls.
     """
 
     def __init__(self, card: Card, stream: int, keep: bool) -> None:
@@ -79,22 +88,22 @@ class DeviceMemory:
         self._free: list[_Piece] = []
 
     def tensors(self, forms: "list[tuple[tuple[int, ...], str]]") -> list[Tensor]:
-        """Return a tensor of unspecified content for each shape and dtype.
+        """Return an uninitialized tensor for each shape and dtype.
 
         Raises:
-            SAEError: the card has not as much memory left, or the session is closed.
+            SAEError: The GPU is out of memory, or the session is closed.
         """
         with self.card.exclusive():
             self._check_open()
             self._sort_returned()
             return [self._tensor(shape, dtype) for shape, dtype in forms]
 
-    def taken(self, x: Any) -> Tensor:
-        """Return a tensor on the memory of an array of the device, which the stream may read.
+    def import_array(self, x: Any) -> Tensor:
+        """Return a tensor that shares the memory of another library's array on the GPU, ready for the stream to read.
 
         Raises:
-            InputError: the array is not contiguous, or on another card, or its library does not hand it over.
-            SAEError: the session is closed.
+            InputError: The array is not contiguous, or on another GPU, or its library refuses to export it.
+            SAEError: The session is closed.
         """
         _, index = x.__dlpack_device__()
         if index != self.card.index:
@@ -105,29 +114,29 @@ class DeviceMemory:
         with self.card.exclusive():
             self._check_open()
             try:
-                taken = dlpack.import_capsule(x, self.stream)
+                imported = dlpack.import_capsule(x, self.stream)
             except BufferError as error:
                 raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
-        check_contiguous(taken, x)
-        owner = DeviceBuffer(self, taken, set())
-        return Tensor(taken.pointer, taken.shape, taken.dtype, f"cuda:{self.card.index}", owner)
+        check_contiguous(imported, x)
+        owner = DeviceBuffer(self, imported, set())
+        return Tensor(imported.pointer, imported.shape, imported.dtype, f"cuda:{self.card.index}", owner)
 
     def hand_over(self, stream: int, readers: set[int]) -> None:
-        """Let a stream wait for what is queued so far, here and by those who have the memory already."""
+        """Make a stream wait as `settle` does, and add it to the readers."""
         with self.card.exclusive():
             self.settle(stream, readers)
             readers.add(stream)
 
     def settle(self, stream: int, readers: set[int]) -> None:
-        """Let a stream wait for what is queued so far, here and by those who have the memory already."""
+        """Make a stream wait for all work queued so far on the session's stream and on the readers' streams."""
         with self.card.exclusive():
             for before in readers - {stream}:
                 self._order(before, stream)
-            if not self.closed:  # else all of it was waited for
+            if not self.closed:  # `close` has already waited for it
                 self.card.order(self.stream, stream)
 
     def to_host(self, pointer: int, nbytes: int, readers: set[int]) -> Array:
-        """Return a copy of bytes of the card, uint8, once what is queued is done, here and by those who have them."""
+        """Return a copy of GPU memory as a uint8 array, after all work queued here and by its readers."""
         host = np.empty(nbytes, np.uint8)
         with self.card.exclusive():
             stream = dlpack.LEGACY_STREAM if self.closed else self.stream
@@ -138,11 +147,11 @@ class DeviceMemory:
 
     @property
     def kept(self) -> int:
-        """How many bytes are held without being in use."""
+        """Number of bytes that are allocated and not in use."""
         return sum(piece.nbytes for piece in [*self._free, *self._returned])
 
     def trim(self) -> None:
-        """Free what no call has used for long."""
+        """Free the memory that no recent call has used."""
         self._sort_returned()
         self._call += 1
         old = [piece for piece in self._free if self._call - piece.used > self._calls_kept]
@@ -150,7 +159,7 @@ class DeviceMemory:
         self._release(old)
 
     def close(self) -> None:
-        """Free what is not in use; what is, when it comes back. What is queued on the stream has to be done."""
+        """Free unused memory now, and the rest when it is returned. No work may be queued on the stream any more."""
         with self.card.exclusive():
             self.closed = True
             self._sort_returned()
@@ -162,7 +171,7 @@ class DeviceMemory:
             raise SAEError("The session is closed.")
 
     def _order(self, first: int, then: int) -> None:
-        """Let one stream wait for another, which may be gone: then for everything on the card."""
+        """Make one stream wait for another. If that one was destroyed, wait for everything on the GPU."""
         try:
             self.card.order(first, then)
         except SAEError:
@@ -185,12 +194,12 @@ class DeviceMemory:
         except SAEError:
             if not self._free:
                 raise
-        self._release(self._free)  # what is kept for other sizes may be what is missing
+        self._release(self._free)  # memory kept for other sizes may be the memory that is missing
         self._free = []
         return _Piece(self.card.allocate(nbytes), nbytes, self._call)
 
     def _take_back(self, piece: _Piece) -> None:
-        # The garbage collector calls this wherever a thread is.
+        # The garbage collector may call this at any point of any thread.
         self._returned.append(piece)
         if self.closed:
             self.card.defer(self.close)
@@ -205,4 +214,4 @@ class DeviceMemory:
 
     def _release(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
-            self.card.free(piece.pointer)  # waits for what is queued on the card
+            self.card.free(piece.pointer)  # the driver waits for all work that is queued on the GPU

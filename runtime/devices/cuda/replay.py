@@ -1,11 +1,12 @@
-"""CUDA graphs: of a few tokens, launching the kernels takes longer than running them; a replay launches all at once.
+"""CUDA graphs. For a few tokens, launching kernels takes longer than running them; a replay launches all at once.
 
-A replay reads and writes the memory of its capture, so that inputs are copied there and results from there, on the
-stream. ONNX Runtime keeps captured graphs apart by the number that a run names, and for each thread that runs them: a
-service should have few threads that call a session, and call each size once in each before it takes requests. While a
-graph is captured, no other thread of the process may allocate or free memory of the GPU, or wait for it; the sessions
-of this package on one card wait for each other, other libraries do not. Before its releases of May 2026, ONNX Runtime
-waits for a replay to end, also on a caller's stream (microsoft/onnxruntime#28686).
+A replay reads and writes the memory of its capture, so inputs are copied there and results from there, on the stream.
+ONNX Runtime tells captures apart by the id that a run names and by the calling thread. A service should therefore call
+a session from few threads, and call each size once in each of them before it takes requests.
+
+During a capture, no other thread of the process may allocate GPU memory, free it, or wait for the GPU. The sessions of
+this package on one GPU wait for each other; other libraries do not. ONNX Runtime before its releases of May 2026 waits
+for the end of a replay, even on a caller's stream (microsoft/onnxruntime#28686).
 
 Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html, "Using CUDA Graphs".
 """
@@ -22,19 +23,30 @@ import onnxruntime as ort
 from ...arrays.tensor import Tensor, TensorValue
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
-from ..blocks import dimensions_of
+from ..blocks import output_dimensions
 from .binding import bind, run_options
 from .memory import DeviceMemory
 
 MAX_CAPTURES = 32
-"""Captures of one session; each holds memory for its inputs and outputs. What comes after takes the normal path."""
+"""Largest number of captures of one session.
+
+Each holds memory for its inputs and outputs. Further shapes are run without a capture.
+"""
 
 Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A captured graph, or one that its first run captures: its memory, and how it is run."""
+    """A CUDA graph, which its first run captures and every later run replays.
+
+    Attributes:
+        session: ONNX Runtime session of the graph.
+        inputs: Memory that it reads, by the name of the input.
+        outputs: Memory that it writes, by the name of the output.
+        binding: Binding of that memory.
+        options: Run options with the id of the capture.
+    """
 
     session: ort.InferenceSession
     inputs: dict[str, Tensor]
@@ -43,16 +55,16 @@ class Replay:
     options: ort.RunOptions
 
     def run(self) -> None:
-        """Queue the graph."""
+        """Queue one run on the session's stream."""
         self.session.run_with_iobinding(self.binding, self.options)
 
 
 class Replays:
-    """The captured graphs of a session of this package, by graph and shape.
+    """The CUDA graphs of one `SAESession`, by graph and shapes.
 
     Args:
-        memory: of the card.
-        sizes: how many tokens a batch has that is replayed; batches of other sizes take the normal path.
+        memory: Memory of the GPU.
+        sizes: Numbers of tokens that are captured and replayed. Batches of other sizes are run without a capture.
     """
 
     def __init__(self, memory: DeviceMemory, sizes: Sequence[int]) -> None:
@@ -60,15 +72,15 @@ class Replays:
         self._sizes = frozenset(sizes)
         self._replays: dict[Key, Replay] = {}
         self._numbers = itertools.count(1)
-        self._forgotten: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()  # that a call may still hold
+        self._released: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()  # a call may still use them
 
-    def of(
+    def find_or_create(
         self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue], tokens: int
     ) -> Replay | None:
-        """Return the replay for these shapes; None where the batch is to be run as it is."""
-        if tokens not in self._sizes or session in self._forgotten:
+        """Return the replay for these inputs, or None if they are to be run without a capture."""
+        if tokens not in self._sizes or session in self._released:
             return None
-        # The number of features is read by the host while the graph is captured: another one is another graph.
+        # The host reads k during the capture, so each k needs a graph of its own.
         k = int(np.asarray(feeds[K])[0]) if K in feeds else None
         key = (id(session), spec.file, k, *(feed.shape for feed in feeds.values()))
         if key not in self._replays:
@@ -77,17 +89,17 @@ class Replays:
             self._replays[key] = self._new(session, spec, feeds)
         return self._replays[key]
 
-    def forget(self, session: ort.InferenceSession) -> None:
-        """Free what was captured of a session of ONNX Runtime."""
-        self._forgotten.add(session)
+    def release_session(self, session: ort.InferenceSession) -> None:
+        """Free the captures of an ONNX Runtime session, and make no more of it."""
+        self._released.add(session)
         self._replays = {key: replay for key, replay in self._replays.items() if replay.session is not session}
 
     def close(self) -> None:
-        """Free all."""
+        """Free all captures."""
         self._replays.clear()
 
     def _new(self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> Replay:
-        dimensions = dimensions_of(spec, feeds)
+        dimensions = output_dimensions(spec, feeds)
         kinds = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
         shapes = {name: feed.shape for name, feed in feeds.items() if name != K}
         inputs = self._tensors(shapes, kinds)

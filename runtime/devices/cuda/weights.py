@@ -1,8 +1,8 @@
-"""The parameters of an artifact on a GPU, once for all of its graphs.
+"""The parameters of an artifact on a GPU, in one copy that all of its graphs share.
 
-A session of ONNX Runtime copies its initializers to the card; five graphs would hold five copies. It reads those that
-`SessionOptions.add_initializer` gives it where they are, if they are on the device that it would copy them to, and else
-says so in its log and copies.
+An ONNX Runtime session copies its initializers to the GPU, so five graphs would hold five copies. It uses initializers
+from `SessionOptions.add_initializer` in place if they are on the device that it would copy them to. Otherwise it logs
+that they are not, and copies them.
 
 Source: https://github.com/microsoft/onnxruntime/pull/5092.
 """
@@ -23,7 +23,12 @@ PARAMETER_DTYPES = {DTYPES[name].safetensors: name for name in SAE_DTYPES}
 
 
 class DeviceWeights:
-    """The parameters of one file, copied to the card when they are first asked for."""
+    """The parameters of one file, copied to the GPU when they are first needed.
+
+    Args:
+        path: Path of the safetensors file.
+        memory: Memory of the GPU.
+    """
 
     def __init__(self, path: Path, memory: DeviceMemory) -> None:
         self._path = path
@@ -31,28 +36,28 @@ class DeviceWeights:
         self._values: dict[str, Any] | None = None
 
     def values(self) -> dict[str, Any]:
-        """Return the parameters as `onnxruntime.OrtValue` by their names, which are those of the graphs' initializers.
+        """Return the parameters as `onnxruntime.OrtValue`, by the names of the graphs' initializers.
 
-        Empty where ONNX Runtime cannot take them over: in older releases, such as 1.23, OrtValue reads no DLPack. There
-        every session copies what it needs.
+        Older releases of ONNX Runtime, such as 1.23, cannot make an OrtValue from DLPack. With them the result is
+        empty, and every session copies the parameters that it needs.
         """
         if not hasattr(ort.OrtValue, "from_dlpack"):
             return {}
         if self._values is None:
-            loaded = self._loaded().items()
+            loaded = self._load().items()
             self._values = {name: ort.OrtValue.from_dlpack(tensor.__dlpack__(stream=-1)) for name, tensor in loaded}
         return self._values
 
     def close(self) -> None:
-        """Let go of the parameters; what still runs holds them."""
+        """Drop the parameters. Their memory is freed when the last session that uses them ends."""
         self._values = None
 
-    def _loaded(self) -> dict[str, Tensor]:
+    def _load(self) -> dict[str, Tensor]:
         stored = {name: tensor for name, tensor in read_header(self._path).items() if tensor.dtype in PARAMETER_DTYPES}
         tensors = self._memory.tensors([(tensor.shape, PARAMETER_DTYPES[tensor.dtype]) for tensor in stored.values()])
         file = np.memmap(self._path, np.uint8, "r")
         for source, target in zip(stored.values(), tensors, strict=True):
             address = file.ctypes.data + source.offset
             self._memory.card.copy(target.pointer, address, target.nbytes, self._memory.stream)
-        self._memory.card.synchronize(self._memory.stream)  # before the file may go
+        self._memory.card.synchronize(self._memory.stream)  # before the file may be unmapped
         return dict(zip(stored, tensors, strict=True))

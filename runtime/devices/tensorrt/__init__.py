@@ -1,1 +1,1 @@
-"""Running graphs with TensorRT: its options, its libraries and its engine cache."""
+"""The TensorRT backend: provider options, libraries and the engine cache."""

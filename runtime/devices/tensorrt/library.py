@@ -1,4 +1,4 @@
-"""TensorRT's libraries: loaded out of pip's package, asked for their version, or named as what is missing."""
+"""The TensorRT libraries: loading them from pip's package, their version, and which of them are missing."""
 
 import contextlib
 import ctypes
@@ -8,24 +8,24 @@ from pathlib import Path
 import onnxruntime as ort
 
 MAJOR = 10
-"""The TensorRT that every ONNX Runtime from 1.19 on is built for; the libraries of 11 have other names."""
+"""The major version of TensorRT that ONNX Runtime 1.19 and later are built for. It is part of the libraries' names."""
 
 CORE = f"libnvinfer.so.{MAJOR}"
 LIBRARIES = (CORE, f"libnvinfer_plugin.so.{MAJOR}", f"libnvonnxparser.so.{MAJOR}")
-"""Those that ONNX Runtime's provider is linked to, each after the ones that it needs."""
+"""The libraries that ONNX Runtime's provider is linked to. Each comes after the ones that it needs."""
 
 PACKAGE = "tensorrt_libs"
 
 
 def preload_tensorrt() -> bool:
-    """Load the libraries of pip's package, where the dynamic linker does not look; tell whether they were loaded.
+    """Load the libraries of pip's package, which the dynamic linker does not search, and return whether it worked.
 
-    CUDA's libraries have to be loaded before; ONNX Runtime's provider then finds these by their names.
+    The CUDA libraries must have been loaded before. ONNX Runtime's provider then finds these libraries by name.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for folder in map(Path, (spec.submodule_search_locations or []) if spec else []):
         if (folder / CORE).exists():
-            with contextlib.suppress(OSError):  # what is missing, `missing_tensorrt` says
+            with contextlib.suppress(OSError):  # `missing_tensorrt` reports it
                 for name in LIBRARIES:
                     ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
                 return True
@@ -33,9 +33,9 @@ def preload_tensorrt() -> bool:
 
 
 def tensorrt_version() -> str | None:
-    """Return the version of the TensorRT that would be used, such as "10.9.0"; None if there is none.
+    """Return the version of the installed TensorRT, such as "10.9.0", or None if it is not installed.
 
-    Source: `getInferLibVersion` of NvInferRuntime.h; from 10 on it is 10000 * major + 100 * minor + patch.
+    Source: `getInferLibVersion` of NvInferRuntime.h: 10000 * major + 100 * minor + patch, from version 10 on.
     """
     try:
         number = ctypes.CDLL(CORE).getInferLibVersion()
@@ -45,7 +45,7 @@ def tensorrt_version() -> str | None:
 
 
 def missing_tensorrt() -> str:
-    """Return which library of TensorRT cannot be loaded, with what to do about it; nothing if all can."""
+    """Return which TensorRT library does not load and how to fix it, or an empty string if all of them load."""
     for name in LIBRARIES:
         try:
             ctypes.CDLL(name)

@@ -1,11 +1,12 @@
-"""TensorRT, as a provider of ONNX Runtime: its options for one graph, and where what it builds is kept.
+"""ONNX Runtime's TensorRT provider: its options for a graph, and the folders where its engines are kept.
 
-TensorRT makes an *engine* of a graph: it measures on this GPU which kernels are fastest for a range of shapes, and puts
-the weights in. That takes from seconds to minutes, so engines are kept. ONNX Runtime finds a kept one by the names of
-the graph's file, inputs and nodes, not by its weights: another SAE of the same shape would be answered by this one's
-(microsoft/onnxruntime#6455). So an engine here has a folder of its own, called after all that it was made of.
+TensorRT compiles a graph into an *engine*: it measures which kernels are fastest on this GPU for a range of shapes, and
+includes the weights. That takes from seconds to minutes, so engines are kept. ONNX Runtime looks up a kept engine by
+the names of the graph's file, inputs and nodes, but not by its weights, so an SAE could run with the engine of another
+SAE of the same shape (microsoft/onnxruntime#6455). Each engine is therefore kept in its own folder, whose name depends
+on everything that the engine was built from.
 
-Source: the options of `TensorrtExecutionProvider` in ONNX Runtime 1.23 and later, as its documentation lists them.
+Source: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html, ONNX Runtime 1.23 and later.
 """
 
 import contextlib
@@ -25,16 +26,19 @@ from ...artifact.manifest import INT8, GraphSpec
 from ...artifact.names import TOKENS, K
 from ...errors import InputError, ProviderError
 from ..cuda.driver import GPU
+from ..options import TF32
 
 ENGINES, TIMINGS = "trt_engine_cache_path", "trt_timing_cache_path"
 
-TF32 = "tf32"
 TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
 FIRST_WITH_TF32 = (8, 0)
-"""The compute capability from which float32 products are rounded to TF32, which has 10 bits, unless told otherwise."""
+"""The compute capability from which TensorRT rounds float32 products to TF32, to 10 bits, unless `TF32_SWITCH` is 0."""
 
 LARGEST_MODEL = (1 << 31) - (1 << 20)
-"""Bytes of weights that fit into the message that ONNX Runtime hands to TensorRT, protobuf's 2 GiB less the graph."""
+"""Largest size in bytes of weights that ONNX Runtime can pass to TensorRT together with the graph.
+
+It is the 2 GiB limit of a protobuf message, less room for the graph.
+"""
 
 LOCK, UNFINISHED = "lock", "unfinished"
 WRITTEN = {".engine", ".profile", ".timing"}
@@ -42,13 +46,13 @@ WRITTEN = {".engine", ".profile", ".timing"}
 
 @dataclass(frozen=True)
 class Shapes:
-    """For which shapes an engine is built; it runs no others.
+    """The shapes that an engine is built for. It cannot run any others.
 
     Attributes:
-        tokens: the most in one run, that is in a block.
-        usual_tokens: for how many it is fastest; None for `tokens`.
-        edits: the most features of an intervention.
-        usual_edits: for how many it is fastest.
+        tokens: Largest number of tokens in one run, which is a block.
+        usual_tokens: Number of tokens that the engine is tuned for. None means `tokens`.
+        edits: Largest number of edits in an intervention.
+        usual_edits: Number of edits that the engine is tuned for.
     """
 
     tokens: int
@@ -66,13 +70,18 @@ class Shapes:
 
     @property
     def usual(self) -> int:
-        """For how many tokens it is fastest."""
+        """Number of tokens that the engine is tuned for."""
         return self.tokens if self.usual_tokens is None else self.usual_tokens
 
 
 @dataclass(frozen=True)
 class Versions:
-    """The software that builds engines, as "10.9.0" and "1.31.1"; another one builds its own."""
+    """The versions of the software that builds an engine. Other versions build their own engines.
+
+    Attributes:
+        tensorrt: Version of TensorRT, such as "10.9.0".
+        onnxruntime: Version of ONNX Runtime, such as "1.31.1".
+    """
 
     tensorrt: str
     onnxruntime: str
@@ -90,19 +99,21 @@ def provider_options(
     stream: int | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the options of ONNX Runtime's provider for a graph; nothing is written, `building` makes the folders.
+    """Return the options of ONNX Runtime's TensorRT provider for a graph.
+
+    Nothing is written: `building` creates the folders.
 
     Args:
-        artifact: with the graph.
-        graph: its name; one of the portable ones.
-        gpu: on which it will run.
-        versions: of what will build the engine.
-        shapes: that will be run.
-        precision: of products in float32: "float32", or "tf32" to let their factors be rounded to 10 bits.
-        root: of the kept engines; None for `default_root()`.
-        stream: a CUDA stream to queue on, as an address; None lets ONNX Runtime make one.
-        extra: what else the engine is to be built with, as ONNX Runtime calls it, such as `trt_max_workspace_size` in
-            bytes or `trt_builder_optimization_level` from 0 to 5.
+        artifact: Artifact of the graph.
+        graph: Name of a portable graph.
+        gpu: GPU that will run it.
+        versions: Versions of TensorRT and ONNX Runtime.
+        shapes: Shapes that will be run.
+        precision: Precision of products in float32: "float32", or "tf32" to allow rounding their factors to 10 bits.
+        root: Folder of all kept engines. None means `default_root()`.
+        stream: Address of the CUDA stream to queue on. None lets ONNX Runtime create one.
+        extra: Further options that the engine is built with, such as `trt_max_workspace_size` in bytes or
+            `trt_builder_optimization_level` from 0 to 5.
 
     Raises:
         ProviderError: TensorRT cannot run the graph, or not in this precision.
@@ -110,14 +121,14 @@ def provider_options(
     manifest = artifact.manifest
     if manifest.weights_dtype == INT8:
         raise ProviderError(
-            f"{artifact.path} has int8 weights, in operators that only ONNX Runtime's CPU provider has. "
+            f"{artifact.path} has int8 weights, whose operators only ONNX Runtime's CPU provider implements. "
             'Open it with device="cpu", or export the SAE again without weights="int8".'
         )
     options = (
         _profile(manifest.graphs[graph], shapes) | _precision(manifest.sae.dtype, precision, gpu) | {**(extra or {})}
     )
     if manifest.files[manifest.weights].bytes > LARGEST_MODEL:
-        options["trt_load_user_initializer"] = "1"  # weights beside the message, from ONNX Runtime 1.23 on
+        options["trt_load_user_initializer"] = "1"  # weights are passed separately, from ONNX Runtime 1.23 on
     folder = cache_folder(root or default_root(), artifact, graph, gpu, versions, options)
     options |= {
         "device_id": str(gpu.index),
@@ -133,14 +144,14 @@ def provider_options(
 
 
 def _profile(spec: GraphSpec, shapes: Shapes) -> dict[str, str]:
-    """Return the smallest, the usual and the largest shape of every input, as "input:1x768,target:1x768"."""
+    """Return the smallest, usual and largest shape of every input, in the form "input:1x768,target:1x768"."""
     if any(tensor.name == K for tensor in spec.inputs):
         raise ProviderError(
-            f"{spec.file} takes k, a number that decides how large its outputs are. TensorRT builds engines for ranges "
-            f'of shapes, and takes no such number. Open the artifact with device="cuda" for {spec.file}.'
+            f"{spec.file} takes k, which determines the shapes of its outputs. TensorRT builds engines for ranges of "
+            f'input shapes, and cannot run it. Open the artifact with device="cuda" for {spec.file}.'
         )
-    # Strengths of edits have one row for all tokens or one for each. An intervention may have no edits at all, m = 0;
-    # it is the graph without them, so the engine need not take it.
+    # The strengths of edits have one row for all tokens, or one per token. An intervention without edits, m = 0, is run
+    # by the graph without interventions, so the engine does not need that shape.
     ranges = {
         TOKENS: (1, shapes.usual, shapes.tokens),
         "rows": (1, 1, shapes.tokens),
@@ -148,8 +159,8 @@ def _profile(spec: GraphSpec, shapes: Shapes) -> dict[str, str]:
     }
     if unknown := {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)} - set(ranges):
         raise ProviderError(
-            f"{spec.file} has the dimension {', '.join(sorted(unknown))}, of which this release does not know how "
-            'large it gets. Update the runtime, or open the artifact with device="cuda".'
+            f"{spec.file} has the dimension {', '.join(sorted(unknown))}, and this release does not know its range. "
+            'Update the runtime, or open the artifact with device="cuda".'
         )
     options = {}
     for i, bound in enumerate(("min", "opt", "max")):
@@ -162,33 +173,31 @@ def _profile(spec: GraphSpec, shapes: Shapes) -> dict[str, str]:
 
 
 def _precision(dtype: str, precision: str, gpu: GPU) -> dict[str, str]:
-    """Return what lets TensorRT compute in an artifact's dtype, and in nothing less."""
+    """Return the options that make TensorRT compute in an artifact's dtype, and in no lower precision."""
     if precision not in (FLOAT32, TF32) or (precision == TF32 and dtype != FLOAT32):
         raise ProviderError(
-            f"precision is {precision!r}, of an artifact in {dtype}. TensorRT computes in the artifact's dtype, one in "
-            'float32 with precision="tf32" also in that. For another one, export the SAE with dtype=: what that loses '
-            "is measured there."
+            f"precision is {precision!r}, and the artifact is in {dtype}. TensorRT computes in the artifact's dtype; "
+            'precision="tf32" is for float32. For another dtype, export the SAE with dtype=, which '
+            "also measures the loss."
         )
     if dtype in (FLOAT16, BFLOAT16):
         switch = {FLOAT16: "trt_fp16_enable", BFLOAT16: "trt_bf16_enable"}[dtype]
-        # The squares and means of a normalisation are float32 in the graph, and are to stay it.
+        # The squares and means of a normalisation are float32 in the graph, and must stay float32.
         return {switch: "1", "trt_layer_norm_fp32_fallback": "1"}
     off = os.environ.get(TF32_SWITCH) == "0"
     if precision == FLOAT32 and not off and gpu.capability >= FIRST_WITH_TF32:
         raise ProviderError(
-            f'precision="float32" on {gpu.name}: TensorRT rounds products to TF32, and ONNX Runtime has no option '
-            f"against it. Set {TF32_SWITCH}=0 in the environment before Python starts: it is read when CUDA's "
-            'libraries are loaded. Or ask for precision="tf32".'
+            f'precision="float32" on {gpu.name}: TensorRT rounds products to TF32, and ONNX Runtime has no option to '
+            f"prevent it. Set {TF32_SWITCH}=0 in the environment before Python starts, because it is read when CUDA's "
+            'libraries are loaded; or pass precision="tf32".'
         )
     if precision == TF32 and off:
-        raise ProviderError(
-            f'precision="tf32", but {TF32_SWITCH}=0 forbids it. Unset it, or ask for precision="float32".'
-        )
+        raise ProviderError(f'precision="tf32", but {TF32_SWITCH}=0 forbids it. Unset it, or pass precision="float32".')
     return {}
 
 
 def default_root() -> Path:
-    """Return where engines are kept: `$XDG_CACHE_HOME/saeexport/tensorrt`, or else in `~/.cache`."""
+    """Return the default folder of engines: `saeexport/tensorrt` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "saeexport" / "tensorrt"
 
@@ -196,20 +205,20 @@ def default_root() -> Path:
 def cache_folder(
     root: Path, artifact: Artifact, graph: str, gpu: GPU, versions: Versions, options: Mapping[str, str]
 ) -> Path:
-    """Return the folder of a graph's engine, whose parent has the timings of all engines for this GPU.
+    """Return the folder of a graph's engine. Its parent holds the timings of all engines for this kind of GPU.
 
     Args:
-        root: of all.
-        artifact: with the graph. Its content counts, not where it lies or what its folder is called.
-        graph: its name.
-        gpu: its kind counts, not which one of several it is.
-        versions: of what builds the engine.
-        options: that the engine depends on, such as its profile and precision.
+        root: Folder of all kept engines.
+        artifact: Artifact of the graph. Its content determines the folder; its path does not.
+        graph: Name of the graph.
+        gpu: GPU that runs it. GPUs of the same kind share engines.
+        versions: Versions of TensorRT and ONNX Runtime.
+        options: Options that the engine depends on, such as its profile and precision.
     """
     manifest, sae = artifact.manifest, artifact.manifest.sae
     files = [manifest.files[name].sha256 for name in (manifest.graphs[graph].file, manifest.weights)]
-    tf32 = os.environ.get(TF32_SWITCH)  # half precision may multiply in float32, too
-    made_of = [files, gpu.name, tf32, dict(options)]  # the rest is in the names themselves
+    tf32 = os.environ.get(TF32_SWITCH)  # graphs in half precision may also multiply in float32
+    made_of = [files, gpu.name, tf32, dict(options)]  # the rest is in the names of the folders
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     card = _words(gpu.name, f"sm{gpu.capability[0]}{gpu.capability[1]}", "tensorrt", versions.tensorrt)
     engine = _words(
@@ -219,20 +228,23 @@ def cache_folder(
 
 
 def _words(*words: str) -> str:
-    """Return a name that every file system takes."""
+    """Join words into a name that every file system accepts."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
 
 
 @contextlib.contextmanager
 def building(options: Mapping[str, str]) -> Iterator[None]:
-    """Start a session with such options inside: no other process builds for this kind of GPU meanwhile.
+    """Create the folders of an engine, and lock them for the block that starts a session with these options.
 
-    ONNX Runtime writes engines and timings where it reads them, and only the threads of one process wait for each
-    other. Here all wait; and what a process that was killed left behind, which may be half a file, is thrown away.
-    (On Windows processes do not wait.)
+    ONNX Runtime writes engines and timings where it reads them, and only threads of the same process wait for each
+    other. Here processes wait for each other as well, except on Windows. Files that a killed process left, which may be
+    incomplete, are deleted.
+
+    Args:
+        options: Result of `provider_options`.
 
     Raises:
-        ProviderError: nothing can be written there.
+        ProviderError: The folders cannot be written.
     """
     places = Path(options[ENGINES]), Path(options[TIMINGS])
     with _opened(places[0], places[1] / LOCK) as lock:
@@ -248,19 +260,19 @@ def building(options: Mapping[str, str]) -> Iterator[None]:
 
 
 def _opened(folder: Path, lock: Path) -> IO[bytes]:
-    """Make the folder of an engine, and return the file that is locked while something is written."""
+    """Create the folder of an engine, and open the file that is locked while an engine is built."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return lock.open("ab")
     except OSError as error:
         raise ProviderError(
-            f"TensorRT's engine cannot be kept in {folder}: {error}. Choose a folder that can be written: cache=, or "
+            f"TensorRT's engine cannot be kept in {folder}: {error}. Choose a writable folder with cache= or "
             "XDG_CACHE_HOME."
         ) from error
 
 
 def _wait_for(lock: IO[bytes]) -> None:
-    """Wait until no other one holds the lock; it is given up when the file is closed, or its process ends."""
+    """Wait for the lock. It is released when the file is closed, or when the process ends."""
     if sys.platform != "win32":
         import fcntl
 

@@ -1,8 +1,8 @@
-"""Where ONNX Runtime would put each node of a portable graph on CUDA: none on the CPU, and no copy in between.
+"""Where ONNX Runtime places each node of a portable graph on CUDA: no node on the CPU, and no copies in between.
 
-A session for CUDA refuses nodes on the CPU, and a CUDA graph is not captured with copies between the two. No GPU is
-needed to know: a node goes to the CPU if all of its inputs are there already, and its CUDA kernel does not itself take
-them from there.
+A session for CUDA refuses nodes on the CPU, and a CUDA graph with copies between CPU and GPU cannot be captured. The
+placement can be computed without a GPU: a node goes to the CPU if all of its inputs are there already, unless its CUDA
+kernel reads them from there.
 
 Source: GetCpuPreferredNodes of onnxruntime/core/framework/fallback_cpu_capability.cc, and the kernels' InputMemoryType.
 """
@@ -24,12 +24,12 @@ READ_BY_THE_HOST = {"Reshape": {1}, "Expand": {1}, "TopK": {1}, "Squeeze": {1}, 
                     "ReduceMax": {1}, "ReduceMin": {1}, "ReduceSum": {1}, "ReduceMean": {1}, "Range": {0, 1, 2},
                     "ConstantOfShape": {0}, "Tile": {1}, "Pad": {1, 2, 3}, "Split": {1}}  # fmt: skip
 MADE_BY_THE_HOST = {"Shape", "Size"}
-SMALL = 100  # constants of at most so many numbers count as being everywhere
+SMALL = 100  # constants with at most so many elements count as being on both
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def placement(model):
-    """Return the nodes that go to the CPU, and the values that are copied between CPU and GPU."""
+    """Return the nodes placed on the CPU, and the values that are copied between CPU and GPU."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     nodes = list(graph.node)
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
@@ -37,7 +37,7 @@ def placement(model):
     given = {value.name for value in graph.input}
     on_host = {output for node in nodes if node.op_type in MADE_BY_THE_HOST for output in node.output}
     on_cpu = []
-    for i, node in enumerate(nodes):  # in order, so that all before it are decided
+    for i, node in enumerate(nodes):  # in order, so that the nodes before it are placed
         inputs = [name for name in node.input if name]
         from_host = [name for name in inputs if name in on_host]
         if from_host and all(
@@ -47,7 +47,7 @@ def placement(model):
         ):
             on_cpu.append(i)
             on_host |= set(node.output)
-    wanted = {True: set(), False: set()}  # by whether the host wants it
+    wanted = {True: set(), False: set()}  # by whether the host reads them
     for i, node in enumerate(nodes):
         for place, name in enumerate(node.input):
             wanted[i in on_cpu or place in READ_BY_THE_HOST.get(node.op_type, ())].add(name)
@@ -89,7 +89,7 @@ def test_heads(tmp_path):
     assert_all_on_cuda(export(sae, tmp_path / "sae", normal(20, 3, 4), head_shape=(3, 4)).path)
 
 
-def test_a_shape_that_is_computed_with_and_a_number_for_both_are_found():
+def test_arithmetic_on_shapes_and_inputs_read_by_both_are_detected():
     x, k = (helper.make_tensor_value_info(n, kind, ["n"]) for n, kind in (("x", 1), ("k", 7)))
     y, z = (helper.make_tensor_value_info(n, 7, ["m"]) for n in "yz")
     nodes = [

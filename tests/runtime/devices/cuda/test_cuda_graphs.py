@@ -1,4 +1,4 @@
-"""CUDA graphs on a simulated GPU: captured once for each shape, right for every input."""
+"""CUDA graphs on a simulated GPU: captured once per shape, and correct for every input."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.support.simulated_cuda import DeviceArray
 
 
 @pytest.mark.parametrize("on_device", [True, False])
-def test_a_graph_is_captured_once_for_each_shape_and_follows_its_inputs(machine, expected, on_device):
+def test_a_graph_is_captured_once_per_shape_and_follows_its_inputs(machine, expected, on_device):
     with SAESession(TINY, "cuda", cuda_graph=[1, 4]) as sae:
         kept = []
         for tokens in (1, 4, 2, 1, 4, 2):
@@ -19,7 +19,7 @@ def test_a_graph_is_captured_once_for_each_shape_and_follows_its_inputs(machine,
         session = machine.sessions[-1]
         assert session.options["enable_cuda_graph"] == "1"
         assert session.runs == ["1", "2", "-1", "1", "2", "-1"]
-        for y, wanted in kept:  # a later replay changes no result that was given
+        for y, wanted in kept:  # a later replay does not change earlier results
             assert np.array_equal(np.asarray(y), wanted)
 
 
@@ -43,7 +43,7 @@ def test_captures_are_bounded(machine, expected, monkeypatch):
         assert machine.sessions[-1].runs == ["1", "2", "-1", "-1", "1"]
 
 
-def test_a_graph_that_is_released_is_captured_anew(machine, expected):
+def test_a_released_graph_is_captured_again(machine, expected):
     with SAESession(TINY, "cuda", cuda_graph=[1]) as sae:
         x = normal(1, 6)
         sae.compute(x, ["hook_sae_output"])
@@ -55,6 +55,6 @@ def test_a_graph_that_is_released_is_captured_anew(machine, expected):
 
 
 @pytest.mark.parametrize("sizes", [[0], [-1], [1.5], ["8"], [True]])
-def test_sizes_that_are_none_are_refused(machine, sizes):
-    with pytest.raises(InputError, match="cuda_graph is .*; it must be a list of numbers of tokens"):
+def test_invalid_sizes_are_refused(machine, sizes):
+    with pytest.raises(InputError, match="cuda_graph is .*; it must be a list of batch sizes"):
         SAESession(TINY, "cuda", cuda_graph=sizes)

@@ -1,4 +1,4 @@
-"""The NVIDIA driver by its C functions: what is called with what, and what its errors become. A fake is the library."""
+"""The NVIDIA driver through its C functions, with a fake library that has contexts, streams, events and memory."""
 
 import ctypes
 
@@ -9,9 +9,12 @@ from runtime import ProviderError, SAEError
 from runtime.devices.cuda import driver
 from runtime.devices.cuda.driver import FUNCTIONS, Driver
 
+CONTEXT = 0xC0
+ANYWHERE = ("cuInit", "cuDriver", "cuGetErrorString", "cuDevice", "cuCtx")  # functions that need no current context
+
 
 class Function:
-    """One of the driver's functions."""
+    """A function of the fake library."""
 
     def __init__(self, library, name):
         self.library, self.name = library, name
@@ -27,20 +30,30 @@ class Function:
             return 0
         if self.name in self.library.failing:
             return self.library.failing[self.name]
-        self.library.fill(self.name, arguments)
+        if not self.name.startswith(ANYWHERE) and self.library.contexts[-1:] != [CONTEXT]:
+            return 201  # CUDA_ERROR_INVALID_CONTEXT
+        self.library.perform(self.name, arguments)
         return 0
 
 
 class Library:
-    """Stands for libcuda.so.1."""
+    """Replaces libcuda.so.1.
+
+    Attributes:
+        contexts: The stack of current contexts, the last one on top.
+        live: Streams, events and memory that were created and not freed, by their handle.
+        recorded: The stream that each event was recorded on, by the event.
+        waits: Pairs of a stream and the stream that it waits for.
+    """
 
     def __init__(self, failing=()):
-        self.calls, self.failing, self.made = [], dict(failing), iter(range(0x1000, 1 << 60, 0x1000))
+        self.calls, self.failing, self.handles = [], dict(failing), iter(range(0x1000, 1 << 60, 0x1000))
+        self.contexts, self.live, self.recorded, self.waits = [], {}, {}, []
         self.buffers = []
         for name in FUNCTIONS:
             setattr(self, name, Function(self, name))
 
-    def fill(self, name, arguments):
+    def perform(self, name, arguments):
         if name == "cuDriverGetVersion":
             arguments[0]._obj.value = 13020
         elif name == "cuDeviceGetCount":
@@ -56,12 +69,27 @@ class Library:
         elif name == "cuMemAllocHost_v2":
             self.buffers.append(np.zeros(arguments[1], np.uint8))
             arguments[0]._obj.value = self.buffers[-1].ctypes.data
-        elif name in ("cuStreamCreate", "cuEventCreate", "cuMemAlloc_v2", "cuDevicePrimaryCtxRetain"):
-            arguments[0]._obj.value = next(self.made)
+            self.live[self.buffers[-1].ctypes.data] = name
+        elif name == "cuDevicePrimaryCtxRetain":
+            arguments[0]._obj.value = CONTEXT
+        elif name == "cuCtxPushCurrent_v2":
+            self.contexts.append(arguments[0].value)
+        elif name == "cuCtxPopCurrent_v2":
+            arguments[0]._obj.value = self.contexts.pop()
+        elif name in ("cuStreamCreate", "cuEventCreate", "cuMemAlloc_v2"):
+            arguments[0]._obj.value = next(self.handles)
+            self.live[arguments[0]._obj.value] = (name, arguments[1])
+        elif name in ("cuStreamDestroy_v2", "cuEventDestroy_v2", "cuMemFree_v2", "cuMemFreeHost"):
+            del self.live[arguments[0]]
+            self.recorded.pop(arguments[0], None)
+        elif name == "cuEventRecord":
+            self.recorded[arguments[0]] = arguments[1]
+        elif name == "cuStreamWaitEvent":
+            self.waits.append((arguments[0], self.recorded[arguments[1]]))
 
-    def names(self, context=False):
-        """Return which functions were called, since the last time."""
-        names = [name for name, _ in self.calls if context or not name.startswith("cuCtx")]
+    def names(self):
+        """Return the names of the functions that were called since the last time, without those of contexts."""
+        names = [name for name, _ in self.calls if not name.startswith("cuCtx")]
         self.calls.clear()
         return names
 
@@ -78,40 +106,48 @@ def card(library):
     return card
 
 
-def test_what_the_machine_has(library):
+def test_the_driver_lists_its_version_and_the_gpus(library):
     found = Driver(library)
     assert found.version == "13.2"
     assert found.gpus()[1] == driver.GPU(1, "NVIDIA H100", (9, 0), 80 << 30)
     assert len(found.gpus()) == 2
 
 
-def test_every_call_is_made_in_the_cards_context(library, card):
-    card.synchronize(card.stream())
-    pairs = library.names(context=True)
-    assert pairs == ["cuCtxPushCurrent_v2", "cuStreamCreate", "cuCtxPopCurrent_v2",
-                     "cuCtxPushCurrent_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"]  # fmt: skip
+@pytest.mark.parametrize("current", [[], [0xBAD]], ids=["no context", "that of another library"])
+def test_every_method_works_in_the_cards_context_and_restores_the_current_one(library, card, current):
+    library.contexts = list(current)
+    stream, other = card.stream(), card.stream()
+    pointer, array = card.allocate(8), card.pinned(8)
+    card.copy(pointer, array.ctypes.data, 8, stream)
+    card.order(stream, other)
+    card.synchronize(stream)
+    card.synchronize_all()
+    del array
+    card.free(pointer)
+    card.destroy_stream(stream)
+    card.destroy_stream(other)
+    assert library.contexts == current
+    assert library.live == {}
 
 
 def test_streams_do_not_wait_for_the_default_stream(library, card):
     stream = card.stream()
-    assert [arguments[1] for name, arguments in library.calls if name == "cuStreamCreate"] == [driver.NON_BLOCKING]
+    assert library.live == {stream: ("cuStreamCreate", 1)}  # CU_STREAM_NON_BLOCKING of cuda.h
     card.destroy_stream(stream)
-    assert library.names() == ["cuStreamCreate", "cuStreamDestroy_v2"]
+    assert library.live == {}
 
 
-def test_order_is_an_event_between_two_streams(library, card):
+def test_order_makes_one_stream_wait_for_the_other(library, card):
     card.order(0x10, 0x20)
-    calls = dict(library.calls)
-    event = calls["cuEventRecord"][0]
-    assert calls["cuEventRecord"] == [event, 0x10]
-    assert calls["cuStreamWaitEvent"] == [0x20, event, 0]
-    assert library.names() == ["cuEventCreate", "cuEventRecord", "cuStreamWaitEvent", "cuEventDestroy_v2"]
-    card.order(0x10, 0x10)  # a stream is in order by itself
-    assert library.names() == []
+    assert library.waits == [(0x20, 0x10)]
+    assert library.live == {}  # no event is left
+    card.order(0x10, 0x10)  # a stream does not wait for itself
+    assert library.waits == [(0x20, 0x10)]
 
 
 def test_addresses_have_64_bits(library, card):
     far = (1 << 47) + 5
+    library.live[far] = "memory"
     card.copy(far, far + 1, 1 << 33, far + 2)
     assert dict(library.calls)["cuMemcpyAsync"] == [far, far + 1, 1 << 33, far + 2]
     card.free(far)
@@ -132,11 +168,11 @@ def test_pinned_memory_is_an_array_and_freed_with_its_last_view(library, card):
     assert library.names() == ["cuMemFreeHost"]
 
 
-def test_an_error_has_the_drivers_words_and_leaves_the_context_as_it_was(card, library):
+def test_an_error_quotes_the_driver_and_restores_the_current_context(card, library):
     library.failing["cuMemAlloc_v2"] = 2
     with pytest.raises(SAEError, match="cuMemAlloc_v2 of the NVIDIA driver: error 2, out of memory"):
         card.allocate(1 << 40)
-    assert library.names(context=True)[-1] == "cuCtxPopCurrent_v2"
+    assert library.contexts == []
 
 
 @pytest.fixture
@@ -155,7 +191,7 @@ def test_no_driver(no_cache, monkeypatch):
         driver.driver()
 
 
-def test_a_driver_without_a_card(no_cache, monkeypatch):
+def test_a_driver_without_a_gpu(no_cache, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library({"cuInit": 100}))
     with pytest.raises(ProviderError, match="the NVIDIA driver does not start: cuInit .* error 100"):
         driver.driver()

@@ -1,4 +1,4 @@
-"""What goes wrong on a GPU only now and then, shown on a simulated one, where it goes wrong always."""
+"""Mistakes that show only sometimes on a real GPU, and always on the simulated one."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from tests.support.zoo import sae_of
 
 
 def zero_in_place(machine, tensor):
-    """Do what torch does in `torch.from_dlpack(tensor).zero_()`: queue it on its own stream."""
+    """Do what `torch.from_dlpack(tensor).zero_()` does: queue the write on PyTorch's stream."""
     tensor.__dlpack__(stream=LEGACY)
     pointer, nbytes = tensor.pointer, tensor.nbytes
     machine.streams[LEGACY].queue.append(lambda: ctypes.memset(pointer, 0, nbytes))
@@ -33,7 +33,7 @@ def test_an_edit_in_place_on_another_stream_is_waited_for(machine, expected, whe
         assert np.array_equal(output.numpy(), wanted)
 
 
-def test_an_edit_of_a_result_is_seen_by_who_reads_it_next(machine, expected):
+def test_an_edit_of_a_result_is_seen_by_its_next_reader(machine, expected):
     with SAESession(TINY, "cuda") as sae, SAESession(TINY, "cuda") as other:
         for decode in (sae.decode, other.decode):
             acts = sae.encode(DeviceArray(machine, normal(4, 6)))
@@ -44,7 +44,7 @@ def test_an_edit_of_a_result_is_seen_by_who_reads_it_next(machine, expected):
         assert not acts.numpy().any()
 
 
-def test_a_closed_session_touches_no_stream(machine):
+def test_a_closed_session_refuses_calls(machine):
     sae = SAESession(TINY, "cuda")
     array = DeviceArray(machine, normal(3, 6))
     sae(array)
@@ -53,7 +53,7 @@ def test_a_closed_session_touches_no_stream(machine):
     sae.close()
     sae.close()
     for call in (lambda: sae(array), lambda: sae(normal(3, 6)), lambda: sae.decode(DeviceArray(machine, normal(3, 16))),
-                 lambda: graphs.execution.run(loaded, spec, {"input": normal(3, 6)}, HOOKS[-1:], [3])):  # fmt: skip
+                 lambda: graphs.backend.run(loaded, spec, {"input": normal(3, 6)}, HOOKS[-1:], [3])):  # fmt: skip
         with pytest.raises(SAEError, match="closed"):
             call()
 
@@ -87,16 +87,19 @@ def test_a_pinned_array_that_changes_after_the_call_has_been_read(machine, tmp_p
     stream = machine.card(0).stream()
     x, target = normal(4, 10), normal(4, 7, seed=9)
     with SAESession(path, "cpu", graphs="portable") as cpu, SAESession(path, "cuda", stream=stream) as sae:
-        pinned = sae(x, target)  # memory of the session's own, which is pinned
+        pinned = sae(x, target)  # its memory is pinned memory of the session
         wanted = cpu(x, pinned.copy())
         output = sae(DeviceArray(machine, x, stream), pinned)
         pinned[:] = 0
         assert np.array_equal(output.numpy(), wanted)
-        for given in ((x, DeviceArray(machine, target)), (DeviceArray(machine, x), target)):  # one here, one there
+        for given in (
+            (x, DeviceArray(machine, target)),
+            (DeviceArray(machine, x), target),
+        ):  # one on the host, one on the GPU
             assert np.array_equal(np.asarray(sae(*given)), cpu(x, target))
 
 
-def test_a_stream_that_is_gone_is_no_reason_to_fail(machine, expected):
+def test_a_destroyed_stream_is_not_an_error(machine, expected):
     mine, theirs = machine.card(0).stream(), machine.card(0).stream()
     with SAESession(TINY, "cuda", stream=mine) as sae:
         x = DeviceArray(machine, normal(3, 6), mine)
@@ -124,7 +127,7 @@ class Owner:
 
 
 @pytest.mark.parametrize("tensor", [OnHost(), Tensor(0x1000, (3,), "float32", "cuda:0", Owner())])
-def test_who_refuses_a_capsule_leaves_nothing_behind(tensor):
+def test_a_refused_capsule_is_freed(tensor):
     held = len(dlpack._exported)
     for _ in range(3):
         with pytest.raises((SystemError, RuntimeError, BufferError)):
@@ -132,7 +135,7 @@ def test_who_refuses_a_capsule_leaves_nothing_behind(tensor):
     assert len(dlpack._exported) == held
 
 
-def test_a_session_that_is_dropped_gives_its_memory_back(machine):
+def test_a_session_that_is_dropped_frees_its_memory(machine):
     left, streams = machine.left, len(machine.streams)
     sae = SAESession(TINY, "cuda", cuda_graph=[3])
     sae(normal(3, 6))
@@ -143,44 +146,44 @@ def test_a_session_that_is_dropped_gives_its_memory_back(machine):
     assert (left - machine.left, len(machine.streams)) == (0, streams)
 
 
-def test_sizes_that_come_by_turns_allocate_nothing_and_wait_for_nothing(machine):
+def test_alternating_sizes_do_not_allocate_or_wait(machine):
     stream = machine.card(0).stream()
     with SAESession(TINY, "cuda", stream=stream) as sae:
         for i in range(12):
             sae(DeviceArray(machine, normal((8, 64, 3)[i % 3], 6), stream))
             if i == 5:
                 before = (machine.allocations, machine.waits, len(machine.device))
-        arrays = 6  # the test's own, which are not freed here
+        arrays = 6  # those of the test, which are not freed here
         assert (machine.allocations - arrays, machine.waits, len(machine.device) - arrays) == before
 
 
-def test_memory_that_no_call_uses_for_long_is_freed(machine, monkeypatch):
+def test_memory_that_is_unused_for_long_is_freed(machine, monkeypatch):
     monkeypatch.setattr("runtime.devices.cuda.memory.KEPT_CALLS", 3)
-    monkeypatch.setattr("runtime.devices.cuda.execution.KEPT_CALLS", 3)
+    monkeypatch.setattr("runtime.devices.cuda.backend.KEPT_CALLS", 3)
     with SAESession(TINY, "cuda") as sae:
         sae(normal(5000, 6))
-        kept = sae._graphs.execution._memory.kept
+        kept = sae._graphs.backend._memory.kept
         for _ in range(6):
             sae(normal(2, 6))
-        execution = sae._graphs.execution
-        assert execution._memory.kept < kept / 100
-        assert execution._pinned.kept + execution._staging.kept < 5000 * 6 * 4
+        backend = sae._graphs.backend
+        assert backend._memory.kept < kept / 100
+        assert backend._pinned.kept + backend._staging.kept < 5000 * 6 * 4
 
 
-def test_a_call_that_holds_a_released_graph_leaves_no_capture_behind(machine):
+def test_a_call_on_a_released_graph_is_not_captured(machine):
     with SAESession(TINY, "cuda", cuda_graph=[3]) as sae:
         x = normal(3, 6)
         sae(x)
         old, spec = sae._graphs.loaded["model"], sae.artifact.manifest.graphs["model"]
         sae.release("model")
-        sae._graphs.execution.run(old, spec, {"input": x}, HOOKS[-1:], [3])
-        assert not sae._graphs.execution._replays._replays
+        sae._graphs.backend.run(old, spec, {"input": x}, HOOKS[-1:], [3])
+        assert not sae._graphs.backend._replays._replays
         sae(x)
-        assert all(replay.session is not old for replay in sae._graphs.execution._replays._replays.values())
+        assert all(replay.session is not old for replay in sae._graphs.backend._replays._replays.values())
 
 
-def test_the_stream_of_each_thread_is_refused(machine):
-    with pytest.raises(InputError, match="not the one of each thread"):
+def test_the_per_thread_default_stream_is_refused(machine):
+    with pytest.raises(InputError, match="cannot be the per-thread default stream"):
         SAESession(TINY, "cuda", stream=2)
     with SAESession(TINY, "cuda") as sae:
         output = sae(DeviceArray(machine, normal(3, 6)))
@@ -188,7 +191,7 @@ def test_the_stream_of_each_thread_is_refused(machine):
             output.__dlpack__(stream=2)
 
 
-def test_what_a_library_does_not_hand_over_is_said_in_our_words(machine):
+def test_an_array_that_its_library_refuses_to_export_is_an_input_error(machine):
     class Refusing(DeviceArray):
         def __dlpack__(self, *, stream=None):
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
@@ -208,8 +211,8 @@ def test_a_hook_function_does_not_move_the_result(machine, expected):
     assert np.array_equal(host, wanted)
 
 
-def test_memory_is_freed_while_nobody_works(machine):
-    """A garbage collector runs anywhere, also where a graph is captured."""
+def test_memory_is_not_freed_during_a_capture(machine):
+    """The garbage collector may run at any point, even during a capture."""
     with SAESession(TINY, "cuda", arena=False) as sae:
         results = [sae(normal(3, 6)), sae(DeviceArray(machine, normal(3, 6)))]
         card = machine.card(0)
@@ -220,7 +223,7 @@ def test_memory_is_freed_while_nobody_works(machine):
             machine.capturing = False
 
 
-def test_torch_on_the_cpu_is_read_where_it_is(machine):
+def test_torch_tensors_on_the_cpu_are_accepted(machine):
     with SAESession(TINY, "cuda") as sae:
         x = torch.from_numpy(normal(3, 6))
         assert np.array_equal(sae(x), sae(x.numpy()))

@@ -1,4 +1,4 @@
-"""Memory of a simulated GPU: used again, bounded, and given back."""
+"""Memory of a simulated GPU: reused, bounded, and freed."""
 
 import gc
 import threading
@@ -19,7 +19,7 @@ def sae(machine):
         yield opened
 
 
-def test_the_arena_does_not_double_and_has_a_limit(machine):
+def test_the_arena_grows_as_requested_up_to_the_limit(machine):
     with SAESession(TINY, "cuda", memory_limit=1 << 30) as sae:
         sae(normal(6))
         options = machine.sessions[-1].options
@@ -27,7 +27,7 @@ def test_the_arena_does_not_double_and_has_a_limit(machine):
 
 
 @pytest.mark.parametrize("on_device", [True, False])
-def test_a_batch_is_cut_into_blocks_that_fit(machine, expected, on_device):
+def test_a_batch_is_split_into_blocks_that_fit(machine, expected, on_device):
     weights = expected.artifact.manifest.files["weights.safetensors"].bytes
     x = normal(11, 6)
     with SAESession(TINY, "cuda", memory_limit=weights + 2000) as sae:
@@ -39,31 +39,31 @@ def test_a_batch_is_cut_into_blocks_that_fit(machine, expected, on_device):
             assert np.array_equal(np.asarray(cache[name]), wanted)
 
 
-def test_a_limit_under_which_nothing_runs_is_refused(machine):
+def test_a_limit_too_low_for_one_token_is_refused(machine):
     with pytest.raises(SAEError, match="memory_limit is 100 bytes; the weights of .* alone take"):
         SAESession(TINY, "cuda", memory_limit=100)
 
 
-def test_the_weights_are_on_the_card_once(sae, machine):
+def test_the_weights_are_on_the_gpu_once(sae, machine):
     x = normal(2, 6)
     sae(x)
-    weights = {value.data_ptr() for value in sae._graphs.execution._weights.values().values()}
+    weights = {value.data_ptr() for value in sae._graphs.backend._weights.values().values()}
     assert weights <= set(machine.device)
     before = machine.allocations
     sae.encode(x)
     sae.encode(x)
-    assert machine.allocations - before <= 2  # the input and the result, and no weights
+    assert machine.allocations - before <= 2  # the input and the result, but no weights
     assert len(sae._graphs.loaded) == 2
 
 
-def test_what_is_closed_gives_its_memory_back(machine):
+def test_a_closed_session_frees_its_memory(machine):
     left = machine.left
     with SAESession(TINY, "cuda", cuda_graph=[2]) as sae:
         x = normal(2, 6)
         array = DeviceArray(machine, x)
         output = sae(array)
         wanted = output.numpy()
-        stream = sae._graphs.execution.stream
+        stream = sae._graphs.backend.stream
     machine.sessions.clear()
     gc.collect()
     assert stream not in machine.streams
@@ -73,7 +73,7 @@ def test_what_is_closed_gives_its_memory_back(machine):
     assert left - machine.left == array.keeps.nbytes
 
 
-def test_memory_that_runs_out_is_said(machine):
+def test_running_out_of_memory_is_an_error(machine):
     with SAESession(TINY, "cuda") as sae:
         sae(normal(1, 6))
         machine.left = 0
@@ -96,7 +96,7 @@ def test_calls_from_several_threads(sae, machine, expected):
     assert all(np.array_equal(results[i], expected(x)) for i, x in enumerate(inputs))
 
 
-def test_calls_that_repeat_allocate_nothing(sae, machine):
+def test_repeated_calls_allocate_nothing(sae, machine):
     x, array = normal(6, 6), DeviceArray(machine, normal(6, 6))
     for given in (x, array):
         counts = []
@@ -106,8 +106,8 @@ def test_calls_that_repeat_allocate_nothing(sae, machine):
         assert counts[1] == counts[2] == counts[3]
 
 
-def test_onnxruntime_takes_parameters_that_it_is_given_and_leaves_others_aside():
-    """The real one, on the CPU: by name, also of external data; what a graph has not is no error."""
+def test_onnxruntime_uses_shared_parameters_by_name_and_ignores_the_rest():
+    """Uses the real ONNX Runtime on the CPU. Parameters of another graph are not an error."""
     from safetensors.numpy import load_file
 
     weights = {**load_file(TINY / "weights.safetensors"), "of_another_graph": normal(3)}

@@ -1,4 +1,4 @@
-"""The CUDA path on a simulated GPU: the same results, where the input is; precision; what is refused."""
+"""Sessions on a simulated GPU: the same results on the device of the input, precisions, and refused requests."""
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from runtime import Ablate, InputError, ProviderError, SAESession, Tensor, verify
 from runtime.artifact.contracts import PORTABLE
-from runtime.devices.cuda.adding import adding_model
+from runtime.devices.cuda.adding import read_adding_model
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 
@@ -28,7 +28,7 @@ def test_numpy_in_numpy_out(sae, expected):
     assert all(isinstance(y, np.ndarray) and np.array_equal(y, wanted_cache[name]) for name, y in cache.items())
 
 
-def test_what_is_on_the_device_stays_there(sae, machine, expected):
+def test_results_of_device_arrays_stay_on_the_device(sae, machine, expected):
     x = normal(2, 3, 6)
     array = DeviceArray(machine, x)
     cache = sae.compute(array, HOOKS)
@@ -39,7 +39,7 @@ def test_what_is_on_the_device_stays_there(sae, machine, expected):
     assert not machine.pinned
 
 
-def test_other_calls_on_the_device(sae, machine, expected):
+def test_encode_decode_steer_and_top_features_on_the_device(sae, machine, expected):
     x = normal(4, 6)
     array = DeviceArray(machine, x)
     acts, edits = expected.encode(x), {1: Ablate(), 3: Ablate()}
@@ -55,7 +55,7 @@ def test_other_calls_on_the_device(sae, machine, expected):
     assert (found.indices.shape, found.indices.dtype, found.values.device) == ((4, 5), "int64", "cuda:0")
 
 
-def test_features_alone_are_edited_in_the_graph_where_numpy_cannot(sae, machine, expected):
+def test_features_on_the_device_are_edited_in_the_graph(sae, machine, expected):
     x = normal(4, 6)
     edits = {2: Ablate()}
     _, cache = sae.steer(DeviceArray(machine, x), edits, "hook_sae_acts_post", return_output=False)
@@ -63,7 +63,7 @@ def test_features_alone_are_edited_in_the_graph_where_numpy_cannot(sae, machine,
     assert np.array_equal(np.asarray(cache["hook_sae_acts_post"]), wanted["hook_sae_acts_post"])
 
 
-def test_hook_functions_see_the_device(sae, machine, expected):
+def test_hook_functions_get_tensors_on_the_device(sae, machine, expected):
     x = normal(4, 6)
 
     def double(tensor, hook):
@@ -77,13 +77,13 @@ def test_hook_functions_see_the_device(sae, machine, expected):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_sum_is_a_model_that_onnx_would_make(dtype):
+def test_the_adding_model_is_the_one_that_onnx_builds(dtype):
     kind = getattr(TensorProto, {"float32": "FLOAT"}.get(dtype, dtype.upper()))
     x, y, z = (helper.make_tensor_value_info(name, kind, ["n"]) for name in "xyz")
     graph = helper.make_graph([helper.make_node("Add", ["x", "y"], ["z"])], "add", [x, y], [z])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    assert model.SerializeToString() == adding_model(dtype)
-    onnx.checker.check_model(onnx.load_from_string(adding_model(dtype)), full_check=True)
+    assert model.SerializeToString() == read_adding_model(dtype)
+    onnx.checker.check_model(onnx.load_from_string(read_adding_model(dtype)), full_check=True)
 
 
 @pytest.mark.parametrize("cuda_graph", [(), (4,)])
@@ -109,38 +109,38 @@ def test_bfloat16_on_the_device_and_on_the_host(machine, half, cuda_graph):
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_it_is_proved_as_on_any_machine(machine, precision):
+def test_verify_passes_in_both_precisions(machine, precision):
     report = verify(TINY, "cuda", precision)
     assert report.failures == []
     assert {verdict.graph for verdict in report.verdicts} == set(PORTABLE)
 
 
-def test_half_precision_is_proved_by_its_portable_graphs(machine, half):
+def test_verify_of_half_precision_covers_the_portable_graphs(machine, half):
     report = verify(half, "cuda")
     assert report.failures == []
     assert {verdict.graph for verdict in report.verdicts} == set(PORTABLE)
 
 
 @pytest.mark.parametrize(("precision", "flag"), [("float32", "0"), ("tf32", "1")])
-def test_tf32_is_asked_for_by_name(machine, precision, flag):
+def test_precision_sets_use_tf32(machine, precision, flag):
     with SAESession(TINY, "cuda", precision=precision) as sae:
         sae(normal(6))
         assert machine.sessions[-1].options["use_tf32"] == flag
 
 
-def test_a_precision_that_there_is_not_is_refused(machine):
+def test_an_unknown_precision_is_refused(machine):
     with pytest.raises(InputError, match="precision is 'fp8'; it must be one of 'float32', 'tf32'"):
         SAESession(TINY, "cuda", precision="fp8")
 
 
-def test_a_card_without_the_arithmetic_is_refused_before_anything_is_loaded(monkeypatch):
+def test_a_gpu_with_a_low_compute_capability_is_refused_before_anything_is_loaded(monkeypatch):
     machine = simulate(monkeypatch, capability=(7, 5))
     with pytest.raises(ProviderError, match=r"cuda:0 \(Simulated GPU\): tf32 needs compute capability 8.0"):
         SAESession(TINY, "cuda", precision="tf32")
     assert [session.model for session in machine.sessions if isinstance(session.model, str)] == []
 
 
-def test_auto_takes_the_cpu_where_the_card_has_not_the_arithmetic(monkeypatch, half):
+def test_auto_is_the_cpu_if_the_gpu_does_not_support_the_dtype(monkeypatch, half):
     simulate(monkeypatch, capability=(7, 5))
     with pytest.raises(ProviderError, match="bfloat16 needs compute capability 8.0 or later, this GPU has 7.5"):
         SAESession(half, "cuda")
@@ -150,7 +150,7 @@ def test_auto_takes_the_cpu_where_the_card_has_not_the_arithmetic(monkeypatch, h
 
 @pytest.mark.parametrize("more", [{"precision": "tf32"}, {"stream": 5}, {"cuda_graph": [1]}])
 def test_options_of_gpus_are_refused_on_a_cpu(more):
-    with pytest.raises(ProviderError, match=f"{next(iter(more))}: this is for GPUs"):
+    with pytest.raises(ProviderError, match=f"{next(iter(more))} can be set on a GPU only"):
         SAESession(TINY, "cpu", **more)
 
 

@@ -1,4 +1,4 @@
-"""The order of streams. The simulated GPU carries out nothing before somebody waits for it."""
+"""The order of streams. The simulated GPU runs queued work only when something waits for it."""
 
 import gc
 
@@ -21,12 +21,12 @@ def test_on_a_callers_stream_a_call_returns_at_once(machine, expected):
     with SAESession(TINY, "cuda", stream=stream) as sae:
         x = normal(3, 6)
         array = DeviceArray(machine, np.zeros_like(x), stream)
-        array.write(x)  # queued, as a model's last layer would be
+        array.write(x)  # queued, like the last layer of a model
         output = sae(array)
         assert machine.streams[stream].queue
         assert machine.sessions[-1].options["user_compute_stream"] == str(stream)
         assert np.array_equal(taken_by(machine, output, stream), expected(x))
-    assert stream in machine.streams  # it is the caller's
+    assert stream in machine.streams  # it belongs to the caller
 
 
 def test_work_queued_on_another_stream_is_waited_for(machine, expected):
@@ -48,7 +48,7 @@ def test_a_reader_on_another_stream_sees_the_result(machine, expected):
         assert np.array_equal(taken_by(machine, output, theirs), expected(x))
 
 
-def test_memory_is_not_written_again_before_its_readers_are_done(machine, expected):
+def test_memory_is_not_reused_before_its_readers_are_done(machine, expected):
     mine, theirs = machine.card(0).stream(), machine.card(0).stream()
     with SAESession(TINY, "cuda", stream=mine) as sae:
         first, second = normal(3, 6), normal(3, 6, seed=2)
@@ -65,13 +65,13 @@ def test_memory_is_not_written_again_before_its_readers_are_done(machine, expect
         assert np.array_equal(read[0], expected(first))
 
 
-def test_arrays_of_the_host_come_back_when_they_are_there_on_a_callers_stream_too(machine, expected):
+def test_host_results_are_complete_on_a_callers_stream_too(machine, expected):
     with SAESession(TINY, "cuda", stream=machine.card(0).stream()) as sae:
         x = normal(3, 6)
         assert np.array_equal(sae(x), expected(x))
 
 
-def test_host_transfers_are_pinned_and_memory_is_used_again(sae, machine, expected):
+def test_host_transfers_are_pinned_and_their_memory_is_reused(sae, machine, expected):
     counts = []
     for seed in range(4):
         x = normal(50, 6, seed=seed)
@@ -82,8 +82,8 @@ def test_host_transfers_are_pinned_and_memory_is_used_again(sae, machine, expect
 
 
 @pytest.mark.parametrize("stream", ["0x7f", True, 1.5, object()])
-def test_what_is_no_stream_is_refused(machine, stream):
-    with pytest.raises(InputError, match="it must be a CUDA stream of torch or CuPy, or its address"):
+def test_an_object_that_is_not_a_stream_is_refused(machine, stream):
+    with pytest.raises(InputError, match="it must be a CUDA stream of PyTorch or CuPy, or its address"):
         SAESession(TINY, "cuda", stream=stream)
 
 
@@ -92,7 +92,7 @@ def test_the_default_stream_of_torch_is_the_legacy_one(machine, expected):
         x = normal(6)
         assert np.array_equal(sae(x), expected(x))
         assert machine.sessions[-1].options["user_compute_stream"] == "1"
-    with pytest.raises(InputError, match="default stream, on which no graph can be captured"):
+    with pytest.raises(InputError, match="default stream, which cannot capture CUDA graphs"):
         SAESession(TINY, "cuda", stream=0, cuda_graph=[1])
 
 

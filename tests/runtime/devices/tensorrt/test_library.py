@@ -1,4 +1,4 @@
-"""TensorRT's libraries are found, asked, or named as missing; a fake stands for the dynamic linker."""
+"""The TensorRT libraries: loading, version and what is missing, with a fake dynamic linker."""
 
 import ctypes
 from types import SimpleNamespace
@@ -8,9 +8,15 @@ import pytest
 
 from runtime.devices.tensorrt import library
 
+NEEDS = {
+    "libnvinfer_plugin.so.10": {"libnvinfer.so.10"},
+    "libnvonnxparser.so.10": {"libnvinfer.so.10", "libnvinfer_plugin.so.10"},
+}
+"""The libraries that each one is linked to."""
+
 
 class FakeLibraries:
-    """Stands for the dynamic linker: some libraries are there, and what was loaded is remembered."""
+    """Replaces the dynamic linker: some libraries can be found, and those that were loaded are recorded."""
 
     def __init__(self, there, number=100900):
         self.there, self.number, self.loaded = there, number, []
@@ -18,6 +24,9 @@ class FakeLibraries:
     def __call__(self, name, mode=ctypes.DEFAULT_MODE):
         if not any(name.endswith(known) for known in self.there):
             raise OSError(f"{name}: cannot open shared object file")
+        loaded = {known.rpartition("/")[2] for known, _ in self.loaded}
+        if "/" in name and (missing := NEEDS.get(name.rpartition("/")[2], set()) - loaded):
+            raise OSError(f"{min(missing)}: cannot open shared object file")
         self.loaded.append((name, mode))
         return SimpleNamespace(getInferLibVersion=lambda: self.number)
 
@@ -34,41 +43,41 @@ def linker(monkeypatch):
 
 @pytest.fixture
 def package(monkeypatch, tmp_path):
-    """Pip's package of TensorRT's libraries, installed."""
+    """The folder of an installed pip package with the TensorRT libraries."""
     folder = tmp_path / "tensorrt_libs"
     folder.mkdir()
-    (folder / "__init__.py").write_text("raise AssertionError('it is found without being imported')")
+    (folder / "__init__.py").write_text("raise AssertionError('the package must not be imported')")
     (folder / "libnvinfer.so.10").touch()
     monkeypatch.syspath_prepend(tmp_path)
     return folder
 
 
-def test_pips_libraries_are_loaded_for_all_in_the_order_of_their_needs(linker, package):
+def test_the_libraries_of_the_package_are_loaded_each_after_those_it_needs(linker, package):
     fake = linker(*library.LIBRARIES)
     assert library.preload_tensorrt()
-    names = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
-    assert fake.loaded == [(str(package / name), ctypes.RTLD_GLOBAL) for name in names]
+    names = {"libnvinfer.so.10", *NEEDS}  # the linker refuses another order
+    assert sorted(fake.loaded) == sorted((str(package / name), ctypes.RTLD_GLOBAL) for name in names)
 
 
-def test_without_the_package_or_with_another_tensorrts_nothing_is_loaded(linker, package):
+def test_the_package_of_another_major_version_is_not_loaded(linker, package):
     fake = linker(*library.LIBRARIES)
     (package / "libnvinfer.so.10").rename(package / "libnvinfer.so.11")
     assert not library.preload_tensorrt()
     assert fake.loaded == []
 
 
-def test_a_package_that_does_not_load_is_left_for_the_message(linker, package):
+def test_a_package_that_does_not_load_is_no_error_yet(linker, package):
     linker()
     assert not library.preload_tensorrt()
 
 
 @pytest.mark.parametrize(("number", "version"), [(100900, "10.9.0"), (101401, "10.14.1")])
-def test_the_version_is_the_librarys(linker, number, version):
+def test_the_version_comes_from_the_library(linker, number, version):
     linker("libnvinfer.so.10", number=number)
     assert library.tensorrt_version() == version
 
 
-def test_no_library_has_no_version(linker):
+def test_without_the_library_there_is_no_version(linker):
     linker()
     assert library.tensorrt_version() is None
 

@@ -1,4 +1,4 @@
-"""TensorRT's options and the folders of its engines, as far as they can be judged without a GPU."""
+"""TensorRT's options and the folders of its engines, as far as they can be tested without a GPU."""
 
 import dataclasses
 import shutil
@@ -32,7 +32,7 @@ def full_float32(monkeypatch):
 
 
 def as_sae(artifact, needing_input=(), **changes):
-    """Return the artifact as if its SAE were another one."""
+    """Return the artifact with another SAE configuration."""
     sae = dataclasses.replace(artifact.manifest.sae, **changes)
     manifest = dataclasses.replace(artifact.manifest, sae=sae, graphs=graph_specs(sae, needing_input))
     return dataclasses.replace(artifact, manifest=manifest)
@@ -52,7 +52,7 @@ def profile(artifact, graph):
     return [options[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")]
 
 
-def test_a_profile_has_each_input_from_one_token_to_a_block(tiny):
+def test_a_profile_ranges_from_one_token_to_a_block(tiny):
     for graph in ("model", "encode"):
         assert profile(tiny, graph) == ["input:1x6", "input:64x6", "input:512x6"]
     for graph, name in (("activate", "hook_sae_acts_pre"), ("decode", "hook_sae_acts_post")):
@@ -67,7 +67,7 @@ def test_strengths_of_edits_have_one_row_or_one_for_each_token(tiny):
     ]
 
 
-def test_heads_targets_and_several_inputs_have_their_shapes(tiny):
+def test_profiles_of_heads_targets_and_several_inputs(tiny):
     assert profile(as_sae(tiny, head_shape=(2, 3)), "model") == ["input:1x2x3", "input:64x2x3", "input:512x2x3"]
     transcoder = as_sae(tiny, needing_input=["decode"], architecture="skip_transcoder", d_out=7)
     assert profile(transcoder, "model")[2] == "input:512x6,target:512x7"
@@ -75,16 +75,16 @@ def test_heads_targets_and_several_inputs_have_their_shapes(tiny):
     assert profile(transcoder, "steer")[1].startswith("input:64x6,target:64x7,feature_ids:1,")
 
 
-def test_a_number_that_decides_a_shape_is_refused(tiny):
-    with pytest.raises(ProviderError, match=r'features.onnx takes k, a number.* device="cuda" for features.onnx'):
+def test_a_graph_whose_shapes_depend_on_a_value_is_refused(tiny):
+    with pytest.raises(ProviderError, match=r'features.onnx takes k, which .* device="cuda" for features.onnx'):
         options_of(tiny, "features")
 
 
-def test_a_dimension_of_a_later_release_is_refused(tiny):
+def test_an_unknown_dimension_is_refused(tiny):
     spec = tiny.manifest.graphs["model"]
     later = dataclasses.replace(spec, inputs=(dataclasses.replace(spec.inputs[0], shape=("layers", 6)),))
     tiny.manifest.graphs["model"] = later
-    with pytest.raises(ProviderError, match="model.onnx has the dimension layers, of which this release does not"):
+    with pytest.raises(ProviderError, match="model.onnx has the dimension layers, and this release does not know"):
         options_of(tiny)
 
 
@@ -94,7 +94,7 @@ def test_shapes_that_no_engine_can_have_are_refused(shapes):
         Shapes(**shapes)
 
 
-def test_the_options_are_those_that_onnx_runtime_names(tiny, tmp_path):
+def test_the_options_of_a_graph(tiny, tmp_path):
     options = options_of(tiny, "encode", dataclasses.replace(H100, index=3), root=tmp_path, stream=4096)
     folder = options["trt_engine_cache_path"]
     assert options == {
@@ -115,14 +115,14 @@ def test_the_options_are_those_that_onnx_runtime_names(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_too_large_for_a_message_go_beside_it(tiny):
+def test_weights_too_large_for_a_protobuf_message_are_passed_separately(tiny):
     assert "trt_load_user_initializer" not in options_of(tiny)
     large = with_file(tiny, tiny.manifest.weights, size=1 << 31)
     assert options_of(large)["trt_load_user_initializer"] == "1"
 
 
 @pytest.mark.parametrize(("dtype", "switch"), [("float16", "trt_fp16_enable"), ("bfloat16", "trt_bf16_enable")])
-def test_half_precision_is_switched_on_for_artifacts_in_it_alone(tiny, dtype, switch):
+def test_half_precision_is_enabled_only_for_artifacts_in_it(tiny, dtype, switch):
     switches = {"trt_fp16_enable", "trt_bf16_enable"}
     options = options_of(as_sae(tiny, dtype=dtype))
     assert switches & set(options) == {switch}
@@ -130,7 +130,7 @@ def test_half_precision_is_switched_on_for_artifacts_in_it_alone(tiny, dtype, sw
     assert switches & set(options_of(tiny)) == set()
 
 
-def test_float32_is_refused_where_it_would_be_tf32(tiny, monkeypatch):
+def test_float32_is_refused_if_tensorrt_would_use_tf32(tiny, monkeypatch):
     options_of(tiny)
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     with pytest.raises(ProviderError, match=r"Set NVIDIA_TF32_OVERRIDE=0 in the environment .* precision=\"tf32\""):
@@ -140,20 +140,20 @@ def test_float32_is_refused_where_it_would_be_tf32(tiny, monkeypatch):
     options_of(as_sae(tiny, dtype="float16"))
 
 
-def test_tf32_is_refused_where_it_is_forbidden(tiny):
+def test_tf32_is_refused_if_the_environment_forbids_it(tiny):
     with pytest.raises(ProviderError, match=r'precision="tf32", but NVIDIA_TF32_OVERRIDE=0 forbids it. Unset it'):
         options_of(tiny, precision="tf32")
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "float16"), ("float16", "tf32"), ("bfloat16", "int8")])
 def test_other_precisions_are_refused(tiny, dtype, precision):
-    with pytest.raises(ProviderError, match=f"precision is '{precision}', of an artifact in {dtype}"):
+    with pytest.raises(ProviderError, match=f"precision is '{precision}', and the artifact is in {dtype}"):
         options_of(as_sae(tiny, dtype=dtype), precision=precision)
 
 
 def test_int8_weights_are_refused(tiny):
     int8 = dataclasses.replace(tiny, manifest=dataclasses.replace(tiny.manifest, weights_dtype="int8"))
-    with pytest.raises(ProviderError, match=r"has int8 weights, in operators that only .* CPU provider has"):
+    with pytest.raises(ProviderError, match=r"has int8 weights, whose operators only .* CPU provider implements"):
         options_of(int8)
 
 
@@ -177,11 +177,11 @@ def folder_of(artifact, graph="model", gpu=H100, versions=VERSIONS, shapes=SHAPE
     ],
     ids=str,
 )
-def test_what_an_engine_is_made_of_names_its_folder(tiny, change):
+def test_the_folder_of_an_engine_depends_on(tiny, change):
     assert folder_of(tiny, **change) != folder_of(tiny)
 
 
-def test_content_and_precision_name_the_folder_too(tiny, monkeypatch):
+def test_the_folder_of_an_engine_depends_on_content_and_precision(tiny, monkeypatch):
     folders = [folder_of(tiny), folder_of(as_sae(tiny, dtype="float16")), folder_of(as_sae(tiny, dtype="bfloat16"))]
     folders += [folder_of(with_file(tiny, name)) for name in ("model.onnx", "weights.safetensors")]
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
@@ -189,24 +189,24 @@ def test_content_and_precision_name_the_folder_too(tiny, monkeypatch):
     assert len(set(folders)) == len(folders)
 
 
-def test_where_the_artifact_lies_and_which_of_two_equal_cards_runs_it_do_not_matter(tiny, tmp_path):
+def test_the_folder_does_not_depend_on_the_path_of_the_artifact_or_the_index_of_the_gpu(tiny, tmp_path):
     copy = read_artifact(shutil.copytree(TINY, tmp_path / "copy"))
     assert folder_of(copy, gpu=dataclasses.replace(H100, index=1)) == folder_of(tiny)
     assert folder_of(with_file(tiny, "decode.onnx")) == folder_of(tiny)
 
 
-def test_engines_are_kept_in_the_cache_of_the_user(monkeypatch, tmp_path):
+def test_engines_are_kept_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_root() == tmp_path / "saeexport" / "tensorrt"
     monkeypatch.setenv("HOME", str(tmp_path))
-    for nothing in ("", "relative"):  # what is not absolute, the specification says to ignore
+    for nothing in ("", "relative"):  # the XDG specification ignores relative paths
         monkeypatch.setenv("XDG_CACHE_HOME", nothing)
         assert default_root() == tmp_path / ".cache" / "saeexport" / "tensorrt"
 
 
 @pytest.fixture
 def places(tiny, tmp_path):
-    """Options of an engine, its folder and that of the timings."""
+    """The options of an engine, its folder, and the folder of the timings."""
     options = options_of(tiny, root=tmp_path)
     folder = cache_folder(tmp_path, tiny, "model", H100, VERSIONS, {
         name: value for name, value in options.items() if name.startswith("trt_profile")
@@ -215,7 +215,7 @@ def places(tiny, tmp_path):
     return options, folder, folder.parent
 
 
-def test_what_was_built_is_kept(places):
+def test_finished_files_are_kept(places):
     options, folder, timings = places
     with building(options):
         (folder / "model.engine").write_text("engine")
@@ -226,7 +226,7 @@ def test_what_was_built_is_kept(places):
     assert {path.name for path in folder.iterdir()} == {"model.engine"}
 
 
-def test_what_a_process_left_unfinished_is_thrown_away(places):
+def test_unfinished_files_are_deleted(places):
     options, folder, timings = places
     with pytest.raises(KeyboardInterrupt), building(options):
         for path in (folder / "model.engine", folder / "model.profile", timings / "sm90.timing", timings / "other"):
@@ -237,7 +237,7 @@ def test_what_a_process_left_unfinished_is_thrown_away(places):
         assert {path.name for path in timings.iterdir()} == {folder.name, "lock", "other", "unfinished"}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="processes do not wait there")
+@pytest.mark.skipif(sys.platform == "win32", reason="processes do not wait for each other there")
 def test_only_one_builds_at_a_time(places):
     options, folder, _ = places
     order, inside = [], threading.Event()
@@ -258,10 +258,10 @@ def test_only_one_builds_at_a_time(places):
     assert order == ["whole"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tiny, tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tiny, tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ProviderError, match=r"engine cannot be kept in .*file.*: .*Choose a folder .*XDG_CACHE_HOME"),
+        pytest.raises(ProviderError, match=r"engine cannot be kept in .*file.*: .*a writable folder .*XDG_CACHE_HOME"),
         building(options_of(tiny, root=tmp_path / "file")),
     ):
         pass

@@ -1,20 +1,20 @@
-"""Sessions by TensorRT on a simulated GPU: each graph with its own options and engine, and the same results."""
+"""Sessions on TensorRT with a simulated GPU: each graph has its own options and engine, and results stay the same."""
 
 import numpy as np
 import pytest
 
 from runtime import Ablate, InputError, ProviderError, SAESession, verify
 from runtime.artifact.contracts import FEATURES, PORTABLE
-from runtime.devices.tensorrt import execution
+from runtime.devices.tensorrt import backend
 from tests.support.samples import TINY, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    monkeypatch.setattr(execution, "tensorrt_version", lambda: "10.9.0")
+    monkeypatch.setattr(backend, "tensorrt_version", lambda: "10.9.0")
     machine = simulate(monkeypatch)
-    monkeypatch.setattr(execution, "driver", lambda: machine)
+    monkeypatch.setattr(backend, "driver", lambda: machine)
     return machine
 
 
@@ -40,7 +40,7 @@ def test_each_graph_has_its_engine(opened, machine, tmp_path):
     assert model["user_compute_stream"] == steer["user_compute_stream"]
 
 
-def test_no_edits_and_no_tokens_are_run_without_leaving_the_profile(opened, machine):
+def test_empty_interventions_and_batches_stay_within_the_profile(opened, machine):
     with opened() as sae:
         x = normal(3, 6)
         assert np.array_equal(sae.steer(x, {})[0], sae(x))
@@ -52,27 +52,27 @@ def test_no_edits_and_no_tokens_are_run_without_leaving_the_profile(opened, mach
         assert len(machine.sessions[-1].runs) == runs
 
 
-def test_it_is_proved_graph_by_graph(machine, monkeypatch, tmp_path):
+def test_verify_checks_every_graph_but_features(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     report = verify(TINY, "tensorrt", "tf32")
     assert report.failures == []
     assert {verdict.graph for verdict in report.verdicts} == set(PORTABLE) - {FEATURES}
 
 
-def test_what_it_cannot_do_is_said(opened, monkeypatch):
+def test_what_tensorrt_cannot_do_is_an_error(opened, monkeypatch):
     with opened() as sae, pytest.raises(ProviderError, match="features.onnx takes k"):
         sae.top_features(normal(2, 6), 3)
     with pytest.raises(InputError, match='cuda_graph is for device="cuda"'):
         opened(cuda_graph=[1])
     with opened(precision="float32") as sae, pytest.raises(ProviderError, match="NVIDIA_TF32_OVERRIDE=0"):
         sae(normal(2, 6))
-    monkeypatch.setattr(execution, "tensorrt_version", lambda: None)
-    monkeypatch.setattr(execution, "missing_tensorrt", lambda: "libnvinfer.so.10: cannot open")
+    monkeypatch.setattr(backend, "tensorrt_version", lambda: None)
+    monkeypatch.setattr(backend, "missing_tensorrt", lambda: "libnvinfer.so.10: cannot open")
     with opened() as sae, pytest.raises(ProviderError, match="libnvinfer.so.10: cannot open"):
         sae(normal(2, 6))
 
 
-def test_a_limit_of_memory_is_one_of_what_building_takes(opened, machine):
+def test_memory_limit_bounds_the_workspace_of_the_builder(opened, machine):
     with opened(memory_limit=1 << 30) as sae:
         sae(normal(1, 6))
         assert machine.sessions[-1].options["trt_max_workspace_size"] == str(1 << 30)

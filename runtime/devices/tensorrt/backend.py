@@ -1,4 +1,4 @@
-"""Running graphs by TensorRT, which builds an engine of each for this GPU and keeps it."""
+"""The TensorRT backend. TensorRT builds an engine of each graph for this GPU, and the engines are kept."""
 
 from pathlib import Path
 
@@ -6,31 +6,37 @@ import onnxruntime as ort
 
 from ...artifact.folder import Artifact
 from ...errors import InputError, ProviderError
+from ..cuda.backend import CudaBackend
 from ..cuda.driver import driver
-from ..cuda.execution import CudaBackend
 from ..options import Options
 from ..start import Device, start_session
 from .library import missing_tensorrt, tensorrt_version
 from .options import Shapes, Versions, building, provider_options
 
 USUAL_TOKENS = 64
-"""For how many an engine is fastest; it runs up to a block."""
+"""Number of tokens that an engine is tuned for. It runs any number up to a block."""
 
 
 class TensorRTBackend(CudaBackend):
-    """A GPU's side of a session by TensorRT. Memory, streams and order are those of CUDA."""
+    """Runs graphs with TensorRT. Memory, streams and their order are those of `CudaBackend`."""
 
     def __init__(self, device: Device, options: Options, artifact: Artifact, block_tokens: int) -> None:
         if options.cuda_graph:
             raise InputError(
-                'cuda_graph is for device="cuda": what TensorRT captures cannot be told apart by its size.'
+                'cuda_graph is for device="cuda": TensorRT does not tell captures of different sizes apart.'
             )
         super().__init__(device, options, artifact, block_tokens)
         self._artifact = artifact
         self._shapes = Shapes(block_tokens, usual_tokens=min(USUAL_TOKENS, block_tokens))
 
-    def start(self, graph: str, path: Path) -> ort.InferenceSession:
-        """Return a session of a graph; the first time on this kind of GPU an engine is built, which takes minutes."""
+    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph.
+
+        The first time on a kind of GPU, TensorRT builds an engine, which takes from seconds to minutes.
+
+        Raises:
+            ProviderError: TensorRT is missing, or it cannot run the graph.
+        """
         version = tensorrt_version()
         if version is None:
             raise ProviderError(missing_tensorrt())

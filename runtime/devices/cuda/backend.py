@@ -1,0 +1,279 @@
+"""The CUDA backend. It uses arrays on the GPU in place, and copies arrays on the host through pinned memory.
+
+Everything is queued on one stream, the session's own or the caller's:
+
+    input on the GPU    `__dlpack__(stream=...)` makes the stream wait for work that the input's library has queued
+    input on the host   copied to pinned memory, and from there by the GPU
+    result              written to GPU memory and left there; for a caller on the host, the GPU copies it to pinned
+                        memory, which is the memory of the caller's array
+
+On the session's own stream, a call returns when its results are complete. On a caller's stream, a call with arrays on
+the GPU returns at once, and work that the caller queues on that stream afterwards sees the results. If a tensor was
+handed to another stream, the next call that reads the tensor waits for that stream, so it sees edits in place.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ...arrays import dlpack
+from ...arrays.dtypes import DTYPES
+from ...arrays.pool import BufferPool
+from ...arrays.tensor import Array, Tensor, TensorValue, as_given
+from ...artifact.folder import Artifact
+from ...artifact.manifest import GraphSpec
+from ...artifact.names import K
+from ...errors import InputError, SAEError
+from ..blocks import output_dimensions, slice_feeds
+from ..options import TF32, Options, stream_handle
+from ..start import CUDA, Device, start_session
+from .adding import read_adding_model
+from .binding import NOT_CAPTURED, bind, is_on_gpu, run_options
+from .driver import Card, driver
+from .memory import KEPT_CALLS, DeviceMemory
+from .replay import Replays
+from .weights import DeviceWeights
+
+
+class CudaBackend:
+    """Runs graphs on a GPU; see `runtime.devices.backend.Backend`.
+
+    Several threads may call it at once. The stream runs their work in turn.
+
+    Attributes:
+        stream: Address of the stream on which everything is queued.
+
+    Args:
+        device: GPU to run on.
+        options: Options of the session.
+        artifact: Artifact whose graphs are run.
+        block_tokens: Largest number of tokens that are run at a time.
+    """
+
+    def __init__(self, device: Device, options: Options, artifact: Artifact, block_tokens: int) -> None:
+        self._device = device
+        self._options = options
+        self._card = driver().card(device.index)
+        self._owns_stream = options.stream is None
+        self.stream = self._card.stream() if self._owns_stream else stream_handle(options.stream)
+        if options.cuda_graph and self.stream == dlpack.LEGACY_STREAM:
+            raise InputError(
+                "stream is CUDA's default stream, which cannot capture CUDA graphs. With cuda_graph, pass another "
+                "stream, such as torch.cuda.Stream()."
+            )
+        self._memory = DeviceMemory(self._card, self.stream, keep=options.arena)
+        self._pinned = BufferPool(options.arena, self._card.pinned, KEPT_CALLS)
+        self._staging = BufferPool(options.arena, self._card.pinned, KEPT_CALLS)
+        self._staged: list[Array] = []
+        self._weights = DeviceWeights(artifact.path / artifact.manifest.weights, self._memory)
+        self._replays = Replays(self._memory, options.cuda_graph)
+        self._adders: dict[str, ort.InferenceSession] = {}
+        # Frees the memory of a session that is dropped without being closed.
+        weakref.finalize(self, self._card.defer, _closer(self._card, self._memory, self._owns_stream)).atexit = False
+
+    def cuda_options(self) -> dict[str, str]:
+        """Return the options of ONNX Runtime's CUDA provider.
+
+        Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+        """
+        options = {
+            "device_id": str(self._device.index),
+            # TF32 rounds the factors of a product to 10 bits. The default is full float32, as in PyTorch.
+            "use_tf32": "1" if self._options.precision == TF32 else "0",
+            "user_compute_stream": str(self.stream),
+            "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena each time
+        }
+        if self._options.memory_limit is not None:
+            options["gpu_mem_limit"] = str(self._options.memory_limit)
+        if self._options.cuda_graph:
+            options["enable_cuda_graph"] = "1"
+        return options
+
+    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU."""
+        with self._card.exclusive():
+            self._check_open()
+            return start_session(
+                str(path), self._device, self.cuda_options(), threads=self._options.threads,
+                arena=self._options.arena, weights=self._weights.values(),
+            )  # fmt: skip
+
+    def import_array(self, x: Any) -> TensorValue:
+        """Return a caller's array without a copy: as a `Tensor` if it is on the GPU, as an array if on the host.
+
+        Raises:
+            InputError: The array is on another GPU, or not contiguous.
+        """
+        if isinstance(x, Tensor) and x.device == f"cuda:{self._card.index}":
+            return x  # the result of a session; `run` waits for the streams that it was handed to
+        return as_given(x, self._memory.import_array)
+
+    def run(
+        self,
+        session: ort.InferenceSession,
+        spec: GraphSpec,
+        feeds: Mapping[str, TensorValue],
+        names: Sequence[str],
+        sizes: Sequence[int],
+    ) -> list[TensorValue]:
+        """Run a graph block by block and return some of its outputs.
+
+        They are tensors on the GPU if the first input is, or else arrays on the host.
+        """
+        tokens, dimensions = sum(sizes), output_dimensions(spec, feeds)
+        tensors = {tensor.name: tensor for tensor in spec.outputs}
+        dtypes = [tensors[name].dtype for name in names]
+        shapes = [tuple(dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape) for name in names]
+        on_gpu = is_on_gpu(feeds[spec.inputs[0].name])
+        waits = self._owns_stream or not on_gpu
+        with self._card.exclusive():
+            self._check_open()
+            self._settle(feeds)
+            outputs = list(zip(shapes, dtypes, strict=True))
+            results = self._memory.tensors(outputs) if on_gpu else []
+            arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in outputs])
+            start = 0
+            for size in filter(None, sizes):  # an empty batch has one block of size 0
+                block = slice(start, start + size)
+                parts = slice_feeds(spec, feeds, tokens, block)
+                targets = [result[block] for result in results] if on_gpu else \
+                    self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in outputs])  # fmt: skip
+                self._run_block(session, spec, parts, dict(zip(names, targets, strict=True)), size, waits)
+                for target, array in zip(targets, arrays, strict=False):  # no arrays if the results stay on the GPU
+                    self._card.copy(array[block].ctypes.data, target.pointer, target.nbytes, self.stream)
+                start += size
+            if waits:
+                self._wait()
+            self._memory.trim()
+        return list(results) if on_gpu else list(arrays)
+
+    def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
+        """Return the sum of two arrays with the same shape, dtype and device."""
+        if not isinstance(a, Tensor):
+            return np.add(a, b)
+        with self._card.exclusive():
+            self._check_open()
+            if a.dtype not in self._adders:
+                cuda = Device(CUDA, self._device.index)
+                self._adders[a.dtype] = start_session(read_adding_model(a.dtype), cuda, self.cuda_options())
+            (total,) = self._memory.tensors([(a.shape, a.dtype)])
+            feeds = self._move_to_gpu({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._owns_stream)
+            self._settle(feeds)
+            self._run_bound(self._adders[a.dtype], feeds, {"z": total.reshape(-1)})
+            if self._owns_stream:
+                self._wait()
+        return total
+
+    def release_session(self, session: ort.InferenceSession) -> None:
+        """Free the CUDA graphs of a session that is no longer used."""
+        with self._card.exclusive():
+            self._replays.release_session(session)
+
+    def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
+        """Return `array` on the device of `tensor`, the GPU or the host."""
+        if isinstance(array, Tensor) and not is_on_gpu(tensor):
+            return array.numpy()
+        if is_on_gpu(tensor) and not is_on_gpu(array):
+            with self._card.exclusive():
+                moved = self._move_to_gpu({"array": array}, waits=self._owns_stream)["array"]
+                if self._owns_stream:
+                    self._wait()
+            return moved
+        return array
+
+    def close(self) -> None:
+        """Free all GPU memory that no tensor still uses. All sessions must have been released."""
+        with self._card.exclusive():
+            if self._memory.closed:
+                return
+            self._wait()
+            self._adders.clear()
+            self._replays.close()
+            self._weights.close()
+            _closer(self._card, self._memory, self._owns_stream)()
+
+    def _run_block(
+        self,
+        session: ort.InferenceSession,
+        spec: GraphSpec,
+        feeds: Mapping[str, TensorValue],
+        targets: Mapping[str, Tensor],
+        tokens: int,
+        waits: bool,
+    ) -> None:
+        replay = self._replays.find_or_create(session, spec, feeds, tokens)
+        if replay is None:
+            self._run_bound(session, self._move_to_gpu(feeds, waits), targets)
+            return
+        self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
+        replay.run()
+        for name, target in targets.items():
+            self._card.copy(target.pointer, replay.outputs[name].pointer, target.nbytes, self.stream)
+
+    def _run_bound(
+        self, session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor]
+    ) -> None:
+        binding = bind(session, feeds, targets, self._card.index)
+        session.run_with_iobinding(binding, run_options(NOT_CAPTURED if self._options.cuda_graph else None))
+
+    def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
+        """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
+        hosted = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
+        shapes = [(feed.shape, str(feed.dtype)) for feed in hosted.values()]
+        targets = dict(zip(hosted, self._memory.tensors(shapes), strict=True))
+        self._queue_copies(hosted, targets, waits)
+        return {**feeds, **targets}
+
+    def _queue_copies(self, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor], waits: bool) -> None:
+        """Queue copies of inputs to the GPU.
+
+        Args:
+            feeds: Inputs by name, on the GPU or on the host.
+            targets: Tensors on the GPU to copy to, by name.
+            waits: Whether the call waits for the stream at its end. If so, host inputs go through pinned memory, which
+                the GPU reads later and which therefore has to stay alive until then. If not, they are copied
+                to pageable memory, which the driver reads before it returns; the caller's array may itself be pinned.
+        """
+        hosts = {name: np.array(feed, order="C", copy=not waits or None)
+                 for name, feed in feeds.items() if not is_on_gpu(feed)}  # fmt: skip
+        if waits:
+            pinned = self._staging.arrays([(array.shape, array.dtype) for array in hosts.values()])
+            for name, array in zip(hosts, pinned, strict=True):
+                np.copyto(array, hosts[name])
+                hosts[name] = array
+            self._staged += pinned
+        for name, feed in feeds.items():
+            source = feed.pointer if isinstance(feed, Tensor) else hosts[name].ctypes.data
+            self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
+
+    def _settle(self, feeds: Mapping[str, TensorValue]) -> None:
+        """Make the stream wait for every stream that may still write the memory of an input."""
+        for feed in feeds.values():
+            if isinstance(feed, Tensor):
+                feed.settle(self.stream)
+
+    def _check_open(self) -> None:
+        if self._memory.closed:
+            raise SAEError("The session is closed.")
+
+    def _wait(self) -> None:
+        self._card.synchronize(self.stream)
+        self._staged.clear()
+
+
+def _closer(card: Card, memory: DeviceMemory, own_stream: bool) -> Callable[[], None]:
+    """Return a function that frees a session's memory, and its own stream; a second call does nothing."""
+
+    def close() -> None:
+        if not memory.closed:
+            if own_stream:
+                card.synchronize(memory.stream)
+            memory.close()
+            if own_stream:
+                card.destroy_stream(memory.stream)
+
+    return close
