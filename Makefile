@@ -26,6 +26,7 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy --strict --follow-imports=silent tests/typing/user_snippets.py
 
 # The results go to benchmarks/results, called after the GPU.
 gpu: .venv/ready

@@ -2,6 +2,7 @@
 
 from .arrays.tensor import Tensor
 from .artifact.folder import Artifact, read_artifact
+from .artifact.manifest import Manifest, SAEConfig
 from .errors import (
     ArtifactError,
     InputError,
@@ -12,6 +13,7 @@ from .errors import (
     SAEError,
     UnknownHookError,
 )
+from .parity.report import Report, Verdict
 from .parity.verify import assert_parity, verify
 from .session.features import TopFeatures
 from .session.hooks import HookPoint
@@ -30,16 +32,20 @@ __all__ = [
     "InputError",
     "IntegrityError",
     "Intervention",
+    "Manifest",
     "ManifestError",
     "ParityError",
     "Plan",
     "ProviderError",
+    "Report",
+    "SAEConfig",
     "SAEError",
     "SAESession",
     "Scale",
     "Tensor",
     "TopFeatures",
     "UnknownHookError",
+    "Verdict",
     "assert_parity",
     "read_artifact",
     "verify",

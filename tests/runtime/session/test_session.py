@@ -119,8 +119,8 @@ def test_names_filter_refuses_what_the_original_refuses(session, names_filter):
 
 
 def graphs_that_run(session, monkeypatch):
-    seen, run = [], session.run_graph
-    monkeypatch.setattr(session, "run_graph", lambda graph, *args: seen.append(graph) or run(graph, *args))
+    seen, run = [], session._graphs.run
+    monkeypatch.setattr(session._graphs, "run", lambda graph, *args: seen.append(graph) or run(graph, *args))
     return seen
 
 
