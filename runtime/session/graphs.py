@@ -156,10 +156,10 @@ class Graphs:
 def _is_from_onnx_runtime(error: Exception) -> bool:
     """Tell whether ONNX Runtime raised an exception.
 
-    Where its C++ code throws without a status, or its Python code checks arguments, that is a plain RuntimeError or
-    ValueError: those count if the innermost Python frame is one of ONNX Runtime's.
+    Where its C++ code throws without a status, or its Python code checks arguments, that is a plain Exception,
+    RuntimeError or ValueError: those count if the innermost Python frame is one of ONNX Runtime's.
     """
-    if type(error) not in (RuntimeError, ValueError):
+    if type(error) not in (Exception, RuntimeError, ValueError):
         return isinstance(error, ORT_ERRORS)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

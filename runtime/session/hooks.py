@@ -136,10 +136,8 @@ class HookRegistry:
             if not blocks.level and self._blocks.get() is blocks:
                 self._blocks.set(None)  # it refers to the task, and the task's context to it
 
-    def reset(self, clear_contexts: bool, including_permanent: bool, level: int | None) -> None:
+    def reset(self, including_permanent: bool, level: int | None) -> None:
         """Remove the functions that count for the caller; see `SAESession.reset_hooks`."""
-        if clear_contexts:
-            self.clear_contexts()
         self._remove(self._current(), including_permanent, level)
 
     def clear_contexts(self) -> None:

@@ -305,16 +305,24 @@ class SAESession:
         self._hooks.add(name, hook, is_permanent, level, prepend)
 
     def reset_hooks(
-        self, clear_contexts: bool = True, including_permanent: bool = False, level: int | None = None
+        self,
+        clear_contexts: bool = True,
+        direction: Literal["fwd", "bwd", "both"] = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
     ) -> None:
         """Remove hook functions: those that were added, and those of the blocks that this thread or task is in.
 
         Args:
             clear_contexts: Whether the `ctx` of the hook points is emptied.
+            direction: Which functions are removed; there are none of direction "bwd".
             including_permanent: Whether permanent functions are removed too.
             level: Depth of the block whose functions are removed; None for all.
         """
-        self._hooks.reset(clear_contexts, including_permanent, level)
+        if clear_contexts:
+            self._hooks.clear_contexts()
+        if direction != "bwd":
+            self._hooks.reset(including_permanent, level)
 
     # fmt: off
     @overload

@@ -121,6 +121,14 @@ def a_reset_reaches_into_open_blocks(p):
     p.call()
 
 
+def a_reset_of_backward_functions_removes_none(p):
+    p.model.add_hook(POST, p.function("added", 2))
+    p.model.reset_hooks(False, "bwd")
+    p.call()
+    p.model.reset_hooks(direction="fwd")
+    p.call()
+
+
 def a_reset_of_one_level(p):
     p.model.add_hook(POST, p.function("added", 2))
     with (
@@ -199,6 +207,7 @@ PROGRAMS = [
     functions_that_are_left_by_an_inner_block_outlive_the_outer_one,
     a_function_that_is_added_in_a_block_stays_and_comes_last,
     a_reset_reaches_into_open_blocks,
+    a_reset_of_backward_functions_removes_none,
     a_reset_of_one_level,
     a_function_of_a_level_goes_with_its_block,
     permanent_functions_stay,
