@@ -24,7 +24,7 @@ from ..artifact.names import (
     K,
 )
 from ..errors import InputError
-from .batch import Batch, as_dtype, as_feed, flat_shape, in_kind_of
+from .batch import Batch, as_dtype, flat_shape
 from .features import TopFeatures, strongest_features
 from .graphs import Graphs
 from .hooks import HookPoint, PlacedHook
@@ -38,9 +38,9 @@ class SteeringHook:
 
     intervention: Intervention
 
-    def __call__(self, acts_post: TensorValue, hook: object = None) -> TensorValue:
+    def __call__(self, acts_post: TensorValue, hook: object = None) -> Array:
         """Return the edited activations, a copy on the host."""
-        return as_feed(self.intervention(_on_host(acts_post), hook))
+        return self.intervention(_on_host(acts_post), hook)
 
 
 def compute(
@@ -88,7 +88,7 @@ def encode(graphs: Graphs, batch: Batch, interventions: Sequence[Intervention] =
     acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
     if not interventions:
         return acts_post
-    return _beside(graphs, _edited(acts_post, interventions), acts_post)
+    return graphs.execution.move_to_device_of(_edited(acts_post, interventions), acts_post)
 
 
 def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[Intervention] = ()) -> TopFeatures[Any]:
@@ -96,17 +96,16 @@ def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[I
     if interventions:
         acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
         found = strongest_features(_edited(acts_post, interventions), k)
-        return TopFeatures(*(_beside(graphs, array, acts_post) for array in found))
+        return TopFeatures(*(graphs.execution.move_to_device_of(array, acts_post) for array in found))
     outputs = graphs.run(graphs.variant(FEATURES), batch.feeds() | {K: np.array([k], np.int64)})
     indices, values = (outputs[name].reshape(*batch.lead, k) for name in (INDICES, VALUES))
-    return TopFeatures(indices, in_kind_of(batch.given, values), outputs[L0].reshape(batch.lead))
+    return TopFeatures(indices, values, outputs[L0].reshape(batch.lead))
 
 
 def decode(graphs: Graphs, acts_post: Any, x: Any = None) -> TensorValue:
     """Return the reconstruction from activations; see `SAESession.decode`."""
     cfg = graphs.manifest.sae
-    given = graphs.execution.given(acts_post)
-    acts = as_dtype(given, cfg.dtype, "acts_post")
+    acts = as_dtype(graphs.execution.given(acts_post), cfg.dtype, "acts_post")
     lead = flat_shape(acts.shape, cfg.d_sae, what="acts_post")[:-1]
     feeds: dict[str, TensorValue] = {HOOK_ACTS_POST: acts.reshape(math.prod(lead), cfg.d_sae)}
     if INPUT in graphs.inputs(DECODE):
@@ -119,19 +118,12 @@ def decode(graphs: Graphs, acts_post: Any, x: Any = None) -> TensorValue:
             )
         feeds |= batch.feeds()
     recons = graphs.run(graphs.variant(DECODE), feeds, [HOOK_RECONS])[HOOK_RECONS]
-    return in_kind_of(given, recons.reshape(*lead, *cfg.output_shape))
+    return recons.reshape(*lead, *cfg.output_shape)
 
 
 def _on_host(tensor: TensorValue) -> Array:
-    """Return a tensor as a numpy array of its own dtype; of a device a copy."""
-    return tensor if isinstance(tensor, np.ndarray) else np.asarray(tensor).astype(tensor.dtype, copy=False)
-
-
-def _beside(graphs: Graphs, array: Array, tensor: TensorValue) -> TensorValue:
-    """Return an array of the host where another tensor is."""
-    if isinstance(tensor, np.ndarray):
-        return array
-    return graphs.execution.move_to_device_of(as_feed(array), tensor)
+    """Return a tensor as a numpy array; from a device a copy."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
 def _edited(acts_post: TensorValue, interventions: Sequence[Intervention]) -> Array:

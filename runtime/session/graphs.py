@@ -7,6 +7,7 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state
 
+from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import WEIGHTS_KEY
 from ..artifact.folder import Artifact
@@ -17,7 +18,6 @@ from ..devices.blocks import block_sizes
 from ..devices.options import Options
 from ..devices.start import Device
 from ..errors import ArtifactError, InputError, IntegrityError, SAEError
-from .batch import as_feed
 from .route import variant_of
 
 ORT_ERRORS: tuple[type[Exception], ...] = tuple(
@@ -66,7 +66,7 @@ class Graphs:
         tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # what has no dimension, ONNX Runtime refuses
         sizes = block_sizes(tokens, self.block_tokens)
         try:
-            given = {name: as_feed(feeds[name]) for name in self.inputs(graph)}
+            given = {name: feeds[name] for name in self.inputs(graph)}
             arrays = self.execution.run(session, spec, given, list(names), sizes)
         except Exception as error:
             if not _is_from_onnx_runtime(error):
@@ -197,13 +197,7 @@ def _missing(names: set[str], graph: str) -> str:
     return f"{graph!r} needs {', '.join(sorted(names))}, too."
 
 
-ONNX_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-}
+ONNX_TYPES = {f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}
 
 
 def _tensor_spec(argument: Any) -> TensorSpec:

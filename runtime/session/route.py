@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..artifact.contracts import CPU_TWINS, STEER, contracts_of
+from ..artifact.contracts import CPU_VARIANTS, STEER, contracts_of
 from ..artifact.manifest import Manifest
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, INPUT, TARGET
 from ..errors import ArtifactError
@@ -104,4 +104,4 @@ def smallest_graph(manifest: Manifest, names: Sequence[str], for_cpu: bool) -> s
 
 def variant_of(manifest: Manifest, graph: str, for_cpu: bool) -> str:
     """Return the CPU variant of a portable graph if there is one and it is preferred, otherwise the graph itself."""
-    return CPU_TWINS[manifest.sae.dtype].get(graph, graph) if for_cpu else graph
+    return CPU_VARIANTS[manifest.sae.dtype].get(graph, graph) if for_cpu else graph

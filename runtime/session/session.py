@@ -35,7 +35,8 @@ class SAESession:
     """The SAE of an artifact, ready to run.
 
     A numpy array gives numpy arrays. On a GPU, an array of the device, from any library that speaks DLPack, is read
-    where it is and gives `Tensor`s of the device, which `torch.from_dlpack`, CuPy and JAX take without a copy.
+    where it is and gives `Tensor`s of the device, which `torch.from_dlpack`, CuPy and JAX take without a copy. On the
+    host, bfloat16 is `ml_dtypes.bfloat16`.
 
     A graph is loaded when it is first needed, and a request is answered by the smallest graph that computes it. Calls
     from several threads at once are safe. Use the session as a context manager, or call `close`, to free its memory.

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
-from ..arrays.dtypes import BFLOAT16
+from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
-from ..artifact.tensorfile import DTYPES, read_header
+from ..artifact.tensorfile import read_header
 
-_DTYPE_OF = {code: np.dtype(ml_dtypes.bfloat16 if name == BFLOAT16 else name) for name, code in DTYPES.items()}
+_DTYPE_OF = {dtype.safetensors: dtype.numpy for dtype in DTYPES.values()}
 
 
 def map_parameters(path: Path) -> dict[str, Array]:
@@ -23,6 +22,8 @@ def map_parameters(path: Path) -> dict[str, Array]:
     arrays = {}
     file = np.memmap(path, np.uint8, "r")
     for name, stored in read_header(path).items():
+        if stored.dtype not in _DTYPE_OF:  # such as a mask of booleans: no parameter is
+            continue
         content = np.asarray(file[stored.offset : stored.offset + stored.nbytes])
         arrays[name] = content.view(_DTYPE_OF[stored.dtype]).reshape(stored.shape)
     return arrays
