@@ -1,4 +1,4 @@
-"""The graphs of an artifact, loaded when they are first needed and checked to be what the manifest says."""
+"""The graphs of an artifact on one device. They are loaded when they are first needed, and checked by the manifest."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -56,14 +56,14 @@ class Graphs:
         """Run a graph, a large batch in blocks; see `SAESession.run_graph`."""
         session = self._session(graph)
         known = {tensor.name for spec in self.manifest.graphs.values() for tensor in spec.inputs}
-        if unknown := set(feeds) - known:  # what another graph takes may be given too, and is left aside
+        if unknown := set(feeds) - known:  # the inputs of other graphs may be passed too, and are ignored
             raise InputError(f"No graph takes {', '.join(sorted(unknown))}; {graph!r} takes {self.inputs(graph)}.")
         if missing := set(self.inputs(graph)) - set(feeds):
             raise InputError(_missing(missing, graph))
         if names is None:
             names = [output.name for output in session.get_outputs()]
         spec = self.manifest.graphs[graph]
-        tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # what has no dimension, ONNX Runtime refuses
+        tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # ONNX Runtime refuses an array without dimensions
         sizes = block_sizes(tokens, self.block_tokens)
         try:
             given = {name: feeds[name] for name in self.inputs(graph)}
@@ -81,7 +81,7 @@ class Graphs:
         """Return the names of a graph's inputs, in order.
 
         Raises:
-            ArtifactError: there is no such graph.
+            ArtifactError: the artifact does not contain the graph.
         """
         graphs = self.manifest.graphs
         if graph not in graphs:
@@ -99,7 +99,7 @@ class Graphs:
                 self.execution.forget(session)
 
     def close(self) -> None:
-        """Free the graphs and their weights; a run after this one is an error."""
+        """Free the graphs and their weights; a later run is an error."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -120,13 +120,13 @@ class Graphs:
         return session
 
     def _load(self, graph: str) -> ort.InferenceSession:
-        """Load a graph, and make sure that it is the one that the manifest describes."""
+        """Load a graph, and check that it is the one that the manifest describes."""
         self.inputs(graph)
         manifest = self.manifest
         spec = manifest.graphs[graph]
         self._artifact.file(manifest.weights, check=False)
         path = self._artifact.file(spec.file, self._check_integrity)
-        # To read the weights once more for their sha256 takes about as long as to load them: both at once.
+        # Reading the weights for their sha256 takes about as long as loading them: both happen at once.
         checked = _in_background(lambda: self._artifact.file(manifest.weights, self._check_integrity))
         try:
             session = self.execution.start(graph, path)
@@ -168,13 +168,13 @@ def _is_from_onnx_runtime(error: Exception) -> bool:
 
 
 def _in_background(check: Callable[[], object]) -> Callable[[], None]:
-    """Start a check in a thread of its own; return a function that waits for it and raises what it raised."""
+    """Start a check in its own thread; return a function that waits for it and raises its exception."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
             check()
-        except BaseException as error:  # it belongs to whoever asks
+        except BaseException as error:  # raised again in the thread that asks for the result
             raised.append(error)
 
     thread = threading.Thread(target=run)
@@ -191,17 +191,17 @@ def _in_background(check: Callable[[], object]) -> Callable[[], None]:
 def _missing(names: set[str], graph: str) -> str:
     if names == {TARGET}:
         return (
-            "This transcoder's error is taken against the activation that it predicts, and its outputs need it: pass "
-            "target=, (..., d_out). Its features do not: encode(x)."
+            "This transcoder's error is taken against the activation that it predicts, so its outputs need it: pass "
+            "target=, (..., d_out). Its features do not need it: encode(x)."
         )
-    return f"{graph!r} needs {', '.join(sorted(names))}, too."
+    return f"{graph!r} also needs {', '.join(sorted(names))}."
 
 
 ONNX_TYPES = {f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}
 
 
 def _tensor_spec(argument: Any) -> TensorSpec:
-    """Return what ONNX Runtime says of an input or output in the manifest's terms."""
+    """Return the manifest's description of an input or output that ONNX Runtime describes."""
     return TensorSpec(argument.name, ONNX_TYPES.get(argument.type, argument.type), tuple(argument.shape))
 
 

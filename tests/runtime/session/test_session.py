@@ -283,7 +283,7 @@ def test_threads_can_be_set():
 def test_an_input_that_no_graph_takes_is_an_error(session):
     with pytest.raises(InputError, match=r"No graph takes inptu; 'model' takes \['input'\]"):
         session.run_graph("model", {"input": normal(4, 6), "inptu": normal(4, 6)})
-    with pytest.raises(InputError, match="'decode' needs hook_sae_acts_post, too"):
+    with pytest.raises(InputError, match="'decode' also needs hook_sae_acts_post"):
         session.run_graph("decode", {"input": normal(4, 6)})
 
 
