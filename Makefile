@@ -28,6 +28,7 @@ check: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/mypy --strict --follow-imports=silent tests/typing/user_snippets.py
 
 # What is shipped is what is tested: the wheel, installed in an empty environment outside the checkout, exports and verifies.
 dist: .venv/ready

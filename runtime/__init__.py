@@ -3,6 +3,7 @@
 from . import _onnxruntime  # noqa: F401
 from .arrays.tensor import Tensor
 from .artifact.folder import Artifact, read_artifact
+from .artifact.manifest import Manifest, SAEConfig
 from .errors import (
     ArtifactError,
     InputError,
@@ -13,6 +14,7 @@ from .errors import (
     SAEError,
     UnknownHookError,
 )
+from .parity.report import Report, Verdict
 from .parity.verify import assert_parity, verify
 from .session.features import TopFeatures
 from .session.hooks import HookPoint
@@ -31,16 +33,20 @@ __all__ = [
     "InputError",
     "IntegrityError",
     "Intervention",
+    "Manifest",
     "ManifestError",
     "ParityError",
     "Plan",
     "ProviderError",
+    "Report",
+    "SAEConfig",
     "SAEError",
     "SAESession",
     "Scale",
     "Tensor",
     "TopFeatures",
     "UnknownHookError",
+    "Verdict",
     "assert_parity",
     "read_artifact",
     "verify",

@@ -1,4 +1,4 @@
-"""`SAESession` and what its calls are made of: batches, graphs, hooks, interventions, top features.
+"""`SAESession` and its parts: batches, routing, graphs, passes, hook functions, interventions, top features, weights.
 
-Reproduces the calls of the PyTorch original on top of `artifact` and `devices`.
+It reproduces the calls of the PyTorch original on top of `artifact` and `devices`.
 """

@@ -1,4 +1,4 @@
-"""What an SAE takes: shapes and dtypes, and the words that say why not."""
+"""The batch of a call: which shapes and dtypes an SAE accepts, and how they become the inputs of a graph."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ NamesFilter: TypeAlias = str | list[str] | Callable[[str], bool] | None
 
 
 def flat_shape(shape: Sequence[int], width: int, hook_name: str = "", what: str = "The input") -> tuple[int, ...]:
-    """Return `shape` with what belongs to one token flattened, `(..., width)`.
+    """Return `shape` with the dimensions of one token flattened, `(..., width)`.
 
-    That is `(width,)`, or `(n_heads, d_head)` where `hook_name` ends in `_z`. The first is tried first.
+    A token is `(width,)`, or `(n_heads, d_head)` where `hook_name` ends in `_z`. The first is tried first.
 
     Raises:
-        InputError: it is neither.
+        InputError: the last dimensions are neither.
     """
     takes_heads = hook_name.endswith("_z")
     if len(shape) >= 1 and shape[-1] == width:
@@ -35,13 +35,13 @@ def flat_shape(shape: Sequence[int], width: int, hook_name: str = "", what: str 
 
 
 def as_dtype(array: Any, dtype: str, what: str) -> TensorValue:
-    """Return `array` in the SAE's `dtype`, if the original would take it; without a copy where it has it already.
+    """Return `array` in the SAE's `dtype` if the original would accept it, without a copy if it has that dtype.
 
-    float32 SAEs take float32, float16, bfloat16 and integers; those of half precision take their own dtype only. What
-    is on a GPU is not converted.
+    float32 SAEs accept float32, float16, bfloat16 and integers; SAEs in half precision accept their own dtype only. A
+    tensor on a GPU is not converted.
 
     Raises:
-        InputError: the original would raise, or would read other numbers than the array holds.
+        InputError: the original would raise, or would read other values than the array holds.
     """
     array = array if isinstance(array, Tensor) else np.asarray(array)
     if isinstance(array, np.ndarray) and not array.dtype.isnative:
@@ -60,15 +60,27 @@ def as_dtype(array: Any, dtype: str, what: str) -> TensorValue:
     return array.astype(wanted)
 
 
+def check_target(target: TensorValue, cfg: SAEConfig, lead: tuple[int, ...], what: str = "target") -> None:
+    """Refuse a target that does not belong to a batch with the leading dimensions `lead`.
+
+    Raises:
+        InputError: the target has another shape, or the SAE does not take one.
+    """
+    expected = (*lead, cfg.d_out)
+    if not cfg.takes_target or target.shape != expected:
+        takes = f"one of shape {expected}" if cfg.takes_target else "none: it is no transcoder with the error term"
+        raise InputError(f"{what} is {target.shape} {target.dtype}; this SAE takes {takes}.")
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What a caller gave to the SAE, and how it becomes what a graph takes.
+    """The arrays that a caller passed, and how they become the inputs of a graph.
 
     Attributes:
-        cfg: of the SAE.
-        given: the caller's array, as it is.
-        lead: the leading dimensions, `...` of `(..., d_in)`.
-        target: what a transcoder's error is taken against, `(..., d_out)`, if it was given.
+        cfg: The configuration of the SAE.
+        given: The caller's array, unchanged.
+        lead: The leading dimensions, `...` of `(..., d_in)`.
+        target: The activation that a transcoder predicts, `(..., d_out)`; None if it was not passed.
     """
 
     cfg: SAEConfig
@@ -81,26 +93,24 @@ class Batch:
         """Return the batch of an array, and of a target if there is one.
 
         Args:
-            x: an array of any library.
-            cfg: of the SAE.
-            target: likewise.
-            given: takes over what a caller gave, where it is.
+            x: An array of any library.
+            cfg: The configuration of the SAE.
+            target: An array of any library, or None.
+            given: Function that imports an array of another library, without a copy.
 
         Raises:
-            InputError: a shape does not fit, or there is a target that the SAE does not take.
+            InputError: a shape does not fit, or the SAE does not take the target.
         """
         array = given(x)
         lead = flat_shape(array.shape, cfg.d_in, cfg.hook_name)[:-1]
         if target is None:
             return cls(cfg, array, lead, None)
-        target, expected = given(target), (*lead, cfg.d_out)
-        if not cfg.takes_target or target.shape != expected:
-            takes = f"one of shape {expected}" if cfg.takes_target else "none: it is no transcoder with the error term"
-            raise InputError(f"target is {target.shape} {target.dtype}; this SAE takes {takes}.")
+        target = given(target)
+        check_target(target, cfg, lead)
         return cls(cfg, array, lead, target)
 
     def feeds(self) -> dict[str, TensorValue]:
-        """Return the inputs of a graph from what was given: `input`, and `target` if there is one.
+        """Return the inputs of a graph by name: `input`, and `target` if there is one.
 
         Raises:
             InputError: a dtype does not fit.
@@ -116,7 +126,7 @@ class Batch:
         return tensor.reshape(math.prod(self.lead), self.cfg.d_sae)
 
     def shaped(self, hook: str, tensor: TensorValue) -> TensorValue:
-        """Return what a graph gave, `(tokens, ...)`, as the caller has the batch."""
+        """Return an output of a graph, `(tokens, ...)`, with the leading dimensions of the batch."""
         return tensor.reshape(self.shape(hook))
 
     def shape(self, hook: str) -> tuple[int, ...]:

@@ -1,41 +1,83 @@
 """The sparse result: the strongest features of each token, instead of `d_sae` activations of which most are zero."""
 
-from typing import NamedTuple
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from ..arrays.tensor import Array, TensorValue
 
+Value = TypeVar("Value", bound=TensorValue)
 
-class TopFeatures(NamedTuple):
+_INDEX_BITS = 32
+_LAST = np.uint64((1 << _INDEX_BITS) - 1)
+
+
+class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
     """The k features with the largest activations, in absolute value, of each token.
 
-    Attributes:
-        indices: which, `(..., k)` int64, the strongest first.
-        values: their activations, `(..., k)`; 0 behind the last that is on, where the index means nothing.
-        l0: how many features are on in all, `(...)` int64.
+    It can be unpacked: `indices, values, l0 = sae.top_features(x, k)`.
     """
 
-    indices: TensorValue
-    values: TensorValue
-    l0: TensorValue
+    # Not a NamedTuple: before Python 3.11 those cannot be generic.
+    __slots__ = ()
+
+    def __new__(cls, indices: Value, values: Value, l0: Value) -> "TopFeatures[Value]":
+        """Return the result of its three arrays."""
+        return super().__new__(cls, (indices, values, l0))
+
+    def __getnewargs__(self) -> tuple[Value, Value, Value]:
+        return self[0], self[1], self[2]  # for pickle
+
+    @property
+    def indices(self) -> Value:
+        """Ids of the features, `(..., k)` int64, the strongest first."""
+        return self[0]
+
+    @property
+    def values(self) -> Value:
+        """Their activations, `(..., k)`; 0 behind the last feature that is on, where the index means nothing."""
+        return self[1]
+
+    @property
+    def l0(self) -> Value:
+        """The number of features that are on, `(...)` int64."""
+        return self[2]
 
     @property
     def lossless(self) -> Array:
-        """Whether nothing is missing, for each token, `(...)` bool: no more than k features are on."""
+        """Whether nothing is missing, for each token, `(...)` bool: at most k features are on."""
         return np.asarray(np.asarray(self.l0) <= self.indices.shape[-1])
 
     def dense(self, d_sae: int) -> Array:
-        """Return the activations, `(..., d_sae)`, those that are missing as 0.
+        """Return the activations, `(..., d_sae)`, with 0 for those that are missing.
 
         Raises:
             IndexError: an index is not in `[0, d_sae)`.
         """
         indices, values = np.asarray(self.indices), np.asarray(self.values)
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
-            raise IndexError(f"indices go from {indices.min()} to {indices.max()}, d_sae is {d_sae}.")
+            raise IndexError(f"The indices range from {indices.min()} to {indices.max()}, but d_sae is {d_sae}.")
         dense = np.zeros((*indices.shape[:-1], d_sae), values.dtype)
-        # Behind the last that is on, an index could be one that is on already: nothing is written there.
+        # Behind the last feature that is on, an index may repeat one that is on: nothing is written there.
         *where, place = np.nonzero(values)
         dense[(*where, indices[(*where, place)])] = values[(*where, place)]
         return dense
+
+    def __repr__(self) -> str:
+        return f"TopFeatures(indices={self.indices!r}, values={self.values!r}, l0={self.l0!r})"
+
+
+def strongest_features(acts: Array, k: int) -> TopFeatures[Array]:
+    """Return the k features with the largest absolute activations, `(..., d_sae)`, by the rules of `features.onnx`.
+
+    They are in descending order; of two that are equally strong, the one with the smaller id comes first.
+    """
+    # A non-negative float32 sorts as its bits do. With the inverted id below, every key is unique and both rules hold.
+    strength = np.ascontiguousarray(np.abs(acts.astype(np.float32))).view(np.uint32).astype(np.uint64)
+    keys = (strength << np.uint64(_INDEX_BITS)) | (_LAST - np.arange(acts.shape[-1], dtype=np.uint64))
+    first = acts.shape[-1] - k
+    strongest = np.sort(np.partition(keys, first, axis=-1)[..., first:], axis=-1)[..., ::-1]
+    indices = (_LAST - (strongest & _LAST)).astype(np.int64)
+    return TopFeatures(
+        indices, np.take_along_axis(acts, indices, axis=-1), np.asarray((acts != 0).sum(axis=-1, dtype=np.int64))
+    )

@@ -1,37 +1,48 @@
-"""The graphs of an artifact, loaded when they are first needed and checked to be what the manifest says."""
+"""The graphs of an artifact on one device. They are loaded when they are first needed, and checked by the manifest."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import TensorValue
-from ..artifact.contracts import CPU_VARIANTS, WEIGHTS_KEY, contracts_of
+from ..artifact.contracts import WEIGHTS_KEY
 from ..artifact.folder import Artifact
 from ..artifact.manifest import TensorSpec
-from ..artifact.names import INPUT, TARGET
+from ..artifact.names import TARGET
 from ..devices.backend import create_backend
 from ..devices.blocks import block_sizes
 from ..devices.options import Options
 from ..devices.start import Device
-from ..errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
+from ..errors import ArtifactError, InputError, IntegrityError, SAEError
+from .route import variant_of
+
+ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    error
+    for error in vars(onnxruntime_pybind11_state).values()
+    if isinstance(error, type) and issubclass(error, Exception)
+)
+"""The exceptions of ONNX Runtime's statuses, such as `Fail` and `InvalidArgument`. They do not share a base class."""
 
 
 class Graphs:
     """The graphs of an artifact on one device. Calls from several threads at once are safe.
 
     Attributes:
-        loaded: the sessions of ONNX Runtime that were started, by the graph's name.
-        for_cpu: whether graphs that are written for the CPU are preferred; else the portable ones are.
-        block_tokens: how many tokens are run at a time.
+        loaded: The sessions of ONNX Runtime that were started, by the name of the graph.
+        for_cpu: Whether CPU variants are preferred to portable graphs.
+        block_tokens: Number of tokens that are run at a time.
+        manifest: The manifest of the artifact.
     """
 
     def __init__(self, artifact: Artifact, device: Device, options: Options, for_cpu: bool, block_tokens: int) -> None:
         self.loaded: dict[str, ort.InferenceSession] = {}
         self.for_cpu = for_cpu
         self.block_tokens = block_tokens
+        self.manifest = artifact.manifest
         self._artifact = artifact
         self._device = device
         self.backend = create_backend(device, options, artifact, block_tokens)
@@ -44,20 +55,22 @@ class Graphs:
     ) -> dict[str, TensorValue]:
         """Run a graph, a large batch in blocks; see `SAESession.run_graph`."""
         session = self._session(graph)
-        known = {tensor.name for spec in self._artifact.manifest.graphs.values() for tensor in spec.inputs}
-        if unknown := set(feeds) - known:  # what another graph takes may be given too, and is left aside
+        known = {tensor.name for spec in self.manifest.graphs.values() for tensor in spec.inputs}
+        if unknown := set(feeds) - known:  # the inputs of other graphs may be passed too, and are ignored
             raise InputError(f"No graph takes {', '.join(sorted(unknown))}; {graph!r} takes {self.inputs(graph)}.")
         if missing := set(self.inputs(graph)) - set(feeds):
             raise InputError(_missing(missing, graph))
         if names is None:
             names = [output.name for output in session.get_outputs()]
-        spec = self._artifact.manifest.graphs[graph]
-        tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # what has no dimension, ONNX Runtime refuses
+        spec = self.manifest.graphs[graph]
+        tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # ONNX Runtime refuses an array without dimensions
         sizes = block_sizes(tokens, self.block_tokens)
         try:
             given = {name: feeds[name] for name in self.inputs(graph)}
             arrays = self.backend.run(session, spec, given, list(names), sizes)
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        except Exception as error:
+            if not _is_from_onnx_runtime(error):
+                raise
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(
                 f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}"
@@ -68,39 +81,16 @@ class Graphs:
         """Return the names of a graph's inputs, in order.
 
         Raises:
-            ArtifactError: there is no such graph.
+            ArtifactError: the artifact does not contain the graph.
         """
-        graphs = self._artifact.manifest.graphs
+        graphs = self.manifest.graphs
         if graph not in graphs:
             raise ArtifactError(f"{self._artifact.path} has no graph {graph!r}; it has {', '.join(graphs)}.")
         return [tensor.name for tensor in graphs[graph].inputs]
 
-    def smallest(self, names: Sequence[str]) -> str:
-        """Return the graph with the fewest outputs that computes `names` from the input, and the target if need be.
-
-        Of two with as many, one for the CPU if these are preferred.
-
-        Raises:
-            ArtifactError: there is none.
-        """
-        fitting = {
-            graph: (len(spec.outputs), not self._is_for_cpu(graph))
-            for graph, spec in self._artifact.manifest.graphs.items()
-            if {tensor.name for tensor in spec.inputs} <= {INPUT, TARGET}
-            and set(names) <= {tensor.name for tensor in spec.outputs}
-            and (self.for_cpu or not self._is_for_cpu(graph))
-        }
-        if not fitting:
-            raise ArtifactError(f"{self._artifact.path} has no graph from {INPUT} to {', '.join(names)}.")
-        return min(fitting, key=lambda graph: fitting[graph])
-
-    def fitting(self, graph: str) -> str:
-        """Return the graph that takes and gives what `graph` does and fits the device: itself, or its CPU variant."""
-        return CPU_VARIANTS[self._artifact.manifest.sae.dtype].get(graph, graph) if self.for_cpu else graph
-
-    def _is_for_cpu(self, graph: str) -> bool:
-        known = contracts_of(self._artifact.manifest.sae.dtype)
-        return graph in known and known[graph].for_cpu
+    def variant(self, graph: str) -> str:
+        """Return the variant of a portable graph that is preferred here: its CPU variant, or the graph itself."""
+        return variant_of(self.manifest, graph, self.for_cpu)
 
     def release(self, graph: str) -> None:
         """Free a graph and its weights, if it is loaded."""
@@ -109,7 +99,7 @@ class Graphs:
                 self.backend.release_session(session)
 
     def close(self) -> None:
-        """Free the graphs and their weights; a run after this one is an error."""
+        """Free the graphs and their weights; a later run is an error."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -130,19 +120,19 @@ class Graphs:
         return session
 
     def _load(self, graph: str) -> ort.InferenceSession:
-        """Load a graph, and make sure that it is the one that the manifest describes."""
+        """Load a graph, and check that it is the one that the manifest describes."""
         self.inputs(graph)
-        manifest = self._artifact.manifest
+        manifest = self.manifest
         spec = manifest.graphs[graph]
         self._artifact.file(manifest.weights, check=False)
         path = self._artifact.file(spec.file, self._check_integrity)
-        # To read the weights once more for their sha256 takes about as long as to load them: both at once.
+        # Reading the weights for their sha256 takes about as long as loading them: both happen at once.
         checked = _in_background(lambda: self._artifact.file(manifest.weights, self._check_integrity))
         try:
             session = self.backend.load_graph(graph, path)
-        except ProviderError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        except Exception as error:
+            if not _is_from_onnx_runtime(error):
+                raise
             checked()
             raise ArtifactError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
@@ -163,14 +153,28 @@ class Graphs:
         return session
 
 
+def _is_from_onnx_runtime(error: Exception) -> bool:
+    """Tell whether ONNX Runtime raised an exception.
+
+    Where its C++ code throws without a status, or its Python code checks arguments, that is a plain Exception,
+    RuntimeError or ValueError: those count if the innermost Python frame is one of ONNX Runtime's.
+    """
+    if type(error) not in (Exception, RuntimeError, ValueError):
+        return isinstance(error, ORT_ERRORS)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("onnxruntime.")
+
+
 def _in_background(check: Callable[[], object]) -> Callable[[], None]:
-    """Start a check in a thread of its own; return a function that waits for it and raises what it raised."""
+    """Start a check in its own thread; return a function that waits for it and raises its exception."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
             check()
-        except BaseException as error:  # it belongs to whoever asks
+        except BaseException as error:  # raised again in the thread that asks for the result
             raised.append(error)
 
     thread = threading.Thread(target=run)
@@ -187,17 +191,17 @@ def _in_background(check: Callable[[], object]) -> Callable[[], None]:
 def _missing(names: set[str], graph: str) -> str:
     if names == {TARGET}:
         return (
-            "This transcoder's error is taken against the activation that it predicts, and its outputs need it: pass "
-            "target=, (..., d_out). Its features do not: encode(x)."
+            "This transcoder's error is taken against the activation that it predicts, so its outputs need it: pass "
+            "target=, (..., d_out). Its features do not need it: encode(x)."
         )
-    return f"{graph!r} needs {', '.join(sorted(names))}, too."
+    return f"{graph!r} also needs {', '.join(sorted(names))}."
 
 
 ONNX_TYPES = {f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}
 
 
 def _tensor_spec(argument: Any) -> TensorSpec:
-    """Return what ONNX Runtime says of an input or output in the manifest's terms."""
+    """Return the manifest's description of an input or output that ONNX Runtime describes."""
     return TensorSpec(argument.name, ONNX_TYPES.get(argument.type, argument.type), tuple(argument.shape))
 
 

@@ -1,124 +1,199 @@
-"""Forward hooks: functions that read or replace a tensor on its way, as in TransformerLens."""
+"""Hook functions: functions that read or replace a tensor on its way through the SAE, as in TransformerLens."""
 
+import itertools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ..arrays.tensor import TensorValue
-from ..artifact.contracts import ACTIVATE, DECODE, ENCODE, MODEL
-from ..artifact.names import (
-    FEATURE_HOOKS,
-    HOOK_ACTS_POST,
-    HOOK_ACTS_PRE,
-    HOOK_ERROR,
-    HOOK_INPUT,
-    HOOK_NAMES,
-    HOOK_OUTPUT,
-    HOOK_RECONS,
-)
+from ..artifact.names import HOOK_NAMES
 from ..errors import InputError, UnknownHookError
-from .batch import Batch
-from .graphs import Graphs
+
+HookFunction: TypeAlias = Callable[..., Any]
+"""Called as `function(tensor, hook=point)`. It returns a replacement, or None to keep the tensor."""
+
+HookSelector: TypeAlias = str | Callable[[str], bool]
+"""The name of a hook, or a predicate on names."""
+
+FwdHooks: TypeAlias = Sequence[tuple[HookSelector, HookFunction]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class HookPoint:
-    """What a hook function gets as `hook`: the place that it is called at.
+    """The place at which a hook function is called; the function gets it as `hook`.
 
     Attributes:
-        name: such as "hook_sae_acts_post".
-        ctx: for the hook functions' own use, such as counting; it lives as long as the session.
+        name: Name of the hook, such as "hook_sae_acts_post".
+        ctx: Storage for hook functions, for example for a counter. It is kept between calls until it is cleared.
     """
 
     name: str
-    ctx: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    ctx: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def clear_context(self) -> None:
+        """Replace `ctx` by an empty dict."""
+        self.ctx = {}
 
 
-FwdHooks: TypeAlias = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
-PlacedHooks: TypeAlias = tuple[tuple[str, Callable[..., Any]], ...]
+@dataclass(frozen=True, eq=False)
+class PlacedHook:
+    """A hook function at one hook.
+
+    Attributes:
+        name: Name of the hook.
+        function: The hook function.
+        order: Position among all functions; the smallest is called first.
+        level: Depth of the `hooks` block that placed it; None if `add_hook` did.
+        is_permanent: Whether `reset_hooks` keeps it by default.
+    """
+
+    name: str
+    function: HookFunction
+    order: int
+    level: int | None
+    is_permanent: bool = False
+
+    def survives(self, including_permanent: bool, level: int | None) -> bool:
+        """Tell whether a reset keeps this function."""
+        return (self.is_permanent and not including_permanent) or level not in (None, self.level)
 
 
-def caller() -> object:
+@dataclass(eq=False)
+class _Blocks:
+    """The `hooks` blocks that one thread or asyncio task is in, and their functions."""
+
+    owner: object
+    level: int = 0
+    placed: list[PlacedHook] = field(default_factory=list)
+
+
+class HookRegistry:
+    """The hook functions of a session.
+
+    Functions of a block count for the thread or asyncio task that entered it. Functions that were added, or that a
+    block left behind, count for every caller.
+
+    Attributes:
+        points: The six hook points by name, in firing order.
+    """
+
+    def __init__(self) -> None:
+        self.points = {name: HookPoint(name) for name in HOOK_NAMES}
+        self._added: tuple[PlacedHook, ...] = ()
+        # A task that is started inside a block copies the context, and must not see the block: hence `_Blocks.owner`.
+        self._blocks: ContextVar[_Blocks | None] = ContextVar("hooks", default=None)
+        self._counter = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def active(self) -> tuple[PlacedHook, ...]:
+        """Return the functions that count for the caller, in the order in which they are called."""
+        blocks = self._current()
+        if blocks is None or not blocks.placed:
+            return self._added
+        return tuple(sorted((*self._added, *blocks.placed), key=lambda hook: hook.order))
+
+    def add(
+        self, where: HookSelector, function: HookFunction, is_permanent: bool, level: int | None, prepend: bool
+    ) -> None:
+        """Add a function until it is reset.
+
+        Raises:
+            UnknownHookError: `where` is not the name of a hook.
+        """
+        placed = self._place(where, function, level, is_permanent, prepend)
+        self._add(placed)
+
+    @contextmanager
+    def block(self, fwd_hooks: FwdHooks, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[None]:
+        """Let functions count inside a `with` block; see `SAESession.hooks`.
+
+        Raises:
+            UnknownHookError: a name is not a hook.
+        """
+        blocks = self._current()
+        if blocks is None:
+            blocks = _Blocks(_caller())
+            self._blocks.set(blocks)
+        blocks.level += 1
+        level = blocks.level
+        try:
+            for where, function in fwd_hooks:
+                blocks.placed += self._place(where, function, level)
+            yield
+        finally:
+            if reset_hooks_end:
+                self._remove(blocks, False, level)
+                if clear_contexts:
+                    self.clear_contexts()
+            else:
+                left = [hook for hook in blocks.placed if hook.level == level]
+                blocks.placed = [hook for hook in blocks.placed if hook.level != level]
+                self._add(left)
+            blocks.level -= 1
+            if not blocks.level and self._blocks.get() is blocks:
+                self._blocks.set(None)  # it refers to the task, and the task's context to it
+
+    def reset(self, including_permanent: bool, level: int | None) -> None:
+        """Remove the functions that count for the caller; see `SAESession.reset_hooks`."""
+        self._remove(self._current(), including_permanent, level)
+
+    def clear_contexts(self) -> None:
+        """Empty the `ctx` of every hook point."""
+        for point in self.points.values():
+            point.clear_context()
+
+    def _place(
+        self,
+        where: HookSelector,
+        function: HookFunction,
+        level: int | None,
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> list[PlacedHook]:
+        """Return a function at every hook that `where` selects."""
+        if isinstance(where, str) and where not in HOOK_NAMES:
+            raise UnknownHookError(f"{where!r}: no such hook. There are {', '.join(HOOK_NAMES)}.")
+        names = [where] if isinstance(where, str) else [name for name in HOOK_NAMES if where(name)]
+        order = next(self._counter)
+        return [PlacedHook(name, function, -order if prepend else order, level, is_permanent) for name in names]
+
+    def _add(self, placed: Sequence[PlacedHook]) -> None:
+        with self._lock:
+            self._added = tuple(sorted((*self._added, *placed), key=lambda hook: hook.order))
+
+    def _remove(self, blocks: _Blocks | None, including_permanent: bool, level: int | None) -> None:
+        with self._lock:
+            self._added = tuple(hook for hook in self._added if hook.survives(including_permanent, level))
+        if blocks is not None:
+            blocks.placed = [hook for hook in blocks.placed if hook.survives(including_permanent, level)]
+
+    def _current(self) -> _Blocks | None:
+        """Return the blocks that this thread or asyncio task is in."""
+        blocks = self._blocks.get()
+        return blocks if blocks is not None and blocks.owner == _caller() else None
+
+
+def refuse_backward(bwd_hooks: Sequence[Any], direction: str = "fwd") -> None:
+    """Refuse hooks on gradients, which a graph does not compute.
+
+    Raises:
+        InputError: there is one.
+    """
+    if len(bwd_hooks) or direction != "fwd":
+        raise InputError(
+            "A backward hook was given; an artifact does not compute gradients, so only forward hooks can run. Run the "
+            "PyTorch original for gradients: saeexport.load(path)."
+        )
+
+
+def _caller() -> object:
     """Return who is calling: the thread, and the asyncio task if there is one."""
-    asyncio = sys.modules.get("asyncio")  # who has not imported it has no task
+    asyncio = sys.modules.get("asyncio")  # a program that has not imported it has no tasks
     try:
         task = asyncio.current_task() if asyncio else None
     except RuntimeError:  # no event loop runs in this thread
         task = None
     return threading.get_ident(), task
-
-
-def placed_hooks(fwd_hooks: FwdHooks) -> PlacedHooks:
-    """Return (hook name, function) for every place that `fwd_hooks` names, a predicate's in firing order.
-
-    Raises:
-        UnknownHookError: a name is not one of the six; it is a KeyError, as in TransformerLens.
-    """
-    placed = []
-    for where, function in fwd_hooks:
-        if isinstance(where, str) and where not in HOOK_NAMES:
-            raise UnknownHookError(f"{where!r}: no such hook. There are {', '.join(HOOK_NAMES)}.")
-        names = [where] if isinstance(where, str) else [name for name in HOOK_NAMES if where(name)]
-        placed += [(name, function) for name in names]
-    return tuple(placed)
-
-
-def run_hooked(
-    graphs: Graphs, batch: Batch, hooks: PlacedHooks, points: dict[str, HookPoint], use_error_term: bool
-) -> dict[str, TensorValue]:
-    """Run the SAE in stages, the hook functions called between them, and return the hooks that fire, in order.
-
-    What a function returns at `hook_sae_input` reaches the next function and the result, and nothing else, as in the
-    original; an edit in place changes the caller's array, as there. The error is that of the clean pass.
-
-    Raises:
-        InputError: a function returned something that is not an array of the tensor's shape and dtype.
-    """
-    fired: dict[str, TensorValue] = {}
-
-    def fire(name: str, tensor: TensorValue) -> TensorValue:
-        for where, function in hooks:
-            if where == name:
-                returned = function(tensor, hook=points[name])
-                if returned is not None:
-                    array = graphs.backend.move_to_device_of(graphs.backend.import_array(returned), tensor)
-                    tensor = array if name == HOOK_INPUT else _checked(array, tensor, name)
-        fired[name] = tensor
-        return tensor
-
-    fire(HOOK_INPUT, batch.given)
-    features_hooked = any(name in FEATURE_HOOKS for name, _ in hooks)
-    feeds = batch.feeds()
-    clean = graphs.run(graphs.fitting(MODEL if use_error_term else ENCODE), feeds)
-
-    acts_pre = fire(HOOK_ACTS_PRE, batch.shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
-    acts_post = clean[HOOK_ACTS_POST]
-    if any(name == HOOK_ACTS_PRE for name, _ in hooks):
-        feeds[HOOK_ACTS_PRE] = batch.feature_rows(acts_pre)
-        acts_post = graphs.run(graphs.fitting(ACTIVATE), feeds)[HOOK_ACTS_POST]
-    acts_post = fire(HOOK_ACTS_POST, batch.shaped(HOOK_ACTS_POST, acts_post))
-
-    if HOOK_RECONS in clean and not features_hooked:
-        recons = clean[HOOK_RECONS]
-    else:
-        feeds[HOOK_ACTS_POST] = batch.feature_rows(acts_post)
-        recons = graphs.run(graphs.fitting(DECODE), feeds)[HOOK_RECONS]
-    recons = fire(HOOK_RECONS, batch.shaped(HOOK_RECONS, recons))
-
-    if use_error_term:
-        error = fire(HOOK_ERROR, batch.shaped(HOOK_ERROR, clean[HOOK_ERROR]))
-        fire(HOOK_OUTPUT, graphs.backend.add(recons, error))
-    else:
-        fire(HOOK_OUTPUT, recons)  # the same array: editing the output in place edits the cached recons, as there
-    return fired
-
-
-def _checked(array: TensorValue, tensor: TensorValue, name: str) -> TensorValue:
-    if array.shape != tensor.shape or array.dtype != tensor.dtype:
-        raise InputError(
-            f"The hook function at {name} returned {array.shape} {array.dtype}; it must return {tensor.shape} "
-            f"{tensor.dtype}, or None to keep the tensor."
-        )
-    return array

@@ -1,4 +1,4 @@
-"""Edits of features: what a forward hook on `hook_sae_acts_post` does in PyTorch, in a form that a graph can carry out.
+"""Edits of features: a graph carries out what a forward hook on `hook_sae_acts_post` does in PyTorch.
 
 Every edit is `activation * scale + shift`:
 
@@ -25,9 +25,9 @@ from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
 from ..errors import InputError
 
 
-@dataclass(frozen=True, eq=False)  # of arrays there is no one truth about being equal
+@dataclass(frozen=True, eq=False)  # comparing arrays does not give one bool
 class Edit:
-    """`activation * scale + shift`; each a number, or an array with one for every token (the shape of x's tokens)."""
+    """`activation * scale + shift`; each is a number, or an array of the tokens' shape with a value for each token."""
 
     scale: npt.ArrayLike = 1.0
     shift: npt.ArrayLike = 0.0
@@ -67,17 +67,18 @@ class Intervention:
     Called as a hook function with activations `(..., d_sae)`, it returns an edited copy.
 
     Attributes:
-        ids: `(m,)` int64.
-        scale, shift: `(m,)`, or `(..., m)` where the leading dimensions are those of the tokens; float64.
+        ids: Ids of the features, `(m,)` int64.
+        scale: Factors, `(m,)`, or `(..., m)` with the leading dimensions of the tokens; float64.
+        shift: Summands, of the same shapes.
 
     Args:
-        ids: of the features, distinct; there may be none.
-        scale: `(m,)`, `(..., m)` or a number for all.
-        shift: likewise.
+        ids: Distinct ids of features; the list may be empty.
+        scale: `(m,)`, `(..., m)`, or one number for all features.
+        shift: As for `scale`.
 
     Raises:
-        InputError: an id is not a whole number from 0 on, or is there twice; scale or shift have another number of
-            features, or are not finite numbers.
+        InputError: an id is not a non-negative integer or is repeated; or scale or shift do not have one finite number
+            per feature.
     """
 
     def __init__(self, ids: Any, scale: npt.ArrayLike, shift: npt.ArrayLike) -> None:
@@ -90,8 +91,8 @@ class Intervention:
         """Return the intervention of a dict from feature ids to edits.
 
         Raises:
-            InputError: as for the class; or a value is not an `Edit`, or values for every token have shapes that do
-                not go together.
+            InputError: as for the class; or a value is not an `Edit`, or the shapes of values for each token cannot be
+                broadcast together.
         """
         if not isinstance(edits, Mapping):
             raise InputError(f"The edits are {edits!r}; they must be a dict from feature ids to edits.")
@@ -107,10 +108,10 @@ class Intervention:
         return cls(ids, scale, shift)
 
     def check(self, d_sae: int, dtype: str) -> None:
-        """Refuse what an SAE with `d_sae` features in `dtype` cannot carry out.
+        """Refuse edits that an SAE with `d_sae` features in `dtype` cannot carry out.
 
         Raises:
-            InputError: there is no such feature, or a number is infinite in `dtype`.
+            InputError: a feature does not exist, or a value is infinite in `dtype`.
         """
         if (outside := self.ids[self.ids >= d_sae]).size:
             raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
@@ -119,10 +120,10 @@ class Intervention:
                 _check_finite(name, values, rounded(values, dtype), dtype, self.ids)
 
     def __call__(self, acts_post: Array, hook: object = None) -> Array:
-        """Return `acts_post`, `(..., d_sae)`, edited.
+        """Return an edited copy of `acts_post`, `(..., d_sae)`.
 
         Raises:
-            InputError: scale or shift have a row for every token, and these are other tokens.
+            InputError: scale or shift have a row for each token, and `acts_post` has other leading dimensions.
         """
         self._check_lead(acts_post.shape[:-1])
         scale, shift = self.scale.astype(acts_post.dtype), self.shift.astype(acts_post.dtype)
@@ -131,10 +132,10 @@ class Intervention:
         return edited
 
     def feeds(self, lead: tuple[int, ...], dtype: str) -> dict[str, TensorValue]:
-        """Return the inputs of `steer.onnx` beside the activations, for tokens of the leading dimensions `lead`.
+        """Return the inputs of `steer.onnx` that describe the edits, for tokens of the leading dimensions `lead`.
 
         Raises:
-            InputError: scale or shift have a row for every token, and these are other tokens.
+            InputError: scale or shift have a row for each token, and `lead` is another shape.
         """
         self._check_lead(lead)
         m = len(self.ids)
@@ -184,7 +185,7 @@ def _checked_numbers(name: str, values: npt.ArrayLike, ids: Array) -> Array:
 def _numbers(name: str, values: npt.ArrayLike) -> Array:
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError):  # of another length in each row; a tensor that wants its gradient
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths; a tensor that requires grad
         array = np.asarray(None)
     if array.dtype.kind not in "iuf":
         raise InputError(f"The {name} is {values!r}; it must be numbers.")
@@ -202,7 +203,7 @@ def _check_finite(name: str, given: Array, array: Array, dtype: str, ids: Array)
 
 
 def _stacked(name: str, ids: Array, values: Sequence[npt.ArrayLike]) -> Array:
-    """Return one array with the features last; those with one number for all tokens are repeated where need be."""
+    """Return one array with the features last; a number for all tokens is broadcast where others have one per token."""
     if not values:
         return np.zeros(0)
     try:

@@ -1,6 +1,13 @@
-"""What a session will do with a request, and why, before it does it."""
+"""Which graph answers a request, and why: `choose_graph`, a pure function, and `Plan`, its answer in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..artifact.contracts import CPU_VARIANTS, STEER, contracts_of
+from ..artifact.manifest import Manifest
+from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, INPUT, TARGET
+from ..errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -8,11 +15,11 @@ class Plan:
     """How a request is carried out.
 
     Attributes:
-        graph: that is run; None if nothing has to be computed.
-        device: "cpu" or "cuda:N".
-        threads: of the CPU; None for ONNX Runtime's choice, one per core.
-        blocks: tokens in each block that is run.
-        why: why this graph.
+        graph: Name of the graph that runs; None if nothing has to be computed.
+        device: Name of the device, "cpu" or "cuda:N".
+        threads: Number of CPU threads; None leaves it to ONNX Runtime, one per core.
+        blocks: Number of tokens in each block.
+        why: Reason for this graph.
     """
 
     graph: str | None
@@ -22,7 +29,7 @@ class Plan:
     why: str
 
     def __str__(self) -> str:
-        """Return it as a sentence."""
+        """Return the plan as a sentence."""
         if self.graph is None:
             return f"Nothing is run: {self.why}"
         threads = "a thread per core" if self.threads is None else "1 thread" if self.threads == 1 else \
@@ -31,3 +38,70 @@ class Plan:
         tokens = f"{sum(self.blocks)} tokens"
         parts = "at once" if len(self.blocks) == 1 else f"in {len(self.blocks)} blocks of at most {max(self.blocks)}"
         return f"{self.graph} on {where}, {tokens} {parts}: {self.why}"
+
+
+class Choice(NamedTuple):
+    """The graph that answers a request.
+
+    Attributes:
+        graph: Name of the graph; None if nothing has to be computed.
+        steers: Whether the graph carries out the intervention.
+        why: Reason for this graph.
+    """
+
+    graph: str | None
+    steers: bool
+    why: str
+
+
+def choose_graph(
+    manifest: Manifest, names: Sequence[str], for_cpu: bool, *, steered: bool = False, in_numpy: bool = True
+) -> Choice:
+    """Return the graph that computes hooks at the lowest price.
+
+    Args:
+        manifest: The manifest of the artifact.
+        names: The hooks that are asked for.
+        for_cpu: Whether CPU variants are preferred.
+        steered: Whether an intervention is carried out.
+        in_numpy: Whether the batch is a numpy array. Then an intervention on features alone needs no decoder: numpy
+            edits what the encoder computed.
+
+    Raises:
+        ArtifactError: no graph computes these hooks.
+    """
+    computed = [name for name in names if name != HOOK_INPUT]
+    if not computed:
+        return Choice(None, False, "hook_sae_input is what was given.")
+    if steered and not (set(computed) <= set(FEATURE_HOOKS) and in_numpy):
+        return Choice(variant_of(manifest, STEER, for_cpu), True, "it carries out interventions")
+    graph = smallest_graph(manifest, computed, for_cpu)
+    return Choice(graph, False, f"it is the smallest graph that computes {', '.join(computed)}")
+
+
+def smallest_graph(manifest: Manifest, names: Sequence[str], for_cpu: bool) -> str:
+    """Return the graph with the fewest outputs that computes `names` from the input, and the target if it is needed.
+
+    Of two graphs with as many outputs, it is the CPU variant if these are preferred.
+
+    Raises:
+        ArtifactError: no graph computes these hooks.
+    """
+    contracts = contracts_of(manifest.sae.dtype)
+    candidates = {}
+    for graph, spec in manifest.graphs.items():
+        is_for_cpu = graph in contracts and contracts[graph].for_cpu
+        if (
+            {tensor.name for tensor in spec.inputs} <= {INPUT, TARGET}
+            and set(names) <= {tensor.name for tensor in spec.outputs}
+            and (for_cpu or not is_for_cpu)
+        ):
+            candidates[graph] = (len(spec.outputs), not is_for_cpu)
+    if not candidates:
+        raise ArtifactError(f"The artifact does not contain a graph from {INPUT} to {', '.join(names)}.")
+    return min(candidates, key=lambda graph: candidates[graph])
+
+
+def variant_of(manifest: Manifest, graph: str, for_cpu: bool) -> str:
+    """Return the CPU variant of a portable graph if there is one and it is preferred, otherwise the graph itself."""
+    return CPU_VARIANTS[manifest.sae.dtype].get(graph, graph) if for_cpu else graph

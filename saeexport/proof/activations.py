@@ -13,7 +13,7 @@ from runtime.arrays.dtypes import FLOAT32, rounded
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import SAEConfig
 from runtime.errors import ExportError, InputError
-from runtime.session.batch import as_dtype, flat_shape
+from runtime.session.batch import as_dtype, check_target, flat_shape
 
 MAX_TOKENS = 1024
 MAX_NUMBERS = 1 << 22  # of one tensor of the features, in float64 32 MiB: 1024 tokens up to d_sae 4096, 64 at 65536
@@ -52,8 +52,7 @@ def prepare_activations(
     if targets is None:
         return _finite(rows[sample], config, "activations"), None
     targets = np.asarray(_as_numpy(targets))
-    if targets.shape != (*shape[:-1], config.d_out):
-        raise InputError(f"targets is {targets.shape}; it must be {(*shape[:-1], config.d_out)}, one for each token.")
+    check_target(targets, config, shape[:-1], "targets")
     target_rows = targets.reshape(-1, *config.output_shape)[sample]
     return _finite(rows[sample], config, "activations"), _finite(target_rows, config, "targets")
 

@@ -62,8 +62,8 @@ def test_the_graph_that_is_run_is_the_one_that_is_explained(names, steered, on_c
 def test_a_plan_says_where_in_how_many_blocks_and_why():
     with SAESession(TINY, "cpu", threads=1, block_tokens=100) as session:
         assert str(session.explain(["hook_sae_acts_post"], tokens=250)) == (
-            "acts on cpu with 1 thread, 250 tokens in 3 blocks of at most 84: it has hook_sae_acts_post and as little "
-            'else as possible; graphs that are written for the CPU are preferred (graphs="auto" on cpu).'
+            "acts on cpu with 1 thread, 250 tokens in 3 blocks of at most 84: it is the smallest graph that computes "
+            'hook_sae_acts_post; CPU variants are preferred (graphs="auto" on cpu).'
         )
         assert session.explain(tokens=7).blocks == (7,)
         with pytest.raises(InputError, match="hook_sae_nothing: no such hook"):

@@ -120,8 +120,8 @@ def test_names_filter_refuses_what_the_original_refuses(session, names_filter):
 
 
 def graphs_that_run(session, monkeypatch):
-    seen, run = [], session.run_graph
-    monkeypatch.setattr(session, "run_graph", lambda graph, *args: seen.append(graph) or run(graph, *args))
+    seen, run = [], session._graphs.run
+    monkeypatch.setattr(session._graphs, "run", lambda graph, *args: seen.append(graph) or run(graph, *args))
     return seen
 
 
@@ -283,7 +283,7 @@ def test_threads_can_be_set():
 def test_an_input_that_no_graph_takes_is_an_error(session):
     with pytest.raises(InputError, match=r"No graph takes inptu; 'model' takes \['input'\]"):
         session.run_graph("model", {"input": normal(4, 6), "inptu": normal(4, 6)})
-    with pytest.raises(InputError, match="'decode' needs hook_sae_acts_post, too"):
+    with pytest.raises(InputError, match="'decode' also needs hook_sae_acts_post"):
         session.run_graph("decode", {"input": normal(4, 6)})
 
 

@@ -1,0 +1,192 @@
+"""The passes of an SAE: by one graph, in stages with hook functions between them, and with edited features."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arrays.tensor import Array, TensorValue
+from ..artifact.contracts import ACTIVATE, DECODE, ENCODE, FEATURES, MODEL
+from ..artifact.names import (
+    FEATURE_HOOKS,
+    HOOK_ACTS_POST,
+    HOOK_ACTS_PRE,
+    HOOK_ERROR,
+    HOOK_INPUT,
+    HOOK_OUTPUT,
+    HOOK_RECONS,
+    INDICES,
+    INPUT,
+    L0,
+    VALUES,
+    K,
+)
+from ..errors import InputError
+from .batch import Batch, as_dtype, flat_shape
+from .features import TopFeatures, strongest_features
+from .graphs import Graphs
+from .hooks import HookPoint, PlacedHook
+from .interventions import Intervention
+from .route import choose_graph
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringHook:
+    """An intervention of `steering`: a graph carries it out if it is alone, otherwise it is a hook function."""
+
+    intervention: Intervention
+
+    def __call__(self, acts_post: TensorValue, hook: object = None) -> Array:
+        """Return the edited activations, a copy on the host."""
+        return self.intervention(_on_host(acts_post), hook)
+
+
+def compute(
+    graphs: Graphs,
+    batch: Batch,
+    names: Sequence[str],
+    intervention: Intervention | None = None,
+) -> dict[str, TensorValue]:
+    """Return the named hooks, in that order, by one graph."""
+    if intervention is not None and not len(intervention.ids):
+        intervention = None
+    hooks: dict[str, TensorValue] = {HOOK_INPUT: batch.given}  # as given: in the original too it keeps its dtype
+    feeds = batch.feeds()
+    steered, in_numpy = intervention is not None, isinstance(batch.given, np.ndarray)
+    choice = choose_graph(graphs.manifest, names, graphs.for_cpu, steered=steered, in_numpy=in_numpy)
+    if intervention is not None and choice.steers:
+        feeds |= intervention.feeds(batch.lead, graphs.manifest.sae.dtype)
+    if choice.graph is not None:
+        hooks |= graphs.run(choice.graph, feeds, [name for name in dict.fromkeys(names) if name != HOOK_INPUT])
+    tensors = {name: batch.shaped(name, hooks[name]) for name in names}
+    acts_post = tensors.get(HOOK_ACTS_POST)
+    if intervention is not None and not choice.steers and isinstance(acts_post, np.ndarray):
+        tensors[HOOK_ACTS_POST] = intervention(acts_post)
+    return tensors
+
+
+def forward(
+    graphs: Graphs,
+    batch: Batch,
+    names: Sequence[str],
+    hooks: Sequence[PlacedHook],
+    points: dict[str, HookPoint],
+) -> dict[str, TensorValue]:
+    """Return the named hooks, in that order, of a pass with hook functions and interventions."""
+    if not hooks:
+        return compute(graphs, batch, names)
+    if len(hooks) == 1 and isinstance(hooks[0].function, SteeringHook):
+        return compute(graphs, batch, names, hooks[0].function.intervention)
+    fired = _run_in_stages(graphs, batch, hooks, points, graphs.manifest.sae.use_error_term)
+    return {name: fired[name] for name in names}
+
+
+def encode(graphs: Graphs, batch: Batch, interventions: Sequence[Intervention] = ()) -> TensorValue:
+    """Return the activations of the features, edited by the interventions one after the other."""
+    acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
+    if not interventions:
+        return acts_post
+    return graphs.backend.move_to_device_of(_edited(acts_post, interventions), acts_post)
+
+
+def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[Intervention] = ()) -> TopFeatures[Any]:
+    """Return the k strongest features of each token; under interventions those of the edited activations."""
+    if interventions:
+        acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
+        found = strongest_features(_edited(acts_post, interventions), k)
+        return TopFeatures(*(graphs.backend.move_to_device_of(array, acts_post) for array in found))
+    outputs = graphs.run(graphs.variant(FEATURES), batch.feeds() | {K: np.array([k], np.int64)})
+    indices, values = (outputs[name].reshape(*batch.lead, k) for name in (INDICES, VALUES))
+    return TopFeatures(indices, values, outputs[L0].reshape(batch.lead))
+
+
+def decode(graphs: Graphs, acts_post: Any, x: Any = None) -> TensorValue:
+    """Return the reconstruction from activations; see `SAESession.decode`."""
+    cfg = graphs.manifest.sae
+    acts = as_dtype(graphs.backend.import_array(acts_post), cfg.dtype, "acts_post")
+    lead = flat_shape(acts.shape, cfg.d_sae, what="acts_post")[:-1]
+    feeds: dict[str, TensorValue] = {HOOK_ACTS_POST: acts.reshape(math.prod(lead), cfg.d_sae)}
+    if INPUT in graphs.inputs(DECODE):
+        batch = None if x is None else Batch.of(x, cfg, given=graphs.backend.import_array)
+        if batch is None or batch.lead != lead:
+            got = "no x" if batch is None else f"an x with the leading dimensions {batch.lead}"
+            raise InputError(
+                f"The decoder of this {cfg.architecture} SAE also reads the input, but {got} was given. Pass "
+                f"decode(acts_post, x) with an x of shape {(*lead, cfg.d_in)}."
+            )
+        feeds |= batch.feeds()
+    recons = graphs.run(graphs.variant(DECODE), feeds, [HOOK_RECONS])[HOOK_RECONS]
+    return recons.reshape(*lead, *cfg.output_shape)
+
+
+def _on_host(tensor: TensorValue) -> Array:
+    """Return a tensor as a numpy array; from a device a copy."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+
+
+def _edited(acts_post: TensorValue, interventions: Sequence[Intervention]) -> Array:
+    edited = _on_host(acts_post)
+    for intervention in interventions:
+        edited = intervention(edited)
+    return edited
+
+
+def _run_in_stages(
+    graphs: Graphs, batch: Batch, hooks: Sequence[PlacedHook], points: dict[str, HookPoint], use_error_term: bool
+) -> dict[str, TensorValue]:
+    """Run the SAE in stages, call the hook functions between them, and return the hooks that fire, in order.
+
+    What a function returns at `hook_sae_input` reaches the next function and the result, and nothing else, as in the
+    original; an edit in place changes the caller's array, as there. The error is that of the clean pass.
+
+    Raises:
+        InputError: a function returned something that is not an array of the tensor's shape and dtype.
+    """
+    fired: dict[str, TensorValue] = {}
+
+    def fire(name: str, tensor: TensorValue) -> TensorValue:
+        for hook in hooks:
+            if hook.name == name:
+                returned = hook.function(tensor, hook=points[name])
+                if returned is not None:
+                    array = graphs.backend.move_to_device_of(graphs.backend.import_array(returned), tensor)
+                    tensor = array if name == HOOK_INPUT else _checked(array, tensor, name)
+        fired[name] = tensor
+        return tensor
+
+    fire(HOOK_INPUT, batch.given)
+    hooked = {hook.name for hook in hooks}
+    feeds = batch.feeds()
+    clean = graphs.run(graphs.variant(MODEL if use_error_term else ENCODE), feeds)
+
+    acts_pre = fire(HOOK_ACTS_PRE, batch.shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
+    acts_post = clean[HOOK_ACTS_POST]
+    if HOOK_ACTS_PRE in hooked:
+        feeds[HOOK_ACTS_PRE] = batch.feature_rows(acts_pre)
+        acts_post = graphs.run(graphs.variant(ACTIVATE), feeds)[HOOK_ACTS_POST]
+    acts_post = fire(HOOK_ACTS_POST, batch.shaped(HOOK_ACTS_POST, acts_post))
+
+    if HOOK_RECONS in clean and hooked.isdisjoint(FEATURE_HOOKS):
+        recons = clean[HOOK_RECONS]
+    else:
+        feeds[HOOK_ACTS_POST] = batch.feature_rows(acts_post)
+        recons = graphs.run(graphs.variant(DECODE), feeds)[HOOK_RECONS]
+    recons = fire(HOOK_RECONS, batch.shaped(HOOK_RECONS, recons))
+
+    if use_error_term:
+        error = fire(HOOK_ERROR, batch.shaped(HOOK_ERROR, clean[HOOK_ERROR]))
+        fire(HOOK_OUTPUT, graphs.backend.add(recons, error))
+    else:
+        fire(HOOK_OUTPUT, recons)  # the same array: editing the output in place edits the cached recons, as there
+    return fired
+
+
+def _checked(array: TensorValue, tensor: TensorValue, name: str) -> TensorValue:
+    if array.shape != tensor.shape or array.dtype != tensor.dtype:
+        raise InputError(
+            f"The hook function at {name} returned {array.shape} {array.dtype}; it must return {tensor.shape} "
+            f"{tensor.dtype}, or None to keep the tensor."
+        )
+    return array
