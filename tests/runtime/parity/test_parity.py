@@ -172,7 +172,7 @@ def test_a_feature_may_flip_at_the_kink_within_the_error(reference, shown):
         assert (not any(verdict.failures for verdict in verdicts)) == passes
         if passes:
             assert followed.diverging_tokens is None  # too little to matter behind
-            assert "(1 decided otherwise)" in str(Report("title", verdicts))
+            assert "(1 decision differing from the original)" in str(Report("title", verdicts))
 
 
 @pytest.mark.parametrize("bias", [-1e9, -1e30])
@@ -233,7 +233,7 @@ def test_another_dtype_or_shape(reference, hook):
 def test_a_reference_must_be_finite(reference, where):
     arrays = {hook: array.copy() for hook, array in getattr(reference, where).items()}
     arrays[PRE][2, 7] = np.nan
-    with pytest.raises(ParityError, match=rf"{PRE} is nan at \[2, 7\]: parity is judged on finite numbers only"):
+    with pytest.raises(ParityError, match=rf"{PRE} is nan at \[2, 7\]: parity is judged on finite values only"):
         dataclasses.replace(reference, **{where: arrays})
 
 

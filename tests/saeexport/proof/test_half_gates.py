@@ -218,5 +218,5 @@ def test_uncertain_features_that_are_none(tmp_path, change):
         save_file({**tensors, **{name: tensor.contiguous() for name, tensor in zip(names, changed, strict=True)}}, file)
 
     rewrite(path, "golden.safetensors", spoil)
-    with pytest.raises(IntegrityError, match="uncertain.bfloat16 are no places of .* numbers. Export the SAE again"):
+    with pytest.raises(IntegrityError, match="uncertain.bfloat16 are not indices into .* activations. Export"):
         runtime.verify(path, "cpu")
