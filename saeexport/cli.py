@@ -1,17 +1,17 @@
-"""`saeexport export | verify | inspect | formats`: the command line of the exporter."""
+"""The command line `saeexport`: export, verify and inspect, and list the formats of checkpoints."""
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.manifest import INT8
-from runtime.commands.console import run
+from runtime.commands.console import new_parser, run
 from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
 from runtime.parity.reference import FLOOR
+from runtime.tables import format_table
 
 from ._export import export
 from .checkpoints.registry import FORMATS, load, recognise
@@ -21,14 +21,14 @@ from .proof.verify import verify
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return 0, or 1 if an artifact fails verification, or 2 if the command cannot be carried out."""
+    """Run a command and return its exit code, one of `runtime.commands.console.EXIT_CODES`."""
     return run(build_parser(), arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="saeexport", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = new_parser("saeexport", "Export SAEs to ONNX, and verify the export against the PyTorch original.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     text = "Export a checkpoint to a folder that any ONNX Runtime executes, verified."
     sub = commands.add_parser("export", help=text, description=text)
@@ -51,8 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("verify", help=text, description=text)
     sub.set_defaults(command=verify_command)
     sub.add_argument("artifact", help="the folder with sae.json")
-    sub.add_argument("--against", metavar="CHECKPOINT", help="the original; the artifact's own weights without")
-    sub.add_argument("--activations", metavar="FILE", help="inputs, as for export; the golden batch without")
+    sub.add_argument(
+        "--against", metavar="CHECKPOINT", help="checkpoint of the original (default: the artifact's own weights)"
+    )
+    sub.add_argument("--activations", metavar="FILE", help="inputs, as for export (default: the golden batch)")
     sub.add_argument("--device", default="auto", help="of the artifact: auto (default), cpu, cuda or cuda:N")
 
     text = "Print what a checkpoint or an artifact holds: format, architecture, config, tensors."
@@ -121,9 +123,9 @@ def inspect_command(options: argparse.Namespace) -> int:
         (name, str(list(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{tensor.nbytes:,} bytes")
         for name, tensor in sae.named_parameters()
     ]
-    print_columns([(key, str(value).removeprefix("torch.") or "(not given)") for key, value in lines.items()])
+    print(format_table([(key, str(value).removeprefix("torch.") or "(not given)") for key, value in lines.items()]))
     print()
-    print_columns(tensors)
+    print(format_table(tensors))
     return 0
 
 
@@ -137,15 +139,8 @@ def formats_command(options: argparse.Namespace) -> int:
         )
         for form in FORMATS
     ]
-    print_columns([("format", "files", "architectures"), *rows])
+    print(format_table(rows, header=("format", "files", "architectures")))
     return 0
-
-
-def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows with their columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

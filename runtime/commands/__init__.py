@@ -1,1 +1,1 @@
-"""The command line `python -m runtime`: one module per command, and the parser in `main`."""
+"""The command line `python -m runtime`: `main` has the parser, and each command has a module of its own."""

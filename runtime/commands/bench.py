@@ -1,21 +1,34 @@
-"""How fast an artifact is on this machine: latency and throughput by number of tokens."""
+"""`python -m runtime bench`: latency and throughput by number of tokens per call."""
 
+import argparse
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime
+from tqdm import tqdm
 
 from ..arrays.tensor import feed_of
-from ..artifact.names import HOOK_INPUT
+from ..artifact.names import HOOK_INPUT, HOOK_NAMES
+from ..errors import SAEError
 from ..parity.golden import load_golden
+from ..session.batch import select_hooks
 from ..session.session import SAESession
+from ..tables import format_table
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one call with `tokens` tokens, in milliseconds."""
+    """Measured duration of calls with the same number of tokens.
+
+    Attributes:
+        tokens: Number of tokens per call.
+        calls: Number of calls that were measured.
+        median_ms: Median duration of a call, in milliseconds.
+        p90_ms: 90th percentile of the duration, in milliseconds.
+    """
 
     tokens: int
     calls: int
@@ -24,24 +37,59 @@ class Timing:
 
     @property
     def tokens_per_second(self) -> float:
-        """Throughput at the median."""
+        """Throughput at the median duration."""
         return self.tokens / self.median_ms * 1000
 
 
+def bench_command(options: argparse.Namespace) -> int:
+    """Print which graph computes the hooks and how long it takes."""
+    if min(options.tokens) < 1:
+        raise SAEError(f"--tokens is {min(options.tokens)}; it must be at least 1.")
+    with SAESession(
+        options.artifact,
+        options.device,
+        precision=options.precision,
+        threads=options.threads,
+        graphs=options.graphs,
+        cuda_graph=options.tokens if options.cuda_graph else (),
+    ) as session:
+        hooks = select_hooks(options.hooks)
+        if unknown := set(options.hooks) - set(hooks):
+            raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")
+        print(f"{session!r}, onnxruntime {onnxruntime.__version__}")
+        print(session.explain(hooks, max(options.tokens)))
+        timings = bench(session, hooks, options.tokens, options.seconds)
+        print(format_timings(list(tqdm(timings, total=len(options.tokens), disable=None, leave=False))))
+    return 0
+
+
 def bench(session: SAESession, hooks: Sequence[str], tokens: Sequence[int], seconds: float) -> Iterator[Timing]:
-    """Yield the timing of `compute(x, hooks)` for each number of tokens; x repeats the golden batch.
+    """Yield the timing of `session.compute(x, hooks)` for each number of tokens.
 
     Args:
-        seconds: how long each number of tokens is measured, after two calls that do not count.
+        session: The SAE. `x` repeats the inputs of its golden batch.
+        hooks: Names of the hooks to compute.
+        tokens: Numbers of tokens per call.
+        seconds: How long to measure each number of tokens, after two calls that are not counted.
     """
     golden = load_golden(session.artifact).original[HOOK_INPUT]
     for count in tokens:
         x = feed_of(np.resize(golden, (count, *golden.shape[1:])), session.cfg.dtype)
-        times = _times(functools.partial(session.compute, x, hooks), seconds)
+        times = _measure(functools.partial(session.compute, x, hooks), seconds)
         yield Timing(count, len(times), float(np.median(times)) * 1e3, float(np.quantile(times, 0.9)) * 1e3)
 
 
-def _times(call: Callable[[], object], seconds: float) -> list[float]:
+def format_timings(timings: Sequence[Timing]) -> str:
+    """Return the timings as a table."""
+    rows = [
+        (str(t.tokens), str(t.calls), f"{t.median_ms:.3f}", f"{t.p90_ms:.3f}", f"{t.tokens_per_second:,.0f}")
+        for t in timings
+    ]
+    return format_table(rows, header=("tokens", "calls", "median ms", "p90 ms", "tokens/s"), right=range(5))
+
+
+def _measure(call: Callable[[], object], seconds: float) -> list[float]:
+    """Return the duration of each call in seconds; there are at least three."""
     call()
     call()
     times: list[float] = []
@@ -51,13 +99,3 @@ def _times(call: Callable[[], object], seconds: float) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
-
-
-def table(timings: Sequence[Timing]) -> str:
-    """Return the timings as text."""
-    lines = [f"{'tokens':>8} {'calls':>7} {'median ms':>11} {'p90 ms':>10} {'tokens/s':>12}"]
-    lines += [
-        f"{t.tokens:>8} {t.calls:>7} {t.median_ms:>11.3f} {t.p90_ms:>10.3f} {t.tokens_per_second:>12,.0f}"
-        for t in timings
-    ]
-    return "\n".join(lines)

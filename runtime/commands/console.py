@@ -1,17 +1,35 @@
-"""From a command's errors to a line on stderr and an exit code, for both command lines."""
+"""What both command lines share: the parser's frame, and the way from an error to a line on stderr and an exit code."""
 
 import argparse
+import importlib.metadata
 import signal
 import sys
 
+import onnxruntime
+
 from ..errors import SAEError
+
+EXIT_CODES = """exit codes:
+  0    success
+  1    the artifact failed verification
+  2    the command could not be carried out; stderr has the reason
+  130  interrupted with Ctrl-C
+  143  terminated (SIGTERM)"""
+
+
+def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser without commands that has `--version` and lists the exit codes below its help."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_versions()}")
+    return parser
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
     """Parse the arguments, call the function that the parser set as `command`, and return the exit code.
 
-    It is the command's own, or 2 if the command cannot be carried out, 130 after Ctrl-C, 143 when asked to terminate;
-    after those two as well, what was half-written is gone.
+    The exit codes are those of `EXIT_CODES`. After Ctrl-C or SIGTERM, too, partly written files are removed.
     """
     options = parser.parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
@@ -25,3 +43,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _versions() -> str:
+    try:
+        own = importlib.metadata.version("saeexport")  # the distribution that contains both packages
+    except importlib.metadata.PackageNotFoundError:
+        own = "(not installed)"
+    return f"{own}, onnxruntime {onnxruntime.__version__}"

@@ -1,5 +1,6 @@
-"""What this machine can run, and why not: the text of `python -m runtime doctor`."""
+"""`python -m runtime doctor`: what this machine can run, and why not."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import os
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 
 import onnxruntime as ort
 
-from ..artifact.folder import Artifact
+from ..artifact.folder import Artifact, read_artifact
 from ..devices.capabilities import MIN_CAPABILITY, check_runs, missing_capability, resolve_device_name
 from ..devices.cuda.driver import driver
 from ..devices.options import Options
@@ -16,21 +17,31 @@ from ..devices.select import unavailable_reason
 from ..devices.start import CPU, CUDA, TENSORRT, Device
 from ..devices.threads import thread_limit
 from ..errors import SAEError
+from ..tables import format_table
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
-"""They share one import name, and the files of the one that was installed last win."""
+"""Distributions of ONNX Runtime. They share an import name: the one installed last replaces the files of the other."""
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """Print what this machine can run."""
+    print(diagnose(None if options.artifact is None else read_artifact(options.artifact)))
+    return 0
 
 
 def diagnose(artifact: Artifact | None = None) -> str:
-    """Return what runs on this machine, a line for each device; of an artifact, whether that does."""
+    """Return a table of this machine's software and devices, and of what each device can run.
+
+    Args:
+        artifact: An artifact to check each device for; None asks whether the device runs anything.
+    """
     rows = [*_software(), *_gpus()]
     for device in _devices():
         reason = unavailable_reason(device) if device.kind != CPU else ""
         if not reason and artifact is not None:
             reason = _refusal(artifact, device)
         rows.append((device.name, f"no: {reason}" if reason else f"yes: {_what_runs(device)}"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)
+    return format_table(rows)
 
 
 def _software() -> Iterator[tuple[str, str]]:
@@ -73,6 +84,7 @@ def _devices() -> Iterator[Device]:
 
 
 def _refusal(artifact: Artifact, device: Device) -> str:
+    """Return why the device cannot run the artifact, or an empty string if it can."""
     try:
         resolve_device_name(artifact, device.name)
         check_runs(artifact, device, Options())
@@ -84,7 +96,7 @@ def _refusal(artifact: Artifact, device: Device) -> str:
 def _what_runs(device: Device) -> str:
     if device.kind == CPU:
         threads = thread_limit() or os.cpu_count()
-        return f"float32, int8 weights; float16 and bfloat16 in float32, rounded; {threads} threads"
+        return f"float32, int8 weights; float16 and bfloat16 are computed in float32 and rounded; {threads} threads"
     capability = driver().gpus()[device.index].capability
     kinds = ["float32", *(what for what in MIN_CAPABILITY if not missing_capability(capability, what))]
     return ", ".join(kinds)

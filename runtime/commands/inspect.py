@@ -1,52 +1,116 @@
-"""What an artifact is, in words: the text of `python -m runtime inspect`."""
+"""`python -m runtime inspect`: the configuration, graphs and parity record of an artifact, as text."""
 
+import argparse
 import textwrap
+from collections.abc import Iterable, Sequence
 
-from ..artifact.folder import Artifact
-from ..artifact.manifest import TensorSpec
+from ..artifact.contracts import contracts_of
+from ..artifact.folder import Artifact, read_artifact
+from ..artifact.manifest import GraphSpec, HookParity, Manifest, TensorSpec
 from ..parity.fidelity import describe_fidelity
+from ..tables import format_table
+
+WIDTH = 100
+"""Characters per line, where a text can be wrapped."""
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    """Print what an artifact contains."""
+    print(describe(read_artifact(options.artifact)))
+    return 0
 
 
 def describe(artifact: Artifact) -> str:
-    """Return config, graphs, hooks, parity and provenance as text."""
+    """Return the configuration, graphs, tensors, parity record and fidelity of an artifact as text."""
     manifest = artifact.manifest
-    sae, golden, measured = manifest.sae, manifest.golden, manifest.record
+    sae, parity = manifest.sae, manifest.record
     shape = " x ".join(map(str, sae.input_shape))
-    lines = [
+    named = "parity" if manifest.parity else "errors"
+    left_out = f" ({parity.left_out} left out because PyTorch itself is inexact on them)" if parity.left_out else ""
+    families = (("portable graphs", False), ("CPU variants, which `auto` prefers on a CPU", True))
+    parts = [
         f"{artifact.path}: {sae.architecture} SAE on {sae.hook_name}, {shape} -> {sae.d_sae} features, {sae.dtype}",
-        f"  error term     {'on: output = recons + error' if sae.use_error_term else 'off: output = recons'}",
-        f"  hooks that fire  {', '.join(sae.fired_hooks)}",
-        f"  golden batch   {golden.tokens} tokens, {golden.source}",
-        f"  format         {manifest.format_version}",
-        "",
-        "graphs",
+        _facts(manifest),
+        *(f"{title}\n{_graphs(manifest, for_cpu)}" for title, for_cpu in families),
+        f"tensors of the graphs\n{_tensors(manifest.graphs.values())}",
+        f"{named} at export, {parity.tokens} tokens on {parity.device}{left_out}; "
+        f"largest errors against float64\n{_errors(parity.hooks, parity.steered)}",
     ]
-    for name, graph in manifest.graphs.items():
-        lines.append(f"  {name:<8} {graph.file}")
-        lines += textwrap.wrap(graph.description, 110, initial_indent="    ", subsequent_indent="    ")
-        lines += [f"    in   {_tensor(tensor)}" for tensor in graph.inputs]
-        lines += [f"    out  {_tensor(tensor)}" for tensor in graph.outputs]
     if manifest.fidelity is not None:
         no_parity = "" if manifest.parity else "no parity but "
         lost = f"{manifest.weights_dtype} weights: {no_parity}{describe_fidelity(manifest.fidelity)}"
-        lines += ["", *textwrap.wrap(lost, 118)]
-    lines += [
-        "",
-        f"{'parity' if manifest.parity else 'errors'} at export, {measured.tokens} tokens on {measured.device}, "
-        f"{measured.left_out} that cancel left out; errors against float64 (token, element)",
+        parts.append(textwrap.fill(lost, WIDTH))
+    return "\n\n".join(parts)
+
+
+def _facts(manifest: Manifest) -> str:
+    """Return a line for each fact about the SAE and its files."""
+    sae, golden = manifest.sae, manifest.golden
+    optional = (
+        ("model", getattr(sae, "model_name", None)),
+        ("neuronpedia", getattr(sae, "neuronpedia_id", None)),
+        ("options", ", ".join(f"{name} = {value}" for name, value in sae.options.items())),
+    )
+    facts = [
+        *((name, str(value)) for name, value in optional if value),
+        ("error term", "on: output = recons + error" if sae.use_error_term else "off: output = recons"),
+        ("hooks", ", ".join(sae.fired_hooks)),
+        ("weights", f"{manifest.weights}, {manifest.weights_dtype}{_record(manifest, manifest.weights)}"),
+        ("golden batch", f"{golden.file}, {golden.tokens} tokens, {golden.source}{_record(manifest, golden.file)}"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.provenance.items())),
+        ("format", str(manifest.format_version)),
     ]
-    for hooks, when in ((measured.hooks, ""), (measured.steered, "  under an intervention")):
-        for hook, record in hooks.items():
-            original, own = record.original, record.artifact
-            lines.append(
-                f"  {hook:<20} PyTorch {original.token:.2e} {original.element:.2e}"
-                f"   artifact {own.token:.2e} {own.element:.2e}{when}"
-            )
-    lines += ["", "made with", "  " + ", ".join(f"{name} {version}" for name, version in manifest.provenance.items())]
-    lines += ["", "files"]
-    lines += [f"  {name:<22} {file.bytes:>12,} bytes  {file.sha256[:16]}" for name, file in manifest.files.items()]
-    return "\n".join(lines)
+    indent = 4 + max(len(name) for name, _ in facts)
+    rows = [
+        (name if first else "", line)
+        for name, text in facts
+        for first, line in zip([True] + [False] * len(text), textwrap.wrap(text, WIDTH - indent), strict=False)
+    ]
+    return format_table(rows, indent=2)
 
 
-def _tensor(tensor: TensorSpec) -> str:
-    return f"{tensor.name:<20} {tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+def _record(manifest: Manifest, name: str) -> str:
+    """Return the size and the start of the checksum of a file."""
+    file = manifest.files.get(name)
+    return f", {file.bytes:,} bytes, sha256 {file.sha256[:16]}" if file else ""
+
+
+def _graphs(manifest: Manifest, for_cpu: bool) -> str:
+    """Return a line for each portable graph or each CPU variant: file, size, inputs and outputs."""
+    contracts = contracts_of(manifest.sae.dtype)
+    rows = [
+        (graph.file, f"{manifest.files[graph.file].bytes:,} bytes", _signature(graph, manifest.sae.hooks))
+        for name, graph in manifest.graphs.items()
+        if (name in contracts and contracts[name].for_cpu) == for_cpu
+    ]
+    return format_table(rows, right={1}, indent=2)
+
+
+def _signature(graph: GraphSpec, hooks: Sequence[str]) -> str:
+    outputs = [tensor.name for tensor in graph.outputs]
+    given = "all hooks" if outputs == list(hooks) else ", ".join(outputs)
+    return f"{', '.join(tensor.name for tensor in graph.inputs)} -> {given}"
+
+
+def _tensors(graphs: Iterable[GraphSpec]) -> str:
+    """Return a line for each input and output; a tensor has the same dtype and shape in every graph."""
+    tensors: dict[TensorSpec, None] = {}
+    for graph in graphs:
+        tensors.update(dict.fromkeys((*graph.inputs, *graph.outputs)))
+    rows = [(tensor.name, tensor.dtype, f"[{', '.join(map(str, tensor.shape))}]") for tensor in tensors]
+    return format_table(rows, indent=2)
+
+
+def _errors(clean: dict[str, HookParity], steered: dict[str, HookParity]) -> str:
+    """Return a line for each hook: the errors of the original and of the artifact."""
+    rows = [
+        (
+            f"{hook}{suffix}",
+            *(f"{errors.token:.2e}" for errors in (record.original, record.artifact)),
+            *(f"{errors.element:.2e}" for errors in (record.original, record.artifact)),
+        )
+        for hooks, suffix in ((clean, ""), (steered, ", steered"))
+        for hook, record in hooks.items()
+    ]
+    header = ("hook", "PyTorch, token", "artifact, token", "PyTorch, element", "artifact, element")
+    return format_table(rows, header=header, right={1, 2, 3, 4}, indent=2)

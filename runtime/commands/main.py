@@ -1,130 +1,118 @@
-"""`python -m runtime inspect | verify | run | bench | doctor`: an artifact on a machine without PyTorch."""
+"""The parser of `python -m runtime`, and the dispatch to its commands."""
 
 import argparse
-
-import onnxruntime
-from tqdm import tqdm
+from collections.abc import Callable
 
 from ..arrays.dtypes import FLOAT32
-from ..artifact.folder import read_artifact
 from ..artifact.names import HOOK_NAMES
 from ..devices.options import FAMILIES, PRECISIONS
-from ..errors import SAEError
-from ..parity.verify import verify
-from ..session.batch import select_hooks
-from ..session.session import SAESession
-from .bench import bench, table
-from .console import run
-from .doctor import diagnose
-from .inspect import describe
-from .stream import stream
+from .bench import bench_command
+from .console import new_parser, run
+from .doctor import doctor_command
+from .inspect import inspect_command
+from .run import run_command
+from .verify import verify_command
+
+DESCRIPTION = "Inspect, verify, run and time exported SAEs, without PyTorch."
+TOKENS = (1, 8, 64, 512)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return 0, or 1 if an artifact fails verification, or 2 if the command cannot be carried out."""
+    """Run a command and return its exit code, one of `console.EXIT_CODES`."""
     return run(build_parser(), arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m runtime", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = new_parser("python -m runtime", DESCRIPTION)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, function: object, text: str, artifact: str | None = None) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def add_command(
+        name: str, function: Callable[[argparse.Namespace], int], description: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=description, description=description)
         sub.set_defaults(command=function)
-        sub.add_argument("artifact", nargs=artifact, help="the folder with sae.json")
         return sub
 
-    def on_device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, tensorrt or tensorrt:N")
-        sub.add_argument("--precision", choices=PRECISIONS, default=FLOAT32, help="of products on a GPU")
+    sub = add_command("inspect", inspect_command, "Print the configuration, graphs and parity record of an artifact.")
+    _add_artifact(sub)
 
-    command("inspect", inspect_command, "Print what an artifact is: config, graphs, hooks, parity, provenance.")
-
-    sub = command(
-        "verify", verify_command, "Prove on this machine that the artifact computes what PyTorch did; else exit 1."
+    sub = add_command(
+        "verify",
+        verify_command,
+        "Check that this machine computes what PyTorch computed at export. The exit code is 1 if it does not.",
     )
-    on_device(sub)
+    _add_artifact(sub)
+    _add_device(sub)
 
-    sub = command("run", run_command, "Stream activations of any size through the SAE.")
-    sub.add_argument("source", help="a .npy file, (..., d_in) or (..., n_heads, d_head)")
-    sub.add_argument("target", help="the .safetensors file to write, a tensor for each hook")
+    sub = add_command("run", run_command, "Run the SAE on a file of activations and write its hook tensors.")
+    _add_artifact(sub)
+    sub.add_argument("source", help=".npy file of activations, (..., d_in) or (..., n_heads, d_head)")
+    sub.add_argument("target", help=".safetensors file to write, with one tensor per hook")
     sub.add_argument(
-        "--hooks", nargs="+", metavar="HOOK", help=f"which: {', '.join(HOOK_NAMES)}; all that fire without"
+        "--hooks",
+        nargs="+",
+        metavar="HOOK",
+        help=f"hooks to write, of {', '.join(HOOK_NAMES)} (default: all that fire in the original)",
     )
-    sub.add_argument("--batch", type=int, metavar="N", help="tokens at a time; about 256 MiB of output without")
+    sub.add_argument(
+        "--batch", type=int, metavar="N", help="tokens to run at a time (default: as many as make 256 MiB of output)"
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
-    on_device(sub)
+    _add_device(sub)
 
-    sub = command("bench", bench_command, "Print latency and throughput by number of tokens.")
+    sub = add_command("bench", bench_command, "Measure the latency and throughput of calls of several sizes.")
+    _add_artifact(sub)
     sub.add_argument(
-        "--hooks", nargs="+", metavar="HOOK", default=list(HOOK_NAMES), help="what is computed; all without"
+        "--hooks", nargs="+", metavar="HOOK", default=list(HOOK_NAMES), help="hooks to compute (default: all six)"
     )
-    sub.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N", help="1 8 64 512 without")
-    sub.add_argument("--seconds", type=float, default=2.0, help="for each number of tokens (default 2)")
-    sub.add_argument("--threads", type=int, help="of the CPU; one per core without")
-    sub.add_argument("--cuda-graph", action="store_true", help="on a GPU, replay the launches of each number of tokens")
-    sub.add_argument("--graphs", choices=FAMILIES, default="auto", help="cpu: written for it; portable; auto (default)")
-    on_device(sub)
+    sub.add_argument(
+        "--tokens",
+        nargs="+",
+        type=int,
+        default=list(TOKENS),
+        metavar="N",
+        help=f"numbers of tokens per call (default: {' '.join(map(str, TOKENS))})",
+    )
+    sub.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="how long to measure each number of tokens (default: %(default)g)",
+    )
+    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads per call (default: one per core)")
+    sub.add_argument(
+        "--graphs",
+        choices=FAMILIES,
+        default="auto",
+        help="run the CPU variants or the portable graphs (default: auto, the CPU variants on a CPU)",
+    )
+    sub.add_argument(
+        "--cuda-graph", action="store_true", help="on a GPU, capture the launches of each call size and replay them"
+    )
+    _add_device(sub)
 
-    command(
-        "doctor", doctor_command, "Print which devices of this machine run artifacts, or this one, and why not.", "?"
-    )
+    sub = add_command("doctor", doctor_command, "Print which devices of this machine can run artifacts, or why not.")
+    _add_artifact(sub, nargs="?", help="folder of one artifact to check each device for (default: any artifact)")
     return parser
 
 
-def inspect_command(options: argparse.Namespace) -> int:
-    """Print what an artifact is."""
-    print(describe(read_artifact(options.artifact)))
-    return 0
+def _add_artifact(
+    parser: argparse.ArgumentParser, nargs: str | None = None, help: str = "folder of the artifact, with sae.json"
+) -> None:
+    parser.add_argument("artifact", nargs=nargs, help=help)
 
 
-def verify_command(options: argparse.Namespace) -> int:
-    """Print the parity table."""
-    report = verify(options.artifact, options.device, options.precision)
-    print(report)
-    return 1 if report.failures else 0
-
-
-def run_command(options: argparse.Namespace) -> int:
-    """Stream a file, with a progress bar on a terminal."""
-    with (
-        SAESession(options.artifact, options.device, precision=options.precision) as session,
-        tqdm(unit="token", unit_scale=True, disable=None) as bar,
-    ):
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        stream(session, options.source, options.target, options.hooks, options.batch, options.overwrite, progress)
-    return 0
-
-
-def bench_command(options: argparse.Namespace) -> int:
-    """Print the timings."""
-    if min(options.tokens) < 1:
-        raise SAEError(f"--tokens is {min(options.tokens)}; it must be at least 1.")
-    with SAESession(
-        options.artifact,
-        options.device,
-        precision=options.precision,
-        threads=options.threads,
-        graphs=options.graphs,
-        cuda_graph=options.tokens if options.cuda_graph else (),
-    ) as session:
-        hooks = select_hooks(options.hooks)
-        if unknown := set(options.hooks) - set(hooks):
-            raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")
-        print(f"{session!r}, onnxruntime {onnxruntime.__version__}")
-        print(session.explain(hooks, max(options.tokens)))
-        print(table(list(tqdm(bench(session, hooks, options.tokens, options.seconds),
-                              total=len(options.tokens), disable=None, leave=False))))  # fmt: skip
-    return 0
-
-
-def doctor_command(options: argparse.Namespace) -> int:
-    """Print what this machine can run."""
-    print(diagnose(None if options.artifact is None else read_artifact(options.artifact)))
-    return 0
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:N, tensorrt or tensorrt:N (default: auto, CUDA if it starts and else the CPU)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=FLOAT32,
+        help="precision of float32 matrix products on a GPU (default: %(default)s)",
+    )

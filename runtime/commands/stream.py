@@ -1,4 +1,4 @@
-"""An array of any size through the SAE, from file to file, in bounded memory."""
+"""Run the SAE on an array of any size, from file to file, in bounded memory."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from ..errors import InputError
 from ..session.batch import as_dtype, flat_shape
 from ..session.session import SAESession
 
-BLOCK_BYTES = 256 << 20  # of output in memory at a time, unless the caller says how many tokens
+BLOCK_BYTES = 256 << 20
+"""Bytes of output in memory at a time, unless the caller gives a number of tokens."""
 
 
 def stream(
@@ -27,22 +28,22 @@ def stream(
     overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> None:
-    """Write hooks of the activations in `source` to `target`, a safetensors file with a tensor for each hook.
+    """Write hooks of the activations in `source` to `target`, a safetensors file with one tensor per hook.
 
     Args:
-        session: the SAE.
-        source: a `.npy` file, `(..., d_in)` or `(..., n_heads, d_head)`, of the SAE's dtype; for bfloat16, which such a
-            file cannot hold, of float32. It is mapped into memory, not loaded.
-        target: appears when it is whole.
-        hooks: which; None for those that fire.
-        batch: tokens at a time; None for about 256 MiB of output.
-        overwrite: replace a target that exists.
-        progress: called with the tokens done and their number, after each block.
+        session: The SAE.
+        source: A `.npy` file, `(..., d_in)` or `(..., n_heads, d_head)`, of the SAE's dtype. For a bfloat16 SAE the
+            file holds float32, because NumPy has no bfloat16. It is mapped into memory, not loaded.
+        target: The file to write. It appears only when it is complete.
+        hooks: Names of the hooks to write; None writes those that fire in the original.
+        batch: Number of tokens to run at a time; None makes about 256 MiB of output at a time.
+        overwrite: Whether to replace a target that exists.
+        progress: Function that is called after each block with the number of tokens done and the total.
 
     Raises:
-        InputError: the file is not such an array, a name is not a hook, `batch` is not positive, or the target may not
+        InputError: `source` is not such an array, a name is not a hook, `batch` is not positive, or `target` must not
             be written.
-        OSError: the target cannot be written.
+        OSError: The target cannot be written.
     """
     cfg = session.cfg
     names = [name for name in HOOK_NAMES if name in (cfg.fired_hooks if hooks is None else hooks)]
@@ -52,7 +53,7 @@ def stream(
         raise InputError(f"batch is {batch}; it must be at least 1.")
     x = _map_array(Path(source))
     lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
-    given = _taken(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # refused before anything is written
+    given = _as_input(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # raises before anything is written
     token_shape = x.shape[len(lead) :]
     rows = x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
     tensors = {
@@ -66,14 +67,14 @@ def stream(
     with replaced_file(Path(target), overwrite) as file:
         writer = TensorWriter(file, tensors)
         for start in range(0, len(rows), batch):
-            block = _taken(rows[start : start + batch], cfg.dtype, str(source))
+            block = _as_input(rows[start : start + batch], cfg.dtype, str(source))
             for name, tensor in session.compute(block, names).items():
                 writer.write(name, start, np.asarray(tensor))
             progress(min(start + batch, len(rows)), len(rows))
 
 
-def _taken(x: Array, dtype: str, source: str) -> Array:
-    """Return rows of the file as the SAE takes them; float32 ones rounded to bfloat16, of which there are no files."""
+def _as_input(x: Array, dtype: str, source: str) -> Array:
+    """Return rows of the file as an input of the SAE; float32 is rounded to bfloat16, which a .npy file cannot hold."""
     if dtype == BFLOAT16 and x.dtype == np.float32:
         return feed_of(x, dtype)
     as_dtype(x, dtype, source)
@@ -86,7 +87,7 @@ def _map_array(path: Path) -> Any:
     except (ValueError, EOFError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
     if not isinstance(x, np.ndarray):
-        raise InputError(f"{path} holds several arrays. Save the one that is meant with numpy.save.")
+        raise InputError(f"{path} holds several arrays. Save the one that you want with numpy.save.")
     if not x.flags.c_contiguous:
         raise InputError(f"{path} is in Fortran order. Save numpy.ascontiguousarray(x) instead.")
     return x

@@ -1,27 +1,33 @@
-"""Which decisions of a graph are right: the features that are on in one correct program and off in another.
+"""Which decisions of a graph are correct, where a feature is on in one correct program and off in another.
 
-A feature whose preactivation lies within rounding of a threshold, or of the k-th largest, is such a one; in half
-precision a wide SAE has some on nearly every token. What is right there is not a matter of size. So the stages are
-judged apart, each given what the original gave to it, and a graph that is several stages is held to its own:
+Rounding decides about a feature whose preactivation is at a threshold, or as large as the k-th largest. In half
+precision a wide SAE has such features on nearly every token. How large the difference is says nothing about which
+decision is correct. Each stage is therefore judged by itself, on the input that the original gave to it, and a graph
+that consists of several stages must agree with the stages of its own artifact:
 
-    the truth               decides as the original did
-    acts_pre                does not depend on decisions: it is judged against the truth
-    `activate`, alone       is given the original's acts_pre, and must decide as the original did
-    acts_post               of any other graph must have on what `activate` of the same artifact switches on, given the
-                            graph's own acts_pre, to one rounding; of a graph that does not show it, some acts_pre
-                            within the budget of the truth's must explain what is on
-    `decode`, alone         is judged on the original's activations, on every token
-    recons, error, output   of a graph that decided otherwise on a token are judged there against what `decode` of the
-                            same artifact makes of the activations that the graph gave
+    judged                  given                          against
+    ----------------------  -----------------------------  ---------------------------------------------------
+    acts_pre                the input                      the truth; no decision precedes it
+    `activate`, alone       the original's acts_pre        the truth: it must decide as the original did
+    `decode`, alone         the original's acts_post       the truth, on every token
+    acts_post of any        the graph's own acts_pre       what `activate` switches on, given that acts_pre; if the
+    other graph                                            graph does not output it, some acts_pre within its budget
+                                                           must explain what is on
+    recons, error, output   the graph's own acts_post      the truth; on tokens where the graph decided differently
+    of any other graph                                     from the original, what `decode` gives for that acts_post
 
-A wrong threshold, k or decoder therefore fails in its stage, whatever was decided elsewhere, and one that is wrong only
-inside another graph fails there.
+A wrong threshold, k or decoder thus fails in its own stage, whatever other graphs decided, and one that is wrong only
+inside a larger graph fails in that graph. "Given that acts_pre" allows one rounding, because the graph may have decided
+before it rounded acts_pre. "The truth" decides as the original did: its activations and what follows from them are
+computed after the original's decisions.
 
-Two decisions no acts_pre tells: which of two features is on that tie exactly for the last place, and what a gate says
-that is computed of the input within rounding of its threshold. Such features are *uncertain*: there both decisions are
-right (`saeexport.proof.decisions` finds them). Of those that tie, as many must be on as in the original. Of gates the
-number of other decisions is bounded: `FACTOR` times as many as the original decides otherwise than the truth would by
-itself, and `ALLOWED_CHANCE_FLIPS`.
+For two kinds of feature acts_pre does not determine the decision, and both decisions are correct. They are called
+*uncertain*, and `saeexport.proof.decisions` finds them at export:
+
+- Exact ties for the last place of a top-k. As many features must be on as in the original.
+- Gates that are computed from the input and lie within rounding of their threshold. Over the batch, at most `FACTOR`
+  times as many may be decided differently from the original as the original decides differently from the truth alone,
+  plus `ALLOWED_CHANCE_FLIPS`.
 """
 
 from collections.abc import Callable
@@ -32,22 +38,23 @@ import numpy as np
 
 from ..arrays.tensor import Array
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_RECONS
-from .reference import FLOOR, Hooks, Reference, SteeredReference, behind
+from .reference import FLOOR, Hooks, Reference, SteeredReference, derive_outputs
 
 Stage: TypeAlias = Callable[[Array, Array], Array]
-"""From which tokens, `(tokens,)` boolean, and what they have before it, to what they have behind it."""
+"""A stage as a function of some tokens of a batch: `stage(mask, values)` with the mask of the tokens, `(tokens,)` bool,
+and the values that these tokens have before the stage. It returns the values after it."""
 
-SMALLEST = 2.0**-24
-"""To what part of itself an activation shrinks at least, when its preactivation is moved back over zero."""
+MIN_SHRINK = 2.0**-24
+"""Smallest factor by which an activation is scaled back when its preactivation is moved back across zero."""
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of an artifact behind the encoder's product, each a graph of its own that is judged by itself.
+    """The stages of an artifact after the encoder's product. Each is a graph of its own, judged by itself.
 
     Attributes:
-        activate: from acts_pre to acts_post.
-        decode: from acts_post to recons.
+        activate: The activation function, from acts_pre to acts_post.
+        decode: The decoder, from acts_post to recons.
     """
 
     activate: Stage
@@ -55,46 +62,55 @@ class Stages:
 
 
 def follow_graph(reference: Reference, outputs: Hooks, stages: Stages) -> Reference:
-    """Return the reference for a graph that gave these outputs, with those of its decisions that are right.
+    """Return the reference for a graph with these outputs: it adopts those of the graph's decisions that are correct.
 
     Args:
-        reference: what is right with the original's decisions.
-        outputs: acts_post and, unless the graph does not show it, acts_pre.
-        stages: of the same artifact.
+        reference: The reference with the decisions of the original.
+        outputs: The graph's acts_post and, if the graph outputs them, acts_pre and the hooks after it.
+        stages: The stages of the same artifact.
     """
     if reference.rounded:
         return reference
     acts_post = outputs[HOOK_ACTS_POST]
-    decided = _explain_support(reference, acts_post, outputs.get(HOOK_ACTS_PRE), stages.activate)
+    followed = _explain_support(reference, acts_post, outputs.get(HOOK_ACTS_PRE), stages.activate)
     if reference.flips is not None:
-        decided = adopt_decisions(decided, acts_post)
-    moved = np.abs(decided.truth[HOOK_ACTS_POST] - reference.truth[HOOK_ACTS_POST])
-    otherwise = (moved > reference.acts_pre_tolerance).any(axis=1)  # by less a ReLU may, for which the budget is there
-    if HOOK_RECONS not in outputs or not otherwise.any():
-        return decided
+        followed = adopt_decisions(followed, acts_post)
+    moved = np.abs(followed.truth[HOOK_ACTS_POST] - reference.truth[HOOK_ACTS_POST])
+    # At the kink of a ReLU a feature changes by less than the tolerance of acts_pre: the budgets cover that.
+    diverging = (moved > reference.acts_pre_tolerance).any(axis=1)
+    if HOOK_RECONS not in outputs or not diverging.any():
+        return followed
     recons = reference.truth[HOOK_RECONS].copy()
-    recons[otherwise] = stages.decode(otherwise, acts_post[otherwise])
+    recons[diverging] = stages.decode(diverging, acts_post[diverging])
     error = reference.error_target - recons if HOOK_ERROR in reference.truth else None
-    return decided.with_truth(behind(recons, error, reference.use_error_term), diverging_tokens=otherwise)
+    return followed.with_truth(derive_outputs(recons, error, reference.use_error_term), diverging_tokens=diverging)
 
 
 def adopt_decisions(reference: Reference, acts_post: Array) -> Reference:
-    """Return the reference that decides about uncertain features as these activations do."""
-    truth, other = reference.truth[HOOK_ACTS_POST], reference.alternative_acts
-    swapped = reference.is_uncertain & ((acts_post != 0) != (truth != 0))
-    if reference.flips is None:  # of those that tie, as many have a place in any case
-        swapped &= ((acts_post != 0).sum(axis=1) == (truth != 0).sum(axis=1))[:, None]
-    if other is None or not swapped.any():
+    """Return the reference that decides about uncertain features as `acts_post` does."""
+    truth, alternative = reference.truth[HOOK_ACTS_POST], reference.alternative_acts
+    flipped = reference.is_uncertain & ((acts_post != 0) != (truth != 0))
+    if reference.flips is None:  # the features tie for k places, so that the number of those that are on is fixed
+        flipped &= ((acts_post != 0).sum(axis=1) == (truth != 0).sum(axis=1))[:, None]
+    if alternative is None or not flipped.any():
         return reference
     return reference.with_truth(
-        {HOOK_ACTS_POST: np.where(swapped, other, truth)}, alternative_acts=np.where(swapped, truth, other)
+        {HOOK_ACTS_POST: np.where(flipped, alternative, truth)},
+        alternative_acts=np.where(flipped, truth, alternative),
     )
 
 
 def follow_steered_graph(steered: SteeredReference, clean: Reference, acts_post: Array, decode: Stage) -> Reference:
-    """Return the reference for a graph that gave these activations, and decided as `clean` follows.
+    """Return the reference for a graph that was run under an intervention.
 
-    What an edit hides, the decision of the edited feature, shows in the clean pass of the same graph.
+    An edit hides the decision about the edited feature. It shows in the clean pass of the same graph, which `clean`
+    follows.
+
+    Args:
+        steered: The reference with the decisions of the original.
+        clean: What `follow_graph` returned for the same graph without an edit.
+        acts_post: The activations of the graph under the intervention.
+        decode: The decoder of the same artifact.
     """
     if steered.rounded:
         return steered
@@ -104,21 +120,29 @@ def follow_steered_graph(steered: SteeredReference, clean: Reference, acts_post:
     if clean.diverging_tokens is not None:
         recons = steered.truth[HOOK_RECONS].copy()
         recons[clean.diverging_tokens] = decode(clean.diverging_tokens, acts_post[clean.diverging_tokens])
-        truth.update(behind(recons, clean.truth.get(HOOK_ERROR), steered.use_error_term))
+        truth.update(derive_outputs(recons, clean.truth.get(HOOK_ERROR), steered.use_error_term))
     return steered.with_truth(truth, diverging_tokens=clean.diverging_tokens)
 
 
 def _explain_support(reference: Reference, acts_post: Array, own_pre: Array | None, activate: Stage) -> Reference:
-    """Return the reference that decides as `activate` does of a graph's own acts_pre, or of some that is near."""
+    """Return the reference with the decisions of `activate` on the graph's acts_pre, or on one close to it.
+
+    Args:
+        reference: The reference with the decisions of the original.
+        acts_post: The graph's activations.
+        own_pre: The graph's acts_pre, which may move by one rounding; None lets the truth's move within its budget.
+        activate: The activation function of the same artifact.
+    """
     pre = (reference.truth[HOOK_ACTS_PRE] if own_pre is None else own_pre).astype(np.float64)
     step = reference.acts_pre_tolerance if own_pre is None else 2 * FLOOR[reference.dtype] * np.abs(pre)
     on, truth = acts_post != 0, reference.truth[HOOK_ACTS_POST]
-    certain = ~reference.is_uncertain | (reference.flips is None)  # a tie is explained, too
+    must_explain = ~reference.is_uncertain | (reference.flips is None)  # acts_pre explains a tie, too
     decided = activate(np.ones(len(on), bool), pre).astype(np.float64)
-    contested = (((decided != 0) != on) & certain).any(axis=1)
+    contested = (((decided != 0) != on) & must_explain).any(axis=1)
     outwards = np.where(on, np.sign(acts_post), np.sign(pre))
-    # As far as may be in favour of what the graph decided: what is on outwards, what is off inwards, to zero at most;
-    # or, where what is large is not what is on, what is on upwards and what is off downwards.
+    # Move each preactivation as far as it may go in favour of the graph's decision. First by size: away from zero if
+    # the feature is on, towards zero but not across it if it is off. Then by sign, for activation functions that do not
+    # switch on what is large: upwards if the feature is on, downwards if it is off.
     for favour in (
         np.where(on, step * outwards, -np.minimum(step, np.abs(pre)) * outwards),
         np.where(on, step, -step),
@@ -127,12 +151,13 @@ def _explain_support(reference: Reference, acts_post: Array, own_pre: Array | No
             break
         moved = (pre + favour)[contested]
         found = activate(contested, moved).astype(np.float64)
-        explains = ~(((found != 0) != on[contested]) & certain[contested]).any(axis=1)
-        back = np.clip(pre[contested] / np.where(moved == 0, 1.0, moved), SMALLEST, 1 / SMALLEST)
+        explains = ~(((found != 0) != on[contested]) & must_explain[contested]).any(axis=1)
+        # The move changed the activation in proportion to its preactivation; scale it back.
+        back = np.clip(pre[contested] / np.where(moved == 0, 1.0, moved), MIN_SHRINK, 1 / MIN_SHRINK)
         places = np.flatnonzero(contested)[explains]
-        decided[places] = (found * back)[explains]  # an activation is in proportion to its preactivation
+        decided[places] = (found * back)[explains]
         contested[places] = False
     if own_pre is None:
-        decided[contested] = truth[contested]  # for the message: what is not explained is wrong
-    changed = ((decided != 0) != (truth != 0)) & certain
+        decided[contested] = truth[contested]  # a decision that is not explained is wrong
+    changed = ((decided != 0) != (truth != 0)) & must_explain
     return reference.with_truth({HOOK_ACTS_POST: np.where(changed, decided, truth)}) if changed.any() else reference

@@ -1,7 +1,8 @@
-"""What an artifact of less precision loses against the float32 original; it is measured, and it is not parity.
+"""Fidelity: what an artifact of lower precision loses against the float32 original.
 
-With int8 weights there is no parity, and a verification holds the artifact to its fidelity; in half precision there is
-parity with the original in that dtype, and the fidelity is for the reader.
+Fidelity is measured, and it is not parity. With int8 weights there is no parity, and a verification compares the
+artifact with its recorded fidelity. In half precision there is parity with the original in that dtype; the fidelity is
+recorded for the reader of the manifest.
 """
 
 import dataclasses
@@ -16,29 +17,30 @@ from ..artifact.names import HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
 from .reference import COMPUTED_HOOKS, Hooks, SteeredReference
 
 MARGIN = 2.0
-"""How much larger than at export an error may be elsewhere: other kernels round activations in other blocks."""
+"""How many times the errors measured at export the errors on another machine may be. Other kernels round activations in
+other blocks."""
 
 MOST_LOST = 0.05
-"""The largest error of a stage, given what goes into it in the original, at which it can still be called the same SAE.
-Rounding to 8 bits costs about 0.01; a wrong graph would cost more, and must not become its own budget."""
+"""Largest token error of a stage, given the original's values before it, with which an export still counts as the same
+SAE. Rounding to 8 bits costs about 0.01. A wrong graph would cost more, and must not become its own budget."""
 
 
 def without_budgets(steered: SteeredReference) -> SteeredReference:
-    """Return a reference that judges everything but the size of errors."""
+    """Return a reference with unlimited budgets, which judges everything except the size of errors."""
     unlimited = dict.fromkeys(COMPUTED_HOOKS, Errors(math.inf, math.inf))
     clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True, alternative_acts=None, flips=None)
     return dataclasses.replace(steered, recorded=unlimited, rounded=True, clean=clean)
 
 
 def fidelity_of(original: Errors, measured: Sequence[Errors]) -> HookParity:
-    """Return the record of a hook from the original's own errors and those of the graphs that have it."""
+    """Return the record of a hook: the errors of the original, the largest of several graphs, and the budget."""
     worst = Errors(max(errors.token for errors in measured), max(errors.element for errors in measured))
     return HookParity(original, worst, Errors(*(MARGIN * (a + b) for a, b in zip(
         dataclasses.astuple(worst), dataclasses.astuple(original), strict=True))))  # fmt: skip
 
 
 def features_of(original: Array, artifact: Array) -> Features:
-    """Compare which features are on, `(tokens, d_sae)` both."""
+    """Compare which features are on in two acts_post, `(tokens, d_sae)`: the original's and the artifact's."""
     before, now = original != 0, artifact != 0
     on = max(1, int(before.sum()))
     kept, gained = int((before & now).sum()) / on, int((now & ~before).sum()) / on
@@ -46,9 +48,10 @@ def features_of(original: Array, artifact: Array) -> Features:
 
 
 def explained_variance(hooks: Hooks, target: Array | None) -> float | None:
-    """Return 1 - sum |y - recons|^2 / sum |y - mean y|^2, with y the input or, of a transcoder, the target.
+    """Return the fraction of the variance that the reconstruction explains.
 
-    Where y does not vary the fraction has no meaning and is 1; where it is not known there is none.
+    It is `1 - sum |y - recons|^2 / sum |y - mean y|^2`, with `y` the input or, for a transcoder, the target. It is 1 if
+    `y` does not vary, and None if a transcoder's target is unknown.
     """
     if target is None and HOOK_ERROR not in hooks:
         return None
@@ -58,13 +61,13 @@ def explained_variance(hooks: Hooks, target: Array | None) -> float | None:
 
 
 def describe_fidelity(fidelity: Fidelity) -> str:
-    """Return it in words."""
+    """Return the fidelity as a sentence."""
     features = fidelity.features
     errors = ", ".join(f"{name} {record.artifact.token:.2%}" for name, record in fidelity.hooks.items())
     known = fidelity.explained_original is not None
     explained = f"; variance explained {fidelity.explained_original:.4f} -> {fidelity.explained:.4f}" if known else ""
     return (
-        f"fidelity to float32 on {fidelity.tokens} tokens: largest error of a token: {errors}; "
-        f"{features.kept:.2%} of the features that are on are kept, {1 - features.kept:.2%} lost, "
+        f"fidelity to float32 on {fidelity.tokens} tokens: largest token errors: {errors}; "
+        f"{features.kept:.2%} of the features that are on stay on, {1 - features.kept:.2%} are lost, "
         f"{features.gained:.2%} gained, L0 {features.l0_original:.1f} -> {features.l0:.1f}{explained}"
     )

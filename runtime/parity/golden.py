@@ -1,20 +1,25 @@
-"""`golden.safetensors`: inputs with what PyTorch computed from them and the truth, to be proved again anywhere.
+"""Writes and reads `golden.safetensors`: inputs, what PyTorch computed from them, and the truth, for later proofs.
 
-It holds the six hooks by their names, as PyTorch computed them, `(tokens, ...)`; `feature_ids`, `feature_scale` and
-`feature_shift`, an intervention as `steer.onnx` takes it; and what that changed: `steered.hook_sae_recons` and
-`steered.hook_sae_output`, and of `steered.hook_sae_acts_post` the columns `feature_ids`, `(tokens, m)`.
+Its tensors, by name:
 
-A transcoder with the error term has `target` too, and one without has no `hook_sae_error`.
+    hook_sae_*                     the hooks as PyTorch computed them, `(tokens, ...)`; a transcoder without the error
+                                   term has no hook_sae_error
+    target                         of a transcoder with the error term, `(tokens, d_out)`
+    feature_ids, feature_scale,    an intervention, as `steer.onnx` takes it
+    feature_shift
+    steered.hook_sae_recons,       the hooks under that intervention
+    steered.hook_sae_output
+    steered.hook_sae_acts_post     likewise, but only its columns `feature_ids`, `(tokens, m)`
+    residual.NAME                  for every computed tensor NAME above, the truth in float64 minus what PyTorch
+                                   computed, float32
+    uncertain.PRECISION            the uncertain features, as indices into the flattened `(tokens, d_sae)`, int64
+    uncertain.PRECISION.acts_post  their activations with the opposite decision, float32
+    uncertain.PRECISION.flips      if the SAE has a gate: for each token, the number of features that the original
+                                   decides differently from the truth alone, `(tokens,)`, int64
 
-For every computed tensor there is `residual.<name>`, float32: the truth in float64 less what PyTorch computed. It is
-small, so that float32 keeps the truth to about 14 digits (in half precision 10) in half the space.
-
-For each precision that the SAE may run in, its dtype and for float32 `tf32`, there is which features are uncertain
-(`runtime.parity.decisions` says when): `uncertain.<precision>`, places in a flat `(tokens, d_sae)`, int64, and
-`uncertain.<precision>.acts_post`, what these activations are where the feature decides otherwise, float32; and where
-there is a gate `uncertain.<precision>.flips`, how many the original itself decides otherwise, `(tokens,)`, int64.
-
-Numbers in bfloat16, which few readers know, are stored in float32.
+A residual is small. In float32 it keeps about 14 digits of the truth (10 in half precision) in half the space of
+float64. PRECISION is the SAE's dtype and, for float32, also `tf32`. `runtime.parity.decisions` says which features are
+uncertain. Tensors of bfloat16 are stored in float32, because few readers support bfloat16.
 """
 
 from collections.abc import Mapping
@@ -40,7 +45,7 @@ from ..artifact.names import (
 from ..devices.options import TF32
 from ..errors import IntegrityError
 from ..session.interventions import Intervention
-from .reference import COMPUTED_HOOKS, Budgets, Reference, SteeredReference
+from .reference import COMPUTED_HOOKS, Budgets, Hooks, Reference, SteeredReference
 
 RESIDUAL = "residual."
 STEERED = "steered."
@@ -51,13 +56,13 @@ CHANGED_HOOKS = (HOOK_ACTS_POST, HOOK_RECONS, HOOK_OUTPUT)
 
 
 def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Reference | None = None) -> None:
-    """Write `tokens` of a reference, evenly spaced, to `path`.
+    """Write evenly spaced tokens of a reference to a file.
 
     Args:
-        steered: the reference.
-        tokens: how many.
-        path: of the file.
-        in_tf32: that of the clean pass at this precision, if there is one.
+        steered: The reference, with an intervention.
+        tokens: Number of tokens to write.
+        path: Path of the file.
+        in_tf32: The reference without an intervention in TF32 arithmetic, if the artifact may run in it.
     """
     sample = np.linspace(0, steered.tokens - 1, tokens, dtype=np.int64)
     original, truth = ({hook: hooks[hook][sample] for hook in steered.truth}
@@ -90,14 +95,15 @@ def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Refe
 
 
 def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReference:
-    """Return the golden batch of an artifact, with the budgets that the export recorded.
+    """Return the golden batch of an artifact as a reference, with the budgets that were recorded at export.
 
     Args:
-        artifact: it.
-        precision: "tf32" for a GPU that rounds the factors of float32 products; else what the SAE's dtype is held to.
+        artifact: The artifact.
+        precision: "tf32" takes the budgets and uncertain features for a GPU that computes float32 products in TF32;
+            any other value takes those of the SAE's dtype.
 
     Raises:
-        IntegrityError: the file is not what the manifest says, or lacks a tensor.
+        IntegrityError: The file differs from the manifest's record, lacks a tensor, or has one that is not valid.
     """
     path = artifact.file(artifact.manifest.golden.file)
     tensors = load_file(path)
@@ -118,11 +124,13 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
     if missing := needed - set(tensors):
         raise IntegrityError(f"{path} has no tensor {', '.join(sorted(missing))}. Export the SAE again.")
     truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in computed}
-    other = truth[HOOK_ACTS_POST].copy()
+    alternative = truth[HOOK_ACTS_POST].copy()
     places, values = tensors[uncertain], tensors[uncertain + OTHER]
-    if places.dtype != np.int64 or places.shape != values.shape or ((places < 0) | (places >= other.size)).any():
-        raise IntegrityError(f"{path}: {uncertain} are no places of {list(other.shape)} numbers. Export the SAE again.")
-    other.reshape(-1)[places] = values
+    if places.dtype != np.int64 or places.shape != values.shape or ((places < 0) | (places >= alternative.size)).any():
+        raise IntegrityError(
+            f"{path}: {uncertain} are not indices into {list(alternative.shape)} activations. Export the SAE again."
+        )
+    alternative.reshape(-1)[places] = values
     clean = Reference(
         {hook: tensors[hook] for hook in sae.hooks},
         {hook: truth[hook] for hook in sae.hooks[1:]},
@@ -131,13 +139,13 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         sae.dtype,
         budgets,
         rounded=rounded,
-        alternative_acts=None if rounded else other,
+        alternative_acts=None if rounded else alternative,
         flips=None if rounded else tensors.get(uncertain + FLIPS),
     )
     intervention = Intervention(*(tensors[name] for name in (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)))
     return SteeredReference(
-        {**clean.original, **_changed(tensors, clean.original, intervention)},
-        {**clean.truth, **_changed(truth, clean.truth, intervention)},
+        {**clean.original, **_changed_hooks(tensors, clean.original, intervention)},
+        {**clean.truth, **_changed_hooks(truth, clean.truth, intervention)},
         sae.use_error_term,
         tensors.get(TARGET),
         sae.dtype,
@@ -148,8 +156,8 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
     )
 
 
-def _changed(tensors: Mapping[str, Array], clean: Mapping[str, Array], intervention: Intervention) -> dict[str, Array]:
-    """Return the hooks that the intervention changed, the columns of the activations put back among the others."""
+def _changed_hooks(tensors: Hooks, clean: Hooks, intervention: Intervention) -> dict[str, Array]:
+    """Return the hooks that the intervention changed, with the stored columns of acts_post put into the clean one."""
     changed = {hook: tensors[STEERED + hook] for hook in CHANGED_HOOKS}
     acts_post = clean[HOOK_ACTS_POST].copy()
     acts_post[:, intervention.ids] = changed[HOOK_ACTS_POST]
@@ -157,16 +165,16 @@ def _changed(tensors: Mapping[str, Array], clean: Mapping[str, Array], intervent
 
 
 def _budgets(artifact: Artifact, precision: str) -> tuple[Budgets, Budgets]:
-    """Return the recorded budgets, without and under an intervention; a hook without one may not err at all."""
-    measured, parity = artifact.manifest.record, artifact.manifest.parity
+    """Return the recorded budgets, without and with an intervention; a hook without a record gets the budget 0."""
+    record, parity = artifact.manifest.record, artifact.manifest.parity
 
     def complete(recorded: Budgets) -> Budgets:
         return {hook: recorded.get(hook, Errors(0.0, 0.0)) for hook in COMPUTED_HOOKS}
 
     if precision == TF32 and parity is not None:
         return complete(parity.tf32), complete(parity.tf32_steered)
-    return complete(_of(measured.hooks)), complete(_of(measured.steered))
+    return complete(_budgets_in(record.hooks)), complete(_budgets_in(record.steered))
 
 
-def _of(recorded: Mapping[str, HookParity]) -> Budgets:
+def _budgets_in(recorded: Mapping[str, HookParity]) -> Budgets:
     return {hook: parity.budget for hook, parity in recorded.items()}

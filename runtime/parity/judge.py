@@ -1,4 +1,4 @@
-"""Verdicts: the outputs of a graph against a reference, each with every reason why it fails."""
+"""Compares the outputs of a graph with a reference. Each output gets a verdict with every reason to fail."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,24 @@ from ..arrays.dtypes import rounded
 from ..arrays.tensor import Array
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT, HOOK_OUTPUT, HOOK_RECONS
 from .reference import Hooks, Reference, index_of
-from .report import Verdict
+from .report import Verdict, and_more, count
 
 
 def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Reference) -> list[Verdict]:
-    """Return a verdict for each output of a graph, and for each that is missing or should not be there.
+    """Return a verdict for each output that a graph must have, and for each that it should not have.
 
     Args:
-        graph: its name, for the messages.
-        expected: the hooks that the graph has to give, in order.
-        outputs: what it gave, in its order.
-        reference: what to judge against, and with which budgets.
+        graph: Name of the graph, for the messages.
+        expected: Names of the outputs that the graph must have, in order.
+        outputs: What the graph returned, in its own order.
+        reference: The values and budgets to judge against.
     """
     verdicts = []
     for hook in expected:
         if hook not in outputs:
             verdicts.append(_failed(graph, hook, f"the output is missing; there are {', '.join(outputs) or 'none'}"))
-        elif shape := _form_differs(outputs[hook], reference.original[hook]):
-            verdicts.append(_failed(graph, hook, shape))
+        elif difference := _type_difference(outputs[hook], reference.original[hook]):
+            verdicts.append(_failed(graph, hook, difference))
         elif hook == HOOK_INPUT:
             verdicts.append(_judge_input(graph, outputs[hook], reference))
         else:
@@ -38,29 +38,31 @@ def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Refere
     return verdicts
 
 
-def _failed(graph: str, hook: str, why: str) -> Verdict:
-    return Verdict(graph, hook, None, None, (f"{graph}: {hook}: {why}.",))
+def _failed(graph: str, hook: str, reason: str) -> Verdict:
+    return Verdict(graph, hook, None, None, (f"{graph}: {hook}: {reason}.",))
 
 
-def _form_differs(y: Array, original: Array) -> str:
+def _type_difference(y: Array, original: Array) -> str:
+    """Return how shape or dtype differ, or an empty string if both are equal."""
     if y.dtype == original.dtype and y.shape == original.shape:
         return ""
     return f"it is {y.shape} {y.dtype}, the original {original.shape} {original.dtype}"
 
 
 def _judge_input(graph: str, y: Array, reference: Reference) -> Verdict:
+    """Compare the input bit for bit."""
     x = reference.original[HOOK_INPUT]
     bits = f"u{x.itemsize}"
     different = np.ascontiguousarray(y).view(bits) != np.ascontiguousarray(x).view(bits)
     if not different.any():
         return Verdict(graph, HOOK_INPUT, None, None)
     index = index_of(int(np.argmax(different)), x.shape)
-    return _failed(
-        graph, HOOK_INPUT, f"it is {y[index]:.9g} at {list(index)}, the input {x[index]:.9g}; it must be its bits"
-    )
+    reason = f"it is {y[index]:.9g} at {list(index)}, the input {x[index]:.9g}; they must be equal bit for bit"
+    return _failed(graph, HOOK_INPUT, reason)
 
 
 def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference) -> Verdict:
+    """Compare errors with their budgets; of acts_post also which features are on, of the output also the sum."""
     y, budget = outputs[hook], reference.budgets[hook]
     finite = np.isfinite(y)
     if not finite.all():
@@ -82,20 +84,20 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference)
         failures += _judge_support(graph, y, reference)
         if reference.n_flipped > reference.max_flipped:
             failures.append(
-                f"{graph}: {hook}: {reference.n_flipped} features near the threshold of a gate are on in one and "
-                f"off in the other; rounding explains {reference.max_flipped:.0f}."
+                f"{graph}: {hook}: {reference.n_flipped} gates near their threshold decide differently from the "
+                f"original; rounding explains at most {reference.max_flipped:.0f}."
             )
-        otherwise = int(((reference.truth[hook] != 0) != (reference.original[hook] != 0)).sum())
-        note = f"({otherwise} decided otherwise)" if otherwise else ""
+        differing = int(((reference.truth[hook] != 0) != (reference.original[hook] != 0)).sum())
+        note = f"({count(differing, 'decision')} differing from the original)" if differing else ""
     elif reference.diverging_tokens is not None:
-        note = f"({int(reference.diverging_tokens.sum())} tokens after other decisions)"
+        note = f"({count(int(reference.diverging_tokens.sum()), 'token')} judged after the graph's own decisions)"
     if hook == HOOK_OUTPUT:
         failures += _judge_sum(graph, outputs, reference)
     return Verdict(graph, hook, errors, budget, tuple(failures), note)
 
 
 def _judge_support(graph: str, y: Array, reference: Reference) -> list[str]:
-    """Return which features are on in one and off in the other, and may not be."""
+    """Return the features about which the graph decided wrongly."""
     on, pre = reference.truth[HOOK_ACTS_POST] != 0, reference.truth[HOOK_ACTS_PRE]
     wrong = ((y != 0) != on) & ~reference.support_is_free
     if not wrong.any():
@@ -103,15 +105,16 @@ def _judge_support(graph: str, y: Array, reference: Reference) -> list[str]:
     token, feature = index_of(int(np.argmax(wrong)), wrong.shape)
     return [
         f"{graph}: {HOOK_ACTS_POST}: feature {feature} of token {token} is {'off' if on[token, feature] else 'on'} "
-        f"({y[token, feature]:.9g}), and no rounding explains it; its preactivation is {pre[token, feature]:.6g} in "
-        f"truth, and may err by {reference.acts_pre_tolerance[token, feature]:.1e}. So are {int(wrong.sum()) - 1} more."
+        f"({y[token, feature]:.9g}), and no rounding explains it: the truth of its preactivation is "
+        f"{pre[token, feature]:.6g}, and its tolerance {reference.acts_pre_tolerance[token, feature]:.1e}"
+        f"{and_more(int(wrong.sum()) - 1)}."
     ]
 
 
 def _judge_sum(graph: str, outputs: Hooks, reference: Reference) -> list[str]:
-    """Return why the output is not exactly the reconstruction, or its sum with the error, rounded."""
+    """Return a failure unless the output is exactly the rounded sum of reconstruction and error, or recons alone."""
     parts = (HOOK_RECONS, HOOK_ERROR) if reference.use_error_term else (HOOK_RECONS,)
-    if any(part not in outputs or _form_differs(outputs[part], outputs[HOOK_OUTPUT]) for part in parts):
+    if any(part not in outputs or _type_difference(outputs[part], outputs[HOOK_OUTPUT]) for part in parts):
         return []  # the part has a verdict of its own
     total = rounded(sum((outputs[part] for part in parts[1:]), start=outputs[parts[0]]), reference.dtype)
     different = total != outputs[HOOK_OUTPUT]

@@ -1,4 +1,4 @@
-"""The proof: graphs of an artifact, run on the inputs of a reference and judged against it."""
+"""Runs the graphs of an artifact on the inputs of a reference and judges their outputs."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -27,166 +27,197 @@ from ..session.features import TopFeatures
 from .decisions import Stage, Stages, adopt_decisions, follow_graph, follow_steered_graph
 from .judge import judge
 from .reference import Hooks, Reference, SteeredReference
-from .report import Report, Verdict
+from .report import Report, Verdict, and_more
 
 PROBE_K = 1
-"""Features of a token that are asked for besides, so that they have to be sought."""
+"""A second `k` with which `features` is run. With `k` above L0 the graph need not search for the largest features."""
 
 Run: TypeAlias = Callable[[str, dict[str, TensorValue], int], Hooks]
-"""From a graph's name, its inputs and the number of tokens to its outputs, those of bfloat16 as float32."""
+"""Runs a graph: `run(name, inputs, tokens)` returns its outputs, those of bfloat16 in float32 arrays."""
 
 
 def judge_graphs(
     graphs: Sequence[str], manifest: Manifest, steered: SteeredReference, run: Run, report: Report
 ) -> None:
-    """Run graphs of an artifact on a reference's inputs and add the verdicts, or why there is none, to a report.
+    """Run graphs of an artifact and add their verdicts to a report, or the reason why a graph has none.
 
-    Those that take no intervention are judged against `steered.clean`.
+    Args:
+        graphs: Names of the graphs to judge.
+        manifest: The manifest of the artifact.
+        steered: The reference for the graphs that take an intervention; `steered.clean` is that for all other graphs.
+        run: A function that runs a graph.
+        report: The report, which is changed.
 
     Raises:
-        ProviderError: the device cannot be used.
+        ProviderError: The device cannot be used.
     """
-    proof = _Proof(manifest, steered, run)
+    proof = _GraphProof(manifest, steered, run)
     for graph in graphs:
         try:
-            report.verdicts.extend(proof.verdicts_on(graph))
+            report.verdicts.extend(proof.judge_graph(graph))
         except ProviderError:
             raise
-        except SAEError as error:  # of this graph, or of a stage that it is held to
+        except SAEError as error:  # of this graph, or of a stage that it is compared with
             report.problems.append(f"{graph}: {error}")
 
 
-class _Proof:
-    """The inputs of graphs, and what the outputs of each are judged against."""
+class _GraphProof:
+    """Runs the graphs of one artifact on one reference and judges each of them.
+
+    Attributes:
+        sources: Every tensor that is an input of a graph, by name, for all tokens of the reference.
+    """
 
     def __init__(self, manifest: Manifest, steered: SteeredReference, run: Run) -> None:
         self.manifest, self.steered, self.run = manifest, steered, run
         clean, sae = steered.clean, manifest.sae
-        numbers = {INPUT: steered.original[HOOK_INPUT], **clean.original}
+        arrays = {INPUT: steered.original[HOOK_INPUT], **clean.original}
         if steered.target is not None:
-            numbers[TARGET] = steered.target
-        k = min(sae.d_sae, 2 * _most_on(clean) + 8)  # more than are on, so that nothing may be missing
+            arrays[TARGET] = steered.target
+        k = min(sae.d_sae, 2 * _max_l0(clean) + 8)  # above L0, so that every feature that is on must be returned
         self.sources: dict[str, TensorValue] = {
-            **{name: feed_of(array, sae.dtype) for name, array in numbers.items()},
+            **{name: feed_of(array, sae.dtype) for name, array in arrays.items()},
             **steered.intervention.feeds((steered.tokens,), sae.dtype),
             K: np.array([k]),
         }
 
-    def verdicts_on(self, graph: str) -> list[Verdict]:
-        """Run a graph and judge its outputs."""
+    def judge_graph(self, graph: str) -> list[Verdict]:
+        """Run a graph and return a verdict for each of its outputs."""
         kind, dot, family = graph.partition(".")
-        outputs, clean = self.outputs_of(graph), self.steered.clean
-        stages = self.stages_of(dot + family)
+        outputs, clean = self.run_graph(graph), self.steered.clean
+        stages = self.stages_for(dot + family)
         if kind == FEATURES:
-            return _judge_features(graph, outputs, self.outputs_of(graph, {K: np.array([PROBE_K])}), clean, stages)
+            return _judge_features(graph, outputs, self.run_graph(graph, {K: np.array([PROBE_K])}), clean, stages)
         expected = [tensor.name for tensor in self.manifest.graphs[graph].outputs]
         if kind == STEER:
-            unedited = self.outputs_of(graph, self.no_edit())
-            followed = _followed(unedited, clean, stages)
-            wrong = [v for v in judge(f"{graph}, without an edit", expected, unedited, followed) if v.failures]
-            steered: Reference = self.steered
-            if _comparable(outputs, clean):
-                steered = follow_steered_graph(self.steered, followed, outputs[HOOK_ACTS_POST], stages.decode)
-            verdicts = judge(graph, expected, outputs, steered)
-            return verdicts if any(verdict.failures for verdict in verdicts) else [*verdicts, *wrong]
+            return self._judge_steer(graph, expected, outputs, stages)
         if kind == ACTIVATE:
-            found = adopt_decisions(clean, outputs[HOOK_ACTS_POST]) if _comparable(outputs, clean) else clean
-            return judge(graph, expected, outputs, found)
-        return judge(graph, expected, outputs, _followed(outputs, clean, stages))
+            adopted = adopt_decisions(clean, outputs[HOOK_ACTS_POST]) if _can_follow(outputs, clean) else clean
+            return judge(graph, expected, outputs, adopted)
+        return judge(graph, expected, outputs, _follow(outputs, clean, stages))
 
-    def outputs_of(self, graph: str, other: dict[str, TensorValue] | None = None) -> Hooks:
-        """Run a graph on all tokens, some of its inputs others than the reference's."""
-        sources = {**self.sources, **(other or {})}
+    def _judge_steer(self, graph: str, expected: list[str], outputs: Hooks, stages: Stages) -> list[Verdict]:
+        """Judge a graph with the intervention, and without an edit, which shows what it decides before editing."""
+        clean = self.steered.clean
+        unedited = self.run_graph(graph, self.identity_edit())
+        followed = _follow(unedited, clean, stages)
+        wrong = [v for v in judge(f"{graph}, without an edit", expected, unedited, followed) if v.failures]
+        steered: Reference = self.steered
+        if _can_follow(outputs, clean):
+            steered = follow_steered_graph(self.steered, followed, outputs[HOOK_ACTS_POST], stages.decode)
+        verdicts = judge(graph, expected, outputs, steered)
+        return verdicts if any(verdict.failures for verdict in verdicts) else [*verdicts, *wrong]
+
+    def run_graph(self, graph: str, replaced: dict[str, TensorValue] | None = None) -> Hooks:
+        """Run a graph on all tokens, with some of its inputs replaced."""
+        sources = {**self.sources, **(replaced or {})}
         feeds = {tensor.name: sources[tensor.name] for tensor in self.manifest.graphs[graph].inputs}
         return self.run(graph, feeds, self.steered.tokens)
 
-    def no_edit(self) -> dict[str, TensorValue]:
-        """Return strengths of the edits at which nothing is edited, in one row for all tokens."""
+    def identity_edit(self) -> dict[str, TensorValue]:
+        """Return a scale of 1 and a shift of 0 for every edited feature, in one row for all tokens."""
         m = len(self.steered.intervention.ids)
         return {
             name: feed_of(np.full((1, m), value, np.float32), self.manifest.sae.dtype)
             for name, value in ((FEATURE_SCALE, 1.0), (FEATURE_SHIFT, 0.0))
         }
 
-    def stages_of(self, family: str) -> Stages:
-        """Return the stages of a family of graphs, such as ".sparse", or of the portable ones: their own or these."""
+    def stages_for(self, family: str) -> Stages:
+        """Return the stages that graphs of a family, such as ".sparse", are compared with.
+
+        They are those of the same family, or the portable ones where the family has none.
+        """
         graphs = self.manifest.graphs
         activate, decode = (f"{name}{family}" if f"{name}{family}" in graphs else name for name in (ACTIVATE, DECODE))
         return Stages(
-            self.stage(activate, HOOK_ACTS_PRE, HOOK_ACTS_POST), self.stage(decode, HOOK_ACTS_POST, HOOK_RECONS)
+            self.as_stage(activate, HOOK_ACTS_PRE, HOOK_ACTS_POST), self.as_stage(decode, HOOK_ACTS_POST, HOOK_RECONS)
         )
 
-    def stage(self, graph: str, given: str, wanted: str) -> Stage:
-        """Return a graph as a function of some of the tokens."""
+    def as_stage(self, graph: str, given: str, wanted: str) -> Stage:
+        """Return a graph as a function from the hook `given` to the hook `wanted`, on some of the tokens.
 
-        def stage(tokens: Array, values: Array) -> Array:
-            numbers = {given: values, INPUT: np.asarray(self.sources[INPUT])[tokens]}
+        The function raises an ArtifactError if the graph returns another shape, or values that are not finite.
+        """
+
+        def run_stage(tokens: Array, values: Array) -> Array:
+            arrays = {given: values, INPUT: np.asarray(self.sources[INPUT])[tokens]}
             feeds: dict[str, TensorValue] = {
-                tensor.name: feed_of(numbers[tensor.name], self.manifest.sae.dtype)
+                tensor.name: feed_of(arrays[tensor.name], self.manifest.sae.dtype)
                 for tensor in self.manifest.graphs[graph].inputs
             }
             outputs = self.run(graph, feeds, len(values))
             shape = (len(values), *self.steered.original[wanted].shape[1:])
             if wanted not in outputs or outputs[wanted].shape != shape:
                 found = {name: y.shape for name, y in outputs.items()}
-                raise ArtifactError(f"{graph} has to give {wanted} {shape} and gave {found}.")
+                raise ArtifactError(f"{graph} must return {wanted} of shape {shape}, and returned {found}.")
             if not np.isfinite(outputs[wanted]).all():
                 raise ArtifactError(f"{graph} gave a {wanted} that is not finite.")
             return outputs[wanted]
 
-        return stage
+        return run_stage
 
 
-def _comparable(outputs: Hooks, reference: Reference) -> bool:
-    """Tell whether the activations, and the preactivations if they are there, are such that they can be followed."""
+def _can_follow(outputs: Hooks, reference: Reference) -> bool:
+    """Tell whether the activations, and the preactivations if there are any, have the right shape and are finite."""
     given = [hook for hook in (HOOK_ACTS_PRE, HOOK_ACTS_POST) if hook in outputs]
     return HOOK_ACTS_POST in given and all(
         outputs[hook].shape == reference.truth[hook].shape and np.isfinite(outputs[hook]).all() for hook in given
     )
 
 
-def _followed(outputs: Hooks, reference: Reference, stages: Stages) -> Reference:
-    """Return the reference after a graph's decisions, if it makes any that can be followed."""
-    return follow_graph(reference, outputs, stages) if _comparable(outputs, reference) else reference
+def _follow(outputs: Hooks, reference: Reference, stages: Stages) -> Reference:
+    """Return the reference with the graph's correct decisions, or as it is if the outputs cannot be followed."""
+    return follow_graph(reference, outputs, stages) if _can_follow(outputs, reference) else reference
 
 
-def _most_on(reference: Reference) -> int:
+def _max_l0(reference: Reference) -> int:
     return int((reference.original[HOOK_ACTS_POST] != 0).sum(axis=1).max(initial=0))
 
 
 def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, clean: Reference, stages: Stages) -> list[Verdict]:
-    """Judge the strongest features as the activations that they stand for, and their number and order besides.
+    """Judge the largest features of each token, as a dense acts_post, and their count and order exactly.
 
-    Of fewer, they must be the first of them: where all are found, the strongest need not be sought.
+    Args:
+        graph: Name of the graph, for the messages.
+        outputs: Its outputs with `k` above L0.
+        fewer: Its outputs with `k = PROBE_K`, which must be the first of `outputs`.
+        clean: The reference without an intervention.
+        stages: The stages of the same artifact.
     """
-    forms = [
+    shapes = [
         (name, fewer[name].shape, (*outputs[name].shape[:1], *((PROBE_K,) if name != L0 else ()))) for name in outputs
     ]
-    if wrong_forms := [form for form in forms if form[1] != form[2]]:
+    if wrong_shapes := [found for found in shapes if found[1] != found[2]]:
         return [
             Verdict(graph, name, None, None, (f"{graph}: {name} is {found} for k = {PROBE_K}, not {expected}.",))
-            for name, found, expected in wrong_forms
+            for name, found, expected in wrong_shapes
         ]
-    found = TopFeatures(outputs[INDICES], outputs[VALUES], outputs[L0])
+    top = TopFeatures(outputs[INDICES], outputs[VALUES], outputs[L0])
     d_sae = clean.original[HOOK_ACTS_POST].shape[1]
     try:
-        dense = {HOOK_ACTS_POST: found.dense(d_sae)}
+        dense = {HOOK_ACTS_POST: top.dense(d_sae)}
     except IndexError as error:
         return [Verdict(graph, INDICES, None, None, (f"{graph}: {INDICES}: {error}",))]
-    verdicts = judge(graph, [HOOK_ACTS_POST], dense, _followed(dense, clean, stages))
-    strength = np.abs(found.values)
-    first = np.arange(PROBE_K) < np.minimum(found.l0, PROBE_K)[:, None]
+    verdicts = judge(graph, [HOOK_ACTS_POST], dense, _follow(dense, clean, stages))
+    size = np.abs(top.values)
+    k = size.shape[1]
+    is_on = np.arange(PROBE_K) < np.minimum(top.l0, PROBE_K)[:, None]
     named = np.take_along_axis(dense[HOOK_ACTS_POST], np.clip(fewer[INDICES], 0, d_sae - 1), axis=1)
-    same = ((fewer[VALUES] == outputs[VALUES][:, :PROBE_K]) & ((fewer[VALUES] == named) | ~first)).all(axis=1)
-    places = np.sort(np.where(found.values != 0, found.indices, -1 - np.arange(strength.shape[1])), axis=1)
-    for name, right, why in (
-        (INDICES, (places[:, 1:] != places[:, :-1]).all(axis=1), "name a feature twice"),
-        (L0, found.l0 == (dense[HOOK_ACTS_POST] != 0).sum(axis=1), "is not the number of features that are on"),
-        (VALUES, (strength[:, :-1] >= strength[:, 1:]).all(axis=1), "are not in descending order"),
-        (K, same & (fewer[L0] == outputs[L0]), f"= {PROBE_K} does not give the strongest, or another {L0}"),
+    same = ((fewer[VALUES] == outputs[VALUES][:, :PROBE_K]) & ((fewer[VALUES] == named) | ~is_on)).all(axis=1)
+    # Places with the value 0 may name any feature: a negative number for each makes them distinct.
+    places = np.sort(np.where(top.values != 0, top.indices, -1 - np.arange(k)), axis=1)
+    for name, correct, what in (
+        (INDICES, (places[:, 1:] != places[:, :-1]).all(axis=1), "indices name a feature twice for token {}"),
+        (L0, top.l0 == (dense[HOOK_ACTS_POST] != 0).sum(axis=1), "l0 is not the number of features on for token {}"),
+        (VALUES, (size[:, :-1] >= size[:, 1:]).all(axis=1), "values are not in descending order for token {}"),
+        (
+            K,
+            same & (fewer[L0] == outputs[L0]),
+            f"with k = {PROBE_K}, token {{}} gets another feature or another l0 than with k = {k}",
+        ),
     ):
-        wrong = np.flatnonzero(~right)
-        failures = (f"{graph}: {name} {why}: token {wrong[0]} and {len(wrong) - 1} more.",) if len(wrong) else ()
+        wrong = np.flatnonzero(~correct)
+        failures = (f"{graph}: {what.format(wrong[0])}{and_more(len(wrong) - 1)}.",) if len(wrong) else ()
         if failures or name not in (INDICES, K):
             verdicts.append(Verdict(graph, name, None, None, failures))
     return verdicts

@@ -1,7 +1,7 @@
-"""How closeness is judged: the one place that says what "nothing changed" means.
+"""The parity rule: how an error is measured and how large it may be, with the reason for each tolerance.
 
-Truth is the same weights evaluated in float64. The error of a tensor `y` at a hook is measured twice, against the size
-`s` of the numbers that it was computed from:
+The truth is what the same weights give in float64. The error of a tensor `y` at a hook is measured twice, both times
+relative to `s`, the size of the values that `y` was computed from:
 
     token   = max over tokens   of  ||y - truth|| / s
     element = max over elements of  |y - truth| * sqrt(width) / s
@@ -9,25 +9,31 @@ Truth is the same weights evaluated in float64. The error of a tensor `y` at a h
     s = ||acts_pre||            for hook_sae_acts_pre and hook_sae_acts_post
     s = ||input|| + ||recons||  for hook_sae_recons, hook_sae_error and hook_sae_output
 
-(`input` is the target where a transcoder's error is taken against one.) A preactivation of more than `OUTLYING` times
-the median, such as that of a feature which is switched off by a bias of -1e9, does not make room for the others: in the
-norm it counts as much as that, and its own error is measured against its own size.
+For a transcoder with the error term, `input` stands for the target. The token error detects an error that is spread
+over many elements, such as that of a product in lower precision. The element error detects a concentrated one, such as
+that of one wrong weight.
 
-A ReLU cuts and an error term cancels, so that a tensor's own norm can be arbitrarily small, even zero, while its
-rounding errors are not; the norms above are of what goes in. `token` sees an error that is spread (a product of lower
-precision), `element` one that is concentrated (one wrong weight).
+`s` is not the norm of `y` itself, because a ReLU sets values to zero and an error term subtracts them: the norm of `y`
+can be arbitrarily small, even zero, while its rounding errors are not.
 
-A feature near a threshold is on in one correct program and off in another: `runtime.parity.decisions` says what is
-right there.
+One huge preactivation must not widen the tolerance of all other features. A feature that is switched off by a bias of
+-1e9 has one. A preactivation above `OUTLIER_RATIO` times the token's median therefore enters the norm with that
+multiple only, and its own error is measured relative to its own size.
 
-The budget is calibrated by the PyTorch original's own error, measured in the same way, in the same dtype, on the same
-inputs: `budget = FACTOR * original + FLOOR[dtype] * roundings`, the last as `Reference.floor` counts them. So one rule
-serves every size, dtype and device.
+The budget is calibrated by the error of the PyTorch original, measured in the same way, in the same dtype and on the
+same inputs:
 
-Under an intervention on features the reconstruction is the clean one plus an update, so that `s` and the original's own
-error are those of both passes: `s = ||input|| + ||recons|| + ||clean recons||`, and `original` the larger of the two.
-An edit that ablates every feature leaves `b_dec`, which the original has without any error, and the update as what
-remains of two large numbers. And the sum of two rounded numbers is rounded once more, for which the floor has a unit.
+    budget = FACTOR * error of the original + FLOOR[dtype] * number of roundings of the result
+
+so that one rule holds for every size, dtype and device. `Reference.floor` counts the roundings.
+
+With an intervention, the graph computes the clean reconstruction and adds an update. Both passes then count:
+`s = ||input|| + ||recons|| + ||clean recons||`, the error of the original is the larger one of the two passes, and the
+sum has one rounding more. The reason is cancellation. An edit that ablates every feature leaves `b_dec`, which the
+original has without any error, while the graph has it as the difference of two large values.
+
+Errors say nothing about a feature that is on in one correct program and off in another. `runtime.parity.decisions` has
+the rule for those.
 """
 
 import dataclasses
@@ -57,19 +63,20 @@ from ..errors import ParityError
 from ..session.interventions import Intervention
 
 FACTOR = 4.0
-"""Two correct programs that add the same products in another order have errors that differ by a factor. The largest one
-that `python -m benchmarks.losses.parity` sees over sizes, sparsities, architectures and numbers of tokens is 2.2
-(benchmarks/results), and in half precision 1.2; the rest is for processors and GPUs that add in yet other orders."""
+"""How many times the error of the original an artifact may have. Two correct programs that add the same products in
+different orders have different errors. The largest ratio that `python -m benchmarks.losses.parity` measures over sizes,
+sparsities, architectures and numbers of tokens is 2.2 (benchmarks/results), and 1.2 in half precision. The rest is for
+processors and GPUs that add in yet another order."""
 
 FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
-"""Half a unit in the last place, of the 24, 11 and 8 bits of a dtype's numbers: what one correct rounding of the result
-costs, where the original happens to be exact. A dtype without a row cannot be judged: truth itself is in float64."""
+"""Error of one correct rounding, by dtype: half a unit in the last place of a significand of 24, 11 or 8 bits. It is
+allowed where the original happens to be exact. A dtype that is not listed cannot be judged: float64 is the truth's."""
 
-OUTLYING = 32
-"""How much larger than the median of a token a preactivation is ordinarily not."""
+OUTLIER_RATIO = 32
+"""How many times the median of its token a preactivation ordinarily does not exceed."""
 
 ALLOWED_CHANCE_FLIPS = 8
-"""How many decisions of a gate may be others where the original, as it happens, decides as the truth."""
+"""How many decisions of gates may differ even where the original, by chance, decides everything as the truth does."""
 
 COMPUTED_HOOKS = HOOK_NAMES[1:]
 
@@ -79,24 +86,29 @@ Budgets: TypeAlias = Mapping[str, Errors]
 
 @dataclass(frozen=True)
 class Reference:
-    """What an artifact is judged against, on a batch of inputs.
+    """What an artifact is judged against on a batch: the values of the original, the truth, and the budgets.
 
     Attributes:
-        original: the hooks as PyTorch computed them, in the SAE's dtype, `(tokens, ...)`: all six, the error even where
-            it does not fire; of a transcoder without the error term, the five that fire. Those of bfloat16, which numpy
-            has not, are float32 arrays.
-        truth: the same without the input, in float64, after the original's decisions.
-        use_error_term: whether the output is to be the reconstruction plus the error.
-        target: of a transcoder with the error term, what the error is taken against.
-        dtype: of the SAE.
-        recorded: budgets that were measured before, on this batch or a larger one; None measures them.
-        left_out: how many tokens are not among them because the original itself is not exact there.
-        rounded: whether the artifact's weights are of less precision, so that it may switch other features on.
-        alternative_acts: acts_post, in float64, where each uncertain feature decides otherwise, and elsewhere as
-            `truth`; None if none is uncertain.
-        flips: where the activation function reads the input: of how many features the original decides otherwise than
-            the truth by itself would, of each token, `(tokens,)`; else None, and what is uncertain are ties.
-        diverging_tokens: on which tokens a graph decided otherwise, `(tokens,)`; see `runtime.parity.decisions`.
+        original: The hooks as PyTorch computed them in the SAE's dtype, `(tokens, ...)`. They include the error even if
+            its hook does not fire, except for a transcoder without the error term, which has none. Values of bfloat16
+            are stored in float32 arrays, because NumPy has no bfloat16.
+        truth: The computed hooks in float64, with the decisions of the original.
+        use_error_term: Whether the output is the reconstruction plus the error.
+        target: The activation that a transcoder with the error term predicts; None for every other SAE.
+        dtype: The SAE's dtype.
+        recorded: Budgets that were measured before, on this batch or on a larger one; None measures them.
+        left_out: Number of tokens that are not in this batch because the original itself is inexact on them.
+        rounded: Whether the artifact's weights have lower precision, so that other features may be on.
+        alternative_acts: acts_post in float64 with the opposite decision about each uncertain feature, and equal to
+            `truth` elsewhere; None if no feature is uncertain.
+        flips: Number of features per token that the original decides differently from the truth alone, `(tokens,)`.
+            It is given if the activation function reads the input, as a gate does. None means that the uncertain
+            features are exact ties.
+        diverging_tokens: Whether a graph decided differently from the original on a token, `(tokens,)`; set by
+            `runtime.parity.decisions.follow_graph`.
+
+    Raises:
+        ParityError: A value of `original` or `truth` is not finite.
     """
 
     original: Hooks
@@ -115,45 +127,46 @@ class Reference:
         for name, array in {**self.original, **{f"truth of {k}": v for k, v in self.truth.items()}}.items():
             if not np.isfinite(array).all():
                 index = index_of(int(np.argmin(np.isfinite(array))), array.shape)
-                why = "Look for it in the activations (a token of zeros has no norm to divide by) and in the weights."
+                advice = "Check the activations (a token of zeros has no norm to divide by) and the weights."
                 if self.dtype == FLOAT16:
-                    why = "float16 ends at 65504, and some number is larger: take bfloat16, or float32."
-                raise ParityError(f"{name} is {array[index]} at {list(index)}: parity is judged on finite numbers "
-                                  f"only. {why}")  # fmt: skip
+                    advice = "float16 ends at 65504, and this value is larger: take bfloat16, or float32."
+                raise ParityError(
+                    f"{name} is {array[index]} at {list(index)}: parity is judged on finite values only. {advice}"
+                )
 
     @property
     def tokens(self) -> int:
-        """How many inputs there are."""
+        """Number of tokens."""
         return len(self.original[HOOK_INPUT])
 
     def subset(self, tokens: Array) -> "Reference":
-        """Return the reference of some of the tokens."""
+        """Return the reference of some of the tokens, given by a mask or by indices."""
 
-        def part(hooks: Hooks) -> dict[str, Array]:
+        def select(hooks: Hooks) -> dict[str, Array]:
             return {hook: y[tokens] for hook, y in hooks.items()}
 
-        original, truth = part(self.original), part(self.truth)
-        target, other, flips = (
+        original, truth = select(self.original), select(self.truth)
+        target, alternative, flips = (
             None if array is None else array[tokens] for array in (self.target, self.alternative_acts, self.flips)
         )
         return dataclasses.replace(
-            self, original=original, truth=truth, target=target, alternative_acts=other, flips=flips
+            self, original=original, truth=truth, target=target, alternative_acts=alternative, flips=flips
         )
 
     @property
     def error_target(self) -> Array:
-        """What the error is taken against: the input, or the target."""
+        """The activation that the error is taken against: the input, or the target of a transcoder."""
         return self.original[HOOK_INPUT] if self.target is None else self.target
 
     @cached_property
     def is_uncertain(self) -> Array:
-        """Tell of each feature of each token whether both decisions about it are right, `(tokens, d_sae)`."""
+        """Whether both decisions about a feature of a token are correct, `(tokens, d_sae)`."""
         truth = self.truth[HOOK_ACTS_POST]
         return np.zeros(truth.shape, bool) if self.alternative_acts is None else self.alternative_acts != truth
 
     @property
     def support_is_free(self) -> Array:
-        """Tell of each feature of each token whether it is no matter if it is on or off, only how much."""
+        """Whether a feature's activation is judged by its size only, be it on or off, `(tokens, d_sae)`."""
         return np.zeros(self.truth[HOOK_ACTS_POST].shape, bool)
 
     @property
@@ -163,91 +176,93 @@ class Reference:
 
     @property
     def n_flipped(self) -> int:
-        """How many uncertain features a graph decided otherwise than the original."""
+        """Number of uncertain features about which `truth` and the original decide differently."""
         on, was_on = self.truth[HOOK_ACTS_POST] != 0, self.original[HOOK_ACTS_POST] != 0
         return int((self.is_uncertain & (on != was_on)).sum())
 
     @property
     def max_flipped(self) -> float:
-        """The most of them that rounding explains."""
+        """Largest `n_flipped` that rounding explains."""
         return math.inf if self.flips is None else FACTOR * int(self.flips.sum()) + ALLOWED_CHANCE_FLIPS
 
     def with_truth(self, truth: Hooks, **more: Any) -> "Reference":
-        """Return the reference with another truth of some hooks, held to the same budgets."""
+        """Return the reference with the truth of some hooks replaced, and with the same budgets."""
         return dataclasses.replace(self, truth={**self.truth, **truth}, recorded=self.budgets, **more)
 
     @cached_property
     def budgets(self) -> Budgets:
-        """The most that each computed hook may err."""
+        """The largest errors that each computed hook may have."""
         return {hook: self.budget(hook) for hook in self.truth} if self.recorded is None else self.recorded
 
     def budget(self, hook: str) -> Errors:
-        """Return the most that a hook may err."""
+        """Return the largest errors that a hook may have."""
         if self.recorded is not None:
             return self.recorded[hook]
         own, floor = self.own_errors(hook), self.floor(hook)
         return Errors(FACTOR * own.token + floor, FACTOR * own.element + floor)
 
     def scale(self, hook: str) -> Array:
-        """Return `s / sqrt(width)` of the module's docstring, `(tokens, 1)`, or for features `(tokens, d_sae)`."""
+        """Return `s / sqrt(width)` as the module defines it, `(tokens, 1)`, or `(tokens, d_sae)` for features."""
         if hook in FEATURE_HOOKS:
-            return self._sizes
-        return _sizes(self.error_target) + _sizes(self.truth[HOOK_RECONS])
+            return self._feature_scale
+        return _rms(self.error_target) + _rms(self.truth[HOOK_RECONS])
 
     @cached_property
-    def _sizes(self) -> Array:
+    def _feature_scale(self) -> Array:
         size = np.abs(self.truth[HOOK_ACTS_PRE])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a token without any
+            warnings.simplefilter("ignore")  # a token whose preactivations are all zero has no median
             median = np.nanmedian(np.where(size > 0, size, np.nan), axis=1, keepdims=True)
-        return np.maximum(_sizes(np.minimum(size, OUTLYING * np.nan_to_num(median))), size / OUTLYING)
+        typical = _rms(np.minimum(size, OUTLIER_RATIO * np.nan_to_num(median)))
+        return np.maximum(typical, size / OUTLIER_RATIO)
 
     def own_errors(self, hook: str) -> Errors:
-        """Return the original's own errors, by which the budget is calibrated."""
+        """Return the errors of the original, which calibrate the budget."""
         return self.errors(hook, self.original[hook])
 
     def floor(self, hook: str) -> float:
-        """Return the error that is allowed where the original happens to be exact: the roundings of the result.
+        """Return the part of the budget that does not depend on the original: one unit for each rounding of the result.
 
-        Of the error and of the output they are two: `input - recons` is rounded, and what goes into it or comes of it.
+        The error and the output have two roundings: that of `input - recons`, and that of `recons` before it or of the
+        sum after it.
         """
         return FLOOR[self.dtype] * (2 if hook in (HOOK_ERROR, HOOK_OUTPUT) else 1)
 
     def errors(self, hook: str, y: Array) -> Errors:
-        """Return how far `y` is from the truth of `hook`."""
+        """Return the token error and the element error of `y`."""
         token, element = self._error_arrays(hook, y)
         return Errors(float(token.max(initial=0.0)), float(element.max(initial=0.0)))
 
     def token_errors(self, hook: str, y: Array) -> Array:
-        """Return how far each token of `y` is from the truth of `hook`, `(tokens,)`."""
+        """Return the error of each token of `y`, `(tokens,)`."""
         return self._error_arrays(hook, y)[0]
 
     def worst(self, hook: str, y: Array) -> tuple[int, ...]:
-        """Return the index of the element of `y` that is farthest from the truth."""
+        """Return the index of the element of `y` with the largest error."""
         _, element = self._error_arrays(hook, y)
         return index_of(int(np.argmax(element)), y.shape)
 
     def _error_arrays(self, hook: str, y: Array) -> tuple[Array, Array]:
         difference = np.abs(_rows(y).astype(np.float64) - _rows(self.truth[hook]))
-        with np.errstate(divide="ignore", invalid="ignore"):  # of no size at all, nothing but the truth will do
+        with np.errstate(divide="ignore", invalid="ignore"):  # where the scale is 0, only the truth itself has error 0
             element = np.nan_to_num(difference / self.scale(hook), nan=0.0, posinf=np.inf)
-        return _sizes(element)[:, 0], element
+        return _rms(element)[:, 0], element
 
 
 @dataclass(frozen=True)
 class SteeredReference(Reference):
-    """What an artifact is judged against under an intervention on features.
+    """What an artifact is judged against under an intervention.
 
     Attributes:
-        clean: the reference of the same inputs without it.
-        intervention: the edits that the original was run with.
+        clean: The reference of the same inputs without the intervention.
+        intervention: The edits with which the original was run.
     """
 
     clean: Reference = field(kw_only=True)
     intervention: Intervention = field(kw_only=True)
 
     def subset(self, tokens: Array) -> "SteeredReference":
-        """Return the reference of some of the tokens."""
+        """Return the reference of some of the tokens, given by a mask or by indices."""
         part, edits = cast(SteeredReference, super().subset(tokens)), self.intervention
         scale, shift = (
             values[tokens] if values.ndim > 1 and len(values) > 1 else values for values in (edits.scale, edits.shift)
@@ -258,7 +273,11 @@ class SteeredReference(Reference):
 
     @property
     def support_is_free(self) -> Array:
-        """Tell likewise: what is added can cancel exactly, or not, and what is scaled can vanish."""
+        """Whether a feature's activation is judged by its size only, be it on or off, `(tokens, d_sae)`.
+
+        That holds for edited features whose activation is computed: a sum may or may not cancel exactly, and a product
+        may underflow.
+        """
         scale, shift = self.intervention.scale, self.intervention.shift
         computed = (scale != 0) & ((scale != 1) | (shift != 0))
         free = super().support_is_free
@@ -266,22 +285,22 @@ class SteeredReference(Reference):
         return free
 
     def scale(self, hook: str) -> Array:
-        """Return `s / sqrt(width)` of the module's docstring, `(tokens, 1)`, or for features `(tokens, d_sae)`."""
+        """Return `s / sqrt(width)` as the module defines it, `(tokens, 1)`, or `(tokens, d_sae)` for features."""
         own = super().scale(hook)
-        return own if hook in FEATURE_HOOKS else own + _sizes(self.clean.truth[HOOK_RECONS])
+        return own if hook in FEATURE_HOOKS else own + _rms(self.clean.truth[HOOK_RECONS])
 
     def own_errors(self, hook: str) -> Errors:
-        """Return the larger of the original's own errors in the two passes."""
+        """Return the errors of the original, the larger ones of its two passes."""
         steered, clean = super().own_errors(hook), self.clean.own_errors(hook)
         return Errors(max(steered.token, clean.token), max(steered.element, clean.element))
 
     def floor(self, hook: str) -> float:
-        """Return the error that is allowed where the original happens to be exact: an update is rounded once more."""
+        """Return the part of the budget that does not depend on the original; adding the update is a rounding more."""
         return super().floor(hook) + (FLOOR[self.dtype] if hook in (HOOK_RECONS, HOOK_OUTPUT) else 0.0)
 
 
-def behind(recons: Array, error: Array | None, use_error_term: bool) -> dict[str, Array]:
-    """Return the hooks behind the activations: the reconstruction, the error if there is one, and the output."""
+def derive_outputs(recons: Array, error: Array | None, use_error_term: bool) -> dict[str, Array]:
+    """Return the hooks after the activations: the reconstruction, the error unless it is None, and the output."""
     if error is None:
         return {HOOK_RECONS: recons, HOOK_OUTPUT: recons}
     return {HOOK_RECONS: recons, HOOK_ERROR: error, HOOK_OUTPUT: recons + error if use_error_term else recons}
@@ -291,12 +310,12 @@ def _rows(array: Array) -> Array:
     return array.reshape(len(array), -1)
 
 
-def _sizes(array: Array) -> Array:
-    """Return the norm of each token over the square root of its width, `(tokens, 1)` float64."""
+def _rms(array: Array) -> Array:
+    """Return the norm of each token divided by the square root of its width, `(tokens, 1)` float64."""
     rows = _rows(array).astype(np.float64)
     return np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
 
 
 def index_of(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the index of the number that is in place `flat` of an array."""
+    """Return the index of the element at position `flat` of a flattened array."""
     return tuple(int(i) for i in np.unravel_index(flat, shape))

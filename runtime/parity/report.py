@@ -1,14 +1,26 @@
-"""What a verification found: a verdict for each output of each graph, as a table and as words."""
+"""The result of a verification: one verdict per output of each graph, printed as a table."""
 
 from dataclasses import dataclass, field
 
 from ..artifact.manifest import Errors
 from ..errors import ParityError
+from ..tables import format_table
+
+HEADER = ("graph", "output", "token error", "budget", "element error", "budget", "verdict")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One output of one graph: its error, what it was allowed, and every reason why it fails (none if it passes)."""
+    """The result for one output of one graph.
+
+    Attributes:
+        graph: Name of the graph.
+        hook: Name of the output.
+        errors: Measured errors; None if the output is compared exactly, or could not be measured.
+        budget: The largest errors that are allowed; None if `errors` is None.
+        failures: Every reason to fail, as sentences; empty if the output passes.
+        note: A remark for the table, in parentheses.
+    """
 
     graph: str
     hook: str
@@ -20,7 +32,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Report:
-    """The verdicts of a verification, and what failed beside them."""
+    """The result of a verification.
+
+    Attributes:
+        title: What was verified, on which device and on how many tokens.
+        verdicts: One verdict per output of each graph that was run.
+        problems: Failures that belong to no output, as sentences, such as a file that is missing.
+    """
 
     title: str
     verdicts: list[Verdict] = field(default_factory=list)
@@ -28,32 +46,41 @@ class Report:
 
     @property
     def failures(self) -> list[str]:
-        """Every reason to fail, in words."""
+        """Every reason to fail, as sentences; empty if everything passed."""
         return [*self.problems, *(failure for verdict in self.verdicts for failure in verdict.failures)]
 
     def raise_for_failures(self) -> None:
-        """Raise a ParityError with the table and every reason, if there is one."""
+        """Raise an error that lists every failure, if there is one.
+
+        Raises:
+            ParityError: Something failed.
+        """
         if self.failures:
             raise ParityError(f"{self.title}\n" + "\n".join(f"- {failure}" for failure in self.failures))
 
     def __str__(self) -> str:
-        """Return the table, and the failures below it."""
-        head = ("graph", "hook", "token error", "budget", "element error", "budget", "verdict")
-        rows: list[tuple[str, ...]] = [head]
-        for verdict in self.verdicts:
-            cells = ["exact", "exact", "exact", "exact"]
-            if verdict.errors and verdict.budget:
-                pairs = (
-                    (verdict.errors.token, verdict.budget.token),
-                    (verdict.errors.element, verdict.budget.element),
-                )
-                cells = [f"{number:.2e}" for pair in pairs for number in pair]
-            elif verdict.failures:
-                cells = ["-"] * 4
-            outcome = "FAIL" if verdict.failures else "ok"
-            rows.append((verdict.graph, verdict.hook, *cells, f"{outcome} {verdict.note}".strip()))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        failures = [f"FAIL: {failure}" for failure in self.failures]
-        return "\n".join([self.title, *lines, *failures])
+        """Return the title, the table of verdicts, and the failures below it."""
+        table = format_table([_row(verdict) for verdict in self.verdicts], header=HEADER, rule=True)
+        return "\n".join([self.title, table, *(f"FAIL: {failure}" for failure in self.failures)])
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number with its noun: "1 token", "3 tokens"."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def and_more(n: int) -> str:
+    """Return what follows the first example of several failures: " (and 3 more like it)", or nothing if `n` is 0."""
+    return f" (and {n} more like it)" if n else ""
+
+
+def _row(verdict: Verdict) -> tuple[str, ...]:
+    cells = ["exact"] * 4
+    if verdict.errors and verdict.budget:
+        errors, budget = verdict.errors, verdict.budget
+        values = (errors.token, budget.token, errors.element, budget.element)
+        cells = [f"{value:.2e}" for value in values]
+    elif verdict.failures:
+        cells = ["-"] * 4
+    outcome = "FAIL" if verdict.failures else "ok"
+    return (verdict.graph, verdict.hook, *cells, f"{outcome} {verdict.note}".strip())

@@ -1,4 +1,4 @@
-"""Proof without PyTorch: the graphs that this machine can run, against the artifact's golden batch."""
+"""Proof without PyTorch: runs the graphs that this machine can run, and compares them with the golden batch."""
 
 import itertools
 import os
@@ -19,22 +19,26 @@ from .reference import Hooks, SteeredReference
 from .report import Report
 
 SERVICE_BATCH = 8
-"""At a time, as a service that answers single requests gives them."""
+"""Tokens per call of a service that answers single requests."""
 
 
 def verify(path: str | os.PathLike[str], device: str = "auto", precision: str = FLOAT32) -> Report:
-    """Return a report on the artifact in the folder `path`: its files, and each output of each graph that runs here.
+    """Verify the files of an artifact, and every output of every graph that runs on the device.
 
-    Those of an artifact in half precision that no CPU computes are named, if they were not run.
+    The title of the report names the graphs that were not run, such as those that no CPU computes in half precision.
 
     Args:
-        path: the folder.
-        device: where it runs; see `SAESession`.
-        precision: likewise; "tf32" has wider budgets, which were measured at export for it.
+        path: Folder of the artifact.
+        device: Device to run on, as `SAESession` takes it.
+        precision: "float32", or "tf32" for a GPU that computes float32 products in TF32. TF32 has wider budgets of its
+            own, measured at export.
+
+    Returns:
+        The report. `report.failures` is empty if the artifact passes. If a file was changed, nothing is run.
 
     Raises:
-        ArtifactError: the folder is not an artifact.
-        ProviderError: the device cannot be used.
+        ArtifactError: The folder is not an artifact.
+        ProviderError: The device cannot be used.
     """
     artifact = read_artifact(path)
     problems = []
@@ -43,34 +47,41 @@ def verify(path: str | os.PathLike[str], device: str = "auto", precision: str = 
             artifact.file(name)
         except ArtifactError as error:
             problems.append(str(error))
-    if problems:  # nothing that was changed is run
+    if problems:  # do not run what was changed
         return Report(f"{path}: not intact", problems=problems)
     with SAESession(path, device, precision=precision) as session:
         return judge_session(session, load_golden(artifact, precision))
 
 
 def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
-    """Raise unless the artifact in the folder `path` computes on this machine what PyTorch did at export.
+    """Raise an error unless the artifact computes on this machine what PyTorch computed at export.
 
-    For a service's own test suite.
+    It is meant for the test suite of a service.
+
+    Args:
+        path: Folder of the artifact.
+        device: Device to run on, as `SAESession` takes it.
 
     Raises:
-        ParityError: it does not; the message has every reason: hook, worst index, both values, error and budget.
-        ArtifactError: the folder is not an artifact.
-        ProviderError: the device cannot be used.
+        ParityError: The artifact does not, or has int8 weights. The message lists every reason: hook, worst index, both
+            values, error and budget.
+        ArtifactError: The folder is not an artifact.
+        ProviderError: The device cannot be used.
     """
     if read_artifact(path).manifest.parity is None:
         raise ParityError(
-            f"{path} has int8 weights: it is not the original, by as much as its manifest says (python -m runtime "
-            f"inspect). Whether this machine computes what the exporter's did, verify(path).raise_for_failures() says."
+            f"{path} has int8 weights: it is not the original. Its manifest says how much it loses (python -m runtime "
+            "inspect). To check that this machine computes what the exporter's did, "
+            "use verify(path).raise_for_failures()."
         )
     verify(path, device).raise_for_failures()
 
 
 def judge_session(session: SAESession, steered: SteeredReference) -> Report:
-    """Run the graphs of a session that has a contract on a reference's inputs and return the verdicts.
+    """Run the graphs of an open session on the inputs of a reference and return the verdicts.
 
-    Those that are written for the CPU are run on one only. In half precision only these are: it does not compute in it.
+    CPU variants are run on a CPU only. Portable graphs in half precision are run on a GPU only, because a CPU does not
+    compute in half precision. `features` is not run on TensorRT, which cannot take its input `k`.
     """
     manifest, on_cpu = session.artifact.manifest, session.device == "cpu"
     contracts = contracts_of(manifest.sae.dtype)
@@ -78,7 +89,7 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
         name
         for name, contract in contracts.items()
         if (contract.for_cpu == on_cpu or (on_cpu and manifest.sae.dtype == FLOAT32))
-        and not (name == FEATURES and session.device.startswith(TENSORRT))  # which takes no k
+        and not (name == FEATURES and session.device.startswith(TENSORRT))
     ]
     held_to = "; int8 weights, held to twice the errors at export: fidelity, not parity" if not manifest.parity else ""
     unseen = [name for name, contract in contracts.items() if not contract.for_cpu and name not in graphs]
@@ -96,9 +107,10 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
 
 
 def _run(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-    """Run a graph on all tokens but one at once and on that alone; one for the CPU also on a few at a time.
+    """Run a graph on all tokens in several calls, of which the last has a single token.
 
-    What it does may depend on how many tokens there are, and a service gives it both.
+    What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
+    variant also runs in batches of `SERVICE_BATCH`.
     """
     at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
     bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]

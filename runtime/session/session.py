@@ -12,6 +12,7 @@ from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
 from ..devices.blocks import block_sizes
+from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
 from ..devices.start import CPU
 from ..devices.threads import thread_limit
@@ -102,9 +103,8 @@ class SAESession:
         found = choose_device(self.artifact, device, options)
         self.device: str = found.name
         for_cpu = options.graphs == "cpu" or (options.graphs == "auto" and found.kind == CPU)
-        self._graphs = Graphs(
-            self.artifact, found, options, for_cpu, choose_block_tokens(self.artifact, found, options)
-        )
+        block_tokens = choose_block_tokens(self.artifact, found, options)
+        self._graphs = Graphs(self.artifact, found, options, for_cpu, block_tokens)
         self._hooks = HookRegistry()
         self._parameters: dict[str, Array] = {}
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from runtime.errors import CheckpointError
+from runtime.tables import markdown_table
 
 from ..original.architectures import ARCHITECTURES
 from ..original.hooked_sae import HookedSAE
@@ -92,7 +93,8 @@ def recognise(path: Path) -> ModuleType:
 
 def table() -> str:
     """Return which format can hold which architecture, as a Markdown table."""
-    rows = [["", *(form.TITLE for form in FORMATS)], ["---", *(":-:" for _ in FORMATS)]]
-    for architecture in ARCHITECTURES:
-        rows.append([architecture, *("✓" if architecture in form.ARCHITECTURES else "" for form in FORMATS)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [
+        [architecture, *("✓" if architecture in form.ARCHITECTURES else "" for form in FORMATS)]
+        for architecture in ARCHITECTURES
+    ]
+    return markdown_table(["", *(form.TITLE for form in FORMATS)], rows, centered=range(1, len(FORMATS) + 1))

@@ -12,7 +12,7 @@ import numpy as np
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
 from runtime.parity.decisions import Stage, Stages
-from runtime.parity.reference import Reference, behind
+from runtime.parity.reference import Reference, derive_outputs
 
 from ..original.architectures import ARCHITECTURES
 from ..original.hooked_sae import HookedSAE
@@ -43,7 +43,7 @@ def after_decisions(sae: Any, reference: Reference) -> Reference:
         recons = truths[HOOK_RECONS].copy()
         recons[moved] = true_recons(sae, reference.subset(moved), decided[moved])
         error = reference.error_target.astype(np.float64) - recons if HOOK_ERROR in truths else None
-        truths.update(behind(recons, error, reference.use_error_term))
+        truths.update(derive_outputs(recons, error, reference.use_error_term))
     return dataclasses.replace(reference, truth=truths, alternative_acts=truth)
 
 

@@ -10,7 +10,7 @@ from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32, rounded
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT
 from runtime.errors import ParityError
-from runtime.parity.reference import Reference, SteeredReference, behind
+from runtime.parity.reference import Reference, SteeredReference, derive_outputs
 from runtime.session.interventions import Intervention
 
 from ..original.precision import InFloat64, InTF32
@@ -81,7 +81,7 @@ def steered_truth(sae: Any, clean: Reference, intervention: Intervention) -> dic
     return {
         **clean.truth,
         HOOK_ACTS_POST: acts_post,
-        **behind(recons, clean.truth.get(HOOK_ERROR), clean.use_error_term),
+        **derive_outputs(recons, clean.truth.get(HOOK_ERROR), clean.use_error_term),
     }
 
 

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+RTOL, ATOL = 1e-12, 1e-13
+"""How far two correct programs in float64 may differ on a small SAE. Each of a sum's 96 products is at most about 10
+and is rounded by 2^-53 of itself, which makes 96 * 10 * 2^-53 = 1e-13. The relative part is for larger values."""
+
 
 def six_hooks(weights, x, use_error_term, heads=False):
     """Return the six hook tensors of `x`, `(tokens, d_in)` or with `heads` `(tokens, n_heads, d_head)`, in float64."""

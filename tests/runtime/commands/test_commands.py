@@ -1,20 +1,24 @@
 """Both command lines, as a user types them."""
 
+import dataclasses
+import importlib.metadata
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
 import runtime
 from runtime import SAESession
-from runtime.commands import stream
+from runtime.commands import inspect, stream
 from runtime.commands.main import main as run
 from saeexport.cli import main as saeexport
 from tests.support.samples import HOOKS, TINY, make_sae, normal
@@ -48,11 +52,59 @@ def said(capsys, code, *arguments, command=run):
 def test_inspect_says_what_an_artifact_is(capsys):
     out = said(capsys, 0, "inspect", TINY)
     for part in ("standard SAE on blocks.0.attn.hook_z, 6 -> 16 features, float32", "on: output = recons + error",
-                 f"hooks that fire  {', '.join(HOOKS)}", "16 tokens, activations", "torch 2",
-                 "in   input                float32 [tokens, 6]", "out  hook_sae_acts_post   float32 [tokens, 16]",
-                 "weights.safetensors"):  # fmt: skip
+                 *HOOKS, "16 tokens, activations", "torch 2", "input -> all hooks", "input, k -> indices, values, l0",
+                 "input               float32  [tokens, 6]", "hook_sae_acts_post  float32  [tokens, 16]",
+                 "weights.safetensors", "parity at export, 16 tokens on cpu; largest errors"):  # fmt: skip
         assert part in out
-    assert str(runtime.read_artifact(TINY).manifest.files["model.onnx"].bytes) in out.replace(",", "")
+    lines = out.splitlines()
+    manifest = runtime.read_artifact(TINY).manifest
+    for graph in manifest.graphs.values():
+        assert any(f"{graph.file} " in line and f"{manifest.files[graph.file].bytes:,} bytes" in line for line in lines)
+    recons = manifest.parity.steered["hook_sae_recons"]
+    errors = [recons.original.token, recons.artifact.token, recons.original.element, recons.artifact.element]
+    assert ["hook_sae_recons,", "steered", *(f"{error:.2e}" for error in errors)] in [line.split() for line in lines]
+    assert len(lines) <= 60
+    assert max(map(len, lines[1:])) <= 100  # the first has the path
+
+
+def test_inspect_says_how_many_tokens_were_left_out_and_names_the_model(monkeypatch):
+    artifact = runtime.read_artifact(TINY)
+    parity = dataclasses.replace(artifact.manifest.parity, left_out=3)
+    sae = SimpleNamespace(
+        **{name: getattr(artifact.manifest.sae, name) for name in dir(artifact.manifest.sae) if name[0] != "_"}
+    )
+    sae.model_name, sae.neuronpedia_id = "gpt2-small", "gpt2-small/2-res-jb"
+    text = inspect.describe(
+        dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, sae=sae, parity=parity))
+    )
+    assert "16 tokens on cpu (3 left out because PyTorch itself is inexact on them)" in text
+    assert "model         gpt2-small\n" in text
+    assert "neuronpedia   gpt2-small/2-res-jb\n" in text
+    plain = inspect.describe(artifact)
+    assert "left out" not in plain
+    assert "neuronpedia" not in plain
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["verify"], ["run"], ["bench"], ["doctor"]])
+def test_help_explains_every_option_in_80_columns(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        run([*command, "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    if not command:
+        assert "2    the command could not be carried out" in text
+        assert all(f"\n    {name} " in text for name in ("inspect", "verify", "run", "bench", "doctor"))
+    if command == ["bench"]:
+        assert "numbers of tokens per call (default: 1 8 64 512)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("main", "name"), [(run, "python -m runtime"), (saeexport, "saeexport")])
+def test_version_names_the_package_and_onnxruntime(capsys, main, name):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    own = importlib.metadata.version("saeexport")
+    assert capsys.readouterr().out == f"{name} {own}, onnxruntime {onnxruntime.__version__}\n"
 
 
 def test_verify_prints_the_table(capsys):
@@ -72,7 +124,7 @@ def test_ctrl_c_exits_130(capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("runtime.commands.main.verify", interrupt)
+    monkeypatch.setattr("runtime.commands.verify.verify", interrupt)
     assert run(["verify", str(TINY)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -82,12 +134,14 @@ def test_run_streams_what_the_session_computes(capsys, tmp_path, source, batch):
     said(capsys, 0, "run", TINY, source, tmp_path / "out.safetensors", *batch)
     out = load_file(tmp_path / "out.safetensors")
     x = np.load(source)
+    rows = x.reshape(-1, 6)
+    at_once = int(batch[1]) if batch else len(rows)
     with SAESession(TINY, "cpu") as session:
-        _, cache = session.run_with_cache(x)
+        blocks = [session.compute(rows[i : i + at_once], HOOKS) for i in range(0, len(rows), at_once)]
     assert set(out) == set(HOOKS)
     for name in HOOKS:
-        assert out[name].shape == cache[name].shape
-        np.testing.assert_allclose(out[name], cache[name], atol=1e-6)
+        expected = np.concatenate([block[name] for block in blocks])
+        np.testing.assert_array_equal(out[name], expected.reshape(*x.shape[:-1], -1))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -43,7 +43,7 @@ def test_the_truth_is_that_of_the_oracle():
     sae, x = make_sae(d_in=24, d_sae=96), normal(32, 24)
     reference, truth = reference_of(sae, x), oracle.six_hooks(sae.state_dict(), x, True)
     for hook in HOOKS[1:]:
-        np.testing.assert_allclose(reference.truth[hook], truth[hook], rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(reference.truth[hook], truth[hook], rtol=oracle.RTOL, atol=oracle.ATOL)
 
 
 def test_the_original_itself_passes(reference):
@@ -152,7 +152,12 @@ def test_a_feature_that_is_on_far_from_the_kink_fails_however_faint(reference):
     outputs = outputs_of(reference)
     token, feature = map(int, np.argwhere(reference.truth[PRE] < -0.5)[0])
     outputs[POST][token, feature] = 1e-12
-    assert f"feature {feature} of token {token} is on (9.99999996e-13)" in only(reference, outputs)
+    failure = only(reference, outputs)
+    assert f"feature {feature} of token {token} is on (9.99999996e-13)" in failure
+    assert f"the truth of its preactivation is {reference.truth[PRE][token, feature]:.6g}" in failure
+    assert "more like it" not in failure
+    outputs[POST][tuple(np.argwhere(reference.truth[PRE] < -0.5)[1])] = 1e-12
+    assert only(reference, outputs).endswith(" (and 1 more like it).")
 
 
 @pytest.mark.parametrize("shown", [True, False], ids=["acts_pre shown", "not shown"])
@@ -172,7 +177,7 @@ def test_a_feature_may_flip_at_the_kink_within_the_error(reference, shown):
         assert (not any(verdict.failures for verdict in verdicts)) == passes
         if passes:
             assert followed.diverging_tokens is None  # too little to matter behind
-            assert "(1 decided otherwise)" in str(Report("title", verdicts))
+            assert "(1 decision differing from the original)" in str(Report("title", verdicts))
 
 
 @pytest.mark.parametrize("bias", [-1e9, -1e30])
@@ -233,7 +238,7 @@ def test_another_dtype_or_shape(reference, hook):
 def test_a_reference_must_be_finite(reference, where):
     arrays = {hook: array.copy() for hook, array in getattr(reference, where).items()}
     arrays[PRE][2, 7] = np.nan
-    with pytest.raises(ParityError, match=rf"{PRE} is nan at \[2, 7\]: parity is judged on finite numbers only"):
+    with pytest.raises(ParityError, match=rf"{PRE} is nan at \[2, 7\]: parity is judged on finite values only"):
         dataclasses.replace(reference, **{where: arrays})
 
 

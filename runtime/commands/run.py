@@ -1,0 +1,23 @@
+"""`python -m runtime run`: a file of activations through the SAE, with a progress bar on a terminal."""
+
+import argparse
+
+from tqdm import tqdm
+
+from ..session.session import SAESession
+from .stream import stream
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Write the hook tensors of a file of activations."""
+    with (
+        SAESession(options.artifact, options.device, precision=options.precision) as session,
+        tqdm(unit="token", unit_scale=True, disable=None) as bar,
+    ):
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        stream(session, options.source, options.target, options.hooks, options.batch, options.overwrite, progress)
+    return 0
