@@ -121,7 +121,12 @@ def inspect_command(options: argparse.Namespace) -> int:
         (name, str(list(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{tensor.nbytes:,} bytes")
         for name, tensor in sae.named_parameters()
     ]
-    print_columns([(key, str(value).removeprefix("torch.") or "(not given)") for key, value in lines.items()])
+    print_columns(
+        [
+            (key, "(not given)" if value in (None, "") else str(value).removeprefix("torch."))
+            for key, value in lines.items()
+        ]
+    )
     print()
     print_columns(tensors)
     return 0

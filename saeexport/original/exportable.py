@@ -14,7 +14,9 @@ from .architectures import ARCHITECTURES
 from .running import dtype_of
 
 # What the manifest has keys of its own for, and where the SAE happened to live.
-BASE_OPTIONS = ("d_in", "d_sae", "hook_name", "use_error_term", "dtype", "seed", "device")
+BASE_OPTIONS = (
+    "d_in", "d_sae", "hook_name", "model_name", "neuronpedia_id", "use_error_term", "dtype", "seed", "device",
+)  # fmt: skip
 
 
 def architecture_of(sae: Any) -> str:
@@ -43,6 +45,8 @@ def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
         d_in=cfg.d_in,
         d_sae=cfg.d_sae,
         hook_name=cfg.hook_name,
+        model_name=_text_of(cfg, "model_name"),
+        neuronpedia_id=_text_of(cfg, "neuronpedia_id"),
         use_error_term=bool(cfg.use_error_term),
         dtype=dtype_of(next(sae.parameters())),
         seed=getattr(cfg, "seed", None),
@@ -51,6 +55,12 @@ def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
         options={name: value for name, value in options.items() if isinstance(value, bool | int | float | str)},
         fired_hooks=tuple(hook for hook in HOOK_NAMES if cfg.use_error_term or hook != HOOK_ERROR),
     )
+
+
+def _text_of(cfg: Any, name: str) -> str | None:
+    """Return a string attribute of a config; None if a custom class's config lacks it or has another type there."""
+    value = getattr(cfg, name, None)
+    return value if isinstance(value, str) else None
 
 
 def check_hooks(sae: Any) -> None:

@@ -12,7 +12,7 @@ Source: the class of this name in TransformerLens 2.0 to 2.2 (pull request 536, 
 reproduces on TransformerLens' `HookedRootModule`.
 """
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import einops
@@ -44,6 +44,8 @@ class HookedSAEConfig:
         d_in: width of the activations; for a `hook_z` SAE, `n_heads * d_head`.
         hook_name: where in the language model the activations come from, in TransformerLens' names. One that ends in
             `_z` lets the SAE take `[..., n_heads, d_head]` as well as `[..., d_in]`.
+        model_name: Name of the language model, as the checkpoint gives it. Kept in the artifact; changes no value.
+        neuronpedia_id: The SAE's identifier on Neuronpedia, likewise.
         use_error_term: add `input - recons` to the output, so that the SAE changes nothing until a hook edits it.
             Read at every call.
         dtype: of the parameters.
@@ -58,6 +60,8 @@ class HookedSAEConfig:
     d_sae: int
     d_in: int
     hook_name: str
+    model_name: str | None = field(default=None, kw_only=True)
+    neuronpedia_id: str | None = field(default=None, kw_only=True)
     use_error_term: bool = False
     dtype: torch.dtype = torch.float32
     seed: int | None = None

@@ -48,6 +48,8 @@ def read(path: Path) -> HookedSAE:
         "d_sae": sae.d_sae,
         "d_in": sae.d_in,
         "hook_name": sae.hook_name,
+        "model_name": sae.model_name,
+        "neuronpedia_id": sae.neuronpedia_id,
         "use_error_term": sae.use_error_term,
         "dtype": getattr(torch, sae.dtype),
         "seed": sae.seed,

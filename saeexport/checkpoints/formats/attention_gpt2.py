@@ -21,7 +21,7 @@ ARCHITECTURES = ("standard",)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _TRAINING = (  # how it was trained, and on what
-    "seed batch_size buffer_mult lr num_tokens l1_coeff beta1 beta2 dict_mult seq_len model_name site layer device "
+    "seed batch_size buffer_mult lr num_tokens l1_coeff beta1 beta2 dict_mult seq_len site layer device "
     "reinit head concat_heads resample_scheme anthropic_neuron_resample_scale dead_direction_cutoff re_init_every "
     "anthropic_resample_last resample_factor num_resamples wandb_project_name wandb_entity save_state_dict_every "
     "b_dec_init sched_type sched_epochs sched_lr_factor sched_warmup_epochs sched_finish anthropic_resample_batches "
@@ -53,6 +53,7 @@ def read(path: Path) -> HookedSAE:
         "d_in": options.take("act_size", int),
         "d_sae": options.take("dict_size", int),
         "hook_name": options.take("act_name", str, ""),
+        "model_name": options.take("model_name", str, None),
         "dtype": dtype,
     }
     options.finish(WITHOUT_EFFECT)

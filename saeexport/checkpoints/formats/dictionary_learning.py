@@ -67,7 +67,7 @@ DICTIONARIES = {
 }
 
 _TRAINING = (  # how it was trained, and where
-    "trainer_class lm_name wandb_name device seed lr steps warmup_steps decay_start resample_steps l1_penalty "
+    "trainer_class wandb_name device seed lr steps warmup_steps decay_start resample_steps l1_penalty "
     "sparsity_warmup_steps sparsity_function sparsity_penalty sparsity_queue_length n_sparsity_updates p_start p_end "
     "anneal_start anneal_end auxk_alpha top_k_aux threshold_beta threshold_start_step bandwidth target_l0 "
     "group_fractions group_weights group_sizes"
@@ -105,6 +105,7 @@ def read(path: Path) -> HookedSAE:
         "d_in": options.take("activation_dim", int, d_in),
         "d_sae": options.take("dict_size", int, d_sae),
         "hook_name": _hook_name(options, buffer),
+        "model_name": options.take("lm_name", str, None),
         "dtype": dtype,
         "apply_b_dec_to_input": kind.subtracts,
     }

@@ -62,11 +62,13 @@ def read(path: Path) -> HookedSAE:
     width = options.take("width", int, d_sae)
     if width != d_sae:
         raise options.refused("width", width, f"{WEIGHTS} holds {d_sae} features; one of the two is of another SAE")
-    options.finish(("model_name", "l0"))
+    model_name = options.take("model_name", str, None)
+    options.finish(("l0",))
     config = {
         "d_in": d_in,
         "d_sae": d_sae,
         "hook_name": _hook_name(point_in),
+        "model_name": model_name,
         "dtype": dtype,
         "apply_b_dec_to_input": False,
     }

@@ -43,9 +43,9 @@ IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 """The architectures that only a checkpoint in training has; the finished SAE is saved as jumprelu."""
 
 _BELONGS = (  # where it was, and where in which model it belongs
-    "device model_name hook_name hook_name_out hook_layer hook_head_index hook_head_index_out hf_hook_name "
-    "hf_hook_name_out model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id "
-    "context_size seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version sae_lens_training_version"
+    "device hook_name hook_name_out hook_layer hook_head_index hook_head_index_out hf_hook_name "
+    "hf_hook_name_out model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens context_size "
+    "seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version sae_lens_training_version"
 )
 _TRAINING = (  # how it was trained
     "decoder_init_norm l1_coefficient l1_warm_up_steps lp_norm l0_coefficient l0_warm_up_steps target_l0 "
@@ -78,6 +78,8 @@ def read(path: Path) -> HookedSAE:
     tensors = read_tensors(folder / WEIGHTS)
     threshold = tensors.pop("topk_threshold", None) if architecture in IN_TRAINING else None
     config = read_config(options, hook_name, folder)
+    for key in ("model_name", "neuronpedia_id"):
+        config[key] = metadata.take(key, str, None) or config[key]
     if architecture.endswith("transcoder"):
         config["d_out"] = options.take("d_out", int)
         config["hook_name_out"] = metadata.take("hook_name_out", str, None) or options.take("hook_name_out", str, "")
@@ -129,6 +131,8 @@ def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any
         "d_in": options.take("d_in", int),
         "d_sae": options.take("d_sae", int),
         "hook_name": hook_name,
+        "model_name": options.take("model_name", str, None),
+        "neuronpedia_id": options.take("neuronpedia_id", str, None),
         "dtype": options.take_dtype(),
         "apply_b_dec_to_input": options.take("apply_b_dec_to_input", bool, True),
         "normalize_activations": normalization,

@@ -23,8 +23,8 @@ NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
 _BELONGS = (  # where it was, and where in which model it belongs
-    "model_name model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval hook_head_index "
-    "hook_point_layer hook_point_eval hook_point_head_index hook_point_template neuronpedia_id prepend_bos "
+    "model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval hook_head_index "
+    "hook_point_layer hook_point_eval hook_point_head_index hook_point_template prepend_bos "
     "context_size seqpos_slice exclude_special_tokens sae_lens_version sae_lens_training_version device dataset_path "
     "dataset_trust_remote_code is_dataset_tokenized streaming"
 )

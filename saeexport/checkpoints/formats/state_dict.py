@@ -50,6 +50,8 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "d_sae": int,
     "d_in": int,
     "hook_name": str,
+    "model_name": (str, type(None)),
+    "neuronpedia_id": (str, type(None)),
     "use_error_term": bool,
     "seed": (int, type(None)),
     "dtype": str,

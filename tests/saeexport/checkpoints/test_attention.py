@@ -49,6 +49,7 @@ def test_values(tmp_path):
     assert recognise(path) is attention_gpt2
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name, sae.cfg.dtype) == ("standard", "blocks.5.attn.hook_z", torch.float32)
+    assert sae.cfg.model_name == "gpt2-small"
     check(sae, reference("standard", draw("standard")))
     check(sae, reference("standard", draw("standard")), X.reshape(40, 3, 2))
 

@@ -88,6 +88,7 @@ def test_every_class(tmp_path, dict_class):
     assert recognise(path) is dictionary_learning
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name) == (NAMES[dict_class][0], "blocks.8.hook_resid_post")
+    assert sae.cfg.model_name == "EleutherAI/pythia-70m-deduped"
     assert sae.architecture in dictionary_learning.ARCHITECTURES
     assert sae.cfg.apply_b_dec_to_input == (dict_class in SUBTRACT)
     check(sae, expected(dict_class))

@@ -93,6 +93,7 @@ def test_gemma_scope_2(tmp_path, name):
     assert recognise(path) is gemma_scope_2
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name) == ("jumprelu", "blocks.17.hook_resid_post")
+    assert sae.cfg.model_name == "google/gemma-3-4b-pt"
     check(sae, reference("jumprelu", draw("jumprelu"), subtract=False))
 
 

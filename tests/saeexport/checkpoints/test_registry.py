@@ -35,6 +35,12 @@ def test_a_state_dict_with_its_config(tmp_path, name, config_name):
     assert torch.equal(again(x), sae(x))
 
 
+def test_a_state_dict_keeps_the_names_in_its_config(tmp_path):
+    config = {**CONFIG, "model_name": "gpt2-small", "neuronpedia_id": "gpt2-small/0-res-jb"}
+    cfg = load(write(tmp_path, "my-sae.pt", make_sae().state_dict(), config)).cfg
+    assert (cfg.model_name, cfg.neuronpedia_id) == ("gpt2-small", "gpt2-small/0-res-jb")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "torch.float16", None])
 def test_the_dtype_is_that_of_the_tensors(tmp_path, dtype):
     sae = make_sae(dtype=torch.float16)
@@ -115,6 +121,7 @@ def state(**changes):
         ({}, CONFIG, "holds no tensor"),
         ({"W_enc": torch.zeros(6, 16).int()}, CONFIG, "holds int32; weights are floating-point numbers"),
         (state(), {**CONFIG, "d_sae": "16"}, "does not fit: d_sae is '16'"),
+        (state(), {**CONFIG, "model_name": 2}, "does not fit: model_name is 2"),
         (state(), {**CONFIG, "d_in": True}, "does not fit: d_in is True"),
         (state(), {**CONFIG, "use_error_term": "false"}, "does not fit: use_error_term is 'false'"),
         ([torch.zeros(3)], CONFIG, "holds a list, not a state dict"),

@@ -135,6 +135,15 @@ def test_the_hook_name(tmp_path, metadata, top, name):
     assert load(path, hook_name="blocks.0.hook_mlp_out").cfg.hook_name == "blocks.0.hook_mlp_out"
 
 
+@pytest.mark.parametrize("place", ["metadata", "top"])
+@pytest.mark.parametrize("key", ["model_name", "neuronpedia_id"])
+def test_the_names_of_the_model_and_on_neuronpedia(tmp_path, key, place):
+    changes = {"metadata": {key: "a name"}} if place == "metadata" else {"metadata": {}, key: "a name"}
+    cfg = load(folder(tmp_path, "standard", **changes)).cfg
+    assert {cfg.model_name, cfg.neuronpedia_id} == {"a name", None}
+    assert getattr(cfg, key) == "a name"
+
+
 @pytest.mark.parametrize("said", ["float16", "torch.float16", "absent", "float64"])
 def test_the_dtype_is_the_configs(tmp_path, said):
     sae = load(folder(tmp_path, "standard", draw("standard", np.float16), dtype=said))
@@ -174,6 +183,7 @@ def test_nothing_is_copied(tmp_path, monkeypatch):
         ("standard", {"d_in": "6"}, "d_in is '6'; it must be of the type int"),
         ("standard", {"apply_b_dec_to_input": 1}, "apply_b_dec_to_input is 1; it must be of the type bool"),
         ("standard", {"dtype": "int8"}, "dtype is 'int8'; what is understood: float32, float64, float16, bfloat16"),
+        ("standard", {"metadata": {"model_name": 2}}, "The metadata of .*cfg.json: model_name is 2; it must be of the"),
         ("standard", {"metadata": []}, r"metadata is \[\]; it must be of the type dict"),
         ("transcoder", {"apply_b_dec_to_input": True}, "another activation than its input, so they must be False"),
         ("transcoder", {"d_out": "absent"}, "cfg.json has no 'd_out'"),

@@ -66,15 +66,17 @@ def test_the_first(tmp_path):
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name) == ("standard", "blocks.8.hook_resid_pre")
     assert sae.cfg.dtype == torch.float32
+    assert (sae.cfg.model_name, sae.cfg.neuronpedia_id) == ("gpt2-small", None)
     check(sae, reference("standard", draw("standard")))
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
 @pytest.mark.parametrize("subtract", [True, False])
 def test_the_last(tmp_path, architecture, subtract):
-    config = {**LAST, "architecture": architecture, "apply_b_dec_to_input": subtract}
+    config = {**LAST, "architecture": architecture, "apply_b_dec_to_input": subtract, "neuronpedia_id": "gemma-2-2b/0"}
     sae = load(folder(tmp_path, config, draw(architecture)))
     assert (sae.architecture, sae.cfg.hook_name) == (architecture, "blocks.0.hook_resid_post")
+    assert (sae.cfg.model_name, sae.cfg.neuronpedia_id) == ("gemma-2-2b", "gemma-2-2b/0")
     check(sae, reference(architecture, draw(architecture), subtract=subtract))
 
 
