@@ -4,11 +4,14 @@ numpy has no bfloat16. Here its numbers are kept as their 16 bits, `uint16`, and
 which holds every one of them exactly: a bfloat16 is the upper half of a float32.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ..errors import InputError
 
 FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
 
@@ -39,6 +42,27 @@ DTYPES = {
     "int32": DType(np.dtype(np.int32), 6, 0, 32),
 }
 """Those of an SAE, and what else may be given to one or comes of one."""
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype, such as "float16", however it is spelled.
+
+    Args:
+        dtype: A name ("float16" or "torch.float16"), a `torch.dtype`, or a dtype or scalar type of numpy or ml_dtypes.
+
+    Raises:
+        InputError: It is none of these, or not a dtype in `DTYPES`.
+    """
+    name = str(dtype).removeprefix("torch.")  # str(torch.float16) is "torch.float16": torch need not be imported
+    if name not in DTYPES and isinstance(dtype, (type, np.dtype)):
+        with contextlib.suppress(TypeError):  # raised for a class that is not a scalar type
+            name = np.dtype(dtype).name
+    if name not in DTYPES:
+        raise InputError(
+            f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}, given as a string, a torch.dtype or a numpy "
+            "dtype."
+        )
+    return name
 
 
 def storage(name: str) -> "np.dtype[Any]":
