@@ -7,7 +7,7 @@ import torch
 
 from runtime.errors import CheckpointError
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from ..original.dtypes import TORCH_DTYPES
 
 _REQUIRED = object()
 
@@ -54,14 +54,14 @@ class Options:
         """Return a dtype that reads like "float32" or "torch.float32"; None if it is not there.
 
         Raises:
-            CheckpointError: it is none of `DTYPES`.
+            CheckpointError: The dtype is not in `TORCH_DTYPES`.
         """
         name: str | None = self.take(key, str, None)
         if name is None:
             return None
-        if (short := name.removeprefix("torch.")) not in DTYPES:
-            raise self.refused(key, name, f"what is understood: {', '.join(DTYPES)}")
-        return DTYPES[short]
+        if (short := name.removeprefix("torch.")) not in TORCH_DTYPES:
+            raise self.refused(key, name, f"what is understood: {', '.join(TORCH_DTYPES)}")
+        return TORCH_DTYPES[short]
 
     def finish(self, without_effect: Iterable[str] = ()) -> None:
         """Refuse the keys that were not taken, except those `without_effect` on the SAE's numbers.

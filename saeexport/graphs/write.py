@@ -67,14 +67,14 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
 """How a graph is rewritten after it was cut out."""
 
 
-def rewrites_of(graph: str) -> tuple[Rewrite, ...]:
+def select_rewrites(graph: str) -> tuple[Rewrite, ...]:
     """Return how a graph is rewritten after it was cut out."""
     if graph in WIDE.values():
         return (*REWRITES.get(graph.removesuffix(".wide"), ()), lambda model, _: widen(model))
     return REWRITES.get(graph, ())
 
 
-def traced(sae: Any, config: SAEConfig) -> ir.Model:
+def trace_model(sae: Any, config: SAEConfig) -> ir.Model:
     """Return the SAE's graph from the input to the hooks, its products one node each.
 
     Raises:
@@ -89,7 +89,7 @@ def traced(sae: Any, config: SAEConfig) -> ir.Model:
     return widen(model, ON_CUDA) if config.dtype == BFLOAT16 else model
 
 
-def state_in_int8(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def quantize_weights(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Make a traced model's matrices int8, and return what its parameters are then, by name."""
     rounded = {name: torch.from_numpy(array) for name, array in weights_to_int8(model, HOOK_ACTS_POST).items()}
     RemoveUnusedNodesPass()(model)
@@ -113,7 +113,7 @@ def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str,
     for name, spec in specs.items():
         part = specs[PART.get(name.partition(".")[0], name)]
         graph = extract(model, [tensor.name for tensor in part.inputs], [tensor.name for tensor in part.outputs])
-        for rewrite in rewrites_of(name):
+        for rewrite in select_rewrites(name):
             graph = rewrite(graph, spec)
         graph = RemoveUnusedNodesPass()(graph).model
         ir.save(describe(graph, name, config, sha256), weights.parent / spec.file)

@@ -17,7 +17,7 @@ from runtime.parity.reference import Reference, behind
 from ..original.architectures import ARCHITECTURES
 from ..original.hooked_sae import HookedSAE
 from ..original.precision import InFloat64
-from ..original.running import evaluating, hook_of, inputs_of, numbers_of
+from ..original.running import evaluating, run_to_hook, to_inputs, to_numpy
 
 TIE_BREAK_EPS = 2.0**-30
 """By what part of itself a preactivation is moved to tell it from others that are equal: less than a rounding."""
@@ -30,7 +30,7 @@ STEP = 1e-6
 """Of the input's norm: how far it is moved in float64 to see by how much the preactivations move with it."""
 
 
-def after_decisions(sae: Any, reference: Reference) -> Reference:
+def follow_decisions(sae: Any, reference: Reference) -> Reference:
     """Return a reference whose truth decides as its original did; in `other` is how it would have decided itself."""
     original, truth = (hooks[HOOK_ACTS_POST] for hooks in (reference.original, reference.truth))
     otherwise = (original != 0) != (truth != 0)
@@ -47,12 +47,12 @@ def after_decisions(sae: Any, reference: Reference) -> Reference:
     return dataclasses.replace(reference, truth=truths, alternative_acts=truth)
 
 
-def with_uncertain(sae: Any, reference: Reference, in_precision: Reference | None = None) -> Reference:
+def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | None = None) -> Reference:
     """Return a reference that knows its uncertain features.
 
     Args:
         sae: the original.
-        reference: what `after_decisions` returned.
+        reference: what `follow_decisions` returned.
         in_precision: likewise of the same inputs, in the precision in which an artifact may run; None if it is the
             reference's own.
     """
@@ -85,7 +85,7 @@ def stages_of(sae: Any, reference: Reference) -> Stages:
     def stage(given: str, wanted: str) -> Stage:
         def run(tokens: Array, values: Array) -> Array:
             part = reference.subset(tokens)
-            return hook_of(sae, [part.original[HOOK_INPUT], part.target], wanted, given, values)
+            return run_to_hook(sae, [part.original[HOOK_INPUT], part.target], wanted, given, values)
 
         return run
 
@@ -95,7 +95,9 @@ def stages_of(sae: Any, reference: Reference) -> Stages:
 def true_recons(sae: Any, reference: Reference, acts_post: Array) -> Array:
     """Return the reconstruction from activations `(tokens, d_sae)` in float64, of the inputs of a reference."""
     with InFloat64():
-        return hook_of(sae, [reference.original[HOOK_INPUT], reference.target], HOOK_RECONS, HOOK_ACTS_POST, acts_post)
+        return run_to_hook(
+            sae, [reference.original[HOOK_INPUT], reference.target], HOOK_RECONS, HOOK_ACTS_POST, acts_post
+        )
 
 
 def _ties(sae: Any, reference: Reference) -> Iterator[tuple[Array, Array]]:
@@ -155,7 +157,7 @@ def _gates(sae: Any, reference: Reference) -> Iterator[Array]:
         size = np.linalg.norm(x, axis=rows, keepdims=True) / np.linalg.norm(direction, axis=rows, keepdims=True)
         direction *= STEP * np.where(size > 0, size, 1.0)
         with InFloat64():
-            response = hook_of(sae, [x + direction, reference.target], HOOK_ACTS_PRE) - acts_pre
+            response = run_to_hook(sae, [x + direction, reference.target], HOOK_ACTS_PRE) - acts_pre
         # In units of what each may err by, on average over the features.
         moved = np.sqrt(np.mean((response / np.where(reach > 0, reach, np.inf)) ** 2, axis=1))
         length = (0.5 / np.where(moved > 0, moved, np.inf)).reshape(-1, *[1] * len(rows))
@@ -172,6 +174,6 @@ def _activations(sae: Any, reference: Reference, x: Array, acts_pre: Array) -> A
     with InFloat64():
         if isinstance(sae, HookedSAE) and type(sae).run is HookedSAE.run:  # no need to run the encoder first
             with evaluating(sae):
-                source, pre = inputs_of(sae, x, acts_pre)
-                return numbers_of(sae.activation(pre, sae.flatten(source)))
-        return hook_of(sae, [x, reference.target], HOOK_ACTS_POST, HOOK_ACTS_PRE, acts_pre)
+                source, pre = to_inputs(sae, x, acts_pre)
+                return to_numpy(sae.activation(pre, sae.flatten(source)))
+        return run_to_hook(sae, [x, reference.target], HOOK_ACTS_POST, HOOK_ACTS_PRE, acts_pre)

@@ -45,7 +45,7 @@ class GatherElements(OpRun):
         return (np.take_along_axis(data, indices, axis),)
 
 
-def evaluated(path: Path, feeds: dict[str, TensorValue]) -> dict[str, Array]:
+def evaluate_graph(path: Path, feeds: dict[str, TensorValue]) -> dict[str, Array]:
     """Return the outputs of a graph, by name; those of bfloat16 in float32.
 
     Args:

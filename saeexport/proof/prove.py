@@ -27,7 +27,7 @@ from ..checkpoints.registry import load
 from ..original.exportable import architecture_of
 from ..original.running import all_hooks
 from .decisions import stages_of
-from .evaluator import evaluated
+from .evaluator import evaluate_graph
 
 EVALUATED_TOKENS = 8
 """On how many tokens the slow evaluator runs."""
@@ -82,7 +82,7 @@ def _judge_portable(folder: Path, manifest: Manifest, steered: SteeredReference,
     few = dataclasses.replace(steered.subset(tokens), recorded=steered.budgets, clean=clean)
 
     def run(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-        return evaluated(folder / manifest.graphs[graph].file, feeds)
+        return evaluate_graph(folder / manifest.graphs[graph].file, feeds)
 
     judge_graphs(list(PORTABLE), manifest, few, run, report)
 

@@ -15,7 +15,7 @@ from runtime.session.interventions import Intervention
 
 from ..original.precision import InFloat64, InTF32
 from ..original.running import all_hooks, dtype_of, torch_hook
-from .decisions import after_decisions, true_recons, with_uncertain
+from .decisions import find_uncertain, follow_decisions, true_recons
 
 EDITED_FEATURES = 8
 """How many features the intervention edits by which `steer.onnx` is proved: two of each kind."""
@@ -46,8 +46,8 @@ def reference_of(sae: Any, activations: Array, target: Array | None = None) -> R
     dtype = dtype_of(next(sae.parameters()))
     reference = Reference(original, truth, bool(sae.cfg.use_error_term), target, dtype)
     # The error of the preactivations says which decisions matter, which have to be known to judge the other hooks.
-    reference = after_decisions(sae, _without(reference, _implausible(reference, [HOOK_ACTS_PRE])))
-    return with_uncertain(sae, _without(reference, _implausible(reference, reference.truth)))
+    reference = follow_decisions(sae, _without(reference, _implausible(reference, [HOOK_ACTS_PRE])))
+    return find_uncertain(sae, _without(reference, _implausible(reference, reference.truth)))
 
 
 def _without(reference: Reference, left_out: Array) -> Reference:
@@ -94,13 +94,13 @@ def in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
     with InTF32():
         hooks = all_hooks(sae, x, clean.target)
         edited = all_hooks(sae, x, clean.target, (HOOK_ACTS_POST, torch_hook(steered.intervention)))
-    measured = after_decisions(sae, dataclasses.replace(clean, original=hooks))
+    measured = follow_decisions(sae, dataclasses.replace(clean, original=hooks))
     truth = steered_truth(sae, measured, steered.intervention)
     edited_in_tf32 = dataclasses.replace(steered, original=edited, truth=truth, clean=measured)
     return dataclasses.replace(
         steered,
         recorded=edited_in_tf32.budgets,
-        clean=dataclasses.replace(with_uncertain(sae, clean, measured), recorded=measured.budgets),
+        clean=dataclasses.replace(find_uncertain(sae, clean, measured), recorded=measured.budgets),
     )
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from runtime.artifact.folder import read_artifact
@@ -51,7 +50,7 @@ def read(path: Path) -> HookedSAE:
         "model_name": sae.model_name,
         "neuronpedia_id": sae.neuronpedia_id,
         "use_error_term": sae.use_error_term,
-        "dtype": getattr(torch, sae.dtype),
+        "dtype": sae.dtype,
         "seed": sae.seed,
         **sae.options,
         **({} if sae.d_out is None else {"d_out": sae.d_out}),

@@ -7,7 +7,7 @@ Source: Kissane et al. 2024 (arXiv:2406.17759); SAELens 6.54, `connor_rob_hook_z
 
 from pathlib import Path
 
-import torch
+from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
@@ -18,7 +18,7 @@ TITLE = "GPT-2 attention"
 NAME = "an attention SAE of GPT-2, <run>.pt with <run>_cfg.json (act_size, dict_size, act_name)"
 ARCHITECTURES = ("standard",)
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": FLOAT32, "fp16": FLOAT16, "bf16": BFLOAT16}
 
 _TRAINING = (  # how it was trained, and on what
     "seed batch_size buffer_mult lr num_tokens l1_coeff beta1 beta2 dict_mult seq_len site layer device "
@@ -47,8 +47,8 @@ def read(path: Path) -> HookedSAE:
     tensors = read_tensors(path)
     dtype = only_dtype(tensors, path)
     enc_dtype = options.choose("enc_dtype", DTYPES)
-    if DTYPES[enc_dtype] != dtype:
-        raise options.refused("enc_dtype", enc_dtype, f"{path.name} holds {str(dtype).removeprefix('torch.')}")
+    if DTYPES[enc_dtype] != (stored := str(dtype).removeprefix("torch.")):
+        raise options.refused("enc_dtype", enc_dtype, f"{path.name} holds {stored}")
     config = {
         "d_in": options.take("act_size", int),
         "d_sae": options.take("dict_size", int),

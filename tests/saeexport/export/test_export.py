@@ -127,7 +127,7 @@ def test_weights_beyond_2_gb_are_found(tmp_path, artifact):
         file.seek(gap, os.SEEK_CUR)
         file.write(old[start:])
     config = runtime.read_artifact(TINY).manifest.sae
-    graphs.write_graphs(graphs.traced(load(TINY), config), config, weights)
+    graphs.write_graphs(graphs.trace_model(load(TINY), config), config, weights)
     x = normal(5, 6)
     _, expected = runtime.SAESession(TINY, "cpu").run_with_cache(x)
     for name in ("model", "model.sparse"):

@@ -37,12 +37,12 @@ def test_a_hook_on_the_sae_itself_is_named(tmp_path):
 
 
 def test_other_modules_are_refused(tmp_path):
-    with pytest.raises(ExportError, match=r"A Linear with the hooks None was given; what can be exported"):
+    with pytest.raises(ExportError, match=r"A Linear with the hooks None cannot be exported\. Pass a HookedSAE"):
         export(torch.nn.Linear(3, 3), tmp_path / "sae")
 
 
 def test_a_dtype_that_cannot_be_proved_is_refused(tmp_path):
-    message = r"The weights are float64; parity can be proved in one of float32, float16, bfloat16. .*dtype=\"float32\""
+    message = r"The weights are float64; they must all be one of float32, float16, bfloat16. .*dtype=\"float32\""
     with pytest.raises(ExportError, match=message):
         export(make_sae(dtype=torch.float64), tmp_path / "sae")
     with pytest.raises(ExportError, match="dtype is 'int4'; it must be one of float32, float16, bfloat16"):

@@ -23,7 +23,7 @@ from runtime.parity.reference import FLOOR
 from saeexport import ExportError, HookedSAE, export
 from saeexport.cli import main as saeexport_main
 from saeexport.graphs import write as graphs
-from saeexport.proof.evaluator import evaluated
+from saeexport.proof.evaluator import evaluate_graph
 from saeexport.proof.truth import reference_of
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 from tests.support.zoo import ARCHITECTURES, D_IN, sae_of, target_of
@@ -163,7 +163,7 @@ def test_portable_graphs_say_what_their_twins_compute(half, name, architecture):
     with SAESession(path, "cpu") as session:
         feeds = {tensor.name: feeds[tensor.name] for tensor in session.artifact.manifest.graphs[name].inputs}
         expected = {k: np.asarray(v) for k, v in session.run_graph(f"{name}.wide", feeds).items()}
-    found = evaluated(path / f"{name}.onnx", feeds)
+    found = evaluate_graph(path / f"{name}.onnx", feeds)
     assert {k: (y.shape, y.dtype) for k, y in found.items()} == {k: (y.shape, y.dtype) for k, y in expected.items()}
     for hook in set(expected) - {"indices"}:
         size = max(1.0, float(np.abs(expected[hook]).max()))

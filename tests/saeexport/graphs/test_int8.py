@@ -171,7 +171,7 @@ def test_weights_that_8_bits_cannot_hold_are_refused(tmp_path):
 
 
 def test_weights_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="weights is 'int4' and the SAE in float32; weights may be None"):
+    with pytest.raises(ExportError, match="weights is 'int4' and the SAE is in float32; weights must be None"):
         export(make_sae(), tmp_path / "sae", weights="int4")
 
 

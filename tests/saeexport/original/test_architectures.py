@@ -181,7 +181,7 @@ def test_what_the_decoder_needs_is_asked_for():
     for case in ("standard", "layer_norm", "skip_transcoder"):
         sae = sae_of("standard", normalize_activations=case) if case == "layer_norm" else sae_of(case)
         if case != "standard":
-            with pytest.raises(InputError, match="decode needs the input, too"):
+            with pytest.raises(InputError, match="decode needs the input x"):
                 sae.decode(torch.zeros(2, D_SAE))
 
 
