@@ -139,8 +139,8 @@ class TranscoderConfig(HookedSAEConfig):
 class Transcoder(HookedSAE):
     """An SAE that predicts another activation than it reads, such as the output of an MLP from its input.
 
-    It takes `[..., d_in]` and returns `[..., d_out]`. With the error term it also takes `target`, the activation that it
-    predicts, and the error is `target - recons`. Without the error term `hook_sae_error` does not fire.
+    It takes `[..., d_in]` and returns `[..., d_out]`. With the error term it also takes `target`, the activation
+    that it predicts, and the error is `target - recons`. Without the error term `hook_sae_error` does not fire.
     """
 
     architecture = "transcoder"

@@ -1,4 +1,4 @@
-"""An artifact is its own checkpoint: its weights file is the HookedSAE's state dict."""
+"""Artifacts, whose weights file is the state dict of the HookedSAE that was exported."""
 
 from pathlib import Path
 
@@ -26,21 +26,21 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of an artifact.
 
     Raises:
-        ArtifactError: its manifest or weights are not sound.
-        CheckpointError: its weights are not those of its config.
+        ArtifactError: The manifest or the weights are damaged.
+        CheckpointError: The weights are int8, those of a custom class, or do not fit the config.
     """
     artifact = read_artifact(path)
     sae = artifact.manifest.sae
     if artifact.manifest.weights_dtype == INT8:
         raise CheckpointError(
-            f"{path} has {artifact.manifest.weights_dtype} weights, from which the original cannot be made again. Load "
+            f"{path} has {artifact.manifest.weights_dtype} weights, from which the original cannot be restored. Load "
             "the checkpoint that it was exported from."
         )
     weights = artifact.file(artifact.manifest.weights)
     if sae.architecture.startswith(CUSTOM):
         name = sae.architecture.removeprefix(CUSTOM)
         raise CheckpointError(
-            f"{path} was exported from {name}, a class of its owner's, which alone can make it again: "
+            f"{path} was exported from the custom class {name}. Load it with that class: "
             f'sae = {name}(...); sae.load_state_dict(safetensors.torch.load_file("{weights}"))'
         )
     config = {

@@ -1,6 +1,7 @@
-"""The attention SAEs of GPT-2 small, `<run>.pt` beside `<run>_cfg.json`, the config of the training run.
+"""Attention SAEs of GPT-2 small: `<run>.pt` beside `<run>_cfg.json`, the config of the training run.
 
-`act_size` is `d_in`, `dict_size` is `d_sae`, `act_name` is `hook_name`; ReLU, `b_dec` subtracted from the input.
+`act_size` is `d_in`, `dict_size` is `d_sae` and `act_name` is `hook_name`. The activation function is ReLU, and `b_dec`
+is subtracted from the input.
 
 Source: Kissane et al. 2024 (arXiv:2406.17759); SAELens 6.54, `connor_rob_hook_z_huggingface_loader`.
 """
@@ -20,7 +21,7 @@ ARCHITECTURES = ("standard",)
 
 DTYPES = {"fp32": FLOAT32, "fp16": FLOAT16, "bf16": BFLOAT16}
 
-_TRAINING = (  # how it was trained, and on what
+_TRAINING = (  # options of the training and its data
     "seed batch_size buffer_mult lr num_tokens l1_coeff beta1 beta2 dict_mult seq_len site layer device "
     "reinit head concat_heads resample_scheme anthropic_neuron_resample_scale dead_direction_cutoff re_init_every "
     "anthropic_resample_last resample_factor num_resamples wandb_project_name wandb_entity save_state_dict_every "
@@ -31,7 +32,7 @@ WITHOUT_EFFECT = frozenset(_TRAINING.split())
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a `.pt` file with such a config beside it."""
+    """Tell whether `path` is a `.pt` file with a config of this format beside it."""
     if path.suffix != ".pt" or not path.is_file() or not _config(path).is_file():
         return False
     return "act_size" in read_json(_config(path))
@@ -41,7 +42,7 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of an attention SAE.
 
     Raises:
-        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+        CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
     options = Options(read_json(_config(path)), str(_config(path)))
     tensors = read_tensors(path)

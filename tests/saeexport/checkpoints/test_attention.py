@@ -73,7 +73,7 @@ def test_a_state_dict_is_not_one(tmp_path):
     ("config", "tensors", "message"),
     [
         ({"enc_dtype": "fp16"}, {}, f"enc_dtype is 'fp16'; {RUN}.pt holds float32"),
-        ({"enc_dtype": "int8"}, {}, "enc_dtype is 'int8'; what is understood: fp32, fp16, bf16"),
+        ({"enc_dtype": "int8"}, {}, "enc_dtype is 'int8'; it must be one of fp32, fp16, bf16"),
         ({"sae_type": "batchtopk", "top_k": 32}, {}, "may change what the SAE computes: sae_type = 'batchtopk', top_k"),
         ({"act_size": "6"}, {}, "act_size is '6'; it must be of the type int"),
         ({"dict_size": 17}, {}, r"W_enc \[6, 16\].*; the standard SAE of its config has .*W_enc \[6, 17\]"),

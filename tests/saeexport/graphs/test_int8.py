@@ -112,7 +112,7 @@ def test_it_is_never_called_parity(artifact, capsys):
         runtime.assert_parity(artifact)
     with pytest.raises(ParityError, match="has int8 weights: it is not the original"):
         saeexport.assert_parity(artifact)
-    with pytest.raises(CheckpointError, match="has int8 weights, from which the original cannot be made again"):
+    with pytest.raises(CheckpointError, match="has int8 weights, from which the original cannot be restored"):
         saeexport.load(artifact)
     assert main(["inspect", str(artifact)]) == 0
     said = capsys.readouterr().out
