@@ -105,11 +105,11 @@ def test_llama_scope_is_bfloat16_as_stored(tmp_path):
         ),
         (
             {"dataset_average_activation_norm": {"in": 8.75, "out": 2.0}},
-            "it must have the same positive number for 'in'",
+            "it must have the same positive",
         ),
         (
             {"dataset_average_activation_norm": {}},
-            "dataset_average_activation_norm is {}; it must have the same positive",
+            "norm is {}; it must have the same positive",
         ),
         ({"dataset_average_activation_norm": "absent"}, "has no 'dataset_average_activation_norm'"),
         ({"jump_relu_threshold": "absent"}, "has no 'jump_relu_threshold'"),

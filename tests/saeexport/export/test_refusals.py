@@ -72,7 +72,7 @@ def test_a_head_shape_that_does_not_fit(tmp_path, hook_name, head_shape):
     [
         (normal(4, 5), InputError, r"activations has shape \(4, 5\); this SAE takes \(\.\.\., 6\)"),
         (np.ones((4, 6)), InputError, r"activations is \(4, 6\) float64"),
-        (normal(0, 6), ExportError, r"activations is \(0, 6\): it holds no token"),
+        (normal(0, 6), ExportError, r"activations has shape \(0, 6\), without a token"),
         (np.full((4, 6), np.nan, np.float32), ExportError, "not finite"),
     ],
 )

@@ -143,7 +143,7 @@ def test_axes_that_are_computed_are_named(file_of):
     assert violations(file_of(given, sums)) == []
     doubled = [node("Add", "half", "half", outputs=["axes"]), sums]
     (what,) = violations(file_of(*doubled, constants=[constant("half", 1)]))
-    assert what == "ReduceSum (the_ReduceSum) computes axes, which has to be a constant"
+    assert what == "ReduceSum (the_ReduceSum) computes axes, which must be a constant"
 
 
 def test_attributes_that_tensorrt_lacks_are_named(file_of):

@@ -46,7 +46,7 @@ def test_a_transcoder_with_the_error_term_needs_its_target(tmp_path):
     ("targets", "message"),
     [
         (None, "none given; this SAE takes one for each"),
-        (np.zeros((4, 8)), r"targets is \(4, 8\); it must be \(4, 7\)"),
+        (np.zeros((4, 8)), r"targets has shape \(4, 8\); it must be \(4, 7\)"),
     ],
 )
 def test_targets_must_fit_the_activations(tmp_path, targets, message):

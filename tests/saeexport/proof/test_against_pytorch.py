@@ -26,7 +26,7 @@ def test_against_an_original_with_another_weight(exported, factor):
     other = make_sae(use_error_term=sae.cfg.use_error_term)
     with torch.no_grad():
         other.W_dec[3, 1] *= factor
-    with pytest.raises(ParityError, match=r"W_dec differs in 1 of 96 numbers, first at \[3, 1\]"):
+    with pytest.raises(ParityError, match=r"W_dec differs in 1 of 96 elements, first at \[3, 1\]"):
         saeexport.assert_parity(path, other, device="cpu")
 
 

@@ -47,7 +47,7 @@ def test_numbers_beyond_float16_are_said_to_be(tmp_path):
         ParityError, match="hook_sae_acts_pre is .*inf.*float16 ends at 65504, .* take bfloat16, or flo"
     ):
         export(sae, tmp_path / "sae", 1000 * normal(30, 6), dtype="float16")
-    with pytest.raises(ExportError, match="activations holds numbers that are not finite in float16"):
+    with pytest.raises(ExportError, match="activations has values that are not finite in float16"):
         export(sae, tmp_path / "sae", 1e6 * normal(30, 6), dtype="float16")
     export(sae, tmp_path / "sae", 1000 * normal(30, 6), dtype="bfloat16")
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_may_decide_otherwise_where_another_device_would(tmp_path, 
         return sae
 
     monkeypatch.setattr(proving, "load", other)
-    with pytest.raises(ExportError, match="computes something else than what its artifact would be loaded as"):
+    with pytest.raises(ExportError, match="computes something else than the SAE that is loaded from its artifact"):
         export(sae_of("topk", d_sae=512), tmp_path / "other", normal(200, D_IN), dtype=dtype)
 
 
