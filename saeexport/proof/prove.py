@@ -133,7 +133,7 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
         report = judge_session(session, without_budgets(steered))
         target = {} if clean.target is None else {TARGET: clean.target}
         outputs = session.run_graph(SPARSE[MODEL], {INPUT: clean.original[HOOK_INPUT], **target})
-    Report(f"{path} was not written: it is not sound", report.verdicts, report.problems).raise_for_failures()
+    Report(f"{path} was not written: verification failed", report.verdicts, report.problems).raise_for_failures()
     for graphs, reference, measured in (
         ([name for name in CONTRACTS if STEER not in name], clean, record.hooks),
         ([STEER, SPARSE[STEER]], steered, record.steered),

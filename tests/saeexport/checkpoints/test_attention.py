@@ -1,4 +1,4 @@
-"""The attention SAEs of GPT-2: against the equations, not taken for a state dict, and what is refused."""
+"""Attention SAEs of GPT-2: values against the equations, distinction from state dicts, and refusals."""
 
 import json
 

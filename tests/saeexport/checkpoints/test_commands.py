@@ -1,4 +1,4 @@
-"""`saeexport formats`, `inspect`, and what `export` passes on to the reader; the table of formats."""
+"""The commands `formats`, `inspect` and `export` of `saeexport`, and the table of formats."""
 
 import json
 import re

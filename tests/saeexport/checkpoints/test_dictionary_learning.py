@@ -1,4 +1,4 @@
-"""dictionary_learning checkpoints: every class against the equations, and what is refused."""
+"""dictionary_learning checkpoints: every class against the equations, and refusals."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Gemma Scope and Gemma Scope 2 checkpoints against the equations, and what is refused."""
+"""Gemma Scope and Gemma Scope 2 checkpoints against the equations, and refusals."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def npz(folder, save=np.savez, **tensors):
 
 
 def test_gemma_scope_with_a_bit_that_flipped(tmp_path):
-    """A mapped file is read by nobody who would compare it with the archive's checksum."""
+    """Memory-mapped members are not checked by the zip reader, so the loader checks their checksums itself."""
     np.savez(tmp_path / "params.npz", W_enc=np.ones((5, 9), np.float32), threshold=np.ones(9, np.float32))
     data = bytearray((tmp_path / "params.npz").read_bytes())
     data[data.index(np.ones(9, np.float32).tobytes())] ^= 1

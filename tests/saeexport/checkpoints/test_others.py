@@ -1,4 +1,4 @@
-"""Llama Scope, Goodfire and OpenAI: the published layouts against the equations, and what is refused."""
+"""Llama Scope, Goodfire and OpenAI checkpoints: their published layouts against the equations, and refusals."""
 
 import json
 from collections import OrderedDict
@@ -96,7 +96,7 @@ def test_llama_scope_is_bfloat16_as_stored(tmp_path):
         ({"act_fn": "topk"}, "act_fn is 'topk'; it must be one of jumprelu"),
         ({"norm_activation": "token-wise"}, "norm_activation is 'token-wise'; it must be one of dataset-wise"),
         ({"use_decoder_bias": False}, "use_decoder_bias is False; it must be True"),
-        ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder is True; only False"),
+        ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder is True; it must be False"),
         ({"apply_decoder_bias_to_pre_encoder": "absent"}, "has no 'apply_decoder_bias_to_pre_encoder'"),
         ({"use_glu_encoder": True}, "use_glu_encoder is True; it must be False"),
         (
@@ -152,7 +152,7 @@ RELU = {"activation": "ReLU", "activation_state_dict": OrderedDict()}
 
 
 def gpt2(path, **values):
-    """Write what `Autoencoder.state_dict` returns."""
+    """Write a file with what `Autoencoder.state_dict` returns."""
     stored = OrderedDict(
         {
             "pre_bias": W["b_dec"],

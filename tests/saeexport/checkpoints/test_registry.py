@@ -1,4 +1,4 @@
-"""load(): what is recognised, what is refused, and the words for it."""
+"""load(): the formats that it recognises, and its errors for everything else."""
 
 import json
 import pickle

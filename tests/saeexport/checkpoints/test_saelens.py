@@ -1,4 +1,4 @@
-"""SAELens 6 checkpoints: every architecture and option against the equations, and what is refused."""
+"""SAELens 6 checkpoints: every architecture and option against the equations, and refusals."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""SAELens checkpoints before version 6: what they say in the words of their time, and what is refused."""
+"""SAELens checkpoints before version 6: their older keys against the equations, and refusals."""
 
 import numpy as np
 import pytest

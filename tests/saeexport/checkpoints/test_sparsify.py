@@ -1,4 +1,4 @@
-"""sparsify checkpoints: SAEs, transcoders and skip transcoders against the equations, and what is refused."""
+"""sparsify checkpoints: SAEs, transcoders and skip transcoders against the equations, and refusals."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def folder(path, config=CONFIG, stored=None, name="layers.3"):
 
 
 def equations(subtract=True, skip=False):
-    """ReLU, then the k largest, as `fused_encoder` and `SparseCoder.forward` do it."""
+    """Return the k largest after a ReLU, as `fused_encoder` and `SparseCoder.forward` compute them."""
     w = {name: tensor.astype(np.float64) for name, tensor in W.items()}
     x = X.astype(np.float64)
     pre = (x - w["b_dec"] if subtract else x) @ w["W_enc"] + w["b_enc"]

@@ -1,4 +1,4 @@
-"""What the exporter refuses, and that a refusal leaves nothing behind."""
+"""Inputs that the exporter refuses, without leaving files behind."""
 
 import importlib
 import re

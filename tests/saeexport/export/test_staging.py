@@ -1,4 +1,4 @@
-"""A failed or interrupted export costs nothing: nothing half-written stays, and what was there before does."""
+"""A failed or interrupted export leaves no files behind and keeps what was there before."""
 
 import importlib
 import re
@@ -46,7 +46,7 @@ def test_a_failure_at_any_stage_leaves_what_was_there(tmp_path, monkeypatch, sta
 
 
 def test_a_full_disk(tmp_path):
-    """A limit on the size of files stands in for a full disk: the same call to the system fails."""
+    """A limit on file sizes simulates a full disk: the same system call fails."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))

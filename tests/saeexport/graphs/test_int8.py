@@ -1,4 +1,4 @@
-"""Weights of 8 bits: what is lost is measured and said, it is never called parity, and it is held to."""
+"""int8 weights: their loss is measured and recorded, is never called parity, and bounds later verification."""
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 @pytest.fixture(scope="module")
 def rounded(tmp_path_factory):
-    """A folder with an artifact of each architecture, and the SAEs; not to be changed."""
+    """A read-only folder with an artifact of each architecture, and the SAEs."""
     folder, saes = tmp_path_factory.mktemp("int8"), {}
     for name in ARCHITECTURES:
         sae = saes[name] = sae_of(name, use_error_term=True)
@@ -33,7 +33,7 @@ def rounded(tmp_path_factory):
 
 @pytest.fixture
 def artifact(tmp_path):
-    """An artifact with int8 weights, to be broken."""
+    """A copy of an artifact with int8 weights, for tests that break it."""
     return export(make_sae(d_in=64, d_sae=128), tmp_path / "sae", normal(50, 64), weights="int8").path
 
 

@@ -1,4 +1,4 @@
-"""Transcoders: what they predict is not what they read."""
+"""Transcoders, which predict another activation than they read."""
 
 import numpy as np
 import pytest
