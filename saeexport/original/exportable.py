@@ -69,7 +69,7 @@ def check_hooks(sae: Any) -> None:
     """Refuse a module without the six hooks, or with hook functions, which would become part of the graph.
 
     Raises:
-        ExportError: The hooks are others, or hook functions are attached; the message names them.
+        ExportError: The module has other hooks, or hook functions are attached; the message names them.
     """
     hooks = getattr(sae, "hook_dict", None)
     if hooks is None or list(hooks) != list(HOOK_NAMES):

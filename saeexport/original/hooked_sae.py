@@ -48,7 +48,7 @@ class HookedSAEConfig:
             `[..., n_heads, d_head]` as well as `[..., d_in]`.
         model_name: Name of the language model, as the checkpoint gives it. It is stored in the artifact and has no
             effect on the computation.
-        neuronpedia_id: Identifier of the SAE on Neuronpedia, such as "gpt2-small/8-res-jb"; stored likewise.
+        neuronpedia_id: Identifier of the SAE on Neuronpedia, such as "gpt2-small/8-res-jb". It is stored as well.
         use_error_term: Whether to add `input - recons` to the output, so that the SAE changes nothing until a hook
             edits a feature. It is read at every call.
         dtype: Dtype of the parameters, given as a name ("float16"), a `torch.dtype` or a numpy dtype; kept as a

@@ -81,8 +81,8 @@ def to_inputs(sae: Any, *arrays: Array | None) -> list[Tensor]:
 def to_numpy(tensor: Tensor) -> Array:
     """Return a tensor as a numpy array; bfloat16, which numpy lacks, is widened to float32."""
     tensor = tensor.detach().cpu()
-    numbers: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return numbers
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def to_bits(tensor: Tensor) -> Array:

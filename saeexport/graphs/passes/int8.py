@@ -43,18 +43,18 @@ def weights_to_int8(model: ir.Model, acts_post: str) -> dict[str, Array]:
         first = node.inputs[0]
         if first is not None and first.name == acts_post and not transposed:
             parts = _rows_to_int8(matrix, weights.name)
-            numbers, scales = (_parameter(model.graph, name, part) for name, part in parts.items())
+            quantized, scales = (_parameter(model.graph, name, part) for name, part in parts.items())
             at = Nodes(model.graph, before=node)
-            back = int8_matrix(at, numbers, scales, matrix.shape)
+            back = int8_matrix(at, quantized, scales, matrix.shape)
             back.shape, back.type = weights.shape, weights.type
             node.replace_input_with(1, back)
         else:
             parts = _columns_to_int8(matrix if transposed else matrix.T, weights.name)
-            numbers, scales = (_parameter(model.graph, name, part) for name, part in parts.items())
+            quantized, scales = (_parameter(model.graph, name, part) for name, part in parts.items())
             columns, inputs = matrix.shape if transposed else matrix.shape[::-1]
             bias = [None, None, node.inputs[2]] if len(node.inputs) > 2 else []
             attributes = {"K": inputs, "N": columns, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
-            product = ir.node("MatMulNBits", [first, numbers, scales, *bias], attributes, domain=DOMAIN)
+            product = ir.node("MatMulNBits", [first, quantized, scales, *bias], attributes, domain=DOMAIN)
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], [product], node.outputs, product.outputs)
         tensors |= parts
     return tensors
@@ -64,28 +64,28 @@ def _rows_to_int8(matrix: Array, name: str) -> dict[str, Array]:
     """Return the rows of a matrix as int8 blocks, `[blocks, width]`, and their scales, `[blocks]`."""
     columns = matrix.shape[1]
     width = max(divisor for divisor in range(1, BLOCK + 1) if columns % divisor == 0)
-    numbers = np.empty((matrix.size // width, width), np.int8)
-    scales = np.empty(len(numbers), np.float32)
+    quantized = np.empty((matrix.size // width, width), np.int8)
+    scales = np.empty(len(quantized), np.float32)
     step, per_row = max(1, ROWS_AT_A_TIME), columns // width
     for start in range(0, len(matrix), step):
         blocks = matrix[start : start + step].reshape(-1, width)
         where = slice(start * per_row, start * per_row + len(blocks))
         scales[where] = _scales(blocks)
-        numbers[where] = np.rint(blocks / scales[where, None])
-    return {f"{name}.int8": numbers, f"{name}.scale": scales}
+        quantized[where] = np.rint(blocks / scales[where, None])
+    return {f"{name}.int8": quantized, f"{name}.scale": scales}
 
 
 def _columns_to_int8(transposed: Array, name: str) -> dict[str, Array]:
     """Return a matrix, given transposed as `[N, K]`, as uint8 blocks, `[N, K / 64, 64]`, and their scales."""
     features, inputs = transposed.shape
     blocks = -(-inputs // BLOCK)
-    numbers = np.full((features, blocks, BLOCK), ZERO, np.uint8)
+    quantized = np.full((features, blocks, BLOCK), ZERO, np.uint8)
     scales = np.empty((features, blocks), np.float32)
     for i in range(blocks):  # block by block, so that no second float matrix is allocated
         part = transposed[:, i * BLOCK : (i + 1) * BLOCK]
         scales[:, i] = _scales(part)
-        numbers[:, i, : part.shape[1]] = np.rint(part / scales[:, i : i + 1]) + ZERO
-    return {f"{name}.int8": numbers, f"{name}.scale": scales}
+        quantized[:, i, : part.shape[1]] = np.rint(part / scales[:, i : i + 1]) + ZERO
+    return {f"{name}.int8": quantized, f"{name}.scale": scales}
 
 
 def _scales(rows: Array) -> Array:
