@@ -1,4 +1,4 @@
-"""Export a PyTorch HookedSAE to ONNX with every hook tensor, and prove that nothing changed."""
+"""Exports a PyTorch HookedSAE to ONNX with all of its hook tensors, and proves that the graphs compute the same."""
 
 from runtime.errors import ArtifactError, CheckpointError, ExportError, InputError, ParityError, ProviderError, SAEError
 

@@ -1,4 +1,4 @@
-"""`python -m saeexport`: the same as the command `saeexport`."""
+"""Runs the command line: `python -m saeexport` is the same as `saeexport`."""
 
 import sys
 

@@ -1,4 +1,8 @@
-"""Export: trace the SAE, rewrite its graph, write the artifact, verify it, and only then put it in its place."""
+"""Exports a HookedSAE to an artifact.
+
+The SAE is traced, the graphs and weights are written to a temporary folder, their parity is proved there, and only then
+does the folder take its final name.
+"""
 
 import contextlib
 import importlib.metadata
@@ -19,9 +23,10 @@ from runtime.errors import ExportError
 from runtime.parity.golden import save_golden
 from runtime.parity.reference import Reference
 
-from .graphs.write import state_in_int8, traced, write_graphs
+from .graphs.write import quantize_weights, trace_model, write_graphs
+from .original.dtypes import DTypeLike
 from .original.exportable import check_hooks, check_weights, config_of, in_dtype
-from .original.running import bits_of, dtype_of
+from .original.running import dtype_of, to_bits
 from .proof.activations import prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
 from .proof.truth import in_tf32, reference_of, steered_reference_of, typical_intervention
@@ -30,7 +35,7 @@ from .staging import check_target, staged_folder
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 STAGES = 4
-BLOCK_BYTES = 16 << 20  # of weights in memory at a time while they are written
+BLOCK_BYTES = 16 << 20  # bytes of weights that are copied at a time while they are written
 GOLDEN_TOKENS, GOLDEN_BYTES = 64, 6 << 20
 
 PACKAGES = (
@@ -46,35 +51,37 @@ def export(
     head_shape: tuple[int, int] | None = None,
     *,
     targets: Any = None,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     weights: str | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Write a HookedSAE to the folder `path` as a verified artifact, and return it.
+    """Export a HookedSAE to the folder `path` as a verified artifact, and return the artifact.
 
-    The same SAE, activations and versions give the same bytes. If anything fails nothing is left behind, and what was
-    at `path` before is still there.
+    The same SAE, activations and package versions give the same bytes. If the export fails, no files are left behind
+    and an artifact that was at `path` before is unchanged.
 
     Args:
-        sae: a HookedSAE, no hook functions attached.
-        path: a folder that does not exist yet; its parent is made if need be.
-        activations: numpy array or tensor of real inputs, `(..., d_in)` or `(..., n_heads, d_head)`. The proof is made
-            on a sample of them and a part of it is stored. None draws random ones, and the manifest calls them
-            synthetic.
-        head_shape: (n_heads, d_head), for graphs that take `(tokens, n_heads, d_head)`; None for `(tokens, d_in)`.
-            `runtime` takes both from either.
-        targets: for a transcoder with the error term, the activations that it predicts, `(..., d_out)`, one for each
-            of `activations`.
-        dtype: "float32", "float16" or "bfloat16"; None for the SAE's own. In another one the original is a copy that
-            is converted, and the manifest also says what half precision loses (`runtime.parity.fidelity`).
-        weights: None for those of the SAE, or "int8" for small machines: a quarter of the bytes, faster for a few
-            tokens on a CPU, and no parity: the manifest says what is lost. Keep the original, it cannot be loaded back.
-        overwrite: replace an artifact that is at `path`.
+        sae: HookedSAE without hook functions, or a custom HookedRootModule with the same six hooks.
+        path: Folder to write. It must not exist unless `overwrite` is set; missing parents are created.
+        activations: Real inputs, `(..., d_in)` or `(..., n_heads, d_head)`, as a numpy array or tensor. Parity is
+            proved on a sample of them, and a part of the sample is stored as the golden batch. None draws random
+            inputs, which the manifest records as synthetic.
+        head_shape: `(n_heads, d_head)` for graphs that take `(tokens, n_heads, d_head)`; None for `(tokens, d_in)`.
+            `runtime` accepts both shapes either way.
+        targets: Activations that a transcoder with the error term predicts, `(..., d_out)`, one for each of
+            `activations`.
+        dtype: Dtype of weights and activations: float32, float16 or bfloat16, given as a name, a `torch.dtype` or a
+            numpy dtype. None keeps the SAE's own. If it differs, a converted copy of the SAE is exported; for half
+            precision the manifest also records what the conversion loses (`runtime.parity.fidelity`).
+        weights: None keeps the weights as they are. "int8" makes the file four times smaller and the CPU faster on few
+            tokens, but the artifact is not at parity: the manifest records what is lost. Keep the checkpoint, because
+            an SAE cannot be loaded back from int8 weights.
+        overwrite: Whether to replace an artifact at `path`.
 
     Raises:
-        ExportError: the SAE cannot be exported, or the folder cannot be written.
-        InputError: the activations do not fit the SAE.
-        ParityError: the graphs do not compute what the SAE computes.
+        ExportError: The SAE cannot be exported, or the folder cannot be written.
+        InputError: The activations do not fit the SAE.
+        ParityError: The graphs do not compute what the SAE computes.
     """
     path = Path(path)
     check_hooks(sae)
@@ -84,21 +91,21 @@ def export(
     config = config_of(sae, head_shape)
     if weights not in (None, config.dtype, INT8) or (weights == INT8 and config.dtype != FLOAT32):
         raise ExportError(
-            f"weights is {weights!r} and the SAE in {config.dtype}; weights may be None, the SAE's own, or {INT8!r} of "
-            f"one in {FLOAT32}."
+            f"weights is {weights!r} and the SAE is in {config.dtype}; weights must be None, to keep them as they are, "
+            f"or {INT8!r}, for an SAE in {FLOAT32}."
         )
     batch, target = prepare_activations(sae, config, activations, targets)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
             stage("tracing")
-            model = traced(sae, config)
+            model = trace_model(sae, config)
             stage("writing graphs and weights")
             state = sae.state_dict()
             if weights == INT8:
-                state = state_in_int8(model, state)
+                state = quantize_weights(model, state)
             _write_weights(state, folder / WEIGHTS)
             graphs = write_graphs(model, config, folder / WEIGHTS)
-            stage("running the original, and in float64")
+            stage("running the original in its dtype and in float64")
             clean = reference_of(sae, batch, target)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
             tf32 = in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
@@ -112,56 +119,57 @@ def export(
             else:
                 stage("proving parity")
                 prove(
-                    folder, path, manifest, steered, tf32, _exact(given, sae, config, head_shape, activations, targets)
-                )
+                    folder, path, manifest, steered, tf32,
+                    _float32_reference(given, sae, config, head_shape, activations, targets),
+                )  # fmt: skip
                 prove_checkpoint(sae, folder, clean)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} was not written: {error}") from error
     return read_artifact(path)
 
 
-def _exact(
+def _float32_reference(
     given: Any, sae: Any, config: SAEConfig, head_shape: tuple[int, int] | None, activations: Any, targets: Any
 ) -> Reference | None:
-    """Return the float32 original of an artifact in half precision, on the activations as they were; if it was one."""
+    """Return the reference of the SAE before its conversion to half precision; None if it was not float32 before."""
     if given is sae or config.dtype == FLOAT32 or {dtype_of(weight) for weight in given.parameters()} != {FLOAT32}:
         return None
     return reference_of(given, *prepare_activations(given, config_of(given, head_shape), activations, targets))
 
 
 def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write the weights file, a block of rows at a time: a matrix that is a transposed view is never held twice."""
+    """Write the weights file in blocks of rows, so that a matrix that is a transposed view is never copied whole."""
     ordered = dict(sorted(state.items(), key=_with_its_bias))
     with path.open("wb") as file:
         writer = TensorWriter(file, {name: (tuple(t.shape), dtype_of(t)) for name, t in ordered.items()})
         for name, tensor in ordered.items():
-            array = bits_of(tensor if tensor.ndim else tensor.reshape(1))  # a user's scalar
+            array = to_bits(tensor if tensor.ndim else tensor.reshape(1))  # a custom class may have a scalar
             rows = max(1, BLOCK_BYTES // (array.nbytes // max(len(array), 1) or 1))
             for start in range(0, len(array), rows):
                 writer.write(name, start, array[start : start + rows])
 
 
 def _with_its_bias(item: tuple[str, Tensor]) -> tuple[int, str, str]:
-    """Sort W_dec, b_dec, W_enc, b_enc, others: a bias lies behind its matrix, see `passes/bias.py`; bytes come last."""
+    """Return the sort key that puts each bias right after its matrix, which `passes/bias.py` needs, and int8 last."""
     name, tensor = item
     kind, _, of = name.partition("_")
     return (-tensor.element_size(), *((of, kind) if of else ("~", kind)))
 
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:
-    """Return how many tokens are stored: a few megabytes of them, at least one."""
-    # Each with its residual but the input; the two activations that an intervention changes are there twice.
+    """Return the number of tokens in the golden batch: a few megabytes, at least one token."""
+    # Every tensor but the input is stored with its residual, and those that an intervention changes are stored twice.
     features, activations = 2 * 2 * config.d_sae, (1 + 2 * (3 + 2)) * config.d_in
     return min(tokens, GOLDEN_TOKENS, max(1, GOLDEN_BYTES // (4 * (features + activations))))
 
 
 def _manifest(config: SAEConfig, weights: str, graphs: dict[str, GraphSpec], golden: GoldenSpec) -> Manifest:
-    """Return the manifest, still without the proof and the files."""
+    """Return the manifest without its parity record and checksums, which are added later."""
     return Manifest(FORMAT_VERSION, config, WEIGHTS, weights, graphs, golden, None, None, _versions(), {})
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of what made the artifact; never a path, a user's name or a time."""
+    """Return the versions of the packages that make an artifact; no path, user name or time, so that bytes repeat."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -170,9 +178,9 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _stages(what: str) -> Iterator[Callable[[str], None]]:
-    """Show the stages of a long work as a progress bar, on a terminal only."""
-    with tqdm(total=STAGES, desc=what, disable=None, leave=False, bar_format="{desc}: {postfix} |{bar}|") as bar:
+def _stages(title: str) -> Iterator[Callable[[str], None]]:
+    """Show the stages of an export as a progress bar if stderr is a terminal."""
+    with tqdm(total=STAGES, desc=title, disable=None, leave=False, bar_format="{desc}: {postfix} |{bar}|") as bar:
 
         def stage(name: str) -> None:
             bar.set_postfix_str(name)

@@ -19,6 +19,8 @@ from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
 
+CHECKPOINT = "file or folder of a format that `saeexport formats` lists"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code, one of `runtime.commands.console.EXIT_CODES`."""
@@ -30,46 +32,66 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("saeexport", "Export SAEs to ONNX, and verify the export against the PyTorch original.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    text = "Export a checkpoint to a folder that any ONNX Runtime executes, verified."
+    text = "Export a checkpoint to a folder of ONNX graphs, and prove that they compute what PyTorch computes."
     sub = commands.add_parser("export", help=text, description=text)
     sub.set_defaults(command=export_command)
-    sub.add_argument("checkpoint", help="a file or folder of a format that `saeexport formats` lists")
-    sub.add_argument("out", help="the folder to write")
-    sub.add_argument("--activations", metavar="FILE", help="real inputs, .npy, .npz or .safetensors with one array")
-    sub.add_argument("--heads", type=int, metavar="N", help="graphs take (tokens, N, d_head); for hooks that end in _z")
+    sub.add_argument("checkpoint", help=CHECKPOINT)
+    sub.add_argument("out", help="folder to write")
     sub.add_argument(
-        "--error-term", action=argparse.BooleanOptionalAction, help="output = recons + error, or not; else as stored"
-    )
-    sub.add_argument("--hook-name", metavar="NAME", help="where the activations come from; else the checkpoint's")
-    sub.add_argument("--dtype", choices=list(FLOOR), help="of weights and activations; else the checkpoint's")
+        "--activations", metavar="FILE",
+        help="real inputs for the proof, in a .npy, .npz or .safetensors file with one array (default: random inputs)",
+    )  # fmt: skip
     sub.add_argument(
-        "--weights", choices=[INT8], help="a quarter of the bytes, faster for a few tokens on a CPU, and no parity"
-    )
-    sub.add_argument("--overwrite", action="store_true", help="replace an artifact that is at OUT")
+        "--heads", type=int, metavar="N",
+        help="write graphs that take (tokens, N, d_head), for hooks that end in _z (default: (tokens, d_in))",
+    )  # fmt: skip
+    sub.add_argument(
+        "--error-term", action=argparse.BooleanOptionalAction,
+        help="add the error term to the output: output = recons + error (default: the checkpoint's setting)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--hook-name", metavar="NAME",
+        help="TransformerLens name of the hook that the activations come from (default: the checkpoint's)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--dtype", choices=list(FLOOR),
+        help="dtype of weights and activations (default: the checkpoint's)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--weights", choices=[INT8],
+        help="quantize the weights: a quarter of the bytes and faster for a few tokens on a CPU, but not at parity "
+        "(default: the weights as they are)",
+    )  # fmt: skip
+    sub.add_argument("--overwrite", action="store_true", help="replace an artifact at OUT")
 
-    text = "Prove that an artifact computes what PyTorch computes here and now; else exit 1."
+    text = "Verify on this machine that an artifact computes what PyTorch computes; exit with 1 if it does not."
     sub = commands.add_parser("verify", help=text, description=text)
     sub.set_defaults(command=verify_command)
-    sub.add_argument("artifact", help="the folder with sae.json")
+    sub.add_argument("artifact", help="folder with sae.json")
     sub.add_argument(
-        "--against", metavar="CHECKPOINT", help="checkpoint of the original (default: the artifact's own weights)"
+        "--against", metavar="CHECKPOINT", help="checkpoint to compare with (default: the artifact's own weights)"
     )
-    sub.add_argument("--activations", metavar="FILE", help="inputs, as for export (default: the golden batch)")
-    sub.add_argument("--device", default="auto", help="of the artifact: auto (default), cpu, cuda or cuda:N")
+    sub.add_argument(
+        "--activations", metavar="FILE",
+        help="inputs to compare on, in a .npy, .npz or .safetensors file with one array (default: the golden batch)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--device", default="auto", help="device that runs the artifact: auto, cpu, cuda or cuda:N (default: auto)"
+    )
 
-    text = "Print what a checkpoint or an artifact holds: format, architecture, config, tensors."
+    text = "Print the format, architecture, config and tensors of a checkpoint or an artifact."
     sub = commands.add_parser("inspect", help=text, description=text)
     sub.set_defaults(command=inspect_command)
-    sub.add_argument("checkpoint", help="a file or folder of a format that `saeexport formats` lists")
+    sub.add_argument("checkpoint", help=CHECKPOINT)
 
-    text = "Print the formats that can be read: name, files, architectures."
+    text = "Print the checkpoint formats that can be read, with their files and architectures."
     sub = commands.add_parser("formats", help=text, description=text)
     sub.set_defaults(command=formats_command)
     return parser
 
 
 def export_command(options: argparse.Namespace) -> int:
-    """Export, and say in three lines what was made."""
+    """Export a checkpoint and print a summary of the artifact."""
     sae = load(options.checkpoint, hook_name=options.hook_name)
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
@@ -93,7 +115,7 @@ def export_command(options: argparse.Namespace) -> int:
             for which in ("artifact", "original")
         )
         precision = "" if manifest.sae.dtype == FLOAT32 else f" in {manifest.sae.dtype}"
-        left_out = f", {measured.left_out} that cancel left out" if measured.left_out else ""
+        left_out = f", {measured.left_out} with cancellation left out" if measured.left_out else ""
         print(
             f"parity{precision} on {measured.tokens} tokens ({manifest.golden.source}{left_out}): "
             f"largest error against float64 {own:.1e}, PyTorch's own {original:.1e}"
@@ -105,7 +127,7 @@ def export_command(options: argparse.Namespace) -> int:
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    """Print the parity table."""
+    """Verify an artifact and print the report."""
     sae = None if options.against is None else load(options.against)
     activations = None if options.activations is None else read_activations(options.activations)
     report = verify(options.artifact, sae, activations, options.device)
@@ -114,7 +136,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    """Print the config and the tensors."""
+    """Print the config and the tensors of a checkpoint."""
     form = recognise(Path(options.checkpoint))
     sae = load(options.checkpoint)
     config = {field.name: getattr(sae.cfg, field.name) for field in fields(sae.cfg) if field.name != "device"}
@@ -123,14 +145,18 @@ def inspect_command(options: argparse.Namespace) -> int:
         (name, str(list(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{tensor.nbytes:,} bytes")
         for name, tensor in sae.named_parameters()
     ]
-    print(format_table([(key, str(value).removeprefix("torch.") or "(not given)") for key, value in lines.items()]))
+    rows = [
+        (key, "(not given)" if value in (None, "") else str(value).removeprefix("torch."))
+        for key, value in lines.items()
+    ]
+    print(format_table(rows))
     print()
     print(format_table(tensors))
     return 0
 
 
 def formats_command(options: argparse.Namespace) -> int:
-    """Print a row for each format."""
+    """Print one row per format."""
     rows = [
         (
             form.TITLE,

@@ -1,4 +1,4 @@
-"""Folders appear whole or not at all, and never cost what was there before."""
+"""Writes folders atomically: the whole folder appears, or nothing does and what was there before stays."""
 
 import contextlib
 import secrets
@@ -12,13 +12,13 @@ from runtime.errors import ArtifactError, ExportError
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse a target that exists, unless it is an artifact to be overwritten and nothing else is in its folder.
+    """Refuse an existing target, unless `overwrite` is set and the folder holds an artifact and no other files.
 
     Raises:
-        ExportError: it is refused; the message says what to do.
+        ExportError: The target is refused; the message says what to do.
     """
     if path.is_symlink():
-        raise ExportError(f"{path} is a symbolic link. Pass the folder that it leads to, or another path.")
+        raise ExportError(f"{path} is a symbolic link. Pass the folder that it points to, or another path.")
     if not path.exists():
         return
     if not overwrite:
@@ -29,26 +29,27 @@ def check_target(path: Path, overwrite: bool) -> None:
         artifact = read_artifact(path)
     except ArtifactError as error:
         raise ExportError(
-            f"{path} exists and will not be overwritten, for it may not be an artifact: {error}"
+            f"{path} exists and will not be overwritten, because it may not be an artifact: {error}"
         ) from None
     strangers = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *artifact.manifest.files})
     if strangers:
         raise ExportError(
-            f"{path} exists and will not be overwritten, for it holds what is not of its artifact: "
-            f"{', '.join(strangers)}. Move that elsewhere first."
+            f"{path} exists and will not be overwritten, because it holds files that are not part of its artifact: "
+            f"{', '.join(strangers)}. Move them elsewhere first."
         )
 
 
 @contextlib.contextmanager
 def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a new folder beside `path`, and rename it to `path` if the block ends well.
+    """Yield a new folder beside `path`, and rename it to `path` when the block succeeds.
 
-    On any exception, Ctrl-C included, the new folder is removed, and so are parents that were made for it; what was at
-    `path` stays. Otherwise what was there is replaced, if it may be; for an instant it has another name, beside `path`.
+    On any exception, Ctrl-C included, the new folder and the parents that were created for it are removed, and what was
+    at `path` stays. Otherwise an artifact at `path` is replaced: it is renamed, and removed once the new folder is in
+    its place.
 
     Raises:
-        ExportError: meanwhile something has appeared at `path` that may not be replaced.
-        OSError: the folder cannot be made or renamed.
+        ExportError: Something that may not be replaced has appeared at `path` in the meantime.
+        OSError: The folder cannot be created or renamed.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     staging: Path | None = None
@@ -58,7 +59,7 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         for file in staging.iterdir():
-            file.chmod(staging.stat().st_mode & 0o666)  # safetensors' are for the owner only
+            file.chmod(staging.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
         check_target(path, overwrite)
         _move(staging, path)
     except BaseException:

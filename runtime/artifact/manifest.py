@@ -27,6 +27,8 @@ class SAEConfig:
     Attributes:
         architecture: how it encodes and decodes; "standard" is the ReLU SAE, and a name with "custom:" a user's class.
         dtype: of the activations and, if they are not int8, the weights: "float32", "float16" or "bfloat16".
+        model_name: The language model that the SAE belongs to, as its checkpoint names it; None if it does not.
+        neuronpedia_id: The SAE's identifier on Neuronpedia, such as "gpt2-small/8-res-jb"; None if it is not known.
         seed: of the initial weights, if there was one.
         head_shape: (n_heads, d_head) if the graphs take activations with their head dimension, else None.
         d_out: of a transcoder, the width of the activation that it predicts, which with the error term is an input,
@@ -39,6 +41,8 @@ class SAEConfig:
     d_in: int
     d_sae: int
     hook_name: str
+    model_name: str | None = field(default=None, kw_only=True)
+    neuronpedia_id: str | None = field(default=None, kw_only=True)
     use_error_term: bool
     dtype: str
     seed: int | None

@@ -90,11 +90,15 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ManifestError(f"{where} is {value!r}, expected an object.")
         hints = typing.get_type_hints(kind)
-        missing = [name for name in hints if name not in value]
+        missing = [
+            field.name
+            for field in dataclasses.fields(kind)
+            if field.name not in value and field.default is dataclasses.MISSING
+        ]
         if missing:
             raise ManifestError(f"{where} has no key {', '.join(map(repr, missing))}.")
         return typing.cast(Any, kind)(
-            **{name: _build(hint, value[name], f"{where}: {name}") for name, hint in hints.items()}
+            **{name: _build(hint, value[name], f"{where}: {name}") for name, hint in hints.items() if name in value}
         )
     if origin is dict:
         if not isinstance(value, dict):

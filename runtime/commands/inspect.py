@@ -47,8 +47,8 @@ def _facts(manifest: Manifest) -> str:
     """Return a line for each fact about the SAE and its files."""
     sae, golden = manifest.sae, manifest.golden
     optional = (
-        ("model", getattr(sae, "model_name", None)),
-        ("neuronpedia", getattr(sae, "neuronpedia_id", None)),
+        ("model", sae.model_name),
+        ("neuronpedia", sae.neuronpedia_id),
         ("options", ", ".join(f"{name} = {value}" for name, value in sae.options.items())),
     )
     facts = [

@@ -1,4 +1,4 @@
-"""Reads checkpoints: from files in any known format to a `HookedSAE`.
+"""Reads checkpoints of every known format as a `HookedSAE`.
 
-`formats/` holds one reader per format; `registry` picks the one that fits.
+`formats/` holds one reader per format, and `registry` picks the reader that recognises a path.
 """

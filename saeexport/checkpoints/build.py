@@ -1,4 +1,4 @@
-"""From a config and a state dict to a HookedSAE, without drawing weights that would be thrown away."""
+"""Builds a HookedSAE from a config and a state dict, without drawing initial weights."""
 
 import dataclasses
 from typing import Any
@@ -12,20 +12,20 @@ from ..original.hooked_sae import HookedSAE
 
 
 def build(architecture: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], source: str) -> HookedSAE:
-    """Return the SAE with `tensors` as its parameters, without a copy of them, on `cfg.device`.
+    """Return the SAE with `tensors` as its parameters, on `cfg.device`; on the CPU they are not copied.
 
     Args:
-        architecture: a key of `ARCHITECTURES`.
-        config: the keys of the architecture's `Config`.
-        tensors: by the names of the architecture's parameters; they need not be contiguous.
-        source: what they were read from, for the messages.
+        architecture: Name of the architecture, a key of `ARCHITECTURES`.
+        config: Values for the architecture's `Config`.
+        tensors: Tensors by the names of the architecture's parameters. They need not be contiguous.
+        source: Path of the checkpoint, for error messages.
 
     Raises:
-        CheckpointError: the architecture or a key of the config is unknown, or a tensor is missing, extra, or of
-            another shape than the config says.
+        CheckpointError: The architecture or a key of the config is unknown, or a tensor is missing, unexpected, or of
+            another shape than the config implies.
     """
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"{source} is a {architecture!r} SAE; what is known: {', '.join(ARCHITECTURES)}.")
+        raise CheckpointError(f"{source} is a {architecture!r} SAE; known architectures: {', '.join(ARCHITECTURES)}.")
     kind = ARCHITECTURES[architecture]
     try:
         cfg = kind.Config.from_dict(config)

@@ -1,4 +1,4 @@
-"""The files that checkpoints consist of: tensors, mapped into memory where the format allows it, and JSON."""
+"""Reads the files of checkpoints: JSON, and tensors, mapped into memory where the format allows it."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        CheckpointError: it is not there, or not a JSON object.
+        CheckpointError: The file is missing, or is not a JSON object.
     """
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -35,11 +35,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a `.safetensors`, `.pt` or `.npz` file, on the CPU.
 
-    They are views of the file, read when they are used, except those of a compressed `.npz`. Nothing but tensors is
-    ever unpickled: a `.pt` that holds anything else is refused.
+    Tensors are views of the file and read when they are used, except those of a compressed `.npz`. Only tensors are
+    unpickled: a `.pt` that holds other objects is refused.
 
     Raises:
-        CheckpointError: the file is not sound, or holds something else than names with tensors.
+        CheckpointError: The file is damaged, or is not a dict of named tensors.
     """
     try:
         if path.suffix == ".npz":
@@ -48,23 +48,23 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a reader makes of a file that is not sound
+    except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict: names with tensors.")
+        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict of named tensors.")
     return tensors
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    """Return the arrays of a `.npz`; the stored ones, as `numpy.savez` writes them, mapped and not read.
+    """Return the arrays of a `.npz`; uncompressed members, as `numpy.savez` writes them, are memory-mapped.
 
-    Source: a zip archive's local file header, 30 bytes and the lengths of two fields that follow; in each member a
-    `.npy` file.
+    Source: the zip format. A member's local file header has 30 bytes, the last four of which are the lengths of the two
+    fields that follow it; the member itself is a `.npy` file.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        if spoilt := archive.testzip():  # reads it all once; mapped, nobody would
-            raise ValueError(f"{spoilt} is not what its checksum says")
+        if damaged := archive.testzip():  # reads the file once; mapped data is never checked
+            raise ValueError(f"{damaged} does not match its checksum")
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if member.compress_type != zipfile.ZIP_STORED:
@@ -81,17 +81,17 @@ def _read_npz(path: Path) -> dict[str, Any]:
             shape, fortran, dtype = read_header(file)
             if dtype.hasobject:
                 raise ValueError(f"{member.filename} holds Python objects")
-            # Copy on write: torch wants arrays that could be written to, and the file must never be.
+            # Copy on write: torch asks for writable arrays, and the file must not be written to.
             arrays[name] = np.memmap(path, dtype, "c", file.tell(), shape, "F" if fortran else "C") if shape else \
                 np.lib.format.read_array(archive.open(member), allow_pickle=False)  # fmt: skip
     return arrays
 
 
 def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path) -> torch.dtype:
-    """Return the one floating-point dtype that all tensors have.
+    """Return the floating-point dtype that all tensors share.
 
     Raises:
-        CheckpointError: there is no tensor, or they have several dtypes, or one that is not for weights.
+        CheckpointError: There are no tensors, or they have several dtypes or one that is not floating-point.
     """
     if not tensors:
         raise CheckpointError(f"{source} holds no tensor.")
@@ -101,15 +101,15 @@ def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path) -> torch.dt
         raise CheckpointError(f"{source} mixes the dtypes {names}. Convert it to one of them.")
     (dtype,) = dtypes
     if not dtype.is_floating_point:
-        raise CheckpointError(f"{source} holds {names}; weights are floating-point numbers.")
+        raise CheckpointError(f"{source} holds {names}; weights must be floating-point.")
     return dtype
 
 
 def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path) -> tuple[int, int]:
-    """Return the two dimensions of a tensor, for a format whose config does not say them.
+    """Return the shape of a matrix, for formats whose config does not give it.
 
     Raises:
-        CheckpointError: it is not there, or not a matrix.
+        CheckpointError: The tensor is missing, or is not a matrix.
     """
     if name not in tensors:
         raise CheckpointError(f"{source} has no {name}; it holds {', '.join(sorted(tensors)) or 'no tensor'}.")
@@ -120,9 +120,9 @@ def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path
 
 
 def folder_with(path: Path, *names: str) -> Path | None:
-    """Return the folder that has files of all these names, where `path` is it or one of them; None if there is none.
+    """Return `path` if it is a folder with all these files, or its parent if `path` is one of them; None otherwise.
 
-    Symbolic links are not resolved: in the Hub's cache the name of a file is that of the link.
+    Symbolic links are not resolved: in the Hugging Face Hub's cache the link, not its target, has the file's name.
     """
     folder = path.parent if path.name in names and path.is_file() else path
     return folder if all((folder / name).is_file() for name in names) else None

@@ -1,4 +1,4 @@
-"""A checkpoint's config, read so that no key is overlooked: an option that is not understood may change the numbers."""
+"""Reads the config of a checkpoint without ignoring a key: an unknown option may change what the SAE computes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,17 +7,17 @@ import torch
 
 from runtime.errors import CheckpointError
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from ..original.dtypes import TORCH_DTYPES
 
 _REQUIRED = object()
 
 
 class Options:
-    """The keys of a config, taken one by one; what is left at the end is refused.
+    """The options of a config, which are taken key by key; `finish` refuses those that are left.
 
     Args:
-        config: the JSON object; not changed.
-        source: what it was read from, for the messages.
+        config: JSON object of the config. It is not changed.
+        source: Path of the config, for error messages.
     """
 
     def __init__(self, config: dict[str, Any], source: str) -> None:
@@ -25,10 +25,10 @@ class Options:
         self.source = source
 
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """Return the value of `key`; `default`, if there is one, stands for a key that is not there or is null.
+        """Return the value of `key`, or `default` if the key is missing or null.
 
         Raises:
-            CheckpointError: the key is missing and has no default, or its value is not of the type `kind`.
+            CheckpointError: The key is missing and has no default, or its value is not of the type `kind`.
         """
         value = self._left.pop(key, None)
         if value is None:
@@ -40,42 +40,42 @@ class Options:
         return value
 
     def choose(self, key: str, choices: Iterable[str], default: Any = _REQUIRED) -> str:
-        """Return the value of `key`, one of `choices`, as `take` does.
+        """Return the value of `key`, as `take` does, which must be one of `choices`.
 
         Raises:
-            CheckpointError: it is none of them.
+            CheckpointError: The value is not one of them.
         """
         value: str = self.take(key, str, default)
         if value not in (known := tuple(choices)):
-            raise self.refused(key, value, f"what is understood: {', '.join(known)}")
+            raise self.refused(key, value, f"it must be one of {', '.join(known)}")
         return value
 
     def take_dtype(self, key: str = "dtype") -> torch.dtype | None:
-        """Return a dtype that reads like "float32" or "torch.float32"; None if it is not there.
+        """Return a dtype given as "float32" or "torch.float32"; None if the key is missing or null.
 
         Raises:
-            CheckpointError: it is none of `DTYPES`.
+            CheckpointError: The dtype is not in `TORCH_DTYPES`.
         """
         name: str | None = self.take(key, str, None)
         if name is None:
             return None
-        if (short := name.removeprefix("torch.")) not in DTYPES:
-            raise self.refused(key, name, f"what is understood: {', '.join(DTYPES)}")
-        return DTYPES[short]
+        if (short := name.removeprefix("torch.")) not in TORCH_DTYPES:
+            raise self.refused(key, name, f"it must be one of {', '.join(TORCH_DTYPES)}")
+        return TORCH_DTYPES[short]
 
     def finish(self, without_effect: Iterable[str] = ()) -> None:
-        """Refuse the keys that were not taken, except those `without_effect` on the SAE's numbers.
+        """Refuse the keys that were not taken, except those `without_effect` on what the SAE computes.
 
         Raises:
-            CheckpointError: there is another one.
+            CheckpointError: Another key is left; the message names it.
         """
         unknown = {key: value for key, value in self._left.items() if key not in set(without_effect)}
         if unknown:
             shown = ", ".join(f"{key} = {value!r}" for key, value in sorted(unknown.items()))
             raise CheckpointError(
-                f"{self.source} has options that are not understood, and may change what the SAE computes: {shown}."
+                f"{self.source} has unknown options, which may change what the SAE computes: {shown}."
             )
 
     def refused(self, key: str, value: Any, reason: str) -> CheckpointError:
-        """Return the error that names a key, its value and why it is refused."""
+        """Return an error that names a key, its value and the reason to refuse it."""
         return CheckpointError(f"{self.source}: {key} is {value!r}; {reason}.")

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, looked into or read without running any of it."""
+"""Reads files that `torch.save` wrote, without running code from them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,22 +9,22 @@ from runtime.errors import CheckpointError
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Return the names and values in a `.pt` or `.pth` file: tensors, views of the file, and plain values.
+    """Return the dict in a `.pt` or `.pth` file: tensors, which are views of the file, and plain values by name.
 
     Raises:
-        CheckpointError: it is not sound, or would run code, or is not names with values.
+        CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever the reader makes of a file that is not sound
+    except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}, not names with values.")
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, not a dict of named values.")
     return values
 
 
 def holds(path: Path, *names: str) -> bool:
-    """Tell whether `path` is a `.pt` or `.pth` file with all these names; one that is not sound has none."""
+    """Tell whether `path` is a readable `.pt` or `.pth` file that has all these names."""
     if path.suffix not in (".pt", ".pth") or not path.is_file():
         return False
     try:

@@ -1,20 +1,19 @@
-"""From a path to a HookedSAE: one on-disk format per file, asked in turn.
+"""Loads a HookedSAE from a path: finds the format that recognises it and calls its reader.
 
-A format is a module with `TITLE`, its short name; `NAME`, which files it consists of; `ARCHITECTURES`, the names of the
-architectures that it can hold; `recognises(path)`; and `read(path)`, which returns the HookedSAE on the CPU, its
-parameters views of the file where that can be.
+A format is a module with five names: `TITLE`, its short name; `NAME`, the files that it consists of; `ARCHITECTURES`,
+the architectures that it can hold; `recognises(path)`; and `read(path)`, which returns the HookedSAE, its parameters
+views of the file where possible.
 """
 
 import os
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 from runtime.errors import CheckpointError
 from runtime.tables import markdown_table
 
 from ..original.architectures import ARCHITECTURES
+from ..original.dtypes import DTypeLike, torch_dtype
 from ..original.hooked_sae import HookedSAE
 from .formats import (
     artifact,
@@ -31,7 +30,7 @@ from .formats import (
     state_dict,
 )
 
-# The specific before the general: a state dict is any file of tensors.
+# Specific formats come first: any file of tensors may be a state dict.
 FORMATS = (
     artifact,
     saelens,
@@ -48,36 +47,40 @@ FORMATS = (
 )
 
 
-def load(path: str | os.PathLike[str], *, hook_name: str | None = None, dtype: torch.dtype | None = None) -> HookedSAE:
-    """Return the HookedSAE at `path`, of any format that `saeexport formats` lists.
+def load(path: str | os.PathLike[str], *, hook_name: str | None = None, dtype: DTypeLike | None = None) -> HookedSAE:
+    """Load a checkpoint of any format that `saeexport formats` lists as a HookedSAE.
 
-    It lives on CUDA if present, else on the CPU. What the checkpoint does not say has the default of `HookedSAEConfig`.
+    The HookedSAE is on CUDA if CUDA is available, otherwise on the CPU. Options that the checkpoint leaves out take the
+    defaults of `HookedSAEConfig`.
 
     Args:
-        path: a file or a folder, also as the Hub's client leaves it, with symbolic links.
-        hook_name: where the activations come from, in TransformerLens' names; None takes the checkpoint's, which is
-            empty where it has none.
-        dtype: of the parameters; None keeps the checkpoint's.
+        path: File or folder of the checkpoint. The symbolic links of the Hugging Face Hub's cache are followed.
+        hook_name: TransformerLens name of the hook that the activations come from. None keeps the checkpoint's name,
+            which is empty in formats that do not store one.
+        dtype: Dtype to convert the parameters to: a name ("float16"), a `torch.dtype` or a numpy dtype. None keeps the
+            checkpoint's.
 
     Raises:
-        CheckpointError: `path` is of no known format, or of one and not sound, or has an option that is not known.
-        ArtifactError: `path` is an artifact, and its manifest or weights are not sound.
+        CheckpointError: No format recognises `path`, a file is damaged, or an option is unknown.
+        ArtifactError: `path` is an artifact whose manifest or weights are damaged.
+        InputError: `dtype` is not a dtype that weights may have.
     """
     path = Path(path)
+    wanted = None if dtype is None else torch_dtype(dtype)
     sae: HookedSAE = recognise(path).read(path)
     if hook_name is not None:
         sae.cfg.hook_name = hook_name
-    if dtype is not None:
-        sae.cfg.dtype = dtype
-        sae = sae.to(dtype)
+    if wanted is not None:
+        sae.cfg.dtype = wanted
+        sae = sae.to(wanted)
     return sae
 
 
 def recognise(path: Path) -> ModuleType:
-    """Return the format, a module, of what is at `path`.
+    """Return the module of the format that recognises `path`.
 
     Raises:
-        CheckpointError: it is of no known format.
+        CheckpointError: No format does.
     """
     for form in FORMATS:
         if form.recognises(path):
@@ -92,7 +95,7 @@ def recognise(path: Path) -> ModuleType:
 
 
 def table() -> str:
-    """Return which format can hold which architecture, as a Markdown table."""
+    """Return a Markdown table of the architectures that each format can hold."""
     rows = [
         [architecture, *("✓" if architecture in form.ARCHITECTURES else "" for form in FORMATS)]
         for architecture in ARCHITECTURES

@@ -1,4 +1,4 @@
-"""From a traced HookedSAE to the ONNX graphs of an artifact.
+"""Makes the ONNX graphs of an artifact from a HookedSAE.
 
-`trace` makes the graph, `passes` rewrite it, `write` cuts it into the graphs of the artifact.
+`trace` makes the graph, `passes` rewrites it, and `write` cuts it into the graphs of the artifact.
 """

@@ -1,6 +1,6 @@
-"""What a portable graph may be made of: what TensorRT 10 and ONNX Runtime 1.23, on a CPU and on CUDA, all run.
+"""Checks that a graph is portable: TensorRT 10 and ONNX Runtime 1.23, on CPU and CUDA, run all of it.
 
-A graph that keeps to this list runs as one piece on each of them, without a node that goes back to the CPU.
+A graph with only the operators listed here runs as a whole on each of them, without nodes that fall back to the CPU.
 
 Sources: `docs/operators.md` of onnx/onnx-tensorrt for TensorRT 10 (operators, types and restrictions), and
 `docs/OperatorKernels.md` of microsoft/onnxruntime for CUDA (types of the kernels for opset 20).
@@ -13,13 +13,13 @@ import onnx
 from onnx import TensorProto
 
 OPSET, IR_VERSION = 20, 10
-"""Read by TensorRT from 10.0 on; JetPack 6 has 10.3."""
+"""Versions that TensorRT reads from 10.0 on; JetPack 6 has 10.3."""
 
 MOST_DIMENSIONS = 8
-"""Of a tensor; `nvinfer1::Dims::MAX_DIMS`."""
+"""Largest number of dimensions of a tensor, `nvinfer1::Dims::MAX_DIMS`."""
 
 LARGEST_TOP_K = 3839
-"""The most that TensorRT's TopK keeps."""
+"""Largest k of TensorRT's TopK."""
 
 FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
@@ -40,7 +40,7 @@ _OPERATORS = {
     frozenset({TensorProto.BOOL}): "And Not Or Xor",
 }
 OPERATORS = {name: types for types, names in _OPERATORS.items() for name in names.split()}
-"""Of the standard domain, with the types that each takes and gives."""
+"""The allowed operators of the standard domain, with the types of their inputs and outputs."""
 
 BUILD_TIME = {
     **dict.fromkeys((name for name in OPERATORS if name.startswith("Reduce")), 1),
@@ -48,17 +48,17 @@ BUILD_TIME = {
     "Squeeze": 1,
     "Unsqueeze": 1,
 }
-"""The input, by its position, that TensorRT must know when it builds an engine: axes."""
+"""Operators with an input that must be constant when TensorRT builds an engine, the axes, and its position."""
 
 ATTRIBUTES = {"ScatterElements": ("reduction", b"none"), "ScatterND": ("reduction", b"none"), "TopK": ("sorted", 1)}
-"""Those that may have no other value."""
+"""Attributes that must have this value, by operator."""
 
 
 def violations(path: Path) -> list[str]:
-    """Return, in words, everything in a graph's file that is not portable; its weights are not read.
+    """Return a message for everything in a graph that is not portable. The weights are not read.
 
     Args:
-        path: a valid ONNX file.
+        path: A valid ONNX file.
     """
     model = onnx.load_model(path, load_external_data=False)
     return [*_of_the_file(model), *_of_the_graph(onnx.shape_inference.infer_shapes(model).graph)]
@@ -105,7 +105,7 @@ def _of_the_graph(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _of_the_node(node: onnx.NodeProto, types: dict[str, int], constants: dict[str, TensorProto]) -> Iterator[str]:
-    """Yield what is not portable of a node whose operator is."""
+    """Yield the reasons why a node with an allowed operator is not portable."""
     for name in _data(node):
         if name not in types:
             yield f"has {name}, of a type that cannot be inferred"
@@ -114,7 +114,7 @@ def _of_the_node(node: onnx.NodeProto, types: dict[str, int], constants: dict[st
     position = BUILD_TIME.get(node.op_type)
     axes = node.input[position] if position is not None and position < len(node.input) else ""
     if axes and axes not in constants:
-        yield f"computes {axes}, which has to be a constant"
+        yield f"computes {axes}, which must be a constant"
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     key, only = ATTRIBUTES.get(node.op_type, ("", None))
     if attributes.get(key, only) != only:
@@ -128,12 +128,12 @@ def _of_the_node(node: onnx.NodeProto, types: dict[str, int], constants: dict[st
 
 
 def _integer(tensor: TensorProto) -> int:
-    """Return the number that a constant holds; 0 for one in the weights file, of which the numbers are not read."""
+    """Return the value of an integer constant; 0 for one in the weights file, which is not read."""
     return 0 if tensor.data_location == TensorProto.EXTERNAL else int(onnx.numpy_helper.to_array(tensor).max())
 
 
 def _data(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the inputs and outputs that may be floats: others are indices, shapes and conditions, which ONNX fixes."""
+    """Yield the inputs and outputs that may be floats; ONNX fixes the types of indices, shapes and conditions."""
     schema = onnx.defs.get_schema(node.op_type, OPSET, "")
     floats = {one.type_param_str for one in schema.type_constraints if "tensor(float)" in one.allowed_type_strs}
     for given, declared in ((node.input, schema.inputs), (node.output, schema.outputs)):

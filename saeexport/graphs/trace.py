@@ -1,4 +1,4 @@
-"""From a PyTorch HookedSAE to an ONNX graph with its six hook tensors as outputs."""
+"""Traces a PyTorch HookedSAE to an ONNX graph with its hook tensors as outputs."""
 
 import contextlib
 import logging
@@ -22,7 +22,7 @@ OPSET, IR_VERSION = 20, 10
 
 
 class _SixHooks(nn.Module):
-    """The SAE as a function from the input to the six hook tensors, in firing order."""
+    """The SAE as a module that returns the hook tensors in firing order."""
 
     def __init__(self, sae: Any, hooks: tuple[str, ...]) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class _SixHooks(nn.Module):
             seen[hook.name] = tensor
 
         self.sae.run_with_hooks(*inputs, fwd_hooks=[(name, keep) for name in HOOK_NAMES])
-        if HOOK_ERROR not in seen and HOOK_ERROR in self.hooks:  # it does not fire; as an output it is always there
+        if HOOK_ERROR not in seen and HOOK_ERROR in self.hooks:  # the hook did not fire
             seen[HOOK_ERROR] = seen[HOOK_INPUT] - seen[HOOK_RECONS]
         return tuple(seen[name] for name in self.hooks)
 
 
 def trace(sae: Any, config: SAEConfig) -> ir.Model:
-    """Return the SAE's graph, its parameters under the names of the state dict.
+    """Return the graph of an SAE, with its parameters under their names in the state dict.
 
     Args:
-        sae: a HookedRootModule with the six hooks, no hook functions attached.
-        config: what the artifact says of it: the inputs and their shapes, the hooks.
+        sae: HookedRootModule with the six hooks and without hook functions.
+        config: Config of the artifact, which determines the inputs, their shapes and the hooks.
 
     Raises:
         ExportError: PyTorch cannot trace the SAE.
@@ -72,8 +72,8 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
     assert program is not None
     model = program.model
     model.ir_version = IR_VERSION
-    # Common-subexpression elimination merges the error term's second pass; and a value that is returned twice becomes
-    # two outputs, which have to be named after that, not before.
+    # Common-subexpression elimination merges the second pass of the error term. Outputs are named afterwards, because a
+    # value that is returned twice becomes two outputs only then.
     optimize_ir(model, should_fold=_without_parameters)
     for value, name in zip(model.graph.inputs, (INPUT, TARGET), strict=False):
         value.name = name
@@ -86,15 +86,15 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
 
 
 def _without_parameters(node: ir.Node) -> bool | None:
-    """Forbid to compute with parameters beforehand: the result would be in the graph, and not in the weights file."""
+    """Prevent constant folding of parameters: the result would be stored in the graph, not in the weights file."""
     return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
 
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hold back what torch.onnx says of itself.
+    """Silence messages of torch.onnx that do not concern the user.
 
-    Of operators of torchvision that are not installed, of a deprecation, and that two inputs have equally many tokens.
+    They are about torchvision, which is not installed, about a deprecation, and about the inputs' common tokens axis.
     """
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -1,4 +1,4 @@
-"""One traced model, and the graphs of the contract that are made of it: parts of it, rewritten for their purpose."""
+"""Cuts each graph of the artifact from the traced model, rewrites it and writes it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +45,7 @@ from .portable import violations
 from .trace import trace
 
 PART = {STEER: MODEL, FEATURES: ENCODE}
-"""Between whose inputs and outputs a graph, or its twin for the CPU, lies in the traced model, if not its own."""
+"""Graphs, and CPU variants of graphs, that are cut at the inputs and outputs of another graph."""
 
 Rewrite: TypeAlias = Callable[[ir.Model, GraphSpec], ir.Model]
 
@@ -64,48 +64,48 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         keep_strongest_on_a_cpu,
     ),
 }
-"""How a graph is rewritten after it was cut out."""
+"""The passes that run on a graph after it is cut."""
 
 
-def rewrites_of(graph: str) -> tuple[Rewrite, ...]:
-    """Return how a graph is rewritten after it was cut out."""
+def select_rewrites(graph: str) -> tuple[Rewrite, ...]:
+    """Return the passes that run on a graph after it is cut."""
     if graph in WIDE.values():
         return (*REWRITES.get(graph.removesuffix(".wide"), ()), lambda model, _: widen(model))
     return REWRITES.get(graph, ())
 
 
-def traced(sae: Any, config: SAEConfig) -> ir.Model:
-    """Return the SAE's graph from the input to the hooks, its products one node each.
+def trace_model(sae: Any, config: SAEConfig) -> ir.Model:
+    """Return the graph of an SAE from the input to the hooks, with each product as one Gemm.
 
     Raises:
-        ExportError: PyTorch cannot trace it, or hooks at `acts_pre` could not be followed.
+        ExportError: PyTorch cannot trace the SAE, or `recons` depends on `acts_pre` past `acts_post`.
     """
     model = products_to_gemm(strip_remarks(trace(sae, config)))
     if depends_on(model, HOOK_RECONS, HOOK_ACTS_PRE, HOOK_ACTS_POST):
         raise ExportError(
             f"hook_sae_recons of this {type(sae).__name__} depends on hook_sae_acts_pre other than through "
-            "hook_sae_acts_post; what a function at that hook changes could not be followed."
+            "hook_sae_acts_post, so an artifact could not reproduce hook functions at hook_sae_acts_pre."
         )
     return widen(model, ON_CUDA) if config.dtype == BFLOAT16 else model
 
 
-def state_in_int8(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Make a traced model's matrices int8, and return what its parameters are then, by name."""
+def quantize_weights(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Quantize the matrices of a traced model to int8 in place, and return its new parameters by name."""
     rounded = {name: torch.from_numpy(array) for name, array in weights_to_int8(model, HOOK_ACTS_POST).items()}
     RemoveUnusedNodesPass()(model)
     return {name: tensor for name, tensor in state.items() if name in model.graph.initializers} | rounded
 
 
 def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str, GraphSpec]:
-    """Write every graph of the contract beside its weights, checked, and return what they take and give.
+    """Write every graph of the artifact beside its weights, check it, and return the specs by name.
 
     Args:
-        model: from the input to the hooks, its parameters called as in `weights`.
-        config: of the SAE.
-        weights: the file with the parameters.
+        model: Traced model from the input to the hooks, with parameters named as in `weights`.
+        config: Config of the SAE.
+        weights: File with the parameters.
 
     Raises:
-        ExportError: what was written is not what it should be.
+        ExportError: A graph is not valid, does not match its contract, or is not portable.
     """
     model = point_to_weights(model, weights)
     sha256 = hash_file(weights).sha256
@@ -113,7 +113,7 @@ def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str,
     for name, spec in specs.items():
         part = specs[PART.get(name.partition(".")[0], name)]
         graph = extract(model, [tensor.name for tensor in part.inputs], [tensor.name for tensor in part.outputs])
-        for rewrite in rewrites_of(name):
+        for rewrite in select_rewrites(name):
             graph = rewrite(graph, spec)
         graph = RemoveUnusedNodesPass()(graph).model
         ir.save(describe(graph, name, config, sha256), weights.parent / spec.file)
@@ -124,18 +124,18 @@ def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str,
 
 
 def _needs_input(model: ir.Model, graph: str) -> bool:
-    """Tell whether the activation or the decoder of a traced SAE also reads the input: a gate, a skip connection."""
+    """Tell whether `activate` or `decode` of a traced SAE also reads the input, as a gate or a skip connection does."""
     (source,), (output,) = PORTABLE[graph].inputs, PORTABLE[graph].outputs
     return depends_on(model, output, INPUT, source)
 
 
 def check_portable(path: Path, config: SAEConfig) -> None:
-    """Refuse a portable graph that TensorRT or an older ONNX Runtime could not read, see `portable.py`.
+    """Refuse a graph that is not portable, see `portable.py`.
 
-    A user's own class may use other operators, and int8 weights do: such graphs run on fewer machines.
+    Graphs of custom classes and graphs with int8 weights may use other operators; they run on fewer machines.
 
     Raises:
-        ExportError: it has something that is not portable; the message names it.
+        ExportError: The graph is not portable; the message says why.
     """
     if config.architecture.startswith(CUSTOM) or INT8_DOMAIN in ir.load(path).opset_imports:
         return
@@ -144,10 +144,10 @@ def check_portable(path: Path, config: SAEConfig) -> None:
 
 
 def check_graph(path: Path, spec: GraphSpec) -> None:
-    """Refuse a graph that is not valid ONNX, or whose inputs or outputs are not named as they should, in this order.
+    """Refuse a graph that is not valid ONNX, or whose inputs or outputs differ from its contract.
 
     Raises:
-        ExportError: it is not so.
+        ExportError: The graph is refused; the message says why.
     """
     try:
         onnx.checker.check_model(path, full_check=True)

@@ -1,4 +1,4 @@
-"""The PyTorch original: `HookedSAE`, its architectures, and how it is run.
+"""The PyTorch original: `HookedSAE`, its architectures, and functions that run it.
 
-The six hooks and the equations are defined here; everything else is judged against this wing.
+The six hooks and their equations are defined here, and every artifact is judged against them.
 """

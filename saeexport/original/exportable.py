@@ -1,33 +1,37 @@
-"""What can be exported: an SAE with the six hooks, sound weights, and nothing attached that a trace would bake in."""
+"""Checks whether an SAE can be exported: six hooks, finite weights of one dtype, no hook functions attached."""
 
 import copy
 from typing import Any
 
 import torch
 
+from runtime.arrays.dtypes import dtype_name
 from runtime.artifact.manifest import CUSTOM, SAEConfig
 from runtime.artifact.names import HOOK_ERROR, HOOK_NAMES
-from runtime.errors import ExportError
+from runtime.errors import ExportError, InputError
 from runtime.parity.reference import FLOOR
 
 from .architectures import ARCHITECTURES
+from .dtypes import TORCH_DTYPES, DTypeLike
 from .running import dtype_of
 
-# What the manifest has keys of its own for, and where the SAE happened to live.
-BASE_OPTIONS = ("d_in", "d_sae", "hook_name", "use_error_term", "dtype", "seed", "device")
+# Keys that the manifest stores outside of `options`, and the device, which it does not store.
+BASE_OPTIONS = (
+    "d_in", "d_sae", "hook_name", "model_name", "neuronpedia_id", "use_error_term", "dtype", "seed", "device",
+)  # fmt: skip
 
 
 def architecture_of(sae: Any) -> str:
-    """Return the name of an SAE's architecture; of a class not in `ARCHITECTURES`, "custom:" and the class's name."""
+    """Return the name of an SAE's architecture; for a custom class "custom:" and the name of the class."""
     kind = type(sae)
     return next((name for name, known in ARCHITECTURES.items() if known is kind), f"{CUSTOM}{kind.__name__}")
 
 
 def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
-    """Return what an artifact says of an SAE.
+    """Return the config of an SAE as the manifest stores it.
 
     Raises:
-        ExportError: it does not take `(tokens, *head_shape)`.
+        ExportError: The SAE does not take `(tokens, *head_shape)`.
     """
     cfg = sae.cfg
     if head_shape is not None:
@@ -43,6 +47,8 @@ def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
         d_in=cfg.d_in,
         d_sae=cfg.d_sae,
         hook_name=cfg.hook_name,
+        model_name=_text_of(cfg, "model_name"),
+        neuronpedia_id=_text_of(cfg, "neuronpedia_id"),
         use_error_term=bool(cfg.use_error_term),
         dtype=dtype_of(next(sae.parameters())),
         seed=getattr(cfg, "seed", None),
@@ -53,17 +59,23 @@ def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
     )
 
 
+def _text_of(cfg: Any, name: str) -> str | None:
+    """Return a string attribute of a config; None if a custom class's config lacks it or has another type there."""
+    value = getattr(cfg, name, None)
+    return value if isinstance(value, str) else None
+
+
 def check_hooks(sae: Any) -> None:
-    """Refuse a module that is no SAE, or whose export would not be what its owner thinks.
+    """Refuse a module without the six hooks, or with hook functions, which would become part of the graph.
 
     Raises:
-        ExportError: it has not the six hooks, or has hook functions attached; the message names them.
+        ExportError: The module has other hooks, or hook functions are attached; the message names them.
     """
     hooks = getattr(sae, "hook_dict", None)
     if hooks is None or list(hooks) != list(HOOK_NAMES):
         raise ExportError(
-            f"A {type(sae).__name__} with the hooks {list(hooks) if hooks is not None else None} was given; what can "
-            f"be exported is a HookedSAE, or a HookedRootModule with exactly {', '.join(HOOK_NAMES)} in this order."
+            f"A {type(sae).__name__} with the hooks {list(hooks) if hooks is not None else None} cannot be exported. "
+            f"Pass a HookedSAE, or a HookedRootModule with exactly the hooks {', '.join(HOOK_NAMES)} in this order."
         )
     attached = [
         name or "the SAE itself"
@@ -72,7 +84,7 @@ def check_hooks(sae: Any) -> None:
     ]
     if attached:
         raise ExportError(
-            f"Hook functions are attached to {', '.join(attached)}; the graph would contain what they do. "
+            f"Hook functions are attached to {', '.join(attached)}; they would become part of the graph. "
             "Remove them: sae.reset_hooks(including_permanent=True)"
         )
 
@@ -80,33 +92,39 @@ def check_hooks(sae: Any) -> None:
 TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def in_dtype(sae: Any, dtype: str | None) -> Any:
-    """Return an SAE in a dtype: itself if it is in it already, or if that is None; else a copy that is converted.
+def in_dtype(sae: Any, dtype: DTypeLike | None) -> Any:
+    """Return the SAE itself if `dtype` is None or its own dtype, otherwise a copy converted to `dtype`.
 
     Raises:
-        ExportError: the dtype is none that parity can be proved in.
+        ExportError: Parity cannot be proved in `dtype`.
     """
-    if dtype is None or {dtype_of(parameter) for parameter in sae.parameters()} == {dtype}:
+    if dtype is None:
         return sae
-    if dtype not in FLOOR:
+    try:
+        name = dtype_name(dtype)
+    except InputError:
+        name = ""
+    if name and {dtype_of(parameter) for parameter in sae.parameters()} == {name}:
+        return sae
+    if name not in FLOOR:
         raise ExportError(f"dtype is {dtype!r}; it must be one of {', '.join(FLOOR)}, or None for the SAE's own.")
-    converted = copy.deepcopy(sae).to(getattr(torch, dtype))
-    # Past a frozen dataclass, too: the copy is ours.
-    object.__setattr__(converted.cfg, "dtype", getattr(torch, dtype))
+    converted = copy.deepcopy(sae).to(TORCH_DTYPES[name])
+    # The config may be a frozen dataclass of the user's; this copy of it is ours to change.
+    object.__setattr__(converted.cfg, "dtype", TORCH_DTYPES[name])
     return converted
 
 
 def check_weights(state: dict[str, torch.Tensor]) -> None:
-    """Refuse weights in which parity cannot be proved.
+    """Refuse weights for which parity cannot be proved.
 
     Raises:
-        ExportError: they have mixed or unsupported dtypes, or are not finite; the message names them.
+        ExportError: Weights have several dtypes or an unsupported one, or are not finite; the message names them.
     """
     dtypes = {dtype_of(tensor) for tensor in state.values()}
     if len(dtypes) != 1 or not dtypes <= set(FLOOR):
         raise ExportError(
-            f"The weights are {', '.join(sorted(dtypes))}; parity can be proved in one of {', '.join(FLOOR)}. "
-            'Convert them: dtype="float32"'
+            f"The weights are {', '.join(sorted(dtypes))}; they must all be one of {', '.join(FLOOR)}. "
+            'Convert them: export(..., dtype="float32")'
         )
     for name, tensor in state.items():
         finite = torch.isfinite(tensor)

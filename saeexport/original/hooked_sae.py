@@ -1,18 +1,18 @@
-"""HookedSAE, the PyTorch original: a sparse autoencoder whose every step can be read and changed by hooks.
+"""HookedSAE, the PyTorch original: a sparse autoencoder with a hook at every step of its forward pass.
 
     acts_pre  = (x - b_dec) @ W_enc + b_enc
     acts_post = relu(acts_pre)
     recons    = acts_post @ W_dec + b_dec
-    error     = input - recons                (of a pass without hooks; only with `use_error_term`)
+    error     = input - recons                (from a pass without hooks; only with `use_error_term`)
     output    = recons [+ error]
 
-`architectures.py` has the others: a class each, with other `preactivations`, `activation` or `decode`.
+`architectures.py` has the other architectures: subclasses that override `preactivations`, `activation` or `decode`.
 
-Source: the class of this name in TransformerLens 2.0 to 2.2 (pull request 536, removed in 600), which this one
-reproduces on TransformerLens' `HookedRootModule`.
+Source: the class of the same name in TransformerLens 2.0 to 2.2 (added in pull request 536, removed in 600), which this
+class reproduces on TransformerLens' `HookedRootModule`.
 """
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import einops
@@ -22,6 +22,8 @@ from transformer_lens.hook_points import HookPoint
 
 from runtime.errors import InputError
 from runtime.session.batch import flat_shape
+
+from .dtypes import torch_dtype
 
 try:  # transformer_lens 3.3 and later
     from transformer_lens import HookedRootModule
@@ -37,35 +39,43 @@ Config = TypeVar("Config", bound="HookedSAEConfig")
 
 @dataclass
 class HookedSAEConfig:
-    """What a HookedSAE is made from.
+    """Configuration of a `HookedSAE`.
 
     Attributes:
-        d_sae: number of features.
-        d_in: width of the activations; for a `hook_z` SAE, `n_heads * d_head`.
-        hook_name: where in the language model the activations come from, in TransformerLens' names. One that ends in
-            `_z` lets the SAE take `[..., n_heads, d_head]` as well as `[..., d_in]`.
-        use_error_term: add `input - recons` to the output, so that the SAE changes nothing until a hook edits it.
-            Read at every call.
-        dtype: of the parameters.
-        seed: makes the initial weights reproducible; None draws them from torch's global generator.
-        device: where the parameters live; None means CUDA if present, else the CPU.
-        apply_b_dec_to_input: subtract `b_dec` from what is encoded.
-        normalize_activations: what is done to the input before that, and undone after decoding; with `n = d_in`:
-            "none"; "constant_norm_rescale", times `sqrt(n) / ||x||`; "layer_norm", less its mean, over its standard
-            deviation (of n - 1) plus 1e-5, and undone without the 1e-5. Source: SAELens 6, `sae_lens/saes/sae.py`.
+        d_sae: Number of features.
+        d_in: Width of the activations; `n_heads * d_head` for a `hook_z` SAE.
+        hook_name: TransformerLens name of the hook that the activations come from. If it ends in `_z`, the SAE takes
+            `[..., n_heads, d_head]` as well as `[..., d_in]`.
+        model_name: Name of the language model, as the checkpoint gives it. It is stored in the artifact and has no
+            effect on the computation.
+        neuronpedia_id: Identifier of the SAE on Neuronpedia, such as "gpt2-small/8-res-jb". It is stored as well.
+        use_error_term: Whether to add `input - recons` to the output, so that the SAE changes nothing until a hook
+            edits a feature. It is read at every call.
+        dtype: Dtype of the parameters, given as a name ("float16"), a `torch.dtype` or a numpy dtype; kept as a
+            `torch.dtype`.
+        seed: Seed of the initial weights; None draws them from torch's global generator.
+        device: Device of the parameters; None means CUDA if available, otherwise the CPU.
+        apply_b_dec_to_input: Whether to subtract `b_dec` from the input before encoding.
+        normalize_activations: Normalisation of the input before `b_dec` is subtracted, undone after decoding. With
+            `n = d_in`: "none"; "constant_norm_rescale", multiply by `sqrt(n) / ||x||`; "layer_norm", subtract the mean
+            and divide by the standard deviation (with n - 1) plus 1e-5, undone without the 1e-5. Source: SAELens 6,
+            `sae_lens/saes/sae.py`.
     """
 
     d_sae: int
     d_in: int
     hook_name: str
+    model_name: str | None = field(default=None, kw_only=True)
+    neuronpedia_id: str | None = field(default=None, kw_only=True)
     use_error_term: bool = False
-    dtype: torch.dtype = torch.float32
+    dtype: Any = torch.float32
     seed: int | None = None
     device: str | None = None
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
 
     def __post_init__(self) -> None:
+        self.dtype = torch_dtype(self.dtype)
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.normalize_activations not in NORMALIZATIONS:
@@ -74,10 +84,10 @@ class HookedSAEConfig:
 
     @classmethod
     def from_dict(cls: type[Config], config: dict[str, Any]) -> Config:
-        """Return the config of a plain dict.
+        """Return the config with the keys and values of a dict.
 
         Raises:
-            ValueError: a key is unknown, or one without a default is missing.
+            ValueError: A key is unknown, or a key without a default is missing.
         """
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
@@ -89,30 +99,30 @@ class HookedSAEConfig:
         return cls(**config)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as a plain dict."""
+        """Return the config as a dict."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class HookedSAE(HookedRootModule):
-    """A ReLU sparse autoencoder with a HookPoint on each of its six tensors, and the base of the other architectures.
+    """A ReLU sparse autoencoder with a HookPoint on each of its six tensors; the base class of all architectures.
 
-    Called with `[..., d_in]`, or `[..., n_heads, d_head]` where `hook_name` ends in `_z`, it returns a tensor of the
-    same shape. `run_with_cache`, `run_with_hooks` and `hooks` come from TransformerLens' `HookedRootModule`.
+    It takes `[..., d_in]`, or `[..., n_heads, d_head]` if `hook_name` ends in `_z`, and returns a tensor of the same
+    shape. `run_with_cache`, `run_with_hooks` and `hooks` are those of TransformerLens' `HookedRootModule`.
 
-    A hook that *returns* a tensor replaces what it was given, except on `hook_sae_input`, whose return value is
-    discarded; an edit in place takes effect there too. The error is of a pass without hooks: no edit changes it, and
-    no gradient flows through it.
+    A tensor that a hook returns replaces the tensor at that hook, except at `hook_sae_input`, where it is discarded;
+    edits in place take effect there as well. The error is computed in a pass without hooks: edits do not change it, and
+    it carries no gradient.
 
-    Another architecture is a subclass that says what differs: `architecture`, its name; `Config`, if it has options of
-    its own; `parameter_shapes`; and any of `preactivations`, `activation` and `decode`.
+    A subclass defines another architecture: its name, `architecture`; its `Config`, if it has more options; its
+    `parameter_shapes`; and any of `preactivations`, `activation` and `decode`.
 
     Raises:
-        InputError: (when called) the input's shape or dtype does not fit.
+        InputError: When called, if the shape or dtype of the input does not fit.
     """
 
     architecture: ClassVar[str] = "standard"
     Config: ClassVar[type[HookedSAEConfig]] = HookedSAEConfig
-    cfg: Any  # of the type `Config`
+    cfg: Any  # an instance of `Config`
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -128,7 +138,7 @@ class HookedSAE(HookedRootModule):
             )
         self.cfg = cfg
 
-        # Drawn on the CPU, so that a seed means the same weights on every device.
+        # Weights are drawn on the CPU so that a seed gives the same weights on every device.
         birthplace = "meta" if cfg.device == "meta" else "cpu"
         generator = None if cfg.seed is None else torch.Generator().manual_seed(cfg.seed)
         for name, shape in self.parameter_shapes(cfg).items():
@@ -147,7 +157,7 @@ class HookedSAE(HookedRootModule):
 
     @classmethod
     def parameter_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the parameters, matrices drawn Kaiming-uniform in this order, vectors zero."""
+        """Return the shapes of the parameters. Matrices are drawn Kaiming-uniform in this order; vectors are zero."""
         return {
             "W_enc": (cfg.d_in, cfg.d_sae),
             "b_enc": (cfg.d_sae,),
@@ -160,55 +170,55 @@ class HookedSAE(HookedRootModule):
         return self.run(input, input)
 
     def run(self, input: Tensor, target: Tensor | None) -> Tensor:
-        """Return `hook_sae_output`: the pass from hook to hook, the error taken against `target`."""
-        self.hook_sae_input(input)  # what a hook returns here is discarded, as in the original
-        x = self.flatten(input).to(self.W_enc.dtype)  # `flatten` has refused what that would narrow
+        """Run the forward pass with its hooks and return `hook_sae_output`; the error is `target - recons`."""
+        self.hook_sae_input(input)  # a value that a hook returns here is discarded, as in TransformerLens
+        x = self.flatten(input).to(self.W_enc.dtype)  # widens only: `flatten` refuses other dtypes
         acts_pre = self.hook_sae_acts_pre(self.preactivations(x))
         acts_post = self.hook_sae_acts_post(self.activation(acts_pre, x))
         recons = self.hook_sae_recons(self.shaped(self.decode(acts_post, x), input))
         if not self.cfg.use_error_term:
             return self.hook_sae_output(recons)
         with torch.no_grad():
-            # A second pass, past the hooks: the error must not hide what an edit does to the reconstruction.
+            # A second pass without hooks, so that the error does not cancel what an edit does to the reconstruction.
             recons_clean = self.shaped(self.decode(self.encode(x), x), input)
             assert target is not None
             error = self.hook_sae_error(target - recons_clean)
         return self.hook_sae_output(recons + error)
 
     def preactivations(self, x: Tensor) -> Tensor:
-        """Return what goes into the activation function, `[..., d_sae]`, for flat `x`, `[..., d_in]`."""
+        """Return the preactivations, `[..., d_sae]`, of flat `x`, `[..., d_in]`."""
         return einops.einsum(self.centered(x), self.W_enc, "... d_in, d_in d_sae -> ... d_sae") + self.b_enc
 
     def activation(self, acts_pre: Tensor, x: Tensor) -> Tensor:
-        """Return the features' activations, `[..., d_sae]`."""
+        """Return the feature activations, `[..., d_sae]`."""
         return torch.relu(acts_pre)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the features' activations of flat `x`, `[..., d_sae]`, past the hooks."""
+        """Return the feature activations of flat `x`, `[..., d_sae]`, without running hooks."""
         return self.activation(self.preactivations(x), x)
 
     def decode(self, acts_post: Tensor, x: Tensor | None = None) -> Tensor:
-        """Return the reconstruction from activations, flat, `[..., d_in]`, past the hooks.
+        """Return the flat reconstruction, `[..., d_in]`, without running hooks.
 
         Args:
-            acts_post: `[..., d_sae]`.
-            x: the flat input, which is needed if what was done to it has to be undone.
+            acts_post: Feature activations, `[..., d_sae]`.
+            x: Flat input, `[..., d_in]`; needed to undo `normalize_activations`.
 
         Raises:
-            InputError: `x` is needed.
+            InputError: `x` is needed and missing.
         """
         recons = einops.einsum(acts_post, self.W_dec, "... d_sae, d_sae d_in -> ... d_in") + self.b_dec
         if self.cfg.normalize_activations == "none":
             return recons
         if x is None:
             raise InputError(
-                f"normalize_activations is {self.cfg.normalize_activations!r}: decode needs the input, too."
+                f"normalize_activations is {self.cfg.normalize_activations!r}: decode needs the input x to undo it."
             )
         shift, scale = self._statistics(x)
         return recons * scale + shift
 
     def centered(self, x: Tensor) -> Tensor:
-        """Return flat `x` as the encoder's product takes it: normalised, and less `b_dec`, if the config says so."""
+        """Return flat `x` as it is multiplied by `W_enc`: normalised, and with `b_dec` subtracted, as configured."""
         if self.cfg.normalize_activations != "none":
             shift, scale = self._statistics(x)
             eps = LAYER_NORM_EPS if self.cfg.normalize_activations == "layer_norm" else 0.0
@@ -216,7 +226,7 @@ class HookedSAE(HookedRootModule):
         return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what normalisation subtracts from a token and what it divides it by, `[..., 1]` each."""
+        """Return the shift and scale of the normalisation for each token, `[..., 1]` each."""
         x = x.to(self.W_dec.dtype)
         if self.cfg.normalize_activations == "layer_norm":
             mean = x.mean(dim=-1, keepdim=True)
@@ -226,14 +236,14 @@ class HookedSAE(HookedRootModule):
         return torch.zeros_like(norm), norm / self.cfg.d_in**0.5
 
     def shaped(self, recons: Tensor, input: Tensor) -> Tensor:
-        """Return a flat reconstruction in the shape that its hook shows."""
+        """Return a flat reconstruction in the shape of `hook_sae_recons`."""
         return recons.reshape(input.shape)
 
     def flatten(self, input: Tensor) -> Tensor:
         """Return `input` as `[..., d_in]`.
 
         Raises:
-            InputError: its shape or dtype does not fit.
+            InputError: The shape or dtype does not fit.
         """
         self._check_dtype(input)
         shape = flat_shape(input.shape, self.cfg.d_in, self.cfg.hook_name)
@@ -242,7 +252,7 @@ class HookedSAE(HookedRootModule):
         return einops.rearrange(input, "... n_heads d_head -> ... (n_heads d_head)")
 
     def _check_dtype(self, input: Tensor) -> None:
-        """Refuse what PyTorch's promotion would not compute in the dtype of the weights."""
+        """Refuse an input that type promotion would not compute in the dtype of the weights."""
         dtype = self.W_enc.dtype
         if input.dtype == dtype:
             return

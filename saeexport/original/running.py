@@ -1,4 +1,4 @@
-"""The PyTorch original, run: all its hooks, as numpy arrays."""
+"""Runs the PyTorch original, and returns its hook tensors as numpy arrays."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +15,17 @@ HookFunction = tuple[str, Callable[..., Any]]
 
 
 def all_hooks(sae: Any, activations: Array, target: Array | None, *fwd_hooks: HookFunction) -> dict[str, Array]:
-    """Return the hooks as PyTorch computes them, the error also where it does not fire, unless it needs a target.
+    """Return all hook tensors of the PyTorch original, by name.
+
+    The error is included even where its hook does not fire, except for a transcoder, whose error needs a target.
 
     Args:
-        sae: a HookedSAE, or any HookedRootModule with the six hooks.
-        activations: `(tokens, ...)`; numbers of the SAE's dtype, those of bfloat16 in float32.
-        target: for a transcoder with the error term, likewise.
-        fwd_hooks: (name, function) pairs.
+        sae: HookedSAE, or any HookedRootModule with the six hooks.
+        activations: Inputs, `(tokens, ...)`, with values of the SAE's dtype; bfloat16 values as float32.
+        target: Activations that a transcoder with the error term predicts, likewise.
+        fwd_hooks: Pairs of a hook's name and a hook function.
     """
-    inputs = inputs_of(sae, activations, target)
+    inputs = to_inputs(sae, activations, target)
     with evaluating(sae):
         with sae.hooks(fwd_hooks=list(fwd_hooks)):
             output, cache = sae.run_with_cache(*inputs)
@@ -34,20 +36,22 @@ def all_hooks(sae: Any, activations: Array, target: Array | None, *fwd_hooks: Ho
     if HOOK_ERROR not in cache and predicts_its_input(sae):
         cache[HOOK_ERROR] = cache[HOOK_INPUT] - clean
     cache[HOOK_OUTPUT] = output
-    return {hook: numbers_of(cache[hook]) for hook in HOOK_NAMES if hook in cache}
+    return {hook: to_numpy(cache[hook]) for hook in HOOK_NAMES if hook in cache}
 
 
-def hook_of(
+def run_to_hook(
     sae: Any, inputs: Sequence[Array | None], hook: str, replaced: str | None = None, value: Array | None = None
 ) -> Array:
-    """Return the tensor of one hook, after that of another was replaced; nothing behind it is run.
+    """Return the tensor of one hook, optionally with the tensor of an earlier hook replaced.
+
+    The forward pass stops at `hook`.
 
     Args:
-        sae: a HookedSAE, or any HookedRootModule with the six hooks.
-        inputs: the activations and, or None, the target, as `all_hooks` takes them.
-        hook: whose tensor.
-        replaced: which hook's is replaced, before it; None for none.
-        value: by what.
+        sae: HookedSAE, or any HookedRootModule with the six hooks.
+        inputs: The activations and the target (or None), as `all_hooks` takes them.
+        hook: Name of the hook to return.
+        replaced: Name of the hook whose tensor is replaced by `value`; None replaces nothing.
+        value: Replacement for the tensor of `replaced`.
     """
     seen: list[Tensor] = []
 
@@ -60,29 +64,29 @@ def hook_of(
 
     hooks = [(hook, keep)] if replaced is None else [(replaced, replace), (hook, keep)]
     with contextlib.suppress(_Seen), evaluating(sae):
-        sae.run_with_hooks(*inputs_of(sae, *inputs), fwd_hooks=hooks)
-    return numbers_of(seen[0])
+        sae.run_with_hooks(*to_inputs(sae, *inputs), fwd_hooks=hooks)
+    return to_numpy(seen[0])
 
 
 class _Seen(Exception):  # noqa: N818
-    """What was asked for is there; nothing after it is run."""
+    """Stops the forward pass at the requested hook."""
 
 
-def inputs_of(sae: Any, *arrays: Array | None) -> list[Tensor]:
-    """Return what an SAE is called with, in its dtype and on its device; what is None is left out."""
+def to_inputs(sae: Any, *arrays: Array | None) -> list[Tensor]:
+    """Return the arrays that are not None as tensors of the SAE's dtype and on its device."""
     weight = next(sae.parameters())
     return [torch.from_numpy(array).to(weight.device, weight.dtype) for array in arrays if array is not None]
 
 
-def numbers_of(tensor: Tensor) -> Array:
-    """Return a tensor as a numpy array; of bfloat16, which numpy has not, in float32."""
+def to_numpy(tensor: Tensor) -> Array:
+    """Return a tensor as a numpy array; bfloat16, which numpy lacks, is widened to float32."""
     tensor = tensor.detach().cpu()
-    numbers: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return numbers
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
-def bits_of(tensor: Tensor) -> Array:
-    """Return a tensor as a numpy array, without a copy if it is on the CPU; of bfloat16 its bits."""
+def to_bits(tensor: Tensor) -> Array:
+    """Return a tensor as a numpy array without a copy if it is on the CPU; bfloat16 as its bits, uint16."""
     tensor = tensor.detach().cpu()
     bits: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return bits
@@ -94,7 +98,7 @@ def dtype_of(tensor: Tensor) -> str:
 
 
 def torch_hook(intervention: Intervention) -> Callable[..., Tensor]:
-    """Return an intervention as a hook function for `hook_sae_acts_post` of the PyTorch original."""
+    """Return a hook function that applies an intervention at `hook_sae_acts_post` of the PyTorch original."""
 
     def edit(acts_post: Tensor, hook: Any = None) -> Tensor:
         ids, scale, shift = (
@@ -109,13 +113,13 @@ def torch_hook(intervention: Intervention) -> Callable[..., Tensor]:
 
 
 def predicts_its_input(sae: Any) -> bool:
-    """Tell an SAE from a transcoder, whose config says how wide the activation is that it predicts."""
+    """Tell an SAE from a transcoder, whose config has the width of the activation that it predicts, `d_out`."""
     return getattr(sae.cfg, "d_out", None) is None
 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch a module to evaluation, without gradients, and back: what is exported is the SAE in use."""
+    """Put a module in evaluation mode without gradients, as an SAE is used, and restore its modes afterwards."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""The proof with PyTorch: float64 truth, the original's own error, and the judgement of an artifact.
+"""Proves parity with PyTorch: computes the float64 truth and the original's own error, and judges an artifact by them.
 
-What is recorded here is what `runtime.parity` checks again on other machines.
+`runtime.parity` checks the recorded proof again on other machines, without PyTorch.
 """

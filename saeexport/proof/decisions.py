@@ -1,6 +1,6 @@
-"""Decisions: the truth after those of the original, and the features about which both are right.
+"""Finds the decisions that depend on rounding, and makes the truth follow the decisions of the original.
 
-What `runtime.parity.decisions` does about them is said there.
+`runtime.parity.decisions` explains how an artifact is judged where its decisions differ.
 """
 
 import dataclasses
@@ -17,21 +17,22 @@ from runtime.parity.reference import Reference, derive_outputs
 from ..original.architectures import ARCHITECTURES
 from ..original.hooked_sae import HookedSAE
 from ..original.precision import InFloat64
-from ..original.running import evaluating, hook_of, inputs_of, numbers_of
+from ..original.running import evaluating, run_to_hook, to_inputs, to_numpy
 
 TIE_BREAK_EPS = 2.0**-30
-"""By what part of itself a preactivation is moved to tell it from others that are equal: less than a rounding."""
+"""Relative change of a preactivation that breaks a tie with equal ones; it is less than a rounding of float32."""
 
 DRAWS = 8
-"""Directions at random in which the input is moved, there and back. By each a gate moves by a normal deviate of the
-step; that all eight are below a quarter of it, which is half of the largest error, happens in 2 of 10^6 cases."""
+"""Number of random directions in which the input is moved, each forwards and backwards. In each a gate moves by a
+normal deviate times the step. The chance that all eight moves stay below a quarter of the step, which is half of the
+largest error, is 2 in 10^6."""
 
 STEP = 1e-6
-"""Of the input's norm: how far it is moved in float64 to see by how much the preactivations move with it."""
+"""Distance, as a fraction of the input's norm, of the move in float64 that measures how far the preactivations move."""
 
 
-def after_decisions(sae: Any, reference: Reference) -> Reference:
-    """Return a reference whose truth decides as its original did; in `other` is how it would have decided itself."""
+def follow_decisions(sae: Any, reference: Reference) -> Reference:
+    """Return a reference whose truth has the decisions of the original; `alternative_acts` keeps those of the truth."""
     original, truth = (hooks[HOOK_ACTS_POST] for hooks in (reference.original, reference.truth))
     otherwise = (original != 0) != (truth != 0)
     if not otherwise.any():
@@ -47,14 +48,14 @@ def after_decisions(sae: Any, reference: Reference) -> Reference:
     return dataclasses.replace(reference, truth=truths, alternative_acts=truth)
 
 
-def with_uncertain(sae: Any, reference: Reference, in_precision: Reference | None = None) -> Reference:
-    """Return a reference that knows its uncertain features.
+def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | None = None) -> Reference:
+    """Return a reference with its uncertain features in `alternative_acts`.
 
     Args:
-        sae: the original.
-        reference: what `after_decisions` returned.
-        in_precision: likewise of the same inputs, in the precision in which an artifact may run; None if it is the
-            reference's own.
+        sae: The original.
+        reference: Reference that `follow_decisions` returned.
+        in_precision: Reference of the same inputs in the precision in which an artifact may run, such as TF32; None
+            for the precision of `reference`.
     """
     measured = reference if in_precision is None else in_precision
     truth = reference.truth[HOOK_ACTS_POST]
@@ -64,7 +65,7 @@ def with_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
         flipped = (acts_post != 0) != (truth[tokens] != 0)
         other[tokens] = np.where(flipped, acts_post, other[tokens])
 
-    if not _is_relu(sae):  # which is continuous
+    if not _is_relu(sae):  # ReLU is continuous: a feature at its threshold changes nothing
         for tokens, acts_post in _ties(sae, reference):
             note(tokens, acts_post)
         if _reads_the_input(sae, measured):
@@ -72,7 +73,7 @@ def with_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
             all_tokens = np.ones(reference.tokens, bool)
             for acts_post in _gates(sae, measured):
                 note(all_tokens, acts_post)
-            if measured.alternative_acts is not None:  # found or not, these are
+            if measured.alternative_acts is not None:  # uncertain whether the search found them or not
                 for acts_post in (measured.truth[HOOK_ACTS_POST], measured.alternative_acts):
                     note(all_tokens, acts_post)
                 flips += ((measured.alternative_acts != 0) != (measured.truth[HOOK_ACTS_POST] != 0)).sum(axis=1)
@@ -80,12 +81,12 @@ def with_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
 
 
 def stages_of(sae: Any, reference: Reference) -> Stages:
-    """Return the stages of an SAE in PyTorch, in its own dtype, on the inputs of a reference."""
+    """Return functions that run the stages of the original in its own dtype, on the inputs of a reference."""
 
     def stage(given: str, wanted: str) -> Stage:
         def run(tokens: Array, values: Array) -> Array:
             part = reference.subset(tokens)
-            return hook_of(sae, [part.original[HOOK_INPUT], part.target], wanted, given, values)
+            return run_to_hook(sae, [part.original[HOOK_INPUT], part.target], wanted, given, values)
 
         return run
 
@@ -93,15 +94,17 @@ def stages_of(sae: Any, reference: Reference) -> Stages:
 
 
 def true_recons(sae: Any, reference: Reference, acts_post: Array) -> Array:
-    """Return the reconstruction from activations `(tokens, d_sae)` in float64, of the inputs of a reference."""
+    """Return the reconstruction in float64 from activations, `(tokens, d_sae)`, for the inputs of a reference."""
     with InFloat64():
-        return hook_of(sae, [reference.original[HOOK_INPUT], reference.target], HOOK_RECONS, HOOK_ACTS_POST, acts_post)
+        return run_to_hook(
+            sae, [reference.original[HOOK_INPUT], reference.target], HOOK_RECONS, HOOK_ACTS_POST, acts_post
+        )
 
 
 def _ties(sae: Any, reference: Reference) -> Iterator[tuple[Array, Array]]:
-    """Yield tokens and their activations in float64, in which others win of features that tie for the last place.
+    """Yield tokens with features that tie for the last place, and float64 activations in which other features win.
 
-    Of the original's preactivations, which are what `activate` is given.
+    Ties are those of the original's preactivations, because `activate` is judged on these.
     """
     pre, on = reference.original[HOOK_ACTS_PRE].astype(np.float64), reference.original[HOOK_ACTS_POST] != 0
     tied = np.array([_equals_another(size, of_token) for size, of_token in zip(np.abs(pre), on, strict=True)])
@@ -118,15 +121,15 @@ def _ties(sae: Any, reference: Reference) -> Iterator[tuple[Array, Array]]:
     before, after = (activations(tokens, which) != 0 for which in (np.zeros_like(tied), tied))
     for token, was, now in zip(np.flatnonzero(tokens), before, after, strict=True):
         lost, won = (np.abs(pre[token])[tied[token] & which] for which in (was & ~now, now & ~was))
-        tied[token] &= np.isin(np.abs(pre[token]), np.intersect1d(lost, won))  # else it was not for a place
+        tied[token] &= np.isin(np.abs(pre[token]), np.intersect1d(lost, won))  # drop ties that do not decide who is on
     tokens = np.asarray(tied.any(axis=1))
     places = np.where(on, np.cumsum(tied & on, axis=1), np.cumsum(tied & ~on, axis=1)) * tied
-    for turn in range(1, int(places[tokens].max(initial=0)) + 1):  # each wins or loses once
+    for turn in range(1, int(places[tokens].max(initial=0)) + 1):  # each tied feature wins or loses once
         yield tokens, activations(tokens, places == turn)
 
 
 def _equals_another(size: Array, on: Array) -> Array:
-    """Tell of each feature of a token whether another is as large, and on where it is off, or vice versa."""
+    """Tell for each feature of a token whether an equally large feature has the opposite state, on or off."""
     sizes = np.unique(size[on])
     if not len(sizes):
         return np.zeros_like(on)
@@ -135,7 +138,7 @@ def _equals_another(size: Array, on: Array) -> Array:
 
 
 def _reads_the_input(sae: Any, reference: Reference) -> bool:
-    """Tell whether the activation function does, beside acts_pre."""
+    """Tell whether the activation function reads the input in addition to acts_pre, as a gate does."""
     x, acts_pre = reference.original[HOOK_INPUT].astype(np.float64), reference.truth[HOOK_ACTS_PRE]
     other = x * np.random.default_rng(0).uniform(-2.0, 2.0, x.shape)
     acts_post, with_other = (_activations(sae, reference, given, acts_pre) for given in (x, other))
@@ -143,21 +146,22 @@ def _reads_the_input(sae: Any, reference: Reference) -> bool:
 
 
 def _gates(sae: Any, reference: Reference) -> Iterator[Array]:
-    """Yield activations in float64, of which the input is moved, and acts_pre is not.
+    """Yield activations in float64 with the input moved and acts_pre unchanged, which flips gates near a threshold.
 
-    Half as far as acts_pre may err: twice the largest error of the original, on average over its features.
+    The input moves as far as moves acts_pre, on average over the features, by half of its tolerance, which is twice the
+    largest error of the original.
     """
     x, acts_pre = reference.original[HOOK_INPUT].astype(np.float64), reference.truth[HOOK_ACTS_PRE]
     draws = np.random.default_rng(0)
-    rows, reach = tuple(range(1, x.ndim)), reference.acts_pre_tolerance
+    rows, tolerance = tuple(range(1, x.ndim)), reference.acts_pre_tolerance
     for _ in range(DRAWS):
         direction = draws.standard_normal(x.shape)
         size = np.linalg.norm(x, axis=rows, keepdims=True) / np.linalg.norm(direction, axis=rows, keepdims=True)
         direction *= STEP * np.where(size > 0, size, 1.0)
         with InFloat64():
-            response = hook_of(sae, [x + direction, reference.target], HOOK_ACTS_PRE) - acts_pre
-        # In units of what each may err by, on average over the features.
-        moved = np.sqrt(np.mean((response / np.where(reach > 0, reach, np.inf)) ** 2, axis=1))
+            response = run_to_hook(sae, [x + direction, reference.target], HOOK_ACTS_PRE) - acts_pre
+        # The response in units of each feature's tolerance, averaged over the features.
+        moved = np.sqrt(np.mean((response / np.where(tolerance > 0, tolerance, np.inf)) ** 2, axis=1))
         length = (0.5 / np.where(moved > 0, moved, np.inf)).reshape(-1, *[1] * len(rows))
         for sign in (1.0, -1.0):
             yield _activations(sae, reference, x + sign * length * direction, acts_pre)
@@ -168,10 +172,10 @@ def _is_relu(sae: Any) -> bool:
 
 
 def _activations(sae: Any, reference: Reference, x: Array, acts_pre: Array) -> Array:
-    """Return `acts_post` in float64, of an input and preactivations put in the place of its own."""
+    """Return `acts_post` in float64 for an input whose preactivations are replaced by `acts_pre`."""
     with InFloat64():
-        if isinstance(sae, HookedSAE) and type(sae).run is HookedSAE.run:  # no need to run the encoder first
+        if isinstance(sae, HookedSAE) and type(sae).run is HookedSAE.run:  # skips the encoder
             with evaluating(sae):
-                source, pre = inputs_of(sae, x, acts_pre)
-                return numbers_of(sae.activation(pre, sae.flatten(source)))
-        return hook_of(sae, [x, reference.target], HOOK_ACTS_POST, HOOK_ACTS_PRE, acts_pre)
+                source, pre = to_inputs(sae, x, acts_pre)
+                return to_numpy(sae.activation(pre, sae.flatten(source)))
+        return run_to_hook(sae, [x, reference.target], HOOK_ACTS_POST, HOOK_ACTS_PRE, acts_pre)

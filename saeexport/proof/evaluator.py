@@ -1,4 +1,4 @@
-"""Graphs in half precision where nothing computes in it: by the evaluator of the ONNX package, operator by operator."""
+"""Runs graphs in half precision, which no CPU provider computes, with the reference evaluator of the ONNX package."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from runtime.arrays.tensor import Array, TensorValue
 
 
 class Gemm(OpRun):
-    """As GPUs compute it: added up in float32, and rounded once; and by BLAS, which the package's own is not."""
+    """Gemm as GPUs compute it: accumulated in float32 and rounded once. Unlike the package's own it uses BLAS."""
 
     op_domain = ""
 
@@ -28,7 +28,7 @@ class Gemm(OpRun):
 
 
 class MatMul(OpRun):
-    """Likewise."""
+    """MatMul, accumulated in float32 and rounded once, as `Gemm`."""
 
     op_domain = ""
 
@@ -37,7 +37,7 @@ class MatMul(OpRun):
 
 
 class GatherElements(OpRun):
-    """The package's own refuses a negative axis (onnx 1.23)."""
+    """GatherElements with a negative axis, which the package's own refuses (onnx 1.23)."""
 
     op_domain = ""
 
@@ -45,12 +45,12 @@ class GatherElements(OpRun):
         return (np.take_along_axis(data, indices, axis),)
 
 
-def evaluated(path: Path, feeds: dict[str, TensorValue]) -> dict[str, Array]:
-    """Return the outputs of a graph, by name; those of bfloat16 in float32.
+def evaluate_graph(path: Path, feeds: dict[str, TensorValue]) -> dict[str, Array]:
+    """Return the outputs of a graph by name; bfloat16 outputs are widened to float32.
 
     Args:
-        path: of the graph, its parameters beside it.
-        feeds: its inputs.
+        path: File of the graph, beside its weights file.
+        feeds: Inputs by name.
     """
     model = onnx.load_model(path)
     given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}

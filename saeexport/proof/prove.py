@@ -1,4 +1,4 @@
-"""The proof of an artifact that is about to appear: its graphs against the original, recorded in its manifest."""
+"""Proves a new artifact before it is put in its place, and records the proof in its manifest."""
 
 import dataclasses
 from pathlib import Path
@@ -27,10 +27,10 @@ from ..checkpoints.registry import load
 from ..original.exportable import architecture_of
 from ..original.running import all_hooks
 from .decisions import stages_of
-from .evaluator import evaluated
+from .evaluator import evaluate_graph
 
 EVALUATED_TOKENS = 8
-"""On how many tokens the slow evaluator runs."""
+"""Number of tokens for the slow evaluator."""
 
 _PLACEHOLDER = Features(0.0, 0.0, 0.0, 0.0)
 
@@ -43,15 +43,18 @@ def prove(
     in_tf32: SteeredReference | None,
     exact: Reference | None,
 ) -> None:
-    """Run the graphs against the original, record the result in the manifest, then read it all as a user would.
+    """Judge the graphs against the original, write the manifest with the result, and verify the folder as a user would.
 
     Args:
-        folder: with everything but the manifest.
-        path: what it will be called.
-        manifest: without the proof.
-        steered: the original in the artifact's dtype.
-        in_tf32: the same for GPUs with that arithmetic, if the dtype is float32.
-        exact: the original in float32, if the artifact is in half precision and was not from the start.
+        folder: Folder with all files except the manifest.
+        path: Final path of the folder, for error messages.
+        manifest: Manifest without the parity record.
+        steered: Reference in the artifact's dtype.
+        in_tf32: Reference for GPUs that compute in TF32, if the dtype is float32.
+        exact: Reference of the float32 original, if the artifact was converted to half precision.
+
+    Raises:
+        ParityError: A graph does not compute what the original computes.
     """
     record = ParityRecord("cpu", steered.tokens, steered.clean.left_out, {}, {}, {}, {})
     if in_tf32 is not None:
@@ -69,37 +72,37 @@ def prove(
     for graph, reference, hooks in ((model, steered.clean, record.hooks), (steer, steered, record.steered)):
         for hook, budget in reference.budgets.items():
             artifact = measured[graph, hook]
-            assert artifact is not None, hook  # a computed hook without a failure has been measured
+            assert artifact is not None, hook  # every hook without a failure has been measured
             hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
     _write_manifest(folder, manifest, parity=record, fidelity=fidelity)
     verify_golden(folder, record.device).raise_for_failures()
 
 
 def _judge_portable(folder: Path, manifest: Manifest, steered: SteeredReference, report: Report) -> None:
-    """Judge the graphs that a CPU does not compute, on few tokens, by the evaluator of the ONNX package."""
+    """Judge the graphs that no CPU provider computes, on a few tokens, with the evaluator of the ONNX package."""
     tokens = np.unique(np.linspace(0, steered.tokens - 1, EVALUATED_TOKENS, dtype=np.int64))
     clean = dataclasses.replace(steered.clean.subset(tokens), recorded=steered.clean.budgets)
     few = dataclasses.replace(steered.subset(tokens), recorded=steered.budgets, clean=clean)
 
     def run(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-        return evaluated(folder / manifest.graphs[graph].file, feeds)
+        return evaluate_graph(folder / manifest.graphs[graph].file, feeds)
 
     judge_graphs(list(PORTABLE), manifest, few, run, report)
 
 
 def _run_at_export(graph: str, manifest: Manifest) -> str:
-    """Return the graph that the proof of a portable one is made on: in half precision its twin for the CPU."""
+    """Return the graph that is run to prove a portable graph: in half precision its CPU variant."""
     return graph if manifest.sae.dtype == FLOAT32 else CPU_VARIANTS[manifest.sae.dtype][graph]
 
 
 def _fidelity(session: SAESession, exact: Reference) -> Fidelity:
-    """Measure what an artifact in half precision loses against the float32 original."""
+    """Return what an artifact in half precision loses against the float32 original."""
     dtype = session.cfg.dtype
     given = {INPUT: exact.original[HOOK_INPUT], **({} if exact.target is None else {TARGET: exact.target})}
     feeds = {name: feed_of(array, dtype) for name, array in given.items()}
     outputs = session.run_graph(CPU_VARIANTS[dtype][MODEL], feeds)
     hooks = {name: widened(np.asarray(output)) for name, output in outputs.items()}
-    certain = dataclasses.replace(exact, alternative_acts=None)  # a feature that decides otherwise is a loss here
+    certain = dataclasses.replace(exact, alternative_acts=None)  # here a different decision counts as a loss
     errors = {hook: fidelity_of(exact.own_errors(hook), [certain.errors(hook, hooks[hook])]) for hook in exact.truth}
     return _with_statistics(
         Fidelity("cpu", exact.tokens, exact.left_out, errors, {}, _PLACEHOLDER, 0.0, 0.0), exact, hooks
@@ -107,7 +110,7 @@ def _fidelity(session: SAESession, exact: Reference) -> Fidelity:
 
 
 def _with_statistics(record: Fidelity, original: Reference, hooks: Hooks) -> Fidelity:
-    """Return the record with what the artifact's hooks say of features and of the variance explained."""
+    """Return the record with the statistics of the artifact's hooks: features and explained variance."""
     return dataclasses.replace(
         record,
         features=features_of(original.original[HOOK_ACTS_POST], hooks[HOOK_ACTS_POST]),
@@ -117,7 +120,12 @@ def _with_statistics(record: Fidelity, original: Reference, hooks: Hooks) -> Fid
 
 
 def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: SteeredReference) -> None:
-    """Measure what the rounded weights lose, record it in the manifest, then read it all as a user would."""
+    """Measure what int8 weights lose, write the manifest with the result, and verify the folder as a user would.
+
+    Raises:
+        ExportError: The weights lose too much.
+        ParityError: The graphs differ from each other or from the golden batch.
+    """
     record = Fidelity("cpu", steered.tokens, steered.clean.left_out, {}, {}, _PLACEHOLDER, 0.0, 0.0)
     _write_manifest(folder, manifest, fidelity=record)
     clean = steered.clean
@@ -125,7 +133,7 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
         report = judge_session(session, without_budgets(steered))
         target = {} if clean.target is None else {TARGET: clean.target}
         outputs = session.run_graph(SPARSE[MODEL], {INPUT: clean.original[HOOK_INPUT], **target})
-    Report(f"{path} was not written: it is not sound", report.verdicts, report.problems).raise_for_failures()
+    Report(f"{path} was not written: verification failed", report.verdicts, report.problems).raise_for_failures()
     for graphs, reference, measured in (
         ([name for name in CONTRACTS if STEER not in name], clean, record.hooks),
         ([STEER, SPARSE[STEER]], steered, record.steered),
@@ -133,16 +141,16 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
         for hook in reference.truth:
             errors = [v.errors for v in report.verdicts if v.graph in graphs and v.hook == hook and v.errors]
             measured[hook] = fidelity_of(reference.own_errors(hook), errors)
-    # Each stage by itself: that features flip at a threshold, and move what is behind, is no fault of a graph. A gate,
-    # for which `activate` reads the input, makes them flip in that stage.
+    # Only single stages are bounded: features that flip at a threshold change the later hooks, which is not the fault
+    # of a graph. A gate, for which `activate` reads the input, flips features within that stage.
     stages = [DECODE, SPARSE[DECODE], *([ACTIVATE] if len(manifest.graphs[ACTIVATE].inputs) == 1 else [])]
     for verdict in report.verdicts:
         of_a_stage = verdict.hook == HOOK_ACTS_PRE or verdict.graph in stages
         if of_a_stage and verdict.errors and (lost := verdict.errors.token) > MOST_LOST:
             raise ExportError(
                 f"{path} was not written: with int8 weights {verdict.hook} of {verdict.graph} is off by {lost:.1%} on "
-                f"some token; over {MOST_LOST:.0%} cannot be called the same SAE. Its weights differ too much in size: "
-                "use float32."
+                f"some token; at most {MOST_LOST:.0%} is allowed. The weights of this SAE differ too much in size for "
+                "int8: use float32."
             )
     record = _with_statistics(record, clean, {name: widened(np.asarray(output)) for name, output in outputs.items()})
     _write_manifest(folder, manifest, fidelity=record)
@@ -150,9 +158,13 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
 
 
 def prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
-    """Make sure that the artifact is its own checkpoint: what is loaded from it computes what was exported."""
+    """Check that the SAE that is loaded from the artifact computes what the exported SAE computes.
+
+    Raises:
+        ExportError: It computes something else.
+    """
     if architecture_of(sae).startswith(CUSTOM):
-        return  # only its owner's code can make it again
+        return  # a custom class cannot be loaded
     loaded = load(folder)
     outputs = all_hooks(loaded, reference.original[HOOK_INPUT], reference.target)
     stages, all_tokens = stages_of(loaded, reference), np.ones(reference.tokens, bool)
@@ -166,8 +178,8 @@ def prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
     ]
     if failures := Report("", verdicts).failures:
         raise ExportError(
-            f"This {type(sae).__name__} computes something else than what its artifact would be loaded as: "
-            f"{failures[0]} Its config and weights must be all that it is; else make it a class of its own."
+            f"This {type(sae).__name__} computes something else than the SAE that is loaded from its artifact: "
+            f"{failures[0]} Its config and weights must define it completely; otherwise make it a subclass."
         )
 
 

@@ -1,4 +1,4 @@
-"""The original and the truth: what PyTorch computes in the SAE's dtype, and what the same weights give in float64."""
+"""Computes references: the hooks of the original in its own dtype, and the truth, the same weights in float64."""
 
 import dataclasses
 from collections.abc import Collection
@@ -15,50 +15,50 @@ from runtime.session.interventions import Intervention
 
 from ..original.precision import InFloat64, InTF32
 from ..original.running import all_hooks, dtype_of, torch_hook
-from .decisions import after_decisions, true_recons, with_uncertain
+from .decisions import find_uncertain, follow_decisions, true_recons
 
 EDITED_FEATURES = 8
-"""How many features the intervention edits by which `steer.onnx` is proved: two of each kind."""
+"""Number of features that the intervention edits on which `steer.onnx` is proved: two for each kind of edit."""
 
 MOST_OWN_ERROR = {FLOAT32: 1e-3, FLOAT16: 2.0**-7, BFLOAT16: 2.0**-4}
-"""The largest token error that the original may have itself. float32 makes it 1e-7 to 1e-6; half precision some
-roundings, which are 2^-11 and 2^-8: 16 of them are more than rounding explains, and leave little to prove."""
+"""Largest token error that the original itself may have, by dtype. In float32 it is 1e-7 to 1e-6. In half precision it
+is a few roundings of 2^-11 or 2^-8; more than 16 of them are not explained by rounding and leave little to prove."""
 
 OUTLIER = 8.0
-"""How much larger the original's error may be on a token than its median and one rounding. On a token whose numbers
-cancel it is; the largest error is the budget of all tokens, and those would prove little."""
+"""Largest error of the original on a token, as a multiple of its median error plus one rounding. Cancellation makes it
+larger on some tokens. They are left out, because the largest error sets the budget of all tokens."""
 
 
 def reference_of(sae: Any, activations: Array, target: Array | None = None) -> Reference:
-    """Return what PyTorch computes, and the truth, of those tokens on which the original is exact enough.
+    """Return the reference of an SAE: its hooks and the truth, on the tokens where the original is accurate enough.
 
     Args:
-        sae: a HookedSAE, or any HookedRootModule with the six hooks.
-        activations: `(tokens, d_in)` or `(tokens, n_heads, d_head)`, numbers of the SAE's dtype.
-        target: `(tokens, d_out)`, for a transcoder with the error term.
+        sae: HookedSAE, or any HookedRootModule with the six hooks.
+        activations: Inputs, `(tokens, d_in)` or `(tokens, n_heads, d_head)`, with values of the SAE's dtype.
+        target: Activations that a transcoder with the error term predicts, `(tokens, d_out)`.
 
     Raises:
-        ParityError: a number is not finite, or PyTorch is not exact enough on most tokens.
+        ParityError: A value is not finite, or PyTorch is not accurate enough on most tokens.
     """
     original = all_hooks(sae, activations, target)
     with InFloat64():
         truth = _without_input(all_hooks(sae, activations, target))
     dtype = dtype_of(next(sae.parameters()))
     reference = Reference(original, truth, bool(sae.cfg.use_error_term), target, dtype)
-    # The error of the preactivations says which decisions matter, which have to be known to judge the other hooks.
-    reference = after_decisions(sae, _without(reference, _implausible(reference, [HOOK_ACTS_PRE])))
-    return with_uncertain(sae, _without(reference, _implausible(reference, reference.truth)))
+    # The error of the preactivations tells which decisions matter, and these are needed to judge the other hooks.
+    reference = follow_decisions(sae, _without(reference, _implausible(reference, [HOOK_ACTS_PRE])))
+    return find_uncertain(sae, _without(reference, _implausible(reference, reference.truth)))
 
 
 def _without(reference: Reference, left_out: Array) -> Reference:
-    """Return the reference without some tokens, and with their number."""
+    """Return the reference without the tokens in `left_out`, and count them."""
     if not left_out.any():
         return reference
     return dataclasses.replace(reference.subset(~left_out), left_out=reference.left_out + int(left_out.sum()))
 
 
 def steered_reference_of(sae: Any, clean: Reference, intervention: Intervention) -> SteeredReference:
-    """Return what PyTorch computes from the inputs of `clean` under an intervention, and the truth of it."""
+    """Return the reference of the same inputs under an intervention."""
     x, edit = clean.original[HOOK_INPUT], (HOOK_ACTS_POST, torch_hook(intervention))
     truth = steered_truth(sae, clean, intervention)
     steered = SteeredReference(
@@ -75,7 +75,7 @@ def steered_reference_of(sae: Any, clean: Reference, intervention: Intervention)
 
 
 def steered_truth(sae: Any, clean: Reference, intervention: Intervention) -> dict[str, Array]:
-    """Return the hooks in float64 under an intervention, after the decisions of `clean`."""
+    """Return the truth under an intervention, with the decisions of `clean`."""
     acts_post = intervention(clean.truth[HOOK_ACTS_POST])
     recons = true_recons(sae, clean, acts_post)
     return {
@@ -88,27 +88,27 @@ def steered_truth(sae: Any, clean: Reference, intervention: Intervention) -> dic
 def in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
     """Return a reference for GPUs that round the factors of float32 products to TF32.
 
-    Its uncertain features and its budgets are those of the original in that arithmetic, its truth is the same.
+    Its uncertain features and budgets are those of the original in TF32; its truth is that of `steered`.
     """
     clean, x = steered.clean, steered.original[HOOK_INPUT]
     with InTF32():
         hooks = all_hooks(sae, x, clean.target)
         edited = all_hooks(sae, x, clean.target, (HOOK_ACTS_POST, torch_hook(steered.intervention)))
-    measured = after_decisions(sae, dataclasses.replace(clean, original=hooks))
+    measured = follow_decisions(sae, dataclasses.replace(clean, original=hooks))
     truth = steered_truth(sae, measured, steered.intervention)
     edited_in_tf32 = dataclasses.replace(steered, original=edited, truth=truth, clean=measured)
     return dataclasses.replace(
         steered,
         recorded=edited_in_tf32.budgets,
-        clean=dataclasses.replace(with_uncertain(sae, clean, measured), recorded=measured.budgets),
+        clean=dataclasses.replace(find_uncertain(sae, clean, measured), recorded=measured.budgets),
     )
 
 
 def typical_intervention(reference: Reference) -> Intervention:
-    """Return edits of every kind, of the features that are most often on and of the one that is least often.
+    """Return an intervention with every kind of edit, on the features that are on most often and the one least often.
 
-    Each token has its own, in turn. The values are of the size of the activations, so that every edit shows in the
-    reconstruction.
+    The kinds alternate from token to token. Values have the size of the activations, so that each edit is visible in
+    the reconstruction.
     """
     acts_post = reference.original[HOOK_ACTS_POST]
     on = (acts_post != 0).sum(axis=0)
@@ -126,12 +126,12 @@ def _without_input(hooks: dict[str, Array]) -> dict[str, Array]:
 
 
 def _implausible(reference: Reference, hooks: Collection[str]) -> Array:
-    """Tell of each token whether the original is farther from the truth than rounding explains.
+    """Tell for each token whether the original is farther from the truth than rounding explains.
 
-    That can be, on a token whose numbers cancel; such a token proves nothing, and would let the others err as much.
+    Cancellation can cause this. Such a token proves little, and would widen the budget of all other tokens.
 
     Raises:
-        ParityError: it is so on most tokens, and therefore of another cause.
+        ParityError: It is so on most tokens, so that it must have another cause.
     """
     most = MOST_OWN_ERROR[reference.dtype]
     own = {hook: reference.token_errors(hook, reference.original[hook]) for hook in hooks}

@@ -1,4 +1,4 @@
-"""Proof with PyTorch: an artifact against a HookedSAE, run live on activations."""
+"""Verifies an artifact against a HookedSAE that is run in PyTorch."""
 
 import os
 from typing import Any
@@ -20,7 +20,7 @@ from .activations import prepare_activations
 from .truth import reference_of, steered_reference_of, typical_intervention
 
 COMPUTED_FROM = ("architecture", "d_in", "d_sae", "d_out", "hook_name", "use_error_term")
-"""What the config says of the computation, beside the options of an architecture."""
+"""Fields of the config that the computation depends on, in addition to `options`."""
 
 
 def verify(
@@ -31,34 +31,40 @@ def verify(
     *,
     targets: Any = None,
 ) -> Report:
-    """Return a report on an artifact against a HookedSAE run here and now, with budgets measured here and now.
+    """Compare an artifact with a HookedSAE on this machine, and return the report.
 
-    The weights must be the same bit for bit, and so must what the config says of the computation; that covers the
-    features that no activation happens to switch on. An original in another dtype is converted, as `export` does.
+    Both are run now, and the budgets are measured now. The weights and the config must be identical as well, which
+    covers the features that are off for all of the activations. An original in another dtype is converted, as `export`
+    does.
 
     Args:
-        path: the artifact's folder.
-        sae: the original; None loads it from the artifact's own weights.
-        activations: numpy array or tensor, `(..., d_in)` or `(..., n_heads, d_head)`; None takes the golden inputs.
-        device: where the artifact runs.
-        targets: for a transcoder with the error term, the activations that it predicts, one for each.
+        path: Folder of the artifact.
+        sae: The original. None loads it from the artifact's own weights.
+        activations: Inputs, `(..., d_in)` or `(..., n_heads, d_head)`, as a numpy array or tensor. None uses the golden
+            batch.
+        device: Device that runs the artifact: "auto", "cpu", "cuda" or "cuda:N".
+        targets: Activations that a transcoder with the error term predicts, one for each of `activations`.
+
+    Returns:
+        A report with a verdict for each output of each graph. `report.failures` is empty if the artifact is at parity.
 
     Raises:
-        ArtifactError: the folder is not an artifact, or is not intact.
-        ParityError: it has int8 weights.
-        ExportError, InputError: the activations do not fit.
-        ProviderError: the device cannot be used.
+        ArtifactError: The folder is not an artifact, or is damaged.
+        ParityError: The artifact has int8 weights, which are not at parity.
+        ExportError: The activations cannot be used, or the SAE cannot be converted.
+        InputError: The activations do not fit the SAE.
+        ProviderError: The device cannot be used.
     """
     artifact = read_artifact(path)
     artifact.check_files()
     if artifact.manifest.parity is None:
         raise ParityError(
-            f"{artifact.path} has {artifact.manifest.weights_dtype} weights: it is not the original. By how much, "
-            "its manifest says (python -m runtime inspect); whether this machine computes the same, runtime.verify."
+            f"{artifact.path} has {artifact.manifest.weights_dtype} weights and is not at parity with the original. "
+            "Use python -m runtime inspect to see what it loses, and runtime.verify to check it on this machine."
         )
     config = artifact.manifest.sae
     original = load(path) if sae is None else in_dtype(sae, config.dtype)
-    if sae is not None and (problems := _differences(artifact, original)):  # of another shape, it could not even be run
+    if sae is not None and (problems := _differences(artifact, original)):  # of another shape it cannot run
         return Report(f"{artifact.path} is not an export of this SAE", problems=problems)
     if activations is None:
         golden = load_golden(artifact)
@@ -79,19 +85,20 @@ def assert_parity(
     *,
     targets: Any = None,
 ) -> None:
-    """Raise unless an artifact computes what a HookedSAE computes; for a project's own test suite.
+    """Raise an error unless an artifact computes what a HookedSAE computes, for use in test suites.
 
     The arguments are those of `verify`.
 
     Raises:
-        ParityError: it does not; the message has every reason: hook, worst index, both values, error and budget.
-        ArtifactError, ExportError, InputError, ProviderError: as `verify`.
+        ParityError: The artifact is not at parity. The message lists every failure with hook, worst index, both values,
+            error and budget.
+        ArtifactError, ExportError, InputError, ProviderError: As for `verify`.
     """
     verify(path, sae, activations, device, targets=targets).raise_for_failures()
 
 
 def _differences(artifact: Artifact, sae: Any) -> list[str]:
-    """Return in words where the SAE and the artifact's weights and config differ."""
+    """Return messages for the differences between the SAE and the weights and config of the artifact."""
     config, stored = artifact.manifest.sae, load_file(artifact.file(artifact.manifest.weights))
     state = {name: tensor.detach().cpu() for name, tensor in sae.state_dict().items()}
     given = config_of(sae, None)
@@ -115,7 +122,7 @@ def _differences(artifact: Artifact, sae: Any) -> list[str]:
             different = tensor != other
             index = tuple(int(i) for i in different.nonzero()[0])
             problems.append(
-                f"{name} differs in {int(different.sum())} of {tensor.numel()} numbers, first at {list(index)}: "
+                f"{name} differs in {int(different.sum())} of {tensor.numel()} elements, first at {list(index)}: "
                 f"{tensor[index].item()!r} in the artifact, {other[index].item()!r} in the original."
             )
     return problems

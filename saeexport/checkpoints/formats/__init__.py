@@ -1,1 +1,1 @@
-"""One module per on-disk format, each with the keys and tensors that it understands."""
+"""One module per checkpoint format, each with the keys and tensors that it reads."""

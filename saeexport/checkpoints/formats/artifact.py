@@ -1,8 +1,7 @@
-"""An artifact is its own checkpoint: its weights file is the HookedSAE's state dict."""
+"""Artifacts, whose weights file is the state dict of the HookedSAE that was exported."""
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from runtime.artifact.folder import read_artifact
@@ -27,29 +26,31 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of an artifact.
 
     Raises:
-        ArtifactError: its manifest or weights are not sound.
-        CheckpointError: its weights are not those of its config.
+        ArtifactError: The manifest or the weights are damaged.
+        CheckpointError: The weights are int8, those of a custom class, or do not fit the config.
     """
     artifact = read_artifact(path)
     sae = artifact.manifest.sae
     if artifact.manifest.weights_dtype == INT8:
         raise CheckpointError(
-            f"{path} has {artifact.manifest.weights_dtype} weights, from which the original cannot be made again. Load "
+            f"{path} has {artifact.manifest.weights_dtype} weights, from which the original cannot be restored. Load "
             "the checkpoint that it was exported from."
         )
     weights = artifact.file(artifact.manifest.weights)
     if sae.architecture.startswith(CUSTOM):
         name = sae.architecture.removeprefix(CUSTOM)
         raise CheckpointError(
-            f"{path} was exported from {name}, a class of its owner's, which alone can make it again: "
+            f"{path} was exported from the custom class {name}. Load it with that class: "
             f'sae = {name}(...); sae.load_state_dict(safetensors.torch.load_file("{weights}"))'
         )
     config = {
         "d_sae": sae.d_sae,
         "d_in": sae.d_in,
         "hook_name": sae.hook_name,
+        "model_name": sae.model_name,
+        "neuronpedia_id": sae.neuronpedia_id,
         "use_error_term": sae.use_error_term,
-        "dtype": getattr(torch, sae.dtype),
+        "dtype": sae.dtype,
         "seed": sae.seed,
         **sae.options,
         **({} if sae.d_out is None else {"d_out": sae.d_out}),

@@ -1,5 +1,7 @@
 """dictionary_learning: `ae.pt` beside `config.json`, whose `trainer` names the class of the dictionary.
 
+The classes are read as these architectures:
+
     AutoEncoder                            standard
     AutoEncoderNew                         standard, b_dec not subtracted
     GatedAutoEncoder                       gated
@@ -7,8 +9,8 @@
     BatchTopKSAE, MatryoshkaBatchTopKSAE   jumprelu; one threshold for all features
     JumpReluAutoEncoder                    jumprelu, b_dec not subtracted
 
-The features are those of the stored weights. `load_dictionary` also gives the decoder of an AutoEncoder unit norms, so
-that its features are these times the norms that the decoder had.
+The features are those of the stored weights. `load_dictionary` also scales the decoder of an AutoEncoder to unit norms,
+so its features are these, multiplied by the original norms of the decoder.
 
 Source: dictionary_learning 0.1.0, `dictionary.py`, `trainers/*.py`, `utils.py` (`load_dictionary`).
 """
@@ -38,7 +40,14 @@ _PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 
 
 class Dictionary(NamedTuple):
-    """A class of dictionaries: the architecture that it is, and its tensors' names."""
+    """How a class of dictionaries is read.
+
+    Attributes:
+        architecture: Architecture of the HookedSAE.
+        names: HookedSAE's parameter for each tensor.
+        subtracts: Whether the class subtracts `b_dec` from the input.
+        scalars: Names of the one-element tensors that the class stores.
+    """
 
     architecture: str
     names: dict[str, str]
@@ -66,8 +75,8 @@ DICTIONARIES = {
     "JumpReluAutoEncoder": Dictionary("jumprelu", _PLAIN | {"threshold": "threshold"}, subtracts=False),
 }
 
-_TRAINING = (  # how it was trained, and where
-    "trainer_class lm_name wandb_name device seed lr steps warmup_steps decay_start resample_steps l1_penalty "
+_TRAINING = (  # options of the training
+    "trainer_class wandb_name device seed lr steps warmup_steps decay_start resample_steps l1_penalty "
     "sparsity_warmup_steps sparsity_function sparsity_penalty sparsity_queue_length n_sparsity_updates p_start p_end "
     "anneal_start anneal_end auxk_alpha top_k_aux threshold_beta threshold_start_step bandwidth target_l0 "
     "group_fractions group_weights group_sizes"
@@ -76,7 +85,7 @@ WITHOUT_EFFECT = frozenset(_TRAINING.split())
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is such a folder, or a file of it."""
+    """Tell whether `path` is a folder with both files, or one of the files."""
     folder = folder_with(path, CONFIG, WEIGHTS)
     return folder is not None and "trainer" in read_json(folder / CONFIG)
 
@@ -85,7 +94,7 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of a dictionary.
 
     Raises:
-        CheckpointError: a file is not sound, or the class or an option is not understood; the message names it.
+        CheckpointError: A file is damaged, or the class or an option is unknown; the message names it.
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
@@ -105,6 +114,7 @@ def read(path: Path) -> HookedSAE:
         "d_in": options.take("activation_dim", int, d_in),
         "d_sae": options.take("dict_size", int, d_sae),
         "hook_name": _hook_name(options, buffer),
+        "model_name": options.take("lm_name", str, None),
         "dtype": dtype,
         "apply_b_dec_to_input": kind.subtracts,
     }
@@ -119,34 +129,34 @@ def read(path: Path) -> HookedSAE:
 
 
 def _k(options: Options, stored: dict[str, torch.Tensor]) -> int:
-    """Return k, of the config or, where it has none, of the tensors.
+    """Return k from the config, or from the tensors if the config lacks it.
 
     Raises:
-        CheckpointError: neither has one, or they differ.
+        CheckpointError: Both lack k, or their values differ.
     """
     k: int | None = options.take("k", int, None)
     if "k" not in stored and k is not None:
         return k
     found = int(_scalar(stored, "k", options.source).item())
     if k not in (None, found):
-        raise options.refused("k", k, f"the k in {WEIGHTS} is {found}; one of the two is of another dictionary")
+        raise options.refused("k", k, f"the k in {WEIGHTS} is {found}; one of the two belongs to another dictionary")
     return found
 
 
 def _scalar(stored: dict[str, torch.Tensor], name: str, source: str) -> torch.Tensor:
-    """Return a tensor of one number.
+    """Return a tensor with one element as a scalar tensor.
 
     Raises:
-        CheckpointError: it is not there, or has several.
+        CheckpointError: The tensor is missing, or does not have exactly one element.
     """
     if name not in stored or stored[name].numel() != 1:
         found = f"of shape {list(stored[name].shape)}" if name in stored else "missing"
-        raise CheckpointError(f"{source}: the tensor {name!r} is {found}; it must be one number.")
+        raise CheckpointError(f"{source}: the tensor {name!r} is {found}; it must have one element.")
     return stored[name].reshape(())
 
 
 def _hook_name(options: Options, buffer: dict[str, Any]) -> str:
-    """Return TransformerLens' name of the activations, or nothing if it is not certain which they are."""
+    """Return the TransformerLens name of the activations; an empty string if the config leaves it open."""
     layer, submodule = options.take("layer", int, None), options.take("submodule_name", str, None)
     certain = submodule == f"resid_post_layer_{layer}" and buffer.get("io", "out") == "out"
     return f"blocks.{layer}.hook_resid_post" if certain else ""

@@ -1,8 +1,9 @@
-"""Gemma Scope: `params.npz`, the tensors of a JumpReLU SAE and no config; `d_in` and `d_sae` are those of `W_enc`.
+"""Gemma Scope: `params.npz` with the tensors of a JumpReLU SAE, without a config.
 
-Nothing in the file says where it belongs, so `hook_name` is empty, or whether it is one of the transcoders, whose
-files look the same: their features and `hook_sae_recons` are right, the error term is then not theirs. The SAEs on the
-embedding take it as stored, before the model multiplies it by `sqrt(d_in)`.
+`d_in` and `d_sae` are taken from the shape of `W_enc`. The file does not name its hook, so `hook_name` is empty.
+Transcoders have the same files and are read as SAEs: their features and `hook_sae_recons` are right, but their error
+term is not. The SAEs on the embedding take the embedding as it is stored, before the model multiplies it by
+`sqrt(d_in)`.
 
 Source: Lieberum et al. 2024 (arXiv:2408.05147); SAELens 6.54, `gemma_2_sae_huggingface_loader`.
 """
@@ -29,7 +30,7 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of a Gemma Scope file.
 
     Raises:
-        CheckpointError: the file is not sound, or its tensors are not those of a JumpReLU SAE.
+        CheckpointError: The file is damaged, or its tensors are not those of a JumpReLU SAE.
     """
     file = _file(path)
     tensors = read_tensors(file)

@@ -1,10 +1,10 @@
-"""Gemma Scope 2: `config.json` beside `params.safetensors`, JumpReLU SAEs and transcoders with lower-case names.
+"""Gemma Scope 2: `config.json` beside `params.safetensors`, for JumpReLU SAEs and transcoders.
 
-The skip connection is stored as `affine_skip_connection [d_in, d_out]`, the transpose of `W_skip`. `config.json` names
-the activations in the terms of Hugging Face; those that are one of TransformerLens' exactly become the `hook_name`,
-for the others, such as what a transcoder reads, it is empty.
+The tensors have lower-case names, and the skip connection is stored as `affine_skip_connection [d_in, d_out]`, the
+transpose of `W_skip`. `config.json` names activations as Hugging Face does. `hook_name` is the TransformerLens name of
+the same activation, and empty where TransformerLens has no such hook, as for the input of a transcoder.
 
-Source: the published files' own config; SAELens 6.54, `gemma_3_sae_huggingface_loader`.
+Source: the config of the published files; SAELens 6.54, `gemma_3_sae_huggingface_loader`.
 """
 
 import re
@@ -30,11 +30,11 @@ HOOKS = {
     "self_attn.o_proj.input": "attn.hook_z",
     "post_feedforward_layernorm.output": "hook_mlp_out",
 }
-"""By the name of the activation below `model.layers.<n>`."""
+"""TransformerLens names within a block, by Hugging Face's names within `model.layers.<n>`."""
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is such a folder, or a file of it."""
+    """Tell whether `path` is a folder with both files, or one of the files."""
     return folder_with(path, CONFIG, WEIGHTS) is not None
 
 
@@ -42,7 +42,7 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of a Gemma Scope 2 folder.
 
     Raises:
-        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+        CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
@@ -61,12 +61,14 @@ def read(path: Path) -> HookedSAE:
     d_in, d_sae = matrix_shape(tensors, "W_enc", source)
     width = options.take("width", int, d_sae)
     if width != d_sae:
-        raise options.refused("width", width, f"{WEIGHTS} holds {d_sae} features; one of the two is of another SAE")
-    options.finish(("model_name", "l0"))
+        raise options.refused("width", width, f"{WEIGHTS} holds {d_sae} features, so one of the two is of another SAE")
+    model_name = options.take("model_name", str, None)
+    options.finish(("l0",))
     config = {
         "d_in": d_in,
         "d_sae": d_sae,
         "hook_name": _hook_name(point_in),
+        "model_name": model_name,
         "dtype": dtype,
         "apply_b_dec_to_input": False,
     }
@@ -82,7 +84,7 @@ def read(path: Path) -> HookedSAE:
 
 
 def _hook_name(point: str) -> str:
-    """Return TransformerLens' name of an activation, or nothing if it has none."""
+    """Return the TransformerLens name of an activation; an empty string if there is none."""
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", point)
     if match is None or match[2] not in HOOKS:
         return ""

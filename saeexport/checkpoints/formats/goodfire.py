@@ -1,4 +1,6 @@
-"""Goodfire: a `.pt` or `.pth` file with two `torch.nn.Linear`s and no config; ReLU, `b_dec` not subtracted.
+"""Goodfire: a `.pt` or `.pth` file with two `torch.nn.Linear` layers, without a config.
+
+The activation function is ReLU, and `b_dec` is not subtracted from the input.
 
 Source: the published files of Llama 3.1 8B and Llama 3.3 70B; SAELens 6.54, `get_goodfire_huggingface_loader`.
 """
@@ -24,15 +26,15 @@ NAMES = {
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a file with both encoder and decoder."""
+    """Tell whether `path` is a file with an encoder and a decoder of these names."""
     return holds(path, "encoder_linear.weight", "decoder_linear.weight")
 
 
 def read(path: Path) -> HookedSAE:
-    """Return the HookedSAE of a Goodfire file; nothing says where it belongs, so `hook_name` is empty.
+    """Return the HookedSAE of a Goodfire file. The file does not name its hook, so `hook_name` is empty.
 
     Raises:
-        CheckpointError: the file is not sound, or holds other tensors.
+        CheckpointError: The file is damaged, or holds other tensors.
     """
     tensors = rename(read_tensors(path), NAMES, str(path))
     dtype = only_dtype(tensors, path)

@@ -1,10 +1,11 @@
-"""Llama Scope: `hyperparams.json` beside `checkpoints/final.safetensors`, JumpReLU SAEs with one threshold.
+"""Llama Scope: `hyperparams.json` beside `checkpoints/final.safetensors`, for JumpReLU SAEs with a single threshold.
 
-They take an input scaled by `s = sqrt(d_in) / average norm`, which becomes part of the weights here:
+These SAEs take inputs scaled by `s = sqrt(d_in) / average norm`. The reader folds the scale into the weights:
 
     W_enc * s,  W_dec / s,  b_dec / s,  threshold * s  [and / the row norms of W_dec: sparsity_include_decoder_norm]
 
-Features are those of SAELens, before the decoder's norms, which are 1 in SAEs that were finished for publication.
+The features are those of SAELens, which are not multiplied by the norms of the decoder; the norms of published SAEs
+are 1.
 
 Source: He et al. 2024 (arXiv:2410.20526); github.com/OpenMOSS/Language-Model-SAEs, `SparseAutoEncoder.encode`; SAELens
 6.54, `llama_scope_sae_huggingface_loader` and `fold_activation_norm_scaling_factor`.
@@ -29,7 +30,7 @@ ARCHITECTURES = ("jumprelu",)
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
 
-_TRAINING = (  # how it was trained, and where
+_TRAINING = (  # options of the training
     "device seed expansion_factor top_k k_warmup_steps lp l1_coefficient l1_coefficient_warmup_steps bias_init_method "
     "init_decoder_norm init_encoder_norm init_encoder_with_decoder_transpose decoder_exactly_fixed_norm "
     "use_batch_norm_mse use_ghost_grads tp_size ddp_size sae_pretrained_name_or_path strict_loading"
@@ -37,11 +38,11 @@ _TRAINING = (  # how it was trained, and where
 WITHOUT_EFFECT = frozenset(_TRAINING.split())
 
 REQUIRED = {"use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False, "use_glu_encoder": False}
-"""The options of which only one value is understood."""
+"""Options with the only value that the reader supports."""
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is such a folder."""
+    """Tell whether `path` is a folder with both files."""
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
@@ -49,7 +50,7 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of a Llama Scope folder.
 
     Raises:
-        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+        CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
     source = str(path / WEIGHTS)
     tensors = rename(read_tensors(path / WEIGHTS), NAMES, source)
@@ -60,7 +61,7 @@ def read(path: Path) -> HookedSAE:
     options.choose("norm_activation", ("dataset-wise",))
     for key, needed in REQUIRED.items():
         if (value := options.take(key, bool)) != needed:
-            raise options.refused(key, value, f"only {needed} is understood")
+            raise options.refused(key, value, f"it must be {needed}")
     if (said := options.take_dtype() or dtype) != dtype:
         raise options.refused("dtype", str(said), f"{WEIGHTS} holds {dtype}")
     config = {
@@ -72,12 +73,12 @@ def read(path: Path) -> HookedSAE:
     }
     point_out = options.take("hook_point_out", str, config["hook_name"])
     if point_out != config["hook_name"]:
-        raise options.refused("hook_point_out", point_out, "it must be hook_point_in: transcoders are not read")
+        raise options.refused("hook_point_out", point_out, "it must equal hook_point_in: transcoders are not supported")
     scale = config["d_in"] ** 0.5 / _average_norm(options)
     threshold = torch.full((config["d_sae"],), options.take("jump_relu_threshold", float) * scale)
     if options.take("sparsity_include_decoder_norm", bool, True):
         norms = torch.linalg.vector_norm(tensors["W_dec"], dim=-1, dtype=torch.float32)
-        threshold = threshold / norms if norms.shape == threshold.shape else threshold  # `build` refuses the others
+        threshold = threshold / norms if norms.shape == threshold.shape else threshold  # `build` refuses other shapes
     options.finish(WITHOUT_EFFECT)
 
     tensors["W_enc"] = tensors["W_enc"] * scale
@@ -91,12 +92,12 @@ def _average_norm(options: Options) -> float:
     """Return the average norm of the activations that the SAE was trained on.
 
     Raises:
-        CheckpointError: it is missing, not positive, or another one for the output.
+        CheckpointError: The norm is missing or not positive, or differs between input and output.
     """
     norms = options.take("dataset_average_activation_norm", dict)
     norm = norms.get("in")
     if not isinstance(norm, float) or not norm > 0 or norms != {"in": norm, "out": norm}:
         raise options.refused(
-            "dataset_average_activation_norm", norms, "only one positive number, for 'in' and 'out', is understood"
+            "dataset_average_activation_norm", norms, "it must have the same positive number for 'in' and 'out'"
         )
     return norm

@@ -1,10 +1,10 @@
-"""OpenAI's autoencoders of GPT-2 small: a `.pt` file with tensors, the activation's name and, for top-k, its k.
+"""OpenAI's autoencoders of GPT-2 small: a `.pt` file with tensors, the name of the activation function and k.
 
-`pre_bias` is `b_dec`, `latent_bias` is `b_enc`. Those with top-k normalise their input, those with ReLU do not; the
-normalisation is "layer_norm", with the same standard deviation and the 1e-5 likewise not undone.
+`pre_bias` is `b_dec` and `latent_bias` is `b_enc`. Top-k autoencoders normalise their input, ReLU autoencoders do not.
+The normalisation is "layer_norm": the standard deviation is the same, and the 1e-5 is not undone either.
 
-Source: github.com/openai/sparse_autoencoder, `sparse_autoencoder/model.py` (`LN`, `Autoencoder.from_state_dict`, whose
-top-k is followed by ReLU).
+Source: github.com/openai/sparse_autoencoder, `sparse_autoencoder/model.py` (`LN`, and `Autoencoder.from_state_dict`,
+whose top-k is followed by a ReLU).
 """
 
 from pathlib import Path
@@ -28,15 +28,15 @@ STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mea
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a file with both biases."""
+    """Tell whether `path` is a file with both biases of these names."""
     return holds(path, "pre_bias", "latent_bias")
 
 
 def read(path: Path) -> HookedSAE:
-    """Return the HookedSAE of such a file; nothing says where it belongs, so `hook_name` is empty.
+    """Return the HookedSAE of an autoencoder. The file does not name its hook, so `hook_name` is empty.
 
     Raises:
-        CheckpointError: the file is not sound, or has an activation or something else that is not understood.
+        CheckpointError: The file is damaged, or has an unknown activation function or option.
     """
     stored = read_pickle(path)
     tensors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}

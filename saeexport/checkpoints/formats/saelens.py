@@ -1,12 +1,12 @@
-"""SAELens 6 and later: `cfg.json`, whose `metadata` says where the SAE belongs, beside `sae_weights.safetensors`.
+"""SAELens 6 and later: `cfg.json`, whose `metadata` names the model and the hook, beside `sae_weights.safetensors`.
 
-The tensors have the names and the orientation of HookedSAE's parameters. Two options become part of them:
+The tensors have the names and the orientation of HookedSAE's parameters. Two options are folded into them:
 
-    rescale_acts_by_decoder_norm    with n the row norms of W_dec: W_enc * n, b_enc * n, W_dec / n
-    batchtopk, matryoshka_batchtopk (a checkpoint in training)      threshold = topk_threshold, after that, as jumprelu
+    rescale_acts_by_decoder_norm            W_enc * n, b_enc * n, W_dec / n, with n the row norms of W_dec
+    batchtopk and matryoshka_batchtopk      then threshold = topk_threshold, as jumprelu (checkpoints in training)
 
-Features and reconstruction are those of SAELens; its `hook_sae_acts_pre` is the one before multiplying by n, ours the
-one after, of which the k largest are kept.
+Features and reconstruction are those of SAELens. Its `hook_sae_acts_pre` is before the multiplication by n; that of
+HookedSAE is after it, where the k largest are chosen.
 
 Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`).
 """
@@ -40,14 +40,14 @@ ARCHITECTURES = (
 )
 
 IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
-"""The architectures that only a checkpoint in training has; the finished SAE is saved as jumprelu."""
+"""Architectures of checkpoints in training; finished SAEs are saved as jumprelu."""
 
-_BELONGS = (  # where it was, and where in which model it belongs
-    "device model_name hook_name hook_name_out hook_layer hook_head_index hook_head_index_out hf_hook_name "
-    "hf_hook_name_out model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id "
-    "context_size seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version sae_lens_training_version"
+_BELONGS = (  # where the SAE belongs
+    "device hook_name hook_name_out hook_layer hook_head_index hook_head_index_out hf_hook_name "
+    "hf_hook_name_out model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens context_size "
+    "seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version sae_lens_training_version"
 )
-_TRAINING = (  # how it was trained
+_TRAINING = (  # options of the training
     "decoder_init_norm l1_coefficient l1_warm_up_steps lp_norm l0_coefficient l0_warm_up_steps target_l0 "
     "jumprelu_init_threshold jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale jumprelu_ste_to_input "
     "pre_act_loss_coefficient aux_loss_coefficient use_sparse_activations topk_threshold_lr matryoshka_widths "
@@ -57,16 +57,16 @@ WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is such a folder, or a file of it."""
+    """Tell whether `path` is a folder with both files, or one of the files, and the config has `metadata`."""
     folder = folder_with(path, CONFIG, WEIGHTS)
     return folder is not None and "metadata" in read_json(folder / CONFIG)
 
 
 def read(path: Path) -> HookedSAE:
-    """Return the HookedSAE of a SAELens folder, in the dtype that its config says, as SAELens loads it.
+    """Return the HookedSAE of a SAELens folder in the dtype of its config, as SAELens loads it.
 
     Raises:
-        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+        CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
@@ -78,13 +78,15 @@ def read(path: Path) -> HookedSAE:
     tensors = read_tensors(folder / WEIGHTS)
     threshold = tensors.pop("topk_threshold", None) if architecture in IN_TRAINING else None
     config = read_config(options, hook_name, folder)
+    for key in ("model_name", "neuronpedia_id"):
+        config[key] = metadata.take(key, str, None) or config[key]
     if architecture.endswith("transcoder"):
         config["d_out"] = options.take("d_out", int)
         config["hook_name_out"] = metadata.take("hook_name_out", str, None) or options.take("hook_name_out", str, "")
     if architecture in ("topk", "abstopk"):
         config["k"] = options.take("k", int)
     elif architecture in ("jumprelu", *IN_TRAINING):
-        options.take("k", object, None)  # of the batch, in training
+        options.take("k", object, None)  # that of a batch, used in training only
     rescaled = options.take("rescale_acts_by_decoder_norm", bool, False)
     if rescaled and architecture not in ("topk", "abstopk", *IN_TRAINING):
         raise options.refused("rescale_acts_by_decoder_norm", True, f"a {architecture} SAE has no such option")
@@ -101,34 +103,36 @@ def read(path: Path) -> HookedSAE:
 
 
 def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any]:
-    """Return what every architecture's config has, from the keys that SAELens 6 and earlier have in common.
+    """Return the options that all architectures share, from keys common to SAELens 6 and earlier releases.
 
     Raises:
-        CheckpointError: an option is not understood.
+        CheckpointError: An option is not supported.
     """
     reshaping = options.choose("reshape_activations", ("none", "hook_z"), "none")
     if reshaping == "hook_z" and hook_name and not hook_name.endswith("_z"):
         raise options.refused(
-            "reshape_activations", reshaping, f"the hook_name must end in '_z' for that, and is {hook_name!r}"
+            "reshape_activations", reshaping, f"it needs a hook_name that ends in '_z', not {hook_name!r}"
         )
     normalization = options.choose(
         "normalize_activations", (*NORMALIZATIONS, "expected_average_only_in"), NORMALIZATIONS[0]
     )
     if normalization == "expected_average_only_in":
-        # A constant that the trainer makes part of the weights at the end; to run the SAE, SAELens does nothing then.
-        # No key says whether that was done: of weights without it, SAELens and this compute the same wrong numbers.
+        # The trainer folds this constant into the weights at the end of the training, and SAELens ignores the option
+        # when it runs the SAE. No key tells whether that was done: if it was not, SAELens is wrong in the same way.
         if (folder / SCALER).is_file() and read_json(folder / SCALER).get("scaling_factor") is not None:
             raise options.refused(
                 "normalize_activations",
                 normalization,
-                f"{SCALER} has its factor: a checkpoint in training, whose weights it is not yet part of. Export the "
-                "finished SAE",
+                f"{SCALER} still has the scaling factor: this is a checkpoint in training, without the factor in its "
+                "weights. Export the finished SAE",
             )
         normalization = "none"
     return {
         "d_in": options.take("d_in", int),
         "d_sae": options.take("d_sae", int),
         "hook_name": hook_name,
+        "model_name": options.take("model_name", str, None),
+        "neuronpedia_id": options.take("neuronpedia_id", str, None),
         "dtype": options.take_dtype(),
         "apply_b_dec_to_input": options.take("apply_b_dec_to_input", bool, True),
         "normalize_activations": normalization,
@@ -136,10 +140,10 @@ def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any
 
 
 def convert(tensors: dict[str, torch.Tensor], config: dict[str, Any], source: str) -> None:
-    """Have the tensors in the config's dtype, and the config in theirs if it has none.
+    """Convert the tensors in place to the dtype of the config; a config without a dtype takes that of the tensors.
 
     Raises:
-        CheckpointError: they have several, or one that is not for weights.
+        CheckpointError: The tensors have several dtypes, or one that is not floating-point.
     """
     stored = only_dtype(tensors, source)
     config["dtype"] = config["dtype"] or stored
@@ -148,13 +152,13 @@ def convert(tensors: dict[str, torch.Tensor], config: dict[str, Any], source: st
 
 
 def _fold_decoder_norms(tensors: dict[str, torch.Tensor]) -> None:
-    """Make the decoder's rows unit vectors and give the encoder their norms."""
+    """Scale the rows of the decoder to unit norms, and multiply the encoder by their norms."""
     shapes = [tensors[name].shape for name in ("W_enc", "b_enc", "W_dec") if name in tensors]
     if len(shapes) != 3 or not shapes[0][1:] == shapes[1] == shapes[2][:-1]:
-        return  # `build` refuses them, with the shapes
+        return  # `build` refuses these shapes
     dtype = tensors["W_dec"].dtype
     norms = torch.linalg.vector_norm(tensors["W_dec"], dim=-1, dtype=torch.promote_types(dtype, torch.float32))
     tensors["W_enc"] = (tensors["W_enc"] * norms).to(dtype)
     tensors["b_enc"] = (tensors["b_enc"] * norms).to(dtype)
-    # A feature without a decoder stays one, where SAELens would divide by zero.
+    # A row of zeros stays zero, where SAELens divides by zero.
     tensors["W_dec"] = (tensors["W_dec"] / norms.clamp(min=torch.finfo(dtype).tiny)[:, None]).to(dtype)

@@ -1,8 +1,8 @@
 """SAELens before 6: the file names of SAELens 6, and a flat `cfg.json`, often the whole config of the training run.
 
-What the config does not say has the defaults of its time: architecture standard, ReLU, `b_dec` subtracted from the
-input. An activation function "topk" makes a standard SAE a top-k SAE. `scaling_factor`, a factor for each feature that
-multiplies its activation on the way into the decoder, becomes part of `W_dec`; SAELens wrote ones there for a time.
+Missing options take the defaults of those releases: architecture standard, ReLU, `b_dec` subtracted from the input. A
+standard SAE with the activation function "topk" is a top-k SAE. `scaling_factor` multiplies each feature's activation
+before the decoder and is folded into `W_dec`; for some time SAELens wrote it as ones.
 
 Source: SAELens 6.54, `handle_pre_6_0_config` and `read_sae_components_from_disk` in
 `sae_lens/loading/pretrained_sae_loaders.py`; for `scaling_factor` SAELens 3, `SAE.decode`.
@@ -22,13 +22,13 @@ TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
-_BELONGS = (  # where it was, and where in which model it belongs
-    "model_name model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval hook_head_index "
-    "hook_point_layer hook_point_eval hook_point_head_index hook_point_template neuronpedia_id prepend_bos "
+_BELONGS = (  # where the SAE belongs
+    "model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval hook_head_index "
+    "hook_point_layer hook_point_eval hook_point_head_index hook_point_template prepend_bos "
     "context_size seqpos_slice exclude_special_tokens sae_lens_version sae_lens_training_version device dataset_path "
     "dataset_trust_remote_code is_dataset_tokenized streaming"
 )
-_TRAINING = (  # how it was trained
+_TRAINING = (  # options of the training
     "act_store_device use_cached_activations cached_activations_path n_batches_in_buffer store_batch_size "
     "store_batch_size_prompts train_batch_size train_batch_size_tokens tokens_per_buffer training_tokens "
     "total_training_tokens finetuning_tokens finetuning_method b_dec_init_method expansion_factor "
@@ -45,16 +45,16 @@ WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is such a folder, or a file of it."""
+    """Tell whether `path` is a folder with both files, or one of the files, and the config lacks `metadata`."""
     folder = folder_with(path, CONFIG, WEIGHTS)
     return folder is not None and "metadata" not in read_json(folder / CONFIG)
 
 
 def read(path: Path) -> HookedSAE:
-    """Return the HookedSAE of a SAELens folder, in the dtype that its config says, as SAELens loads it.
+    """Return the HookedSAE of a SAELens folder in the dtype of its config, as SAELens loads it.
 
     Raises:
-        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+        CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
@@ -77,7 +77,7 @@ def read(path: Path) -> HookedSAE:
 
 
 def _activation(options: Options) -> tuple[str, int | None]:
-    """Return the architecture, and k if it has one."""
+    """Return the architecture, and k of a top-k SAE."""
     architecture = options.choose("architecture", ARCHITECTURES, "standard")
     key = "activation_fn_str"
     name = options.take(key, str, None) or options.take(key := "activation_fn", str, None)
@@ -90,20 +90,20 @@ def _activation(options: Options) -> tuple[str, int | None]:
         k: int = arguments.take("k", int, None) or options.take("k", int)
         arguments.finish()
         return "topk", k
-    understood = {"standard": "relu or topk", "topk": "topk"}.get(architecture, "relu")
-    raise options.refused(key, name, f"a {architecture} SAE is understood with {understood}")
+    known = {"standard": "relu or topk", "topk": "topk"}.get(architecture, "relu")
+    raise options.refused(key, name, f"for a {architecture} SAE it must be {known}")
 
 
 def _fold_scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Options) -> None:
-    """Multiply the decoder's rows with `scaling_factor`, if there is one that is not all ones."""
+    """Multiply the rows of the decoder by `scaling_factor`, unless it is missing or all ones."""
     factor = tensors.pop("scaling_factor", None)
     if factor is None or torch.allclose(factor, torch.ones_like(factor)):
         return
     if not scaled:
         raise options.refused(
-            "finetuning_scaling_factor", False, f"{WEIGHTS} has a scaling_factor that is not all ones; one is wrong"
+            "finetuning_scaling_factor", False, f"{WEIGHTS} has a scaling_factor that is not all ones"
         )
     if "W_dec" in tensors and factor.shape == tensors["W_dec"].shape[:1]:
         tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
     else:
-        tensors["scaling_factor"] = factor  # of another SAE; `build` refuses it with the shapes
+        tensors["scaling_factor"] = factor  # the shapes differ: `build` refuses it

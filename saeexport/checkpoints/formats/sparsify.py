@@ -1,10 +1,11 @@
-"""EleutherAI's sparsify: `cfg.json` beside `sae.safetensors`, top-k SAEs and transcoders, a folder per hook point.
+"""EleutherAI's sparsify: `cfg.json` beside `sae.safetensors` for top-k SAEs and transcoders, one folder per hook.
 
-`W_dec` is `[d_sae, d_in]`, `encoder.weight` a `torch.nn.Linear`'s. sparsify takes ReLU before top-k, which gives the
-same features as after it. It subtracts `b_dec` from the input unless `transcode` is set, also with a skip connection:
-there `b_enc - b_dec @ W_enc` stands for it, since a transcoder's `b_dec` is another activation than its input.
+`W_dec` is `[d_sae, d_in]`, and `encoder.weight` is that of a `torch.nn.Linear`. sparsify applies ReLU before top-k,
+which gives the same features as after it. It subtracts `b_dec` from the input unless `transcode` is set, even with a
+skip connection. A transcoder's `b_dec` is another activation than its input, so there the reader uses
+`b_enc - b_dec @ W_enc` as `b_enc` instead.
 
-A folder named `layers.<n>`, the output of that layer, gives the `hook_name`; other folders' is empty.
+The `hook_name` of a folder `layers.<n>` is the output of that layer; that of other folders is empty.
 
 Source: sparsify 1.3.3, `sparsify/sparse_coder.py`, `fused_encoder.py`, `config.py`.
 """
@@ -26,11 +27,11 @@ NAME = f"sparsify, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("topk", "topk_transcoder", "topk_skip_transcoder")
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-WITHOUT_EFFECT = ("normalize_decoder", "multi_topk")  # in training
+WITHOUT_EFFECT = ("normalize_decoder", "multi_topk")  # of the training
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is such a folder, or a file of it."""
+    """Tell whether `path` is a folder with both files, or one of the files."""
     return folder_with(path, CONFIG, WEIGHTS) is not None
 
 
@@ -38,14 +39,14 @@ def read(path: Path) -> HookedSAE:
     """Return the HookedSAE of a sparsify folder.
 
     Raises:
-        CheckpointError: a file is not sound, or an option is not understood; the message names it.
+        CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
     options = Options(read_json(folder / CONFIG), str(folder / CONFIG))
     options.choose("activation", ("topk",), "topk")
     if options.take("signed", bool, False):
-        raise options.refused("signed", True, "negative features of sparsify's first releases are not read")
+        raise options.refused("signed", True, "the negative features of sparsify's first releases are not supported")
     d_in = options.take("d_in", int)
     expansion = options.take("expansion_factor", int, 0)
     config = {
@@ -70,6 +71,6 @@ def read(path: Path) -> HookedSAE:
 
 
 def _hook_name(folder: Path) -> str:
-    """Return TransformerLens' name of the activation that a folder is named after, or nothing."""
+    """Return the TransformerLens name of the activation that a folder is named after; else an empty string."""
     match = re.fullmatch(r"(?:.*\.)?layers\.(\d+)", folder.name)
     return f"blocks.{match[1]}.hook_resid_post" if match else ""

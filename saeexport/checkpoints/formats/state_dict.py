@@ -1,8 +1,8 @@
-"""A HookedSAE's `state_dict()` in a `.safetensors` or `.pt` file, its config in a JSON file beside it.
+"""State dicts of a HookedSAE in a `.safetensors` or `.pt` file, with the config in a JSON file beside it.
 
-The config of `folder/my-sae.pt` is `folder/my-sae.json`, `folder/my-sae_cfg.json` or `folder/cfg.json`, whichever is
-there first. Its keys are HookedSAEConfig's; `dtype` is a string such as "float32" and may be left out, as may all keys
-that have a default. `device` is where the SAE was, and is ignored.
+The config of `folder/my-sae.pt` is the first that exists of `folder/my-sae.json`, `folder/my-sae_cfg.json` and
+`folder/cfg.json`. Its keys are those of the architecture's config, plus `architecture`. `dtype`, a string such as
+"float32", may be left out, as may all keys with a default. `device` is ignored.
 """
 
 from pathlib import Path
@@ -28,10 +28,10 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> HookedSAE:
-    """Return the HookedSAE of a state dict; nothing but tensors is ever unpickled.
+    """Return the HookedSAE of a state dict. Only tensors are unpickled.
 
     Raises:
-        CheckpointError: there is no config, or either file is not sound; the message says what.
+        CheckpointError: The config is missing or does not fit, or a file is damaged.
     """
     config = _read_config(path)
     tensors = read_tensors(path)
@@ -41,7 +41,7 @@ def read(path: Path) -> HookedSAE:
     stored = str(dtype).removeprefix("torch.")
     said = config.pop("dtype", stored)
     if said.removeprefix("torch.") != stored:
-        raise CheckpointError(f"{path} holds {stored}, its config says {said}. Convert one of them.")
+        raise CheckpointError(f"{path} holds {stored}, but its config says {said}. Convert one of them.")
     architecture = config.pop("architecture", HookedSAE.architecture)
     return build(architecture, {**config, "dtype": dtype}, tensors, str(path))
 
@@ -50,6 +50,8 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "d_sae": int,
     "d_in": int,
     "hook_name": str,
+    "model_name": (str, type(None)),
+    "neuronpedia_id": (str, type(None)),
     "use_error_term": bool,
     "seed": (int, type(None)),
     "dtype": str,
@@ -74,4 +76,4 @@ def _read_config(path: Path) -> dict[str, Any]:
     for candidate in candidates:
         if candidate.is_file():
             return read_json(candidate)
-    raise CheckpointError(f"{path} has no config beside it; looked for {', '.join(c.name for c in candidates)}.")
+    raise CheckpointError(f"{path} has no config beside it; expected one of {', '.join(c.name for c in candidates)}.")

@@ -1,1 +1,1 @@
-"""The rewrites of the traced graph, one per module."""
+"""The passes that rewrite the traced graph, one per module."""

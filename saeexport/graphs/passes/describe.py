@@ -1,4 +1,4 @@
-"""A graph that lost its folder still says what it is, in `metadata_props` with the prefix `saeexport.`."""
+"""Writes what a graph is into its `metadata_props`, prefix `saeexport.`, for a graph without its folder."""
 
 import onnx_ir as ir
 
@@ -7,7 +7,7 @@ from runtime.artifact.manifest import FORMAT_VERSION, SAEConfig
 
 
 def describe(model: ir.Model, graph: str, sae: SAEConfig, weights_sha256: str) -> ir.Model:
-    """Write the essential fields of the manifest, and which weights `graph` belongs to, into the model."""
+    """Write the essential fields of the manifest and the checksum of the weights into the model."""
     heads = "" if sae.head_shape is None else "x".join(map(str, sae.head_shape))
     fields = {
         "format_version": FORMAT_VERSION,

@@ -1,7 +1,7 @@
-"""The parameters leave the graph: it points into the weights file that all graphs share.
+"""Moves the parameters out of a graph: it refers to the weights file that all graphs share.
 
-Source: ONNX's external data, `location`, `offset` and `length` of a tensor's bytes; a safetensors file holds the same
-little-endian, row-major bytes, so it can be that location.
+Source: ONNX's external data, the `location`, `offset` and `length` of a tensor's bytes. A safetensors file holds the
+same little-endian, row-major bytes, so it can be the location.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ from runtime.errors import ExportError
 
 
 def point_to_weights(model: ir.Model, weights: Path) -> ir.Model:
-    """Replace the initializers that `weights`, a safetensors file beside the model, has, by references into it.
+    """Replace the initializers that the safetensors file `weights` holds by references into it.
 
     Raises:
-        ExportError: an initializer is not what the file holds under its name, or has left the graph in another form.
+        ExportError: An initializer differs from the tensor of its name in the file, or is large and not in the file.
     """
     header = read_header(weights)
     for name, value in model.graph.initializers.items():
@@ -25,8 +25,8 @@ def point_to_weights(model: ir.Model, weights: Path) -> ir.Model:
         if name not in header:
             if tensor.nbytes > 1024:  # constants such as the target of a reshape are small
                 raise ExportError(
-                    f"The trace made a constant {name!r} of shape {tuple(tensor.shape)} that is no parameter: weights "
-                    "are computed from others. Store the computed ones as parameters."
+                    f"The traced graph has a constant {name!r} of shape {tuple(tensor.shape)} that is not a parameter: "
+                    "some weights are computed from parameters. Store the computed weights as parameters."
                 )
             continue
         stored = header[name]

@@ -1,7 +1,7 @@
-"""Einsum, or MatMul, and the bias after it, become one Gemm.
+"""Replaces an Einsum or MatMul and the bias that is added to it by one Gemm.
 
 `einops.einsum` is traced to `Einsum`, which ONNX Runtime computes 1.5 to 3.7 times slower than `MatMul` and which has
-no bfloat16 kernel on CUDA. At rank 2 `Gemm` computes the product and the bias in one kernel everywhere.
+no bfloat16 kernel on CUDA. For matrices, `Gemm` computes the product and the bias in one kernel everywhere.
 """
 
 import re
@@ -29,7 +29,7 @@ def products_to_gemm(model: ir.Model) -> ir.Model:
 
 
 def _transposed(node: ir.Node) -> bool | None:
-    """Tell of a product of two matrices whether the second one is transposed; None if it is no such product."""
+    """Tell whether the second factor of a product of two matrices is transposed; None if it is another node."""
     if node.op_type not in ("MatMul", "Einsum") or len(node.inputs) != 2:
         return None
     if any(value is None or value.shape is None or len(value.shape) != 2 for value in node.inputs):
@@ -38,7 +38,7 @@ def _transposed(node: ir.Node) -> bool | None:
 
 
 def _transposed_in(equation: str) -> bool | None:
-    """Tell `ij,jk->ik` (False) and `ij,kj->ik` (True), also with an ellipsis for i, from others (None)."""
+    """Return False for `ij,jk->ik`, True for `ij,kj->ik`, also with an ellipsis for i, and None for other equations."""
     match = re.fullmatch(r"(\w|\.\.\.)(\w),(\w)(\w)->(\w|\.\.\.)(\w)", equation.replace(" ", ""))
     if not match:
         return None
@@ -49,7 +49,7 @@ def _transposed_in(equation: str) -> bool | None:
 
 
 def _bias_of(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """Return the Add that is the only reader of a product, and the vector that it adds."""
+    """Return the Add that is the only reader of a product and the vector that it adds; None if there is no such Add."""
     output = product.outputs[0]
     uses = list(output.uses())
     if output.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":

@@ -1,13 +1,13 @@
-"""The decoder reads only the rows of `W_dec` whose feature is on: exact at every sparsity, in standard operators.
+"""Makes the decoder read only the rows of `W_dec` whose feature is on: exact, and in standard operators.
 
-A token with L0 features on needs L0 of the `d_sae` rows; which ones is found by reading the activations once.
+A token with L0 features on needs L0 of the `d_sae` rows. The pass finds them by reading the activations once.
 
-    few tokens    the features that are on for any of them: their columns of the activations times their rows of `W`
-    many          the features of each. Ordered by how many they have, so that a block of tokens pads little; for one
-                  block after the other the rows are gathered, small enough to stay in the cache, and multiplied. The
-                  odd token with so many features that its block would gather more than all of `W` is multiplied by
-                  all of it instead, and so widens no block
-    too many on   the dense product, as before
+    few tokens    The features that are on for any of the tokens: their columns of acts_post times their rows of W.
+    many tokens   The features of each token. Tokens are sorted by their number of features, so that a block of tokens
+                  needs little padding. Block by block the rows are gathered, few enough to stay in the cache, and
+                  multiplied. A rare token with so many features that its block would gather more than all of W is
+                  multiplied by all of W instead, so that it does not widen its block.
+    many on       The dense product, as before.
 """
 
 import math
@@ -19,25 +19,24 @@ from .tools.parameters import is_matrix, rows_of, whole
 from .tools.sign import is_nonnegative
 
 SMALL_BATCH = 16
-"""Tokens that are looked at together. From 8 to 64 the time is the same within 2 %."""
+"""Largest number of tokens whose features are searched together. From 8 to 64 the time is the same within 2 %."""
 
 BLOCK = 16
-"""Tokens whose rows are gathered at a time: 16 * L0 rows, a few megabytes. From 16 to 64 the same within 3 %."""
+"""Tokens whose rows are gathered at a time: 16 * L0 rows, a few megabytes. From 16 to 64 the time varies by 3 %."""
 
 GROUPS = (64, 8)
-"""Neighbours that are looked at together: which 64 are not all zero, which 8 of them, which of those."""
+"""Sizes of the groups of features in the search: first which groups of 64 are not all zero, then which of 8."""
 
-# The product of T tokens by all of W costs as much as gathering about (0.5 + T / 50) * d_sae rows of it.
+# The dense product of T tokens costs as much as gathering about (0.5 + T / 50) * d_sae rows of W.
 ROWS_PER_TOKEN, ROWS = 96, 8
-"""It is dense where more than d_sae / 96 rows for each token, and d_sae / 8, would be gathered."""
+"""The product is dense where more than T * d_sae / 96 + d_sae / 8 rows would be gathered."""
 
 GROUPS_PER_ROW = 3, 4
-"""So many features, if they do not lie together, are in about three quarters as many groups; where more groups are on,
-no more is looked at."""
+"""Scattered features lie in about three quarters as many groups. The search ends where more groups are on than that."""
 
 
 def decode_sparsely(model: ir.Model, acts_post: str) -> ir.Model:
-    """Replace every product of the activations called `acts_post` with a parameter, `acts_post @ W + b`."""
+    """Replace every product of the activations named `acts_post` with a parameter, `acts_post @ W + b`."""
     acts = ir.convenience.create_value_mapping(model.graph)[acts_post]
     for product in [use.node for use in acts.uses()]:
         if _multiplies_rows(product, acts):
@@ -46,12 +45,12 @@ def decode_sparsely(model: ir.Model, acts_post: str) -> ir.Model:
 
 
 def _multiplies_rows(node: ir.Node, acts: ir.Value) -> bool:
-    """Tell whether a node is `acts @ W + b`, with a row of the parameter W for each feature."""
+    """Tell whether a node is `acts @ W + b` with a parameter W that has one row per feature."""
     return node.op_type == "Gemm" and node.inputs[0] is acts and is_matrix(node.inputs[1]) and not node.attributes
 
 
 class _SparseProduct:
-    """`acts [T, S] @ W [S, D] + b`, about to be replaced."""
+    """Replaces one product `acts [T, S] @ W [S, D] + b` by a sparse product."""
 
     def __init__(self, graph: ir.Graph, product: ir.Node) -> None:
         acts, weights = product.inputs[:2]
@@ -63,11 +62,11 @@ class _SparseProduct:
         self.bias = product.inputs[2:]
         self.d_sae, self.d_out = (int(size) for size in weights.shape.numpy())
         self.type = acts.type
-        # Both are zero only if all are, and NaN if one is; the former takes half the time.
+        # Both sums are zero only if all values are, and NaN if a value is; ReduceSum takes half the time.
         self.size = "ReduceSum" if is_nonnegative(acts) else "ReduceL1"
 
     def replace(self) -> None:
-        """Put the search before the product, and the choice between sparse and dense in its place."""
+        """Insert the search before the product, and put the choice between sparse and dense in its place."""
         at, output = Nodes(self.graph, before=self.product), self.product.outputs[0]
         self.tokens = at("Shape", [self.acts], start=0, end=1)
         per_token = at("Mul", [self.tokens, at.vector([self.d_sae // ROWS_PER_TOKEN])])
@@ -88,8 +87,8 @@ class _SparseProduct:
         ir.convenience.replace_nodes_and_values(self.graph, self.product, [self.product], [], [output], [chosen])
 
     def _search_together(self, at: Nodes) -> list[ir.Value]:
-        """Return the features that are on for any token: how many, which."""
-        # The sum over tokens as a product with ones, because ONNX Runtime reduces the first axis four times slower.
+        """Return the number of features that are on for any token, and the features."""
+        # The sum over tokens is a product with ones: ONNX Runtime is four times slower at reducing the first axis.
         ones = at("Expand", [at.number(1, self.acts), at("Concat", [at.vector([1]), self.tokens], axis=0)])
         sizes = at("MatMul", [ones, self.acts if self.size == "ReduceSum" else at("Abs", [self.acts])])
         on, n = self._unless_too_many(at, sizes, self.limit)
@@ -98,7 +97,7 @@ class _SparseProduct:
         return [n, feature, token, at("Expand", [at.number(0, self.acts), at.vector([0])]), counts]
 
     def _search(self, at: Nodes) -> list[ir.Value]:
-        """Return the features that are on for each token: how many in all, which, of which token, how much; counts."""
+        """Return how many (token, feature) pairs are on, their features, tokens and values, and counts per token."""
         cells, width, numbers = self.acts, self.d_sae, []
         token = feature = None
         for size in dict.fromkeys([*(math.gcd(self.d_sae, size) for size in GROUPS), 1]):
@@ -118,7 +117,7 @@ class _SparseProduct:
             else:
                 token = at("Gather", [token, row])
                 feature = at("Add", [at("Mul", [at("Gather", [feature, row]), at.scalar(parts)]), part])
-            # Where the search ended because there were more, it is as if all were on.
+            # A search that ended early counts as if all features were on.
             too_many = at("Greater", [number, most])
             numbers.append(at("Where", [too_many, at("Mul", [self.tokens, at.vector([self.d_sae])]), number]))
         assert token is not None
@@ -130,7 +129,7 @@ class _SparseProduct:
         return [n, feature, token, at("Reshape", [cells, at.vector([-1])]), counts]
 
     def _unless_too_many(self, at: Nodes, sizes: ir.Value, most: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return what is not zero, or nothing where that is more than `most`; and how much it is, `[1]`."""
+        """Return which sizes are not zero, or an empty tensor if more than `most` are; and how many are, `[1]`."""
         on = at.cast(sizes, ir.DataType.BOOL)
         number = at("ReduceSum", [at.cast(on, ir.DataType.FLOAT)], keepdims=0)
         number = at("Reshape", [at.cast(number, ir.DataType.INT64), at.vector([1])])
@@ -139,16 +138,16 @@ class _SparseProduct:
         return at("Slice", [on, at.vector([0]), rows]), number
 
     def _product_together(self, at: Nodes) -> list[ir.Value]:
-        """Return the product from the columns and rows of the features that are on for any token, `[T, D]`."""
+        """Return the product of the columns and rows of the features that are on for any token, `[T, D]`."""
         columns = at("Gather", [self.acts, self.feature], axis=1)
         return [at("Gemm", [columns, rows_of(at, self.weights, self.feature), *self.bias])]
 
     def _product_in_blocks(self, at: Nodes) -> list[ir.Value]:
-        """Return the product from the rows of each token's features, `[T, D]`."""
+        """Return the product of each token's values and rows, block by block, `[T, D]`."""
         zero, one = at.vector([0]), at.vector([1])
         heavy = at("Greater", [self.counts, at.vector([max(1, self.d_sae // BLOCK)])])
 
-        # Blocks of equal size, tokens with many features first; `rank` is a token's place in that order.
+        # Blocks of equal size, with tokens of many features first; `rank` is the place of a token in that order.
         blocks = at("Div", [at("Add", [self.tokens, at.vector([BLOCK - 1])]), at.vector([BLOCK])])
         size = at("Div", [at("Sub", [at("Add", [self.tokens, blocks]), one]), blocks])
         light = at("Where", [heavy, zero, self.counts])
@@ -160,7 +159,7 @@ class _SparseProduct:
                                   at("Concat", [blocks, size], axis=0)])  # fmt: skip
         width = at("Max", [at("Gather", [by_block, at.scalar(0)], axis=1), one])
 
-        # Where a feature of a token goes: a block is [size, width], and one lies behind the other.
+        # The slot of each feature of each token: a block is [size, width], and blocks follow each other.
         areas = at("Mul", [width, size])
         ends = at("CumSum", [areas, at.scalar(0)])
         starts = at("Sub", [ends, areas])
@@ -169,7 +168,7 @@ class _SparseProduct:
         lane = at("Sub", [rank, at("Mul", [block, size])])
         first = at("Add", [at("Gather", [starts, block]), at("Mul", [lane, at("Gather", [width, block])])])
         before = at("CumSum", [self.counts, at.scalar(0)], exclusive=1)
-        offset = at("Where", [heavy, total, at("Sub", [first, before])])  # of heavy tokens behind the end
+        offset = at("Where", [heavy, total, at("Sub", [first, before])])  # heavy tokens go past the end
         index = at("Range", [at.scalar(0), at("Squeeze", [at("Shape", [self.token])]), at.scalar(1)])
         slot = at("Min", [at("Add", [index, at("Gather", [offset, self.token])]), total])
         room = at("Add", [total, one])
@@ -192,19 +191,20 @@ class _SparseProduct:
         which = at("Reshape", [at("NonZero", [heavy]), at.vector([-1])])
 
         def with_heavy(at: Nodes) -> list[ir.Value]:
-            by_all = self._by_all(at, at("Gather", [self.acts, which]))
-            return [at("ScatterND", [sums, at("Unsqueeze", [which, one]), by_all])]
+            dense = self._multiply_densely(at, at("Gather", [self.acts, which]))
+            return [at("ScatterND", [sums, at("Unsqueeze", [which, one]), dense])]
 
         is_heavy = at("Greater", [at("Shape", [which]), zero])
         (sums,) = at.if_else(is_heavy, [self.type], with_heavy, lambda at: [at("Identity", [sums])])
         return [sums]
 
-    def _by_all(self, at: Nodes, acts: ir.Value) -> ir.Value:
-        """Return `acts @ W + b`, by the whole of W, for the odd token.
+    def _multiply_densely(self, at: Nodes, acts: ir.Value) -> ir.Value:
+        """Return the dense product `acts @ W + b` for heavy tokens.
 
-        It is written as the transposed of `W.T @ acts.T + b`: of a second factor that is a parameter ONNX Runtime makes
-        another copy, packed, when it loads the graph. That takes up to twice the time, and is not worth the memory for
-        what is rarely run. The bias keeps ONNX Runtime's optimiser from exchanging the factors again.
+        It is computed as the transpose of `W.T @ acts.T + b`. ONNX Runtime packs a copy of a second factor that is a
+        parameter when it loads the graph, which is not worth the memory for a product that is rarely run; without the
+        copy the product takes up to twice the time. The bias keeps ONNX Runtime's optimiser from swapping the factors
+        back.
         """
         product = at("Gemm", [whole(at, self.weights), acts], transA=1, transB=1)
         if self.bias:

@@ -1,14 +1,14 @@
-"""Interventions on features become inputs of the graph, at the price of a rank-m update instead of a second decoder.
+"""Adds interventions on features as inputs of a graph, for the price of a rank-m update instead of a second decoder.
 
-With the clean activations `a`, the edited columns `e = a[:, ids] * scale + shift` and a decoder `D` that begins with a
-matrix product `a @ W_dec + b`:
+With the clean activations `a`, the edited columns `e = a[:, ids] * scale + shift` and a decoder that begins with the
+product `a @ W_dec + b`:
 
-    acts_post = a with e in the columns ids
-    recons    = the rest of D, of  (a @ W_dec + b) + (e - a[:, ids]) @ W_dec[ids]
-    error     = that of the clean pass
-    output    = as before, of the edited recons and the clean error
+    acts_post = a with its columns ids replaced by e
+    product   = (a @ W_dec + b) + (e - a[:, ids]) @ W_dec[ids]; the rest of the decoder makes recons from it
+    error     = the error of the clean pass
+    output    = recons, plus error with the error term
 
-A node that reads the activations in any other way is computed a second time, from the edited ones.
+Other nodes that read the activations are computed a second time, from the edited activations.
 """
 
 import onnx_ir as ir
@@ -34,7 +34,7 @@ CLEAN = "clean."
 
 
 def add_interventions(model: ir.Model, spec: GraphSpec) -> ir.Model:
-    """Give a graph from the input to the hooks the three inputs of an intervention, as `spec` of `steer` has them."""
+    """Add the three inputs of an intervention, as in the spec of `steer`, to a graph from the input to the hooks."""
     graph = model.graph
     outputs = {value.name: value for value in graph.outputs}
     acts_post = outputs[HOOK_ACTS_POST]
@@ -58,7 +58,7 @@ def add_interventions(model: ir.Model, spec: GraphSpec) -> ir.Model:
 
 
 class _Editing:
-    """The nodes that edit the activations of a graph, appended to it."""
+    """Appends nodes to a graph that edit its activations."""
 
     def __init__(self, graph: ir.Graph, acts_post: ir.Value, spec: GraphSpec) -> None:
         self._graph = graph
@@ -75,14 +75,14 @@ class _Editing:
         self._edited = self._at("Add", [self._at("Mul", [self._selected, scale]), shift])
 
     def scatter(self) -> ir.Value:
-        """Return the activations with the edited columns in their place, `[tokens, d_sae]`."""
+        """Return the activations with the edited columns, `[tokens, d_sae]`."""
         if self._scattered is None:
             columns = self._at("Expand", [self._ids, self._at("Shape", [self._edited])])
             self._scattered = self._at("ScatterElements", [self._acts_post, columns, self._edited], axis=1)
         return self._scattered
 
     def copy(self, nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
-        """Append a copy of nodes, in order, that reads the edited activations; return what became of each value."""
+        """Append copies of nodes that read the edited activations, and return the copy of each value."""
         copies: dict[ir.Value, ir.Value] = {}
         for node in nodes:
             if _multiplies_by_weights(node, self._acts_post):
@@ -102,7 +102,7 @@ class _Editing:
         return copies
 
     def _updated(self, product: ir.Node) -> ir.Value:
-        """Return `product`, a Gemm of the clean activations, plus the product of what the edits add to them."""
+        """Return `product`, a Gemm of the clean activations, plus the product of the change that the edits make."""
         weights = product.inputs[1]
         assert weights is not None
         transposed = _integer(product, "transB", 0)

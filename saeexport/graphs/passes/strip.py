@@ -1,4 +1,4 @@
-"""Nothing of the exporting machine stays in a graph: no stack traces, local paths or remarks."""
+"""Removes traces of the exporting machine from a graph: stack traces, local paths and comments."""
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass

@@ -1,4 +1,4 @@
-"""The k strongest features of each token, instead of `d_sae` activations of which nearly all are zero."""
+"""Makes a graph return the k strongest features of each token instead of all `d_sae` activations."""
 
 import math
 
@@ -11,28 +11,28 @@ from .tools.building import INT64, Nodes
 from .tools.sign import is_nonnegative
 
 GROUP = 16
-"""Neighbours of which the strongest is found first."""
+"""Number of neighbouring features whose maximum is found first."""
 
 
 def keep_strongest(model: ir.Model, spec: GraphSpec) -> ir.Model:
-    """Give a graph from the input to the activations the input and the outputs of `features`, `spec`.
+    """Turn a graph from the input to the activations into `features`, with the input and the outputs in its spec.
 
-    `k` is read by TopK alone, which takes it on the host, and nothing is computed from a shape: ONNX Runtime would put
-    such nodes on the CPU, and then neither loads the graph on CUDA alone nor captures it.
+    Only TopK reads `k`, which it takes on the host, and no value is computed from a shape. ONNX Runtime would put such
+    nodes on the CPU, and could then neither load the graph on CUDA alone nor capture it.
     """
     at, acts, k = _with_k(model)
     signed = not is_nonnegative(model.graph.outputs[-1])
     values, indices = at.multi_output("TopK", [at("Abs", [acts]) if signed else acts, k], 2, axis=1)
     if signed:
         values = at("GatherElements", [acts, indices], axis=1)
-    return _found(model, spec, at, indices, values, _number_on(at, acts))
+    return _set_outputs(model, spec, at, indices, values, _count_on(at, acts))
 
 
 def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
-    """Do the same for a CPU, where sorting is slow.
+    """Turn a graph into the CPU variant of `features`, which sorts less, because sorting is slow on a CPU.
 
-    A feature among the k strongest lies in one of the k groups with the strongest features, so it is sought there.
-    Those that are on are counted there, too, unless more groups have some: then all are counted.
+    The k strongest features lie in the k groups with the largest maxima, so only these groups are sorted. The features
+    that are on are counted in these groups as well, unless more groups have active features: then all are counted.
     """
     at, acts, k = _with_k(model)
     assert acts.shape is not None
@@ -58,14 +58,14 @@ def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
     inside = at("Sub", [places, at("Mul", [place, at.scalar(group)])])
     indices = at("Add", [at("Mul", [at("GatherElements", [chosen, place], axis=1), at.scalar(group)]), inside])
 
-    beyond = at.cast(at("Greater", [_number_on(at, strength), sought]), ir.DataType.INT64)
+    beyond = at.cast(at("Greater", [_count_on(at, strength), sought]), ir.DataType.INT64)
     all_found = at("Equal", [at("ReduceSum", [beyond], keepdims=0), at.scalar(0)])
-    (count,) = at.if_else(all_found, [INT64], lambda at: [_number_on(at, members)], lambda at: [_number_on(at, acts)])
-    return _found(model, spec, at, indices, values, count)
+    (count,) = at.if_else(all_found, [INT64], lambda at: [_count_on(at, members)], lambda at: [_count_on(at, acts)])
+    return _set_outputs(model, spec, at, indices, values, count)
 
 
 def _with_k(model: ir.Model) -> tuple[Nodes, ir.Value, ir.Value]:
-    """Return what writes nodes, the activations in float32, which every device sorts, and the new input k."""
+    """Return a writer of nodes, the activations in float32, which every device can sort, and the new input k."""
     graph = model.graph
     acts = graph.outputs[-1]
     k = ir.val(K, dtype=ir.DataType.INT64, shape=[1])
@@ -78,15 +78,15 @@ def _with_k(model: ir.Model) -> tuple[Nodes, ir.Value, ir.Value]:
     return at, wide, k
 
 
-def _number_on(at: Nodes, cells: ir.Value) -> ir.Value:
+def _count_on(at: Nodes, cells: ir.Value) -> ir.Value:
     on = at.cast(at.cast(cells, ir.DataType.BOOL), ir.DataType.FLOAT)  # exact up to 2^24 features
     return at.cast(at("ReduceSum", [on, at.vector([1])], keepdims=0), ir.DataType.INT64)
 
 
-def _found(
+def _set_outputs(
     model: ir.Model, spec: GraphSpec, at: Nodes, indices: ir.Value, values: ir.Value, count: ir.Value
 ) -> ir.Model:
-    """Make these the outputs."""
+    """Set the outputs of the graph."""
     graph = model.graph
     given = graph.outputs[-1]
     assert given.dtype is not None

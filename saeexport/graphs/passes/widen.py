@@ -1,13 +1,13 @@
-"""Half precision where it cannot be computed in: operators run in float32, and what they give is rounded to it.
+"""Emulates half precision where it is not supported: operators run in float32, and their results are rounded.
 
-ONNX Runtime's CPU provider has no bfloat16, and takes float16 through several operators without rounding in between.
-A GPU computes each operation in float32 and rounds its result, and so does PyTorch (twice where a product has a bias,
-which is one operator here). Casts around an operator say the same in ONNX:
+ONNX Runtime's CPU provider lacks bfloat16, and runs float16 through several operators without rounding in between. A
+GPU computes each operation in float32 and rounds its result, and so does PyTorch (twice for a product with a bias,
+which is one operator here). Casts around an operator express the same in ONNX:
 
     half -> float32, operator, float32 -> half
 
-Where the operator only moves or selects numbers, its result is one of half precision already; the next operator takes
-it as it is.
+The result of an operator that only moves or selects values is representable in half precision already, so the next
+operator reads it without a cast.
 """
 
 from collections.abc import Collection
@@ -21,26 +21,26 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 _ON_CUDA = "Add Cast Gather Gemm Identity MatMul Mul Relu Reshape ScatterElements ScatterND Shape Sub Where"
 ON_CUDA = frozenset(_ON_CUDA.split())
-"""What ONNX Runtime's CUDA provider computes in bfloat16.
-Source: its docs/OperatorKernels.md; and no Expand, Exp, Greater, Pow, ReduceMean or TopK, which SAEs have too."""
+"""Operators of SAEs that ONNX Runtime's CUDA provider computes in bfloat16. Expand, Exp, Greater, Pow, ReduceMean and
+TopK are missing. Source: its docs/OperatorKernels.md."""
 
 NOWHERE = frozenset(("Cast", "Shape"))
-"""What needs no float32 anywhere."""
+"""Operators that need no float32 on any device."""
 
 _EXACT = (
     "Abs Concat Expand Flatten Gather GatherElements Identity Max Min Neg Pad ReduceMax ReduceMin Relu Reshape "
     "ScatterElements ScatterND Slice Squeeze TopK Transpose Unsqueeze Where"
 )
 EXACT = frozenset(_EXACT.split())
-"""What gives numbers of half precision wherever it gets such."""
+"""Operators whose results are representable in half precision if their inputs are."""
 
 
 def widen(model: ir.Model, native: Collection[str] = NOWHERE) -> ir.Model:
-    """Compute in float32, and round, what is not among the `native` operators of a graph without control flow."""
-    if any(value.dtype is None for node in model.graph for value in node.outputs):  # of what passes added
+    """Run operators that are not `native` in float32 and round their results; the graph must have no control flow."""
+    if any(value.dtype is None for node in model.graph for value in node.outputs):  # nodes that other passes added
         model = ShapeInferencePass()(model).model
     graph = model.graph
-    widened: dict[ir.Value, ir.Value] = {}  # of half precision: in float32
+    widened: dict[ir.Value, ir.Value] = {}  # the float32 version of each half-precision value
 
     def in_float32(value: ir.Value, reader: ir.Node) -> ir.Value:
         if value not in widened:
@@ -55,14 +55,14 @@ def widen(model: ir.Model, native: Collection[str] = NOWHERE) -> ir.Model:
             if value in halves:
                 node.replace_input_with(i, in_float32(value, node))
         for output in (output for output in node.outputs if output in halves):
-            rounded = _rounded(graph, node, output)
+            rounded = _round_output(graph, node, output)
             if node.op_type in EXACT:
                 widened[rounded] = output
     return model
 
 
-def _rounded(graph: ir.Graph, node: ir.Node, output: ir.Value) -> ir.Value:
-    """Make an output of a node float32, and let what it is rounded to take its place and name."""
+def _round_output(graph: ir.Graph, node: ir.Node, output: ir.Value) -> ir.Value:
+    """Make an output of a node float32, and let its rounded value take its place and name."""
     assert output.dtype is not None
     cast = ir.node("Cast", [output], {"to": int(output.dtype)})
     rounded = cast.outputs[0]
@@ -80,7 +80,7 @@ def _rounded(graph: ir.Graph, node: ir.Node, output: ir.Value) -> ir.Value:
 
 
 def _unused(name: str, graph: ir.Graph) -> str:
-    """Return the name, or one like it that no value has: what this pass made may be widened again."""
+    """Return an unused name made from `name`: a graph may be widened twice."""
     taken = {value.name for node in graph for value in node.outputs}
     while name in taken:
         name = f"wide.{name}"

@@ -11,6 +11,7 @@ from runtime.artifact.manifest import FORMAT_VERSION
 from runtime.artifact.parse import parse_manifest
 from tests.support.samples import TINY
 
+OPTIONAL = ("model_name", "neuronpedia_id")
 BUDGETS = ("hooks", "steered", "tf32", "tf32_steered")
 TEXT = (TINY / "sae.json").read_text()
 
@@ -36,7 +37,7 @@ def paths(value, prefix=()):
                     yield from paths(inner, (*prefix, key))
                 continue
             # A hook without budgets is the subject of test_gates.py; options are the architecture's own.
-            if prefix not in {*(("parity", of) for of in BUDGETS), ("sae", "options")}:
+            if prefix not in {*(("parity", of) for of in BUDGETS), ("sae", "options")} and key not in OPTIONAL:
                 yield (*prefix, key)
             yield from paths(inner, (*prefix, key))
     if isinstance(value, list):
@@ -73,12 +74,20 @@ def test_every_key_is_needed(keys):
     assert str(keys[-1]) in str(error.value)
 
 
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_the_names_of_the_checkpoint_are_optional(key):
+    assert getattr(parse_manifest(edited("sae", key, remove=True)).sae, key) is None
+    assert getattr(parse_manifest(edited("sae", key, value="gpt2-small")).sae, key) == "gpt2-small"
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
         (("sae", "d_in"), "6", "sae.json: sae: d_in is '6', expected int"),
         (("sae", "use_error_term"), 1, "use_error_term is 1, expected bool"),
         (("sae", "seed"), "a", "seed is 'a', expected int"),
+        (("sae", "model_name"), 2, "sae.json: sae: model_name is 2, expected str"),
+        (("sae", "neuronpedia_id"), ["6-res-jb"], r"neuronpedia_id is \['6-res-jb'\], expected str"),
         (("graphs", "model", "inputs"), {}, r"graphs\['model'\]: inputs is {}, expected a list"),
         (("graphs",), [], r"graphs is \[\], expected an object"),
         (("graphs", "model", "outputs", 2, "shape"), [1.5], r"outputs\[2\]: shape\[0\] is 1.5, expected int or str"),

@@ -1,4 +1,4 @@
-"""The attention SAEs of GPT-2: against the equations, not taken for a state dict, and what is refused."""
+"""Attention SAEs of GPT-2: values against the equations, distinction from state dicts, and refusals."""
 
 import json
 
@@ -49,6 +49,7 @@ def test_values(tmp_path):
     assert recognise(path) is attention_gpt2
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name, sae.cfg.dtype) == ("standard", "blocks.5.attn.hook_z", torch.float32)
+    assert sae.cfg.model_name == "gpt2-small"
     check(sae, reference("standard", draw("standard")))
     check(sae, reference("standard", draw("standard")), X.reshape(40, 3, 2))
 
@@ -72,7 +73,7 @@ def test_a_state_dict_is_not_one(tmp_path):
     ("config", "tensors", "message"),
     [
         ({"enc_dtype": "fp16"}, {}, f"enc_dtype is 'fp16'; {RUN}.pt holds float32"),
-        ({"enc_dtype": "int8"}, {}, "enc_dtype is 'int8'; what is understood: fp32, fp16, bf16"),
+        ({"enc_dtype": "int8"}, {}, "enc_dtype is 'int8'; it must be one of fp32, fp16, bf16"),
         ({"sae_type": "batchtopk", "top_k": 32}, {}, "may change what the SAE computes: sae_type = 'batchtopk', top_k"),
         ({"act_size": "6"}, {}, "act_size is '6'; it must be of the type int"),
         ({"dict_size": 17}, {}, r"W_enc \[6, 16\].*; the standard SAE of its config has .*W_enc \[6, 17\]"),

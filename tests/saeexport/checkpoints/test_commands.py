@@ -1,4 +1,4 @@
-"""`saeexport formats`, `inspect`, and what `export` passes on to the reader; the table of formats."""
+"""The commands `formats`, `inspect` and `export` of `saeexport`, and the table of formats."""
 
 import json
 import re
@@ -8,18 +8,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime import read_artifact
-from saeexport.checkpoints.registry import FORMATS, table
+from saeexport.checkpoints.registry import FORMATS, load, table
 from saeexport.cli import main
 from saeexport.original.architectures import ARCHITECTURES
 from tests.support.samples import TINY, make_sae
 
+NAMES = {"model_name": "gpt2-small", "neuronpedia_id": "gpt2-small/4-att-kk"}
+
 
 @pytest.fixture
 def half(tmp_path):
-    """A SAELens checkpoint in float16 that does not say where it belongs."""
+    """A SAELens checkpoint in float16 that does not name its hook."""
     folder = tmp_path / "half"
     folder.mkdir()
-    config = {"architecture": "standard", "d_in": 12, "d_sae": 16, "dtype": "float16", "metadata": {}}
+    config = {"architecture": "standard", "d_in": 12, "d_sae": 16, "dtype": "float16", "metadata": NAMES}
     (folder / "cfg.json").write_text(json.dumps(config))
     save_file(make_sae(d_in=12, dtype=torch.float16).state_dict(), folder / "sae_weights.safetensors")
     return folder
@@ -53,6 +55,7 @@ def test_inspect_a_checkpoint(half, capsys):
     assert ["format", "SAELens 6: SAELens 6 and later, a folder with cfg.json (with metadata) and "
             "sae_weights.safetensors"] in lines  # fmt: skip
     for line in (["architecture", "standard"], ["d_in", "12"], ["dtype", "float16"], ["hook_name", "(not given)"],
+                 ["model_name", "gpt2-small"], ["neuronpedia_id", "gpt2-small/4-att-kk"], ["seed", "(not given)"],
                  ["W_enc", "[12, 16]", "float16", "384 bytes"], ["b_dec", "[12]", "float16", "24 bytes"]):  # fmt: skip
         assert line in lines
 
@@ -78,6 +81,9 @@ def test_export_takes_a_hook_name_and_a_dtype(half, tmp_path, capsys):
     artifact = read_artifact(tmp_path / "out")
     sae = artifact.manifest.sae
     assert (sae.hook_name, sae.dtype) == ("blocks.4.attn.hook_z", "float32")
+    again = load(tmp_path / "out").cfg
+    for names in (sae, again):
+        assert {key: getattr(names, key) for key in NAMES} == NAMES
     stored = load_file(half / "sae_weights.safetensors")
     for name, tensor in load_file(artifact.file(artifact.manifest.weights)).items():
         assert tensor.dtype == torch.float32

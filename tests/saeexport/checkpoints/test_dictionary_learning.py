@@ -1,4 +1,4 @@
-"""dictionary_learning checkpoints: every class against the equations, and what is refused."""
+"""dictionary_learning checkpoints: every class against the equations, and refusals."""
 
 import json
 
@@ -88,6 +88,7 @@ def test_every_class(tmp_path, dict_class):
     assert recognise(path) is dictionary_learning
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name) == (NAMES[dict_class][0], "blocks.8.hook_resid_post")
+    assert sae.cfg.model_name == "EleutherAI/pythia-70m-deduped"
     assert sae.architecture in dictionary_learning.ARCHITECTURES
     assert sae.cfg.apply_b_dec_to_input == (dict_class in SUBTRACT)
     check(sae, expected(dict_class))
@@ -156,12 +157,12 @@ KNOWN = ", ".join(NAMES)
 @pytest.mark.parametrize(
     ("dict_class", "changes", "message"),
     [
-        ("AutoEncoder", {"dict_class": "CrossCoder"}, f"dict_class is 'CrossCoder'; what is understood: {KNOWN}"),
-        ("AutoEncoder", {"dict_class": "IdentityDict"}, "dict_class is 'IdentityDict'; what is understood"),
+        ("AutoEncoder", {"dict_class": "CrossCoder"}, f"dict_class is 'CrossCoder'; it must be one of {KNOWN}"),
+        ("AutoEncoder", {"dict_class": "IdentityDict"}, "dict_class is 'IdentityDict'; it must be one of"),
         ("AutoEncoder", {"dict_class": "absent"}, "The trainer of .*config.json has no 'dict_class'"),
-        ("AutoEncoder", {"norm_factor": 2.5}, "options that are not understood, .*: norm_factor = 2.5"),
+        ("AutoEncoder", {"norm_factor": 2.5}, "unknown options, .*: norm_factor = 2.5"),
         ("AutoEncoder", {"dict_size": 15}, r"W_enc \[6, 16\].* of its config has .*W_enc \[6, 15\]"),
-        ("AutoEncoderTopK", {"k": 3}, "k is 3; the k in ae.pt is 4; one of the two is of another dictionary"),
+        ("AutoEncoderTopK", {"k": 3}, "k is 3; the k in ae.pt is 4; one of the two belongs to another dictionary"),
     ],
 )
 def test_configs_that_are_refused(tmp_path, dict_class, changes, message):
@@ -171,17 +172,17 @@ def test_configs_that_are_refused(tmp_path, dict_class, changes, message):
 
 def test_a_config_with_more_than_trainer_and_buffer_is_refused(tmp_path):
     config = {"trainer": trainer("AutoEncoder"), "input_scale": 2}
-    with pytest.raises(CheckpointError, match="options that are not understood, .*: input_scale = 2"):
+    with pytest.raises(CheckpointError, match="unknown options, .*: input_scale = 2"):
         load(folder(tmp_path, "AutoEncoder", config=config))
 
 
 @pytest.mark.parametrize(
     ("dict_class", "changes", "message"),
     [
-        ("AutoEncoder", {"bias": None}, r"misses \['bias'\] and has \[\]"),
-        ("AutoEncoder", {"scale": torch.ones(1)}, r"misses \[\] and has \['scale'\], which are not understood"),
-        ("AutoEncoderTopK", {"k": torch.ones(2)}, r"the tensor 'k' is of shape \[2\]; it must be one number"),
-        ("BatchTopKSAE", {"threshold": None}, "the tensor 'threshold' is missing; it must be one number"),
+        ("AutoEncoder", {"bias": None}, r"lacks the tensors \['bias'\] and has the unknown tensors \[\]"),
+        ("AutoEncoder", {"scale": torch.ones(1)}, r"lacks the tensors \[\] and has the unknown tensors \['scale'\]"),
+        ("AutoEncoderTopK", {"k": torch.ones(2)}, r"the tensor 'k' is of shape \[2\]; it must have one element"),
+        ("BatchTopKSAE", {"threshold": None}, "the tensor 'threshold' is missing; it must have one element"),
         ("BatchTopKSAE", {"threshold": torch.ones(D_SAE)}, r"the tensor 'threshold' is of shape \[16\]"),
         ("JumpReluAutoEncoder", {"threshold": torch.tensor(0.1)}, r"threshold \[\].* has .*threshold \[16\]"),
     ],

@@ -1,4 +1,4 @@
-"""Gemma Scope and Gemma Scope 2 checkpoints against the equations, and what is refused."""
+"""Gemma Scope and Gemma Scope 2 checkpoints against the equations, and refusals."""
 
 import numpy as np
 import pytest
@@ -35,12 +35,12 @@ def npz(folder, save=np.savez, **tensors):
 
 
 def test_gemma_scope_with_a_bit_that_flipped(tmp_path):
-    """A mapped file is read by nobody who would compare it with the archive's checksum."""
+    """Memory-mapped members are not checked by the zip reader, so the loader checks their checksums itself."""
     np.savez(tmp_path / "params.npz", W_enc=np.ones((5, 9), np.float32), threshold=np.ones(9, np.float32))
     data = bytearray((tmp_path / "params.npz").read_bytes())
     data[data.index(np.ones(9, np.float32).tobytes())] ^= 1
     (tmp_path / "params.npz").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"cannot be read as tensors: W_enc.npy is not what its checksum says"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as tensors: W_enc.npy does not match its checksum"):
         load(tmp_path)
 
 
@@ -93,6 +93,7 @@ def test_gemma_scope_2(tmp_path, name):
     assert recognise(path) is gemma_scope_2
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name) == ("jumprelu", "blocks.17.hook_resid_post")
+    assert sae.cfg.model_name == "google/gemma-3-4b-pt"
     check(sae, reference("jumprelu", draw("jumprelu"), subtract=False))
 
 
@@ -132,12 +133,12 @@ def test_gemma_scope_2_names_the_hooks_that_it_knows(tmp_path, point, hook_name)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "relu"}, "architecture is 'relu'; what is understood: jump_relu"),
-        ({"type": "crosscoder"}, "type is 'crosscoder'; what is understood: sae, transcoder"),
+        ({"architecture": "relu"}, "architecture is 'relu'; it must be one of jump_relu"),
+        ({"type": "crosscoder"}, "type is 'crosscoder'; it must be one of sae, transcoder"),
         ({"affine_connection": True}, "is of an SAE with affine_connection True from 'model.layers.17.output' to"),
         ({"hf_hook_point_out": "model.layers.18.output"}, "to 'model.layers.18.output'; only a transcoder can have a"),
-        ({"width": 17}, "width is 17; params.safetensors holds 16 features; one of the two is of another SAE"),
-        ({"input_scale": 0.5}, "not understood, and may change what the SAE computes: input_scale = 0.5"),
+        ({"width": 17}, "width is 17; params.safetensors holds 16 features, so one of the two is of another SAE"),
+        ({"input_scale": 0.5}, "unknown options, which may change what the SAE computes: input_scale = 0.5"),
     ],
 )
 def test_gemma_scope_2_refuses(tmp_path, changes, message):

@@ -1,4 +1,4 @@
-"""Llama Scope, Goodfire and OpenAI: the published layouts against the equations, and what is refused."""
+"""Llama Scope, Goodfire and OpenAI checkpoints: their published layouts against the equations, and refusals."""
 
 import json
 from collections import OrderedDict
@@ -93,21 +93,33 @@ def test_llama_scope_is_bfloat16_as_stored(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"act_fn": "topk"}, "act_fn is 'topk'; what is understood: jumprelu"),
-        ({"norm_activation": "token-wise"}, "norm_activation is 'token-wise'; what is understood: dataset-wise"),
-        ({"use_decoder_bias": False}, "use_decoder_bias is False; only True is understood"),
-        ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder is True; only False"),
+        ({"act_fn": "topk"}, "act_fn is 'topk'; it must be one of jumprelu"),
+        ({"norm_activation": "token-wise"}, "norm_activation is 'token-wise'; it must be one of dataset-wise"),
+        ({"use_decoder_bias": False}, "use_decoder_bias is False; it must be True"),
+        ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder is True; it must be False"),
         ({"apply_decoder_bias_to_pre_encoder": "absent"}, "has no 'apply_decoder_bias_to_pre_encoder'"),
-        ({"use_glu_encoder": True}, "use_glu_encoder is True; only False is understood"),
-        ({"hook_point_out": "blocks.15.hook_mlp_out"}, "hook_point_out is .*hook_mlp_out'; .*transcoders are not read"),
-        ({"dataset_average_activation_norm": {"in": 8.75, "out": 2.0}}, "only one positive number, for 'in' and 'out'"),
-        ({"dataset_average_activation_norm": {}}, "dataset_average_activation_norm is {}; only one positive number"),
+        ({"use_glu_encoder": True}, "use_glu_encoder is True; it must be False"),
+        (
+            {"hook_point_out": "blocks.15.hook_mlp_out"},
+            "hook_point_out is .*hook_mlp_out'; .*transcoders are not",
+        ),
+        (
+            {"dataset_average_activation_norm": {"in": 8.75, "out": 2.0}},
+            "it must have the same positive",
+        ),
+        (
+            {"dataset_average_activation_norm": {}},
+            "norm is {}; it must have the same positive",
+        ),
         ({"dataset_average_activation_norm": "absent"}, "has no 'dataset_average_activation_norm'"),
         ({"jump_relu_threshold": "absent"}, "has no 'jump_relu_threshold'"),
         ({"dtype": "torch.bfloat16"}, "dtype is 'torch.bfloat16'; checkpoints/final.safetensors holds torch.float32"),
-        ({"feature_scale": 2}, "options that are not understood, .*: feature_scale = 2"),
+        ({"feature_scale": 2}, "unknown options, .*: feature_scale = 2"),
         ({"d_sae": 15}, r"W_enc \[6, 16\].* of its config has .*W_enc \[6, 15\]"),
-        ({"tensors": linears("encoder", "decoding")}, r"misses \['decoder.bias', 'decoder.weight'\] and has \['decodi"),
+        (
+            {"tensors": linears("encoder", "decoding")},
+            r"lacks the tensors \['decoder.bias', 'decoder.weight'\] and has the unknown tensors \['decodi",
+        ),
     ],
 )
 def test_llama_scope_refusals(tmp_path, changes, message):
@@ -131,7 +143,7 @@ def test_goodfire(tmp_path, name):
 
 def test_a_goodfire_file_with_more_is_refused(tmp_path):
     torch.save({**linears("encoder_linear", "decoder_linear"), "k": torch.tensor(3)}, tmp_path / "sae.pt")
-    with pytest.raises(CheckpointError, match=r"misses \[\] and has \['k'\], which are not understood"):
+    with pytest.raises(CheckpointError, match=r"lacks the tensors \[\] and has the unknown tensors \['k'\]"):
         load(tmp_path / "sae.pt")
 
 
@@ -140,7 +152,7 @@ RELU = {"activation": "ReLU", "activation_state_dict": OrderedDict()}
 
 
 def gpt2(path, **values):
-    """Write what `Autoencoder.state_dict` returns."""
+    """Write a file with what `Autoencoder.state_dict` returns."""
     stored = OrderedDict(
         {
             "pre_bias": W["b_dec"],
@@ -181,15 +193,18 @@ def topk(**state):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"activation": "Identity"}, "7.pt: activation is 'Identity'; what is understood: ReLU, TopK"),
+        ({"activation": "Identity"}, "7.pt: activation is 'Identity'; it must be one of ReLU, TopK"),
         ({"activation": "TopK"}, "The activation_state_dict of .*7.pt has no 'k'"),
-        (topk(k=K, postact_fn="Identity"), "postact_fn is 'Identity'; what is understood: ReLU"),
+        (topk(k=K, postact_fn="Identity"), "postact_fn is 'Identity'; it must be one of ReLU"),
         (topk(k=K), "has no 'postact_fn'"),
         (topk(k="4", postact_fn="ReLU"), "k is '4'; it must be of the type int"),
-        (topk(k=K, postact_fn="ReLU", scale=2), "options that are not understood, .*: scale = 2"),
-        ({"activation": "ReLU", "activation_state_dict": OrderedDict(k=3)}, "not understood, .*: k = 3"),
-        ({"normalize": True}, "options that are not understood, .*: normalize = True"),
-        ({"decoder.weight": None, "decoder.linear.weight": W["W_enc"].T}, r"misses \['decoder.weight'\] and has"),
+        (topk(k=K, postact_fn="ReLU", scale=2), "unknown options, .*: scale = 2"),
+        ({"activation": "ReLU", "activation_state_dict": OrderedDict(k=3)}, "unknown options, .*: k = 3"),
+        ({"normalize": True}, "unknown options, .*: normalize = True"),
+        (
+            {"decoder.weight": None, "decoder.linear.weight": W["W_enc"].T},
+            r"lacks the tensors \['decoder.weight'\] and has the unknown tensors",
+        ),
         ({"encoder.weight": W["W_enc"]}, r"holds .*W_dec \[16, 6\].* has .*W_dec \[6, 16\]"),
     ],
 )
@@ -208,5 +223,5 @@ def test_nothing_else_is_unpickled(tmp_path, value):
 
 def test_names_that_are_no_names(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "7.pt")
-    with pytest.raises(CheckpointError, match="holds a list, not names with values"):
+    with pytest.raises(CheckpointError, match="holds a list, not a dict of named values"):
         openai.read(tmp_path / "7.pt")

@@ -1,4 +1,4 @@
-"""load(): what is recognised, what is refused, and the words for it."""
+"""load(): the formats that it recognises, and its errors for everything else."""
 
 import json
 import pickle
@@ -33,6 +33,12 @@ def test_a_state_dict_with_its_config(tmp_path, name, config_name):
     assert all(parameter.requires_grad for parameter in again.parameters())
     x = torch.ones(3, 6)
     assert torch.equal(again(x), sae(x))
+
+
+def test_a_state_dict_keeps_the_names_in_its_config(tmp_path):
+    config = {**CONFIG, "model_name": "gpt2-small", "neuronpedia_id": "gpt2-small/0-res-jb"}
+    cfg = load(write(tmp_path, "my-sae.pt", make_sae().state_dict(), config)).cfg
+    assert (cfg.model_name, cfg.neuronpedia_id) == ("gpt2-small", "gpt2-small/0-res-jb")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "torch.float16", None])
@@ -103,18 +109,19 @@ def state(**changes):
 @pytest.mark.parametrize(
     ("tensors", "config", "message"),
     [
-        (state(), None, r"has no config beside it; looked for my-sae.json, my-sae_cfg.json, cfg.json"),
+        (state(), None, r"has no config beside it; expected one of my-sae.json, my-sae_cfg.json, cfg.json"),
         (state(), {**CONFIG, "d_model": 3}, r"The config of .* does not fit: .*unknown keys \['d_model'\]"),
         (state(), {"d_in": 6}, r"misses \['d_sae', 'hook_name'\]"),
         (state(), [1], "is not a JSON object"),
-        (state(), {**CONFIG, "dtype": "float16"}, "holds float32, its config says float16. Convert one of them"),
+        (state(), {**CONFIG, "dtype": "float16"}, "holds float32, but its config says float16. Convert one of them"),
         (state(b_dec=torch.zeros(6).half()), CONFIG, "mixes the dtypes float16, float32"),
         (state(b_dec=None), CONFIG, r"holds W_dec \[16, 6\], .*the standard SAE of its config has .*b_dec \[6\]"),
         (state(threshold=torch.zeros(16)), CONFIG, r"threshold \[16\]; the standard SAE of its config has"),
         (state(W_enc=torch.zeros(16, 6)), CONFIG, r"W_enc \[16, 6\].* of its config has .*W_enc \[6, 16\]"),
         ({}, CONFIG, "holds no tensor"),
-        ({"W_enc": torch.zeros(6, 16).int()}, CONFIG, "holds int32; weights are floating-point numbers"),
+        ({"W_enc": torch.zeros(6, 16).int()}, CONFIG, "holds int32; weights must be floating-point"),
         (state(), {**CONFIG, "d_sae": "16"}, "does not fit: d_sae is '16'"),
+        (state(), {**CONFIG, "model_name": 2}, "does not fit: model_name is 2"),
         (state(), {**CONFIG, "d_in": True}, "does not fit: d_in is True"),
         (state(), {**CONFIG, "use_error_term": "false"}, "does not fit: use_error_term is 'false'"),
         ([torch.zeros(3)], CONFIG, "holds a list, not a state dict"),

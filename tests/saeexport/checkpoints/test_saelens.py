@@ -1,4 +1,4 @@
-"""SAELens 6 checkpoints: every architecture and option against the equations, and what is refused."""
+"""SAELens 6 checkpoints: every architecture and option against the equations, and refusals."""
 
 import numpy as np
 import pytest
@@ -135,6 +135,15 @@ def test_the_hook_name(tmp_path, metadata, top, name):
     assert load(path, hook_name="blocks.0.hook_mlp_out").cfg.hook_name == "blocks.0.hook_mlp_out"
 
 
+@pytest.mark.parametrize("place", ["metadata", "top"])
+@pytest.mark.parametrize("key", ["model_name", "neuronpedia_id"])
+def test_the_names_of_the_model_and_on_neuronpedia(tmp_path, key, place):
+    changes = {"metadata": {key: "a name"}} if place == "metadata" else {"metadata": {}, key: "a name"}
+    cfg = load(folder(tmp_path, "standard", **changes)).cfg
+    assert {cfg.model_name, cfg.neuronpedia_id} == {"a name", None}
+    assert getattr(cfg, key) == "a name"
+
+
 @pytest.mark.parametrize("said", ["float16", "torch.float16", "absent", "float64"])
 def test_the_dtype_is_the_configs(tmp_path, said):
     sae = load(folder(tmp_path, "standard", draw("standard", np.float16), dtype=said))
@@ -159,12 +168,16 @@ def test_nothing_is_copied(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        ("temporal", {}, "architecture is 'temporal'; what is understood: standard, jumprelu, gated, topk, abstopk"),
+        ("temporal", {}, "architecture is 'temporal'; it must be one of standard, jumprelu, gated, topk, abstopk"),
         ("standard", {"architecture": "absent"}, "cfg.json has no 'architecture'"),
         ("standard", {"normalize_activations": "covariance_whitening"}, "normalize_activations is 'covariance_whiten"),
-        ("standard", {"reshape_activations": "hook_q"}, "reshape_activations is 'hook_q'; what is understood: none, h"),
-        ("standard", {"reshape_activations": "hook_z"}, "must end in '_z' for that, and is 'blocks.3.hook_resid_pre'"),
-        ("standard", {"temperature": 2}, "not understood, and may change what the SAE computes: temperature = 2"),
+        ("standard", {"reshape_activations": "hook_q"}, "reshape_activations is 'hook_q'; it must be one of none, h"),
+        (
+            "standard",
+            {"reshape_activations": "hook_z"},
+            "it needs a hook_name that ends in '_z', not 'blocks.3",
+        ),
+        ("standard", {"temperature": 2}, "unknown options, which may change what the SAE computes: temperature = 2"),
         ("standard", {"k": 3, "d_out": 5}, "may change what the SAE computes: d_out = 5, k = 3"),
         ("gated", {"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is True; a gated SAE has no"),
         ("topk", {"k": "absent"}, "cfg.json has no 'k'"),
@@ -173,7 +186,8 @@ def test_nothing_is_copied(tmp_path, monkeypatch):
         ("topk", {"k": True}, "k is True; it must be of the type int"),
         ("standard", {"d_in": "6"}, "d_in is '6'; it must be of the type int"),
         ("standard", {"apply_b_dec_to_input": 1}, "apply_b_dec_to_input is 1; it must be of the type bool"),
-        ("standard", {"dtype": "int8"}, "dtype is 'int8'; what is understood: float32, float64, float16, bfloat16"),
+        ("standard", {"dtype": "int8"}, "dtype is 'int8'; it must be one of float32, float64, float16, bfloat16"),
+        ("standard", {"metadata": {"model_name": 2}}, "The metadata of .*cfg.json: model_name is 2; it must be of the"),
         ("standard", {"metadata": []}, r"metadata is \[\]; it must be of the type dict"),
         ("transcoder", {"apply_b_dec_to_input": True}, "another activation than its input, so they must be False"),
         ("transcoder", {"d_out": "absent"}, "cfg.json has no 'd_out'"),
@@ -215,5 +229,7 @@ def test_a_scaling_that_is_not_yet_in_the_weights_is_refused(tmp_path, factor):
     if factor is None:
         check(load(path), reference("standard", draw("standard")))
         return
-    with pytest.raises(CheckpointError, match="activation_scaler.json has its factor: a checkpoint in training, whose"):
+    with pytest.raises(
+        CheckpointError, match="still has the scaling factor: this is a checkpoint in training, without"
+    ):
         load(path)

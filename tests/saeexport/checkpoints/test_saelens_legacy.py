@@ -1,4 +1,4 @@
-"""SAELens checkpoints before version 6: what they say in the words of their time, and what is refused."""
+"""SAELens checkpoints before version 6: their older keys against the equations, and refusals."""
 
 import numpy as np
 import pytest
@@ -66,15 +66,17 @@ def test_the_first(tmp_path):
     sae = load(path)
     assert (sae.architecture, sae.cfg.hook_name) == ("standard", "blocks.8.hook_resid_pre")
     assert sae.cfg.dtype == torch.float32
+    assert (sae.cfg.model_name, sae.cfg.neuronpedia_id) == ("gpt2-small", None)
     check(sae, reference("standard", draw("standard")))
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
 @pytest.mark.parametrize("subtract", [True, False])
 def test_the_last(tmp_path, architecture, subtract):
-    config = {**LAST, "architecture": architecture, "apply_b_dec_to_input": subtract}
+    config = {**LAST, "architecture": architecture, "apply_b_dec_to_input": subtract, "neuronpedia_id": "gemma-2-2b/0"}
     sae = load(folder(tmp_path, config, draw(architecture)))
     assert (sae.architecture, sae.cfg.hook_name) == (architecture, "blocks.0.hook_resid_post")
+    assert (sae.cfg.model_name, sae.cfg.neuronpedia_id) == ("gemma-2-2b", "gemma-2-2b/0")
     check(sae, reference(architecture, draw(architecture), subtract=subtract))
 
 
@@ -140,27 +142,27 @@ def test_the_hubs_links(tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "transcoder"}, "architecture is 'transcoder'; what is understood: standard, jumprelu, gated"),
+        ({"architecture": "transcoder"}, "architecture is 'transcoder'; it must be one of standard, jumprelu, gated"),
         (
             {"activation_fn_str": "tanh-relu"},
-            "activation_fn_str is 'tanh-relu'; a standard SAE is understood with relu",
+            "activation_fn_str is 'tanh-relu'; for a standard SAE it must be relu or topk",
         ),
-        ({**TOPK, "architecture": "jumprelu"}, "activation_fn_str is 'topk'; a jumprelu SAE is understood with relu"),
-        ({"architecture": "topk"}, "activation_fn_str is 'relu'; a topk SAE is understood with topk"),
+        ({**TOPK, "architecture": "jumprelu"}, "activation_fn_str is 'topk'; for a jumprelu SAE it must be relu"),
+        ({"architecture": "topk"}, "activation_fn_str is 'relu'; for a topk SAE it must be topk"),
         ({"activation_fn_kwargs": {"k": 3}}, "activation_fn_kwargs of .* may change what the SAE computes: k = 3"),
         ({"activation_fn_str": "topk"}, "cfg.json has no 'k'"),
         (
             {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3, "postact_fn": "tanh"}},
-            "activation_fn_kwargs of .* options that are not understood.*: postact_fn = 'tanh'",
+            "activation_fn_kwargs of .* unknown options.*: postact_fn = 'tanh'",
         ),
-        ({"normalize_activations": "whitening"}, "normalize_activations is 'whitening'; what is understood: none, con"),
+        ({"normalize_activations": "whitening"}, "normalize_activations is 'whitening'; it must be one of none, con"),
         (
             {"reshape_activations": "hook_z"},
-            "the hook_name must end in '_z' for that, and is 'blocks.0.hook_resid_post",
+            "it needs a hook_name that ends in '_z', not 'blocks.0.hook_resid_post",
         ),
-        ({"use_jacobian_loss": True}, "cfg.json has options that are not understood.*: use_jacobian_loss = True"),
+        ({"use_jacobian_loss": True}, "cfg.json has unknown options.*: use_jacobian_loss = True"),
         ({"d_sae": "absent"}, "cfg.json has no 'd_sae'"),
-        ({"dtype": "int8"}, "dtype is 'int8'; what is understood"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be one of"),
     ],
 )
 def test_what_is_refused(tmp_path, changes, message):

@@ -1,4 +1,4 @@
-"""sparsify checkpoints: SAEs, transcoders and skip transcoders against the equations, and what is refused."""
+"""sparsify checkpoints: SAEs, transcoders and skip transcoders against the equations, and refusals."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def folder(path, config=CONFIG, stored=None, name="layers.3"):
 
 
 def equations(subtract=True, skip=False):
-    """ReLU, then the k largest, as `fused_encoder` and `SparseCoder.forward` do it."""
+    """Return the k largest after a ReLU, as `fused_encoder` and `SparseCoder.forward` compute them."""
     w = {name: tensor.astype(np.float64) for name, tensor in W.items()}
     x = X.astype(np.float64)
     pre = (x - w["b_dec"] if subtract else x) @ w["W_enc"] + w["b_enc"]
@@ -114,9 +114,9 @@ def test_nothing_is_copied(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation": "groupmax"}, "cfg.json: activation is 'groupmax'; what is understood: topk"),
-        ({"signed": True}, "cfg.json: signed is True; negative features of sparsify's first releases are not read"),
-        ({"pre_act_bias": 2}, "options that are not understood, .*: pre_act_bias = 2"),
+        ({"activation": "groupmax"}, "cfg.json: activation is 'groupmax'; it must be one of topk"),
+        ({"signed": True}, "cfg.json: signed is True; the negative features of sparsify's first releases are not"),
+        ({"pre_act_bias": 2}, "unknown options, .*: pre_act_bias = 2"),
         ({"k": None}, "cfg.json has no 'k'"),
         ({"k": 17}, r"k is 17; it must lie in \[1, d_sae = 16\]"),
         ({"d_in": None}, "cfg.json has no 'd_in'"),
@@ -132,9 +132,9 @@ def test_configs_that_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("stored", "config", "message"),
     [
-        (tensors(W_dec=None), {}, r"misses \['W_dec'\] and has \[\]"),
-        (tensors(skip=True), {}, r"misses \[\] and has \['W_skip'\], which are not understood"),
-        (tensors(), {"skip_connection": True}, r"misses \['W_skip'\]"),
+        (tensors(W_dec=None), {}, r"lacks the tensors \['W_dec'\] and has the unknown tensors \[\]"),
+        (tensors(skip=True), {}, r"lacks the tensors \[\] and has the unknown tensors \['W_skip'\]"),
+        (tensors(), {"skip_connection": True}, r"lacks the tensors \['W_skip'\]"),
         (tensors(W_dec=W["W_dec"].T), {}, r"W_dec \[6, 16\].* has .*W_dec \[16, 6\]"),
         (tensors(b_dec=W["b_dec"].astype(np.float16)), {}, "mixes the dtypes float16, float32"),
     ],

@@ -1,4 +1,4 @@
-"""The exporter: what it writes."""
+"""The files that the exporter writes."""
 
 import dataclasses
 import importlib
@@ -103,7 +103,7 @@ def test_parameters_are_shared_and_only_referred_to(exported):
 
 
 def test_graphs_do_not_grow_with_the_weights(tmp_path):
-    """Protocol buffers end at 2 GB; here nothing of the weights is in them."""
+    """Protocol buffers are limited to 2 GB, so the graphs must not contain weights."""
     sizes = []
     for d_sae in (4096, 32768):
         path = export(make_sae(d_sae=d_sae), tmp_path / str(d_sae)).path
@@ -112,7 +112,7 @@ def test_graphs_do_not_grow_with_the_weights(tmp_path):
 
 
 def test_weights_beyond_2_gb_are_found(tmp_path, artifact):
-    """The tiny weights behind 3 GB of nothing, in a sparse file."""
+    """The tiny weights lie behind a gap of 3 GB in a sparse file."""
     gap = 3 << 30
     weights, header = artifact / "weights.safetensors", read_header(artifact / "weights.safetensors")
     old = weights.read_bytes()
@@ -127,7 +127,7 @@ def test_weights_beyond_2_gb_are_found(tmp_path, artifact):
         file.seek(gap, os.SEEK_CUR)
         file.write(old[start:])
     config = runtime.read_artifact(TINY).manifest.sae
-    graphs.write_graphs(graphs.traced(load(TINY), config), config, weights)
+    graphs.write_graphs(graphs.trace_model(load(TINY), config), config, weights)
     x = normal(5, 6)
     _, expected = runtime.SAESession(TINY, "cpu").run_with_cache(x)
     for name in ("model", "model.sparse"):
@@ -235,7 +235,7 @@ def test_activations_may_be_bfloat16(tmp_path):
 
 
 def test_an_sae_on_its_user_s_class(tmp_path):
-    """A subclass that computes the same with other operators is traced, not assumed."""
+    """A subclass that computes the same with other operators is traced, not assumed to be its base class."""
 
     class Mine(HookedSAE):
         def preactivations(self, x):

@@ -1,4 +1,4 @@
-"""What the exporter refuses, and that a refusal leaves nothing behind."""
+"""Inputs that the exporter refuses, without leaving files behind."""
 
 import importlib
 import re
@@ -37,12 +37,12 @@ def test_a_hook_on_the_sae_itself_is_named(tmp_path):
 
 
 def test_other_modules_are_refused(tmp_path):
-    with pytest.raises(ExportError, match=r"A Linear with the hooks None was given; what can be exported"):
+    with pytest.raises(ExportError, match=r"A Linear with the hooks None cannot be exported\. Pass a HookedSAE"):
         export(torch.nn.Linear(3, 3), tmp_path / "sae")
 
 
 def test_a_dtype_that_cannot_be_proved_is_refused(tmp_path):
-    message = r"The weights are float64; parity can be proved in one of float32, float16, bfloat16. .*dtype=\"float32\""
+    message = r"The weights are float64; they must all be one of float32, float16, bfloat16. .*dtype=\"float32\""
     with pytest.raises(ExportError, match=message):
         export(make_sae(dtype=torch.float64), tmp_path / "sae")
     with pytest.raises(ExportError, match="dtype is 'int4'; it must be one of float32, float16, bfloat16"):
@@ -72,7 +72,7 @@ def test_a_head_shape_that_does_not_fit(tmp_path, hook_name, head_shape):
     [
         (normal(4, 5), InputError, r"activations has shape \(4, 5\); this SAE takes \(\.\.\., 6\)"),
         (np.ones((4, 6)), InputError, r"activations is \(4, 6\) float64"),
-        (normal(0, 6), ExportError, r"activations is \(0, 6\): it holds no token"),
+        (normal(0, 6), ExportError, r"activations has shape \(0, 6\), without a token"),
         (np.full((4, 6), np.nan, np.float32), ExportError, "not finite"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A failed or interrupted export costs nothing: nothing half-written stays, and what was there before does."""
+"""A failed or interrupted export leaves no files behind and keeps what was there before."""
 
 import importlib
 import re
@@ -16,7 +16,7 @@ from tests.support.samples import TINY, contents, make_sae, normal
 exporting = importlib.import_module("saeexport._export")
 
 
-STAGES = ["traced", "_write_weights", "write_graphs", "reference_of", "save_golden", "prove", "prove_checkpoint"]
+STAGES = ["trace_model", "_write_weights", "write_graphs", "reference_of", "save_golden", "prove", "prove_checkpoint"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -46,7 +46,7 @@ def test_a_failure_at_any_stage_leaves_what_was_there(tmp_path, monkeypatch, sta
 
 
 def test_a_full_disk(tmp_path):
-    """A limit on the size of files stands in for a full disk: the same call to the system fails."""
+    """A limit on file sizes simulates a full disk: the same system call fails."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
@@ -102,7 +102,7 @@ def test_overwrite_takes_an_empty_folder(tmp_path):
 
 def test_overwrite_spares_what_is_not_an_artifact(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ExportError, match=r"will not be overwritten, for it may not be an artifact: .*thesis.tex"):
+    with pytest.raises(ExportError, match=r"will not be overwritten, because it may not be an artifact: .*thesis.tex"):
         export(make_sae(), tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
@@ -146,7 +146,7 @@ def test_what_appears_while_an_export_runs_is_spared(tmp_path, monkeypatch):
 
 def test_a_symbolic_link_is_refused_up_front(artifact):
     (artifact.parent / "link").symlink_to(artifact)
-    with pytest.raises(ExportError, match=r"link is a symbolic link. Pass the folder that it leads to"):
+    with pytest.raises(ExportError, match=r"link is a symbolic link. Pass the folder that it points to"):
         export(make_sae(), artifact.parent / "link", overwrite=True)
 
 

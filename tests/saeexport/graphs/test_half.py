@@ -1,4 +1,4 @@
-"""Artifacts in half precision: proved against the original in that dtype, and what they lose is said."""
+"""Artifacts in half precision: parity with the original in that dtype, and the record of what they lose."""
 
 import dataclasses
 import importlib
@@ -23,7 +23,7 @@ from runtime.parity.reference import FLOOR
 from saeexport import ExportError, HookedSAE, export
 from saeexport.cli import main as saeexport_main
 from saeexport.graphs import write as graphs
-from saeexport.proof.evaluator import evaluated
+from saeexport.proof.evaluator import evaluate_graph
 from saeexport.proof.truth import reference_of
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 from tests.support.zoo import ARCHITECTURES, D_IN, sae_of, target_of
@@ -41,7 +41,7 @@ def dtype(request):
 
 @pytest.fixture(scope="module", params=HALVES)
 def half(request, tmp_path_factory):
-    """A folder with an artifact of each architecture in half precision; not to be changed."""
+    """A read-only folder with an artifact of each architecture in half precision."""
     folder = tmp_path_factory.mktemp(request.param)
     for name in ARCHITECTURES:
         sae = sae_of(name, use_error_term=True)
@@ -51,12 +51,12 @@ def half(request, tmp_path_factory):
 
 @pytest.fixture
 def artifact(tmp_path, dtype):
-    """An artifact in half precision, to be broken."""
+    """A copy of an artifact in half precision, for tests that break it."""
     return export(make_sae(), tmp_path / "sae", normal(50, 6), dtype=dtype).path
 
 
 def run(path, x):
-    """Return the hooks that an artifact in half precision computes on a CPU, as numbers."""
+    """Return the hooks that an artifact in half precision computes on a CPU, as float32 arrays."""
     with SAESession(path, "cpu") as session:
         hooks = session.compute(feed_of(x, session.cfg.dtype), session.hook_names)
         return {name: widened(np.asarray(y)) for name, y in hooks.items()}
@@ -153,7 +153,7 @@ def test_the_decoder_reads_rounded_activations(tmp_path, dtype):
 @pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize("architecture", ["jumprelu", "abstopk", "gated"])
 def test_portable_graphs_say_what_their_twins_compute(half, name, architecture):
-    """In the evaluator of the ONNX package, operator by operator; no device here computes in half precision."""
+    """The portable graphs run in the evaluator of the ONNX package, as no CPU provider computes in half precision."""
     dtype, folder = half
     path = folder / architecture
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))
@@ -163,7 +163,7 @@ def test_portable_graphs_say_what_their_twins_compute(half, name, architecture):
     with SAESession(path, "cpu") as session:
         feeds = {tensor.name: feeds[tensor.name] for tensor in session.artifact.manifest.graphs[name].inputs}
         expected = {k: widened(np.asarray(v)) for k, v in session.run_graph(f"{name}.wide", feeds).items()}
-    found = evaluated(path / f"{name}.onnx", feeds)
+    found = evaluate_graph(path / f"{name}.onnx", feeds)
     assert {k: (y.shape, y.dtype) for k, y in found.items()} == {k: (y.shape, y.dtype) for k, y in expected.items()}
     for hook in set(expected) - {"indices"}:
         size = max(1.0, float(np.abs(expected[hook]).max()))
@@ -214,7 +214,7 @@ def test_a_checkpoint_in_half_precision_is_exported_as_it_is(tmp_path):
 
 
 class Smooth(HookedSAE):
-    """Its activation takes operators that bfloat16 has not, between casts of PyTorch's."""
+    """Its activation function casts to float32 in PyTorch, for operators that lack bfloat16."""
 
     def activation(self, acts_pre, x):
         return torch.sigmoid(acts_pre)
@@ -249,7 +249,7 @@ def test_int8_weights_of_half_precision_are_refused(tmp_path, dtype):
 
 
 def test_traced_graphs_are_in_the_dtype(monkeypatch, tmp_path, dtype):
-    """A float32 trace behind casts would be proved as well, and run at half the speed."""
+    """A float32 trace between casts would pass the proof as well, but run at half the speed."""
     seen = []
     trace = graphs.trace
     monkeypatch.setattr(graphs, "trace", lambda sae, config: seen.append(trace(sae, config)) or seen[-1])

@@ -1,4 +1,4 @@
-"""Weights of 8 bits: what is lost is measured and said, it is never called parity, and it is held to."""
+"""int8 weights: their loss is measured and recorded, is never called parity, and bounds later verification."""
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 @pytest.fixture(scope="module")
 def rounded(tmp_path_factory):
-    """A folder with an artifact of each architecture, and the SAEs; not to be changed."""
+    """A read-only folder with an artifact of each architecture, and the SAEs."""
     folder, saes = tmp_path_factory.mktemp("int8"), {}
     for name in ARCHITECTURES:
         sae = saes[name] = sae_of(name, use_error_term=True)
@@ -33,7 +33,7 @@ def rounded(tmp_path_factory):
 
 @pytest.fixture
 def artifact(tmp_path):
-    """An artifact with int8 weights, to be broken."""
+    """A copy of an artifact with int8 weights, for tests that break it."""
     return export(make_sae(d_in=64, d_sae=128), tmp_path / "sae", normal(50, 64), weights="int8").path
 
 
@@ -108,11 +108,11 @@ def test_the_rounded_numbers_are_within_half_a_step(tmp_path, shape):
 
 
 def test_it_is_never_called_parity(artifact, capsys):
-    with pytest.raises(ParityError, match="has int8 weights: it is not the original"):
+    with pytest.raises(ParityError, match="has int8 weights and is not at parity"):
         runtime.assert_parity(artifact)
-    with pytest.raises(ParityError, match="has int8 weights: it is not the original"):
+    with pytest.raises(ParityError, match="has int8 weights and is not at parity"):
         saeexport.assert_parity(artifact)
-    with pytest.raises(CheckpointError, match="has int8 weights, from which the original cannot be made again"):
+    with pytest.raises(CheckpointError, match="has int8 weights, from which the original cannot be restored"):
         saeexport.load(artifact)
     assert main(["inspect", str(artifact)]) == 0
     said = capsys.readouterr().out
@@ -165,13 +165,13 @@ def test_weights_that_8_bits_cannot_hold_are_refused(tmp_path):
         sae.W_enc[0] *= 1000  # every block of every feature has one that is much larger than the rest
     x = normal(50, 64)
     x[:, 0] = 0
-    with pytest.raises(ExportError, match=r"hook_sae_acts_pre of model is off by .* cannot be called the same SAE"):
+    with pytest.raises(ExportError, match=r"hook_sae_acts_pre of model is off by .*; at most .* is allowed"):
         export(sae, tmp_path / "sae", x, weights="int8")
     assert not any(tmp_path.iterdir())
 
 
 def test_weights_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="weights is 'int4' and the SAE in float32; weights may be None"):
+    with pytest.raises(ExportError, match="weights is 'int4' and the SAE is in float32; weights must be None"):
         export(make_sae(), tmp_path / "sae", weights="int4")
 
 

@@ -1,4 +1,4 @@
-"""The rewrites, each on graphs made for it."""
+"""The passes, each on small graphs made for it."""
 
 import numpy as np
 import onnx
@@ -36,7 +36,7 @@ def run(model, **feeds):
 
 
 def rewritten(model, **feeds):
-    """Return the operators after the rewrite, and make sure that the results are the same."""
+    """Return the operators after a pass, and check that the results are unchanged."""
     before = run(model, **feeds)
     after = ir.to_proto(products_to_gemm(ir.from_proto(model)))
     onnx.checker.check_model(after, full_check=True)
@@ -148,5 +148,5 @@ def test_weights_that_the_trace_computed_are_refused(tmp_path):
     big = normal(300, 5)
     model = ir.from_proto(model_of([helper.make_node("MatMul", ["x", "folded"], ["y"])],
                                    inputs=(("x", ["n", 300]),), initializers={"folded": big}))  # fmt: skip
-    with pytest.raises(ExportError, match=r"constant 'folded' of shape \(300, 5\) that is no parameter"):
+    with pytest.raises(ExportError, match=r"constant 'folded' of shape \(300, 5\) that is not a parameter"):
         point_to_weights(model, tmp_path / "w.safetensors")

@@ -1,4 +1,4 @@
-"""Portable graphs keep to a written list of what TensorRT and ONNX Runtime run; what does not is named."""
+"""Portable graphs use only operators that TensorRT and ONNX Runtime run; anything else is named."""
 
 import onnx
 import pytest
@@ -20,7 +20,7 @@ WITH_EVERY_HOOK = [
 
 
 def found_in(path):
-    """Return what is not portable, by graph."""
+    """Return the violations of each graph."""
     specs = read_artifact(path).manifest.graphs
     return {graph: found for graph in FOR_TENSORRT if (found := violations(path / specs[graph].file))}
 
@@ -143,7 +143,7 @@ def test_axes_that_are_computed_are_named(file_of):
     assert violations(file_of(given, sums)) == []
     doubled = [node("Add", "half", "half", outputs=["axes"]), sums]
     (what,) = violations(file_of(*doubled, constants=[constant("half", 1)]))
-    assert what == "ReduceSum (the_ReduceSum) computes axes, which has to be a constant"
+    assert what == "ReduceSum (the_ReduceSum) computes axes, which must be a constant"
 
 
 def test_attributes_that_tensorrt_lacks_are_named(file_of):

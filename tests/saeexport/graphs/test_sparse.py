@@ -1,4 +1,4 @@
-"""The decoder that reads only the rows whose feature is on: exact at every sparsity, and each of its paths is taken."""
+"""The sparse decoder: exact at every sparsity, with a test for each of its paths."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def sparse_session(d_sae, folder=None, **more):
 
 
 def check(session, arrays, acts):
-    """Make sure that the reconstruction is right, as far as float32 can say."""
+    """Check the reconstruction against float64, to within float32 rounding."""
     found, recons = session.run(None, {"x": acts})
     np.testing.assert_array_equal(found, acts)
     weights, bias = arrays["W"].astype(np.float64), arrays.get("b", np.zeros(D_OUT)).astype(np.float64)
@@ -57,7 +57,7 @@ def check(session, arrays, acts):
 
 
 def activations(tokens, d_sae, on, seed=0):
-    """Return activations of which each token has `on[token % len(on)]` features on."""
+    """Return activations with `on[token % len(on)]` features on for each token."""
     draws = np.random.default_rng(seed)
     acts = np.zeros((tokens, d_sae), np.float32)
     for token in range(tokens):
@@ -96,7 +96,7 @@ def test_it_is_exact_at_the_borders(tokens, on):
 
 
 def nodes_that_ran(folder, acts):
-    """Run a batch, checked; return the operators that ran, each with the shape of its first output."""
+    """Run and check a batch, and return the operators that ran with the shapes of their first outputs."""
     session, arrays = sparse_session(acts.shape[1], folder)
     check(session, arrays, acts)
     events = json.loads(Path(session.end_profiling()).read_text())
@@ -105,7 +105,7 @@ def nodes_that_ran(folder, acts):
 
 
 def taken(folder, acts):
-    """Return which of the three products a batch takes."""
+    """Return which of the three products a batch uses."""
     ran = nodes_that_ran(folder, acts)
     if "Loop" in dict(ran):
         return "blocks"
@@ -145,7 +145,7 @@ def test_a_dense_token_among_sparse_ones_does_not_widen_their_block(tmp_path):
 
 @pytest.mark.parametrize("together", [True, False])
 def test_features_that_lie_together_are_not_taken_for_few(tmp_path, together):
-    """A tenth of the features is on, in a tenth of the groups, or all over them."""
+    """A tenth of the features is on, in a tenth of the groups or scattered over all of them."""
     acts = np.zeros((100, 4096), np.float32)
     acts[:, np.arange(409) if together else np.arange(0, 4096, 10)] = 1.0
     assert taken(tmp_path, acts) == "dense"

@@ -1,4 +1,4 @@
-"""steer.onnx: the rewrite that makes it, on decoders of every form; what other languages see; how it is proved."""
+"""steer.onnx: the pass that makes it on all forms of decoders, its interface, and its proof."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_rows_may_be_given_for_scale_and_not_for_shift():
 
 
 def test_its_description_says_what_onnx_does_with_ids_that_are_wrong():
-    """The manifest's words, held against what happens."""
+    """The description in the manifest is true."""
     words = json.loads((TINY / "sae.json").read_text())["graphs"]["steer"]["description"]
     assert "beyond, the run fails, and from -d_sae to -1 they count from the end" in words
     with pytest.raises(Exception, match="out of"):

@@ -1,4 +1,4 @@
-"""Every architecture: its equations, and that exporter, runtime, hooks and interventions treat it as any other."""
+"""Every architecture: its equations, and its export, hooks and interventions."""
 
 import math
 
@@ -130,7 +130,7 @@ def test_the_session_is_the_original(case):
 
 
 def test_the_graphs_are_the_least_that_computes_it(case):
-    """One product for each matrix: the error term's second pass, and a gate's, are merged."""
+    """There is one product per matrix: those of the error term's second pass and of a gate are merged."""
     sae, session = case
     model = onnx.load(session.artifact.path / "model.onnx", load_external_data=False)
     ops = [node.op_type for node in model.graph.node]
@@ -181,7 +181,7 @@ def test_what_the_decoder_needs_is_asked_for():
     for case in ("standard", "layer_norm", "skip_transcoder"):
         sae = sae_of("standard", normalize_activations=case) if case == "layer_norm" else sae_of(case)
         if case != "standard":
-            with pytest.raises(InputError, match="decode needs the input, too"):
+            with pytest.raises(InputError, match="decode needs the input x"):
                 sae.decode(torch.zeros(2, D_SAE))
 
 
@@ -198,7 +198,7 @@ def test_the_session_says_that_its_decoder_needs_the_input(tmp_path):
 
 
 class Squared(HookedRootModule):
-    """Activations are the squares of positive preactivations; nothing of saeexport is in it."""
+    """A custom class without code of saeexport: activations are the squares of positive preactivations."""
 
     def __init__(self, cfg):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The PyTorch original: each line of its contract, and what is easy to get wrong."""
+"""The PyTorch original: every line of its contract."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Transcoders: what they predict is not what they read."""
+"""Transcoders, which predict another activation than they read."""
 
 import numpy as np
 import pytest
@@ -27,13 +27,11 @@ def test_a_transcoder_without_the_error_term_has_no_error(tmp_path):
 
 def test_a_transcoder_with_the_error_term_needs_its_target(tmp_path):
     sae = sae_of("skip_transcoder", use_error_term=True)
-    with pytest.raises(
-        InputError, match=r"The target is None; this transcoder, use_error_term=True, takes a target of"
-    ):
+    with pytest.raises(InputError, match=r"The target is None; this transcoder takes a target of"):
         sae(torch.zeros(3, D_IN))
     with pytest.raises(InputError, match=r"The target is \(3, 8\).*takes a target of shape \(3, 7\)"):
         sae(torch.zeros(3, D_IN), torch.zeros(3, 8))
-    with pytest.raises(InputError, match=r"use_error_term=False, takes no target"):
+    with pytest.raises(InputError, match=r"takes no target, because use_error_term is False"):
         sae_of("transcoder")(torch.zeros(3, D_IN), torch.zeros(3, D_OUT))
     path = export(sae, tmp_path / "sae").path
     with SAESession(path, "cpu") as session:

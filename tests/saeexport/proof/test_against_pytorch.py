@@ -1,4 +1,4 @@
-"""An artifact against a PyTorch original that is at hand: same weights, same config, same numbers."""
+"""An artifact against a PyTorch original: same weights, same config, same values."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_against_an_original_with_another_weight(exported, factor):
     other = make_sae(use_error_term=sae.cfg.use_error_term)
     with torch.no_grad():
         other.W_dec[3, 1] *= factor
-    with pytest.raises(ParityError, match=r"W_dec differs in 1 of 96 numbers, first at \[3, 1\]"):
+    with pytest.raises(ParityError, match=r"W_dec differs in 1 of 96 elements, first at \[3, 1\]"):
         saeexport.assert_parity(path, other, device="cpu")
 
 
@@ -54,7 +54,7 @@ def test_against_an_original_of_another_size(exported):
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_against_an_original_with_another_option(tmp_path, architecture, option, dtype):
-    """Also where no activation shows it."""
+    """A difference in weights is found even if no activation reveals it."""
     path = export(sae_of(architecture), tmp_path / "sae", dtype=dtype).path
     ((name, value),) = option.items()
     message = "\n".join(saeexport.verify(path, sae_of(architecture, **option), device="cpu").failures)

@@ -1,4 +1,4 @@
-"""Artifacts in half precision that are not what they should be: every gate closes and says where."""
+"""Defective artifacts in half precision: every check fails and names the place."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def dtype(request):
 
 @pytest.fixture
 def artifact(tmp_path, dtype):
-    """An artifact in half precision, to be broken."""
+    """A copy of an artifact in half precision, for tests that break it."""
     return export(make_sae(), tmp_path / "sae", normal(50, 6), dtype=dtype).path
 
 
@@ -47,7 +47,7 @@ def test_numbers_beyond_float16_are_said_to_be(tmp_path):
         ParityError, match="hook_sae_acts_pre is .*inf.*float16 ends at 65504, .* take bfloat16, or flo"
     ):
         export(sae, tmp_path / "sae", 1000 * normal(30, 6), dtype="float16")
-    with pytest.raises(ExportError, match="activations holds numbers that are not finite in float16"):
+    with pytest.raises(ExportError, match="activations has values that are not finite in float16"):
         export(sae, tmp_path / "sae", 1e6 * normal(30, 6), dtype="float16")
     export(sae, tmp_path / "sae", 1000 * normal(30, 6), dtype="bfloat16")
 
@@ -77,7 +77,7 @@ def test_other_weights_are_not_written(tmp_path, monkeypatch, dtype, architectur
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk", "gated"])
 @pytest.mark.parametrize("stage", ["decode", "model"])
 def test_a_wrong_decoder_is_seen_even_where_every_decision_is_another(tmp_path, dtype, architecture, stage):
-    """In `decode`, on the original's activations; and in `model`, against `decode` on its own."""
+    """The defect shows in `decode` on the original's activations, and in `model` against `decode`."""
     path = export(sae_of(architecture, use_error_term=True), tmp_path / "sae", normal(64, D_IN), dtype=dtype).path
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))
     clean = steered.clean
@@ -105,7 +105,7 @@ def test_a_wrong_decoder_is_seen_even_where_every_decision_is_another(tmp_path, 
 
 
 def test_a_graph_that_does_not_round_is_seen(artifact, capsys):
-    """The sum of the output is taken of what was not rounded."""
+    """The output is the sum of values that were not rounded."""
 
     def skip_rounding(model):
         casts = {node.input[0]: node for node in model.graph.node if node.op_type == "Cast"}
@@ -132,7 +132,7 @@ def test_a_feature_that_is_on_and_certainly_off_is_seen(tmp_path, dtype):
 
 @pytest.mark.parametrize("graph", PORTABLE)
 def test_portable_graphs_are_proved_at_export(tmp_path, monkeypatch, dtype, graph):
-    """A CPU does not compute them: the evaluator of the ONNX package does."""
+    """No CPU provider runs these graphs; the evaluator of the ONNX package does."""
     write_graphs = exporting.write_graphs
 
     def negated(model):
@@ -157,7 +157,7 @@ def test_verify_names_the_graphs_that_it_did_not_run(artifact, capsys):
 
 
 class RoundsOnce(TopKSAE):
-    """As correct as its base, and it decides otherwise where rounding does."""
+    """It is as correct as its base class, and decides differently only where rounding decides."""
 
     def preactivations(self, x):
         return torch.addmm(self.b_enc, self.centered(x), self.W_enc)
@@ -180,7 +180,7 @@ def test_a_checkpoint_may_decide_otherwise_where_another_device_would(tmp_path, 
         return sae
 
     monkeypatch.setattr(proving, "load", other)
-    with pytest.raises(ExportError, match="computes something else than what its artifact would be loaded as"):
+    with pytest.raises(ExportError, match="computes something else than the SAE that is loaded from its artifact"):
         export(sae_of("topk", d_sae=512), tmp_path / "other", normal(200, D_IN), dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""The truth in float64, the features of which it is not sure, and the tokens on which it proves nothing."""
+"""The truth in float64, uncertain features, and tokens that are left out because they prove nothing."""
 
 import copy
 import importlib
@@ -37,7 +37,7 @@ def test_operations_in_float64_are_those_of_a_copy_in_float64(architecture):
 
 
 def test_float64_holds_one_matrix_at_a_time(monkeypatch):
-    """The widened copy that an operation takes is gone when the next operation comes."""
+    """The widened copy of a tensor is freed before the next operation."""
     sae, widen, made, alive = make_sae(d_in=64, d_sae=512), precision._widened, [], []
 
     def note(tensor):
@@ -55,7 +55,7 @@ def test_float64_holds_one_matrix_at_a_time(monkeypatch):
 
 
 def test_a_relu_has_no_threshold_that_matters():
-    """It is continuous: a preactivation within rounding of zero makes an activation of that size."""
+    """ReLU is continuous: a preactivation within rounding of zero gives an activation of that size."""
     sae, x = make_sae(), torch.from_numpy(normal(40, 6))
     with torch.no_grad():
         sae.b_enc[5] -= sae.preactivations(x[7])[5]
@@ -64,7 +64,7 @@ def test_a_relu_has_no_threshold_that_matters():
 
 
 def test_a_token_whose_numbers_cancel_is_left_out():
-    """Its own error would be the budget of all."""
+    """Its error would become the budget of all tokens."""
     sae, x = make_sae(), torch.from_numpy(normal(40, 6))
     with torch.no_grad():
         sae.b_enc -= sae.preactivations(x[7])
@@ -103,7 +103,7 @@ def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architectur
 
 
 class InPlace(HookedSAE):
-    """It fills what it made, as many top-k SAEs do."""
+    """It fills a new tensor in place, as many top-k SAEs do."""
 
     def activation(self, acts_pre, x):
         values, features = torch.relu(acts_pre).topk(5, dim=-1)
@@ -123,7 +123,7 @@ class Random(HookedSAE):
 
 
 class Dropping(HookedSAE):
-    """In training, which a module is when it is made, it drops half of the input."""
+    """In training mode, in which modules start, it drops half of the input."""
 
     def preactivations(self, x):
         return super().preactivations(torch.nn.functional.dropout(x, 0.5, self.training))
@@ -135,7 +135,7 @@ class Steep(HookedSAE):
 
 
 class Crooked(HookedSAE):
-    """What it reconstructs does not only depend on the activations."""
+    """Its reconstruction depends on more than the activations."""
 
     def run(self, input, target):
         self.hook_sae_input(input)
@@ -169,7 +169,7 @@ def test_an_original_that_is_not_itself_in_float64_is_refused(tmp_path):
 
 
 class Scalar(HookedSAE):
-    """A parameter without dimensions."""
+    """It has a scalar parameter."""
 
     def __init__(self, cfg):
         super().__init__(cfg)

@@ -1,1 +1,1 @@
-"""What the passes share: building nodes, reading parameters, inferring signs, cutting subgraphs."""
+"""Code that several passes share: building nodes, reading parameters, sign inference, cutting subgraphs."""

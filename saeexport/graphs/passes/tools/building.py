@@ -1,4 +1,4 @@
-"""Writing nodes: a call for each, whose result is the value that the node computes."""
+"""Writes nodes to a graph with one call per node, which returns the value that the node computes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ INT64 = ir.TensorType(ir.DataType.INT64)
 class Nodes:
     """Appends nodes to a graph, or inserts them before one of its nodes.
 
-    Constants become initializers of the outermost graph, each once; values get names that no subgraph repeats.
+    Constants become initializers of the outermost graph, without duplicates. Names are unique across subgraphs.
 
     Attributes:
-        graph: that is written.
+        graph: Graph to which nodes are written.
     """
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None = None, outermost: "Nodes | None" = None) -> None:
@@ -47,7 +47,7 @@ class Nodes:
         return self("Cast", [value], to=int(to))
 
     def scalar(self, value: int) -> ir.Value:
-        """Return an int64 constant, a scalar."""
+        """Return an int64 scalar constant."""
         return self._constant(np.array(value, np.int64))
 
     def vector(self, values: Sequence[int]) -> ir.Value:
@@ -55,7 +55,7 @@ class Nodes:
         return self._constant(np.array(values, np.int64))
 
     def number(self, value: float, like: ir.Value) -> ir.Value:
-        """Return a constant, `[1]`, of another value's dtype."""
+        """Return a constant, `[1]`, of the dtype of another value."""
         assert like.dtype is not None
         return self._constant(np.array([value], like.dtype.numpy()))
 
@@ -66,13 +66,13 @@ class Nodes:
         then: Callable[["Nodes"], Sequence[ir.Value]],
         otherwise: Callable[["Nodes"], Sequence[ir.Value]],
     ) -> Sequence[ir.Value]:
-        """Return what one of two functions writes: an `If`.
+        """Write an `If` and return its results.
 
         Args:
-            condition: a boolean of one element.
-            types: of the results.
-            then: writes the nodes that are run where the condition holds and returns their results.
-            otherwise: the same for where it does not.
+            condition: Boolean with one element.
+            types: Types of the results.
+            then: Writes the nodes to run if the condition holds, and returns their results.
+            otherwise: Writes the nodes to run if it does not, and returns their results.
         """
         branches = {}
         for name, write in (("then_branch", then), ("else_branch", otherwise)):
@@ -84,12 +84,12 @@ class Nodes:
         return chosen
 
     def loop(self, n: ir.Value, kind: ir.TypeProtocol, write: Callable[["Nodes", ir.Value], ir.Value]) -> ir.Value:
-        """Return what a function writes, `n` times, stacked along a new first axis: a `Loop`.
+        """Write a `Loop` and return the results of its iterations, stacked along a new first axis.
 
         Args:
-            n: how often, an int64 scalar.
-            kind: the type of the result.
-            write: writes the nodes of one iteration, whose number it gets, and returns their result.
+            n: Number of iterations, an int64 scalar.
+            kind: Type of the result.
+            write: Takes the number of the iteration, writes its nodes, and returns their result.
         """
         name = self._outermost._name("body")
         iteration = ir.val(f"{name}.iteration", ir.DataType.INT64, [])
@@ -102,7 +102,7 @@ class Nodes:
         return stacked
 
     def _closed(self, outputs: Sequence[ir.Value], types: Sequence[ir.TypeProtocol]) -> ir.Graph:
-        """Return the subgraph, whose outputs say what they are."""
+        """Return the subgraph with these outputs and their types."""
         for value, kind in zip(outputs, types, strict=True):
             value.type = kind
         self.graph.outputs.extend(outputs)

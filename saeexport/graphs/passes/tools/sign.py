@@ -1,20 +1,20 @@
-"""What a graph says about the sign of its values."""
+"""Infers the sign of values from the nodes that compute them."""
 
 import onnx_ir as ir
 
-NOT_NEGATIVE = ("Relu", "Abs", "Exp", "Sigmoid", "Softplus")
+NONNEGATIVE = ("Relu", "Abs", "Exp", "Sigmoid", "Softplus")
 
 
 def is_nonnegative(value: ir.Value) -> bool:
-    """Tell whether a value is at least zero (or NaN) whatever the input: the activations of ReLU, not of abs-top-k."""
+    """Tell whether a value is at least zero (or NaN) for every input, as after ReLU; abs-top-k is not."""
     node = value.producer()
     if node is None:
         constant = value.const_value
         return constant is not None and constant.nbytes <= 1024 and bool((constant.numpy() >= 0).all())
     first = node.inputs[0]
-    if node.op_type in NOT_NEGATIVE:
+    if node.op_type in NONNEGATIVE:
         return True
-    if node.op_type == "Cast":  # of what says which features are on
+    if node.op_type == "Cast":  # a mask of the features that are on
         return first is not None and (first.dtype == ir.DataType.BOOL or is_nonnegative(first))
     if node.op_type == "Mul":
         return all(factor is not None and is_nonnegative(factor) for factor in node.inputs)

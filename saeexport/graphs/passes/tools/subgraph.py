@@ -1,4 +1,4 @@
-"""The part of a graph between some of its values, as a model of its own: the encoder, the decoder."""
+"""Extracts the part of a graph between some of its values as a model, such as the encoder."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """Return a new model with the nodes that compute `outputs` from `inputs`; `model` is not changed."""
+    """Return a new model with the nodes that compute `outputs` from `inputs`. `model` is not changed."""
     graph = ir.convenience.extract(model.graph, inputs=list(inputs), outputs=list(outputs))
-    # The library collects them in a set, whose order changes from one process to the next.
+    # The library collects initializers in a set, whose order changes from process to process.
     in_order = sorted(graph.initializers.items())
     graph.initializers.clear()
     graph.initializers.update(in_order)
@@ -16,7 +16,7 @@ def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> i
 
 
 def depends_on(model: ir.Model, output: str, source: str, between: str) -> bool:
-    """Tell whether the value `output` is computed from `source` in any other way than through the value `between`."""
+    """Tell whether the value `output` depends on `source` on a path that avoids the value `between`."""
     todo = [ir.convenience.create_value_mapping(model.graph)[output]]
     seen: set[ir.Value] = set()
     while todo:
