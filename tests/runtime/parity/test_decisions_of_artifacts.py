@@ -107,7 +107,7 @@ def test_the_gates_that_may_decide_otherwise_are_counted(exported):
     for count, passes in ((int(clean.max_flipped), True), (int(clean.max_flipped) + 1, False)):
         where = tuple(index[:count] for index in np.nonzero(near))
         assert len(where[0]) == count
-        outputs[POST][where] = rounded(clean.other[where], "bfloat16")
+        outputs[POST][where] = rounded(clean.alternative_acts[where], "bfloat16")
         found = judge("encode", [POST], outputs, adopt_decisions(clean, outputs[POST]))[0].failures
         assert (found == ()) == passes
     assert f"{count} features near the threshold of a gate are on in one and off in the other" in found[0]
