@@ -112,6 +112,7 @@ def test_graphs_do_not_grow_with_the_weights(tmp_path):
     assert sizes[1] < sizes[0] + 200
 
 
+@pytest.mark.slow
 def test_weights_beyond_2_gb_are_found(tmp_path, artifact):
     """The tiny weights behind 3 GB of nothing, in a sparse file."""
     gap = 3 << 30
@@ -154,6 +155,7 @@ def test_the_same_sae_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_trace")
+@pytest.mark.slow
 def test_another_process_gives_the_same_bytes(tmp_path):
     here = export(load(TINY), tmp_path / "here").path
     there = tmp_path / "there"

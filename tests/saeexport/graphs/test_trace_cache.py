@@ -28,6 +28,7 @@ def key(sae):
 
 
 @pytest.mark.parametrize(("architecture", "more", "options"), EXPORTS)
+@pytest.mark.slow
 def test_an_export_with_the_cache_gives_the_same_bytes(
     tmp_path, monkeypatch, cached_trace, architecture, more, options
 ):
