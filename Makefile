@@ -12,6 +12,8 @@ PYTHON ?= python3
 ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
+# ONNX Runtime's wheels from 1.29 on send telemetry by default, and the thread that uploads it can hang forked processes.
+export ORT_DISABLE_TELEMETRY := 1
 # A process of the test suite for each core. One that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
