@@ -1,5 +1,6 @@
 # make demo   the main job on a real SAE: export it again, compare, run it without PyTorch
 # make test   the whole test suite
+# make test-quick  the same without the tests that take seconds each
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make gpu    on a machine with an NVIDIA GPU: the tests that need it, none skipped, and the GPU benchmark
@@ -11,8 +12,12 @@ PYTHON ?= python3
 ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
+# ONNX Runtime's wheels from 1.29 on send telemetry by default, and the thread that uploads it can hang forked processes.
+export ORT_DISABLE_TELEMETRY := 1
+# A process of the test suite for each core. One that is done takes over tests of another.
+PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test check dist gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
+.PHONY: demo test test-quick check dist gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -21,7 +26,10 @@ demo: .venv/ready .venv-runtime/ready
 	.venv-runtime/bin/python models/minilm/strongest.py $(DEMO)
 
 test: .venv/ready .venv-runtime/ready
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(PARALLEL) --durations=10
+
+test-quick: .venv/ready
+	.venv/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 check: .venv/ready
 	.venv/bin/ruff check .

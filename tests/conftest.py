@@ -1,21 +1,40 @@
 """Fixtures of the whole suite, and the markers of tests that need a GPU."""
 
+import os
 import shutil
 
+# ONNX Runtime's wheels from 1.29 on send telemetry by default, and the thread that uploads it can hang the processes
+# that a test forks. It is read when onnxruntime is imported, so it is set before that.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import pytest
+import torch
 
 from runtime import SAESession
 from saeexport import export
+from saeexport.graphs import write
 from tests.support.devices import why_not_on
 from tests.support.samples import TINY, make_sae, normal
 from tests.support.simulated_cuda import simulate
+from tests.support.tracing import TRACE, CachedTrace, remember_operators
+
+MOST_PROCESSES = 8  # each takes a gigabyte
 
 
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="a test that needs a GPU fails without one")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Return how many processes `make test` has: one where there is a GPU, whose memory and time they would share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES) if why_not_on("cuda") else 1
+
+
 def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # there is a worker for each core
     for kind, what in (("gpu", "an NVIDIA GPU"), ("tensorrt", "an NVIDIA GPU and TensorRT")):
         config.addinivalue_line("markers", f"{kind}: needs {what}; skipped without, unless --require-gpu")
 
@@ -26,6 +45,22 @@ def pytest_runtest_setup(item):
             if item.config.getoption("--require-gpu"):
                 pytest.fail(f"--require-gpu: {reason}")
             pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cached_trace():
+    """Trace an SAE once, and not again for each test that exports it; see `tests/support/tracing.py`."""
+    cached = CachedTrace()
+    with pytest.MonkeyPatch.context() as patch:
+        remember_operators(patch)
+        patch.setattr(write, "trace", cached)
+        yield cached
+
+
+@pytest.fixture
+def fresh_trace(monkeypatch):
+    """Trace every SAE of the test by PyTorch, for the tests of tracing itself."""
+    monkeypatch.setattr(write, "trace", TRACE)
 
 
 @pytest.fixture(scope="session", params=[True, False], ids=["error_term", "no_error_term"])

@@ -54,7 +54,7 @@ class Contender:
     def make(self, folder: Path, threads: int) -> Way:
         """Return the contender, ready for inputs."""
         module, kind = self.where
-        return cast(Way, getattr(importlib.import_module(f"benchmarks.{module}"), kind)(folder, threads))
+        return cast(Way, getattr(importlib.import_module(f"benchmarks.cpu.{module}"), kind)(folder, threads))
 
 
 def _contender(name: str, title: str, module: str, kind: str, hooks: tuple[str, ...] = HOOK_NAMES) -> Contender:

@@ -43,7 +43,7 @@ for name in ("saeexport", "runtime"):
     sys.modules[name].__path__ = [name]
 import json, numpy, torch
 from safetensors.torch import load_file
-from saeexport.hooked_sae import HookedSAE
+from saeexport.original.hooked_sae import HookedSAE
 x = torch.from_numpy(numpy.load(sys.argv[2]))
 config = json.load(open(sys.argv[1] + "/sae.json"))["sae"]
 keys = ("d_in", "d_sae", "hook_name", "use_error_term")

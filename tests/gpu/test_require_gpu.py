@@ -17,6 +17,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
     [("gpu", "cuda", "gpu/test_cuda.py::test_every_node_is_on_cuda"),
      ("gpu-tensorrt", "tensorrt", "gpu/test_tensorrt.py::test_an_engine_is_kept")],
 )  # fmt: skip
+@pytest.mark.slow
 def test_without_a_gpu_it_fails(target, kind, test):
     if not why_not_on(kind):
         pytest.skip("this machine has one")

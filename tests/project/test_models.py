@@ -43,6 +43,8 @@ def test_they_agree_with_the_oracle_on_real_inputs(path):
             np.testing.assert_allclose(stored, truth[hook], rtol=0, atol=1e-12 * size, err_msg=hook)
 
 
+@pytest.mark.usefixtures("fresh_trace")
+@pytest.mark.slow
 def test_exported_again_graphs_and_weights_are_the_same_bytes(path, tmp_path):
     again = saeexport.export(saeexport.load(path), tmp_path / "again").path
     for name in (*map(graph_file, CONTRACTS), "weights.safetensors"):

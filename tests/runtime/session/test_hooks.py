@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from runtime import InputError, SAEError, SAESession, UnknownHookError
+from tests.support.close import assert_hooks_close
 from tests.support.samples import HOOKS, TINY, normal
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
@@ -25,12 +26,11 @@ def caches(sae, path, x, fwd_hooks, names_filter=None):
 
 
 def same(expected, actual):
-    """Compare outputs and caches: keys in order, shapes, and numbers within the rounding of numbers of size 10."""
+    """Compare outputs and caches: keys in order, shapes, dtypes, and values within rounding."""
     assert list(actual[1]) == list(expected[1])
-    for name, y in {**expected[1], "the output": expected[0]}.items():
-        other = actual[0] if name == "the output" else actual[1][name]
-        assert (other.shape, other.dtype) == (y.shape, y.dtype), name
-        np.testing.assert_allclose(other, y, rtol=0, atol=2e-5, err_msg=name)
+    actual, expected = ({**cache, "the output": output} for output, cache in (actual, expected))
+    assert {name: y.dtype for name, y in actual.items()} == {name: y.dtype for name, y in expected.items()}
+    assert_hooks_close(actual, expected)
 
 
 def double(tensor, hook):

@@ -11,6 +11,7 @@ from runtime.parity.judge import judge
 from runtime.parity.report import Report
 from saeexport import export
 from saeexport.proof.truth import reference_of, steered_reference_of, torch_hook
+from tests.support.close import assert_hooks_close
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
@@ -121,10 +122,7 @@ def test_heads_and_leading_dimensions(exported_z, lead, token):
     with SAESession(path, "cpu") as session:
         output, cache = session.steer(x, edits)
     assert list(cache) == list(expected_cache)
-    for name, y in {**expected_cache, "the output": expected}.items():
-        other = cache.get(name, output)
-        assert other.shape == tuple(y.shape)
-        np.testing.assert_allclose(other, y, rtol=0, atol=2e-5, err_msg=name)
+    assert_hooks_close({**cache, "the output": output}, {**expected_cache, "the output": expected})
 
 
 NUMBERS = st.floats(-8, 8, width=32)

@@ -45,6 +45,7 @@ def test_a_failure_at_any_stage_leaves_what_was_there(tmp_path, monkeypatch, sta
         assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path):
     """A limit on file sizes simulates a full disk: the same system call fails."""
 
@@ -150,6 +151,7 @@ def test_a_symbolic_link_is_refused_up_front(artifact):
         export(make_sae(), artifact.parent / "link", overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_terminated_leaves_nothing(tmp_path):
     code = f"""
 import importlib, os, signal, sys

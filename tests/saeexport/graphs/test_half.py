@@ -104,6 +104,7 @@ def test_head_shaped_saes(tmp_path, dtype):
     assert run(path, normal(5, 3, 4))[OUTPUT].shape == (5, 3, 4)
 
 
+@pytest.mark.usefixtures("fresh_trace")
 def test_the_same_bytes_come_out_twice(tmp_path):
     one, two = (export(make_sae(), tmp_path / name, normal(40, 6), dtype="bfloat16").path for name in "ab")
     for file in one.iterdir():
@@ -248,6 +249,7 @@ def test_int8_weights_of_half_precision_are_refused(tmp_path, dtype):
         export(make_sae(), tmp_path / "sae", dtype=dtype, weights="int8")
 
 
+@pytest.mark.usefixtures("fresh_trace")
 def test_traced_graphs_are_in_the_dtype(monkeypatch, tmp_path, dtype):
     """A float32 trace between casts would pass the proof as well, but run at half the speed."""
     seen = []

@@ -175,6 +175,7 @@ def test_weights_of_another_kind_are_refused(tmp_path):
         export(make_sae(), tmp_path / "sae", weights="int4")
 
 
+@pytest.mark.usefixtures("fresh_trace")
 def test_the_same_bytes_come_out_twice(tmp_path):
     sae = make_sae(d_in=64, d_sae=128)
     folders = [export(sae, tmp_path / str(i), normal(50, 64), weights="int8").path for i in range(2)]

@@ -14,6 +14,7 @@ from saeexport import HookedSAE, export, load
 from saeexport.original.exportable import architecture_of
 from saeexport.original.hooked_sae import HookedRootModule
 from saeexport.proof.truth import torch_hook
+from tests.support.close import assert_hooks_close
 from tests.support.samples import HOOKS, normal
 from tests.support.zoo import CASES, D_IN, D_SAE, sae_of, target_of
 
@@ -76,8 +77,7 @@ def test_it_computes_what_the_papers_say(case):
     expected = {INPUT: x, PRE: pre, POST: post, RECONS: recons, ERROR: error, OUTPUT: recons}
     expected[OUTPUT] = recons + error if sae.cfg.use_error_term else recons
     assert list(cache) == [hook for hook in HOOKS if sae.cfg.use_error_term or hook != ERROR]
-    for hook, y in cache.items():
-        np.testing.assert_allclose(y, expected[hook], rtol=0, atol=2e-5, err_msg=hook)
+    assert_hooks_close(cache, {hook: expected[hook] for hook in cache})
     assert 0.02 < (post != 0).mean() < 0.8
 
 
@@ -120,10 +120,7 @@ def test_the_session_is_the_original(case):
         expected, expected_cache = sae.run_with_cache(*inputs)
     output, cache = session.run_with_cache(x, target=target)
     assert list(cache) == list(expected_cache)
-    for name, y in {**expected_cache, "the output": expected}.items():
-        actual = cache.get(name, output)
-        assert actual.shape == tuple(y.shape)
-        np.testing.assert_allclose(actual, y, rtol=0, atol=2e-5, err_msg=name)
+    assert_hooks_close({**cache, "the output": output}, {**expected_cache, "the output": expected})
     np.testing.assert_array_equal(session(x, target), output)
     np.testing.assert_array_equal(session.encode(x), cache[POST])
     np.testing.assert_allclose(session.decode(cache[POST], x), cache[RECONS], atol=1e-5)
@@ -152,8 +149,7 @@ def test_edits_and_functions_are_those_of_the_original(case):
     with torch.no_grad(), sae.hooks(fwd_hooks=[(POST, torch_hook(Intervention.of(edits)))]):
         _, expected = sae.run_with_cache(*inputs)
     _, cache = session.steer(x, edits, target=target)
-    for name, y in expected.items():
-        np.testing.assert_allclose(cache[name], y, rtol=0, atol=2e-5, err_msg=name)
+    assert_hooks_close(cache, expected)
 
     def double(tensor, hook):
         return tensor * 2
