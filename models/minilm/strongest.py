@@ -36,8 +36,8 @@ def main(out: Path) -> int:
         output, cache = sae.run_with_cache(np.load(out / "activations.npy"))
     acts = cache["hook_sae_acts_post"]
     error = np.abs(output - cache["hook_sae_input"]).max()
-    print(f"  Ran {len(acts)} tokens: {(acts > 0).sum(1).mean():.0f} of {acts.shape[1]} features are on per token. With the "
-          f"error term, the output\n  differs from the input by at most {error:.1e}.")  # fmt: skip
+    print(f"  Ran {len(acts)} tokens: {(acts > 0).sum(1).mean():.0f} of {acts.shape[1]} features are on per token.\n"
+          f"  With the error term, the output differs from the input by at most {error:.1e}.")  # fmt: skip
     print(f"  The {FEATURES} strongest features of each sentence, their activations, and text where they are strong:")
     start = 0
     for tokens in sentences:
