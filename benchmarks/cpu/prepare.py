@@ -1,4 +1,4 @@
-"""Write the folder of a case, see `cases.py`."""
+"""Writes the folder that the contenders read; `contenders/cases.py` describes it."""
 
 import contextlib
 import logging
@@ -13,30 +13,30 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from benchmarks.cpu.cases import ARTIFACT, PLAIN_FILE, PRODUCT_FILE, input_file
-from benchmarks.cpu.contenders import FLOOR, PLAIN_ONNX
-from benchmarks.shared.saes import Subject, firing
+from benchmarks.cpu.contenders.cases import ARTIFACT, PLAIN_FILE, PRODUCT_FILE, input_file
+from benchmarks.cpu.contenders.names import FLOOR, PLAIN_ONNX
+from benchmarks.shared.saes import Workload, measure_sparsity
 from runtime.artifact.names import HOOK_NAMES, INPUT, TOKENS
 from saeexport import HookedSAE, export
 
-PROOF_TOKENS = 16  # on which the exporter proves the artifact
+PROOF_TOKENS = 16  # the exporter proves the artifact on these
 
 
 def write_case(
-    folder: Path, subject: Subject, rows: Sequence[int], names: Collection[str]
+    folder: Path, workload: Workload, rows: Sequence[int], names: Collection[str]
 ) -> dict[int, dict[str, float]]:
-    """Write what the contenders `names` read, and return what is on for the inputs, by number of rows."""
-    export(subject.sae, folder / ARTIFACT, activations=subject.inputs(PROOF_TOKENS))
+    """Write what the contenders `names` read, and return the sparsity of the inputs by number of rows."""
+    export(workload.sae, folder / ARTIFACT, activations=workload.inputs(PROOF_TOKENS))
     if PLAIN_ONNX in names:
-        export_plainly(subject.sae, folder / PLAIN_FILE)
+        export_plain(workload.sae, folder / PLAIN_FILE)
     if FLOOR in names:
-        write_product(subject.sae, folder / PRODUCT_FILE)
-    facts = {}
+        write_product(workload.sae, folder / PRODUCT_FILE)
+    sparsity = {}
     for count in rows:
-        x = subject.inputs(count)
+        x = workload.inputs(count)
         np.save(input_file(folder, count), x)
-        facts[count] = firing(subject.sae, x)
-    return facts
+        sparsity[count] = measure_sparsity(workload.sae, x)
+    return sparsity
 
 
 class _WithHooks(nn.Module):
@@ -56,10 +56,10 @@ class _WithHooks(nn.Module):
         return tuple(seen[name] for name in HOOK_NAMES)
 
 
-def export_plainly(sae: HookedSAE, path: Path) -> None:
-    """Export the module with its hooks as outputs and the exporter's default options: nothing of this project's."""
+def export_plain(sae: HookedSAE, path: Path) -> None:
+    """Export the module with its hooks as outputs and the default options of `torch.onnx.export`."""
     example = torch.zeros(3, sae.cfg.d_in)
-    with _quiet():
+    with _without_warnings():
         torch.onnx.export(
             _WithHooks(sae).eval(),
             (example,),
@@ -73,7 +73,7 @@ def export_plainly(sae: HookedSAE, path: Path) -> None:
 
 
 def write_product(sae: HookedSAE, path: Path) -> None:
-    """Write a graph that multiplies its input by `W_enc`, and nothing else."""
+    """Write a graph that only multiplies its input by `W_enc`."""
     weights = numpy_helper.from_array(sae.W_enc.detach().numpy(), "W_enc")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [TOKENS, width])
             for name, width in ((INPUT, sae.cfg.d_in), ("product", sae.cfg.d_sae))]  # fmt: skip
@@ -84,8 +84,8 @@ def write_product(sae: HookedSAE, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what torch.onnx says of operators that are not installed and of its own deprecations."""
+def _without_warnings() -> Iterator[None]:
+    """Silence torch.onnx, which warns about operators that are not installed and about its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""Whole processes: how long from their start to a first result, how much memory, how much to install.
+"""Whole processes: the time from their start to a first result, their memory, and what they need installed.
 
-Each way is a short program that reads an artifact and inputs, computes all six hooks once, says so, and then says how
-much memory it had at most. The PyTorch ways read the artifact's weights as fast as they can: mapped, not copied, and no
-weights drawn before. Every library has its default settings. The files are in the page cache: each program runs once
-before it counts.
+Each way is a short program that reads an artifact and inputs, computes all six hooks once, reports it, and then reports
+its peak memory. The PyTorch programs load the artifact's weights in the fastest way: the file is mapped, and no random
+weights are drawn before. Every library has its default settings. The files are in the page cache, because each program
+runs once before it counts.
 """
 
 import importlib.metadata
@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.cpu.cases import ARTIFACT, input_file
+from benchmarks.cpu.contenders.cases import ARTIFACT, input_file
 from benchmarks.cpu.prepare import write_case
 from benchmarks.shared.installed import installed_size
-from benchmarks.shared.machine import ROOT, quartiles
-from benchmarks.shared.saes import subject_of
+from benchmarks.shared.machine import ROOT
+from benchmarks.shared.saes import make_workload
+from benchmarks.shared.timing import quartiles
 
-ROWS = (1, 512)  # the time is that of the first
+ROWS = (1, 512)  # the time is measured with the first, the memory with both
 THIS = "runtime"
 
 RUNTIME = """
@@ -35,7 +36,7 @@ sae = SAESession(sys.argv[1], "cpu"{options})
 output, cache = sae.run_with_cache(x)
 """
 
-# Without what `saeexport` and `runtime` import for an export: the class and PyTorch are all that its user needs.
+# The packages are replaced by empty ones, so that only the class and PyTorch are imported, and not the exporter.
 HOOKED_SAE = """
 import sys, types
 for name in ("saeexport", "runtime"):
@@ -79,7 +80,13 @@ print(next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Vm
 
 @dataclass(frozen=True)
 class Process:
-    """A way to run the artifact: its name for people, its program, and which distributions it needs."""
+    """A way to run the artifact.
+
+    Attributes:
+        title: Name in the table.
+        program: Text of the program; its arguments are the artifact and the file of inputs.
+        roots: The distributions that it imports.
+    """
 
     title: str
     program: str
@@ -100,17 +107,17 @@ PROCESSES = {
 
 
 def measure_processes(d_in: int, d_sae: int, runs: int) -> dict[str, object]:
-    """Return time in seconds, memory in bytes and bytes to install of every way, for an SAE of this size."""
+    """Return each way's seconds, bytes of memory and bytes to install, for an SAE of this size."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_case(folder, subject_of(d_in, d_sae), ROWS, [])
+        write_case(folder, make_workload(d_in, d_sae), ROWS, [])
         turns = [(name, rows) for name in PROCESSES for rows in ROWS]
         seen: dict[tuple[str, int], list[tuple[float, int]]] = {turn: [] for turn in turns}
         order = np.random.default_rng(0)
         for i in tqdm(range(runs + 1), desc="processes", unit="round", disable=None):
             for index in order.permutation(len(turns)):
                 name, rows = turns[index]
-                once = run(PROCESSES[name].program, folder / ARTIFACT, input_file(folder, rows))
+                once = run_program(PROCESSES[name].program, folder / ARTIFACT, input_file(folder, rows))
                 if i:
                     seen[name, rows].append(once)
         weights = sum(file.stat().st_size for file in (folder / ARTIFACT).glob("weights.*"))
@@ -120,15 +127,19 @@ def measure_processes(d_in: int, d_sae: int, runs: int) -> dict[str, object]:
             "seconds": quartiles(first[name]),
             "over_this": quartiles(first[name] / first[THIS]),
             "resident_bytes": {str(rows): float(np.median([peak for _, peak in seen[name, rows]])) for rows in ROWS},
-            "install": installed_size([installed_name(root) for root in process.roots]),
+            "install": installed_size([installed_distribution(root) for root in process.roots]),
         }
         for name, process in PROCESSES.items()
     }
     return {"d_in": d_in, "d_sae": d_sae, "weights_bytes": weights, "runs": runs, "ways": ways}
 
 
-def run(program: str, artifact: Path, inputs: Path) -> tuple[float, int]:
-    """Run a program once; return the seconds from its start to its first result, and its largest memory in bytes."""
+def run_program(program: str, artifact: Path, inputs: Path) -> tuple[float, int]:
+    """Run a program once; return the seconds from its start to its first result, and its peak memory in bytes.
+
+    Raises:
+        RuntimeError: The program failed; the message ends with what it printed.
+    """
     start = time.perf_counter()
     command = [sys.executable, "-c", program + PEAK, str(artifact), str(inputs)]
     with (
@@ -141,12 +152,12 @@ def run(program: str, artifact: Path, inputs: Path) -> tuple[float, int]:
         peak = process.stdout.read()
         if process.wait() or line.strip() != "first result":
             log.seek(0)
-            raise RuntimeError(f"A program of the comparison failed: {log.read()[-2000:]}")
+            raise RuntimeError(f"A program of the comparison failed:\n{log.read()[-2000:]}")
     return seconds, int(peak)
 
 
-def installed_name(root: str) -> str:
-    """Return the distribution that a root is here: ONNX Runtime has another name where it is built for GPUs."""
+def installed_distribution(root: str) -> str:
+    """Return the installed distribution of a root: ONNX Runtime for GPUs has another name."""
     try:
         importlib.metadata.distribution(root)
     except importlib.metadata.PackageNotFoundError:

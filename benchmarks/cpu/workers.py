@@ -1,8 +1,8 @@
-"""A process for each contender, which waits until it is asked: `python -m benchmarks.cpu.workers NAME FOLDER THREADS`.
+"""A process for each contender, which waits for requests: `python -m benchmarks.cpu.workers NAME FOLDER THREADS`.
 
-After a call, the threads of one library spin for a while in expectation of the next one. In one process with others
-they would do so on the cores that another contender needs; in a process of its own a contender that is not asked lies
-still after a moment. A request and its answer are a line of JSON each, on standard input and output.
+After a call, the threads of a library spin for a while in expectation of the next one. In a process shared by several
+contenders they would do so on the cores that another contender needs. In a process of its own, a contender is idle a
+moment after its turn. A request and its answer are one line of JSON each, on standard input and output.
 """
 
 import contextlib
@@ -11,25 +11,24 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.cpu.cases import input_file
-from benchmarks.cpu.contenders import CONTENDERS, Call, UnavailableError, Way
-from benchmarks.shared.machine import ROOT, field_of
+from benchmarks.cpu.contenders.cases import input_file
+from benchmarks.cpu.contenders.names import CONTENDERS, Call, Runner, UnavailableError
+from benchmarks.shared.machine import ROOT, process_memory
+from benchmarks.shared.timing import seconds_of
 
-LONG = 0.5
-"""Seconds from which on a call is measured without one before it: what that one is for, caches that others have filled
-and threads of others that still spin, is over in milliseconds."""
+LONG_CALL = 0.5
+"""Seconds from which a call is measured without a warm-up call. A warm-up undoes what the other contenders left, such
+as full caches and spinning threads; that takes milliseconds, which do not matter in a long call."""
 
 
 class Worker:
-    """The parent's end of a contender's process."""
+    """A contender's process, seen from the parent."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         self.name = name
@@ -41,18 +40,18 @@ class Worker:
         )  # fmt: skip
 
     def send(self, request: str, **arguments: object) -> None:
-        """Ask for something without waiting for the answer."""
+        """Send a request without waiting for the answer."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `receive` says what it died of
+        with contextlib.suppress(BrokenPipeError):  # `receive` gives the reason
             self._process.stdin.write(json.dumps({"request": request, **arguments}) + "\n")
             self._process.stdin.flush()
 
     def receive(self) -> Any:
-        """Return the answer.
+        """Wait for the answer and return it.
 
         Raises:
-            UnavailableError: this machine cannot run the contender.
-            RuntimeError: it failed; the message ends with what it wrote.
+            UnavailableError: The contender cannot run on this machine.
+            RuntimeError: The process ended; the message ends with what it printed.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -67,14 +66,14 @@ class Worker:
         return answer["answer"]
 
     def ask(self, request: str, **arguments: object) -> Any:
-        """Ask for something and return the answer."""
+        """Send a request and return the answer."""
         self.send(request, **arguments)
         return self.receive()
 
     @property
-    def resident(self) -> int:
-        """What the process has in memory now, in bytes, without pages of files."""
-        return field_of(self._process.pid, "RssAnon")
+    def memory(self) -> int:
+        """Memory of the process in bytes, without the pages of files."""
+        return process_memory(self._process.pid, "RssAnon")
 
     def close(self) -> None:
         """End the process."""
@@ -93,18 +92,16 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class Served:
-    """The contender's end: each method answers the request of its name."""
+class Server:
+    """A contender in its own process. Each public method answers the request of its name."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         self.folder = folder
-        self.way: Way = CONTENDERS[name].make(folder, threads)
+        self.runner: Runner = CONTENDERS[name].make(folder, threads)
         self.parts: dict[str, Call] = {}
         self.last: dict[str, float] = {}
 
@@ -113,24 +110,23 @@ class Served:
         return "ready"
 
     def bind(self, rows: int) -> list[str]:
-        """Take the inputs with so many rows, and call each part once."""
-        self.parts, self.last = {}, {}
-        self.parts = self.way.bind(np.load(input_file(self.folder, rows)))
-        for name, part in self.parts.items():
-            self.last[name] = seconds_of(part)
+        """Load the inputs with this number of rows, call each part once, and return the names of the parts."""
+        self.parts, self.last = {}, {}  # releases those of other inputs first
+        self.parts = self.runner.bind(np.load(input_file(self.folder, rows)))
+        self.last = {name: seconds_of(part) for name, part in self.parts.items()}
         return list(self.parts)
 
-    def outputs(self, rows: int, every: int, target: str) -> list[str]:
-        """Write the hooks of the inputs with so many rows to a file: of all of them computed, every n-th row."""
-        hooks = self.way.outputs(np.load(input_file(self.folder, rows)))
-        save_file({hook: np.array(y[::every]) for hook, y in hooks.items()}, target)
+    def write_hooks(self, rows: int, stride: int, target: str) -> list[str]:
+        """Compute the hooks of the inputs with this number of rows, and write every `stride`-th row to a file."""
+        hooks = self.runner.compute_hooks(np.load(input_file(self.folder, rows)))
+        save_file({hook: np.array(y[::stride]) for hook, y in hooks.items()}, target)
         return list(hooks)
 
-    def turn(self, seconds: float) -> dict[str, list[float]]:
-        """Return the times of each part, in milliseconds: a call or more, until so many seconds are measured."""
+    def measure(self, seconds: float) -> dict[str, list[float]]:
+        """Return the milliseconds of calls of each part, which is called until `seconds` are measured."""
         measured = {}
         for name, part in self.parts.items():
-            if self.last[name] < LONG:
+            if self.last[name] < LONG_CALL:
                 part()
             times = [seconds_of(part)]
             while sum(times) < seconds:
@@ -140,22 +136,15 @@ class Served:
         return measured
 
 
-def seconds_of(call: Call) -> float:
-    """Return how long a call takes, the freeing of its result included."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Answer requests until standard input is closed."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not look like an answer
-    served = Served(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    server = Server(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
     for line in sys.stdin:
         arguments = json.loads(line)
         try:
-            answer = {"answer": getattr(served, arguments.pop("request"))(**arguments)}
+            answer = {"answer": getattr(server, arguments.pop("request"))(**arguments)}
         except UnavailableError as reason:
             answer = {"unavailable": str(reason)}
         print(json.dumps(answer), file=answers, flush=True)

@@ -1,1 +1,1 @@
-"""What an SAE with all six hooks costs on an NVIDIA GPU, side by side; `python -m benchmarks.gpu` (`make gpu`)."""
+"""What an SAE with all six hooks costs on an NVIDIA GPU, compared with PyTorch, torch.compile and CUDA graphs."""

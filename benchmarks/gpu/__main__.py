@@ -1,12 +1,13 @@
-"""What an SAE with all six hooks costs on a GPU, side by side: `python -m benchmarks.gpu` (`make gpu`).
+"""Measures what an SAE with all six hooks costs on a GPU: `python -m benchmarks.gpu` (`make gpu`).
 
-PyTorch's original, PyTorch without the second pass, torch.compile and CUDA graphs beside this project, in one process
-and in random order, each checked against the float32 original before it is timed; the limit of the device, measured in
-the same run; other ways to write the graph; and where its time goes. Writes benchmarks/results/gpu-NAME.json and .png
-and prints the tables, which `--table FILE` makes again. It stops when its time is up and says what it did not reach.
+Compares PyTorch's original, PyTorch without the second pass, torch.compile and CUDA graphs with this project, in one
+process and in random order. Each contender is checked against the float32 original before it is timed. The same run
+measures the limit of the device, other ways to write the graph, and the time of each node. The command writes
+benchmarks/results/gpu-NAME.json and .png and prints the tables; `--table FILE` prints them again. It stops at its time
+limit and lists what it did not reach.
 
-Artifacts are exported first, into build/gpu, which takes minutes and no GPU. Where transformer_lens is not installed
-they come from elsewhere: `--prepare FOLDER` writes them, `--prepared FOLDER` takes them.
+The artifacts are exported first, into build/gpu, which takes minutes and no GPU. A machine without transformer_lens can
+measure artifacts of another machine: `--prepare FOLDER` writes them there, and `--prepared FOLDER` reads them.
 """
 
 import argparse
@@ -18,129 +19,135 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.device import Cpu, Cuda, Device
-from benchmarks.gpu.grid import Options, failures
+from benchmarks.gpu.measure.grid import Options, failures
+from benchmarks.gpu.measure.timing import Effort
+from benchmarks.gpu.prepared.artifacts import PRECISIONS, artifact_folder, fill_in_weights, weights_dtype
+from benchmarks.gpu.report.tables import NOT_A_GPU, table
 from benchmarks.gpu.run import PROFILED_ROWS, Plan, result_file, run
-from benchmarks.gpu.subjects import PRECISIONS, artifact_of, dtype_of, fill_in_weights
-from benchmarks.gpu.tables import NOT_A_GPU, table
-from benchmarks.gpu.timing import Effort
-from benchmarks.shared.machine import ROOT, shape_of
+from benchmarks.shared.machine import RESULTS, ROOT, parse_shape
 from runtime.arrays.dtypes import FLOAT32
 
-RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build" / "gpu"
-SHAPES = ["768x24576", "2304x65536", "4096x131072"]
-ROWS = [1, 64, 1024, 8192]
+WHOLE = {"shapes": ["768x24576", "2304x65536", "4096x131072"], "rows": [1, 64, 1024, 8192], "minutes": 8.0,
+         "seconds": 2.0, "rounds": 5}  # fmt: skip
+QUICK = {"shapes": ["768x24576"], "rows": [1, 1024], "minutes": 2.0, "seconds": 0.5, "rounds": 3}
 
 
 def main() -> int:
-    """Prepare, measure, write, draw, print; return whether something broke or was wrong."""
-    options = parsed()
+    """Prepare, measure, write, draw and print; return 1 if a part failed or a contender computed wrong values."""
+    options = parse_arguments()
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return 0
-    shapes = [shape_of(text) for text in options.shapes]
+    shapes = [parse_shape(text) for text in options.shapes]
     if options.prepare:
-        prepared(options.prepare, shapes, options)
+        export_missing(options.prepare, shapes, options)
         return 0
     rehearsal = options.device == "cpu"
-    device = device_of(options.device)
+    device = open_device(options.device)
     if rehearsal:
         print(NOT_A_GPU, file=sys.stderr)
-    prepared(options.prepared, shapes, options)
-    for artifact in {artifact_of(options.prepared, shape, dtype_of(name)) for shape in shapes
+    export_missing(options.prepared, shapes, options)
+    for artifact in {artifact_folder(options.prepared, shape, weights_dtype(name)) for shape in shapes
                      for name in (FLOAT32, *options.precisions)}:  # fmt: skip
         fill_in_weights(artifact)
-    target = result_file(options.results, "rehearsal" if rehearsal else device.facts()["device"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    effort = Effort(options.seconds, options.rounds)
+    target = result_file(options.results, "rehearsal" if rehearsal else device.describe()["device"])
     tuned = [(shapes[0], PROFILED_ROWS)] if options.tune else []
-    plan = Plan(options.prepared, shapes, options.precisions, options.rows, options.minutes,
-                Options(effort, options.compile, tuned))  # fmt: skip
+    grid = Options(Effort(options.seconds, options.rounds), options.compile, tuned)
+    plan = Plan(options.prepared, shapes, options.precisions, options.rows, options.minutes, grid)
     with device.in_use():
         result = run(plan, device, rehearsal, target)
     print(table(result))
     draw(result, target.with_suffix(".png"))
-    wrong = failures(result)
-    for failure in wrong:
+    for failure in (found := failures(result)):
         print(f"error: {failure}", file=sys.stderr)
-    return int(bool(wrong))
+    return int(bool(found))
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw the plot, where matplotlib is installed."""
+    """Draw the plot if matplotlib is installed."""
     lines = [line for line in result["grid"] if "ms" in line]
     try:
-        from benchmarks.gpu.plot import plot
+        from benchmarks.gpu.report.plot import plot
     except ImportError:
-        print("There is no plot without matplotlib; the tables have every figure of it.", file=sys.stderr)
+        print("The plot needs matplotlib, which is not installed. The tables have all its figures.", file=sys.stderr)
         return
     if lines:
         plot(lines, path, f"{result['device']}, {result['date']}")
 
 
-def prepared(folder: Path, shapes: list[tuple[int, int]], options: argparse.Namespace) -> None:
-    """Export what is not in the folder.
+def export_missing(folder: Path, shapes: list[tuple[int, int]], options: argparse.Namespace) -> None:
+    """Export the artifacts that are not in the folder.
 
     Raises:
-        SystemExit: something is missing, and what an export needs, too.
+        SystemExit: An artifact is missing, and so is a package that an export needs.
     """
-    dtypes = [FLOAT32, *map(dtype_of, options.precisions)]
-    missing = [shape for shape in shapes if not all(artifact_of(folder, shape, dtype).exists() for dtype in dtypes)]
+    dtypes = [FLOAT32, *map(weights_dtype, options.precisions)]
+    missing = [shape for shape in shapes if not all(artifact_folder(folder, shape, dtype).exists() for dtype in dtypes)]
     if not missing:
         return
     try:
-        from benchmarks.gpu.prepare import prepare
+        from benchmarks.gpu.prepared.prepare import prepare
     except ImportError as error:
         sizes = " ".join(f"{d_in}x{d_sae}" for d_in, d_sae in missing)
         raise SystemExit(
-            f"{folder} lacks artifacts of {sizes}, and this machine cannot export them: {error}. Write them on one "
-            f"that has transformer_lens: python -m benchmarks.gpu --prepare FOLDER --shapes {sizes}"
+            f"{folder} lacks artifacts of {sizes}, and this machine cannot export them: {error}. Export them on a "
+            f"machine that has transformer_lens: python -m benchmarks.gpu --prepare FOLDER --shapes {sizes}"
         ) from None
     prepare(folder, missing, dtypes, with_weights=not options.without_weights)
 
 
-def device_of(name: str) -> Device:
-    """Return the GPU, or the CPU that stands in for one.
+def open_device(name: str) -> Device:
+    """Return the GPU, or the CPU for a rehearsal.
 
     Raises:
-        SystemExit: PyTorch sees no GPU.
+        SystemExit: PyTorch does not see a GPU.
     """
     if name == "cpu":
         return Cpu()
     if not torch.cuda.is_available():
         raise SystemExit(
-            f"PyTorch {torch.__version__} sees no NVIDIA GPU here (it is built for CUDA {torch.version.cuda}). Run "
-            "`nvidia-smi` to see whether the driver does, or rehearse with --device cpu."
+            f"PyTorch {torch.__version__} does not see an NVIDIA GPU here (it is built for CUDA {torch.version.cuda}). "
+            "Run `nvidia-smi` to check whether the driver does, or rehearse with --device cpu."
         )
     return Cuda()
 
 
-def parsed() -> argparse.Namespace:
-    """Return the options, with the defaults of a whole, of a quick or of a rehearsed run."""
+def parse_arguments() -> argparse.Namespace:
+    """Return the options, with the defaults of a whole, a quick or a rehearsed run."""
+    # fmt: off
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu rehearses: no GPU figures")
-    parser.add_argument("--quick", action="store_true", help="two minutes: one size, few rows, no autotuning")
-    parser.add_argument("--shapes", nargs="+", metavar="D_INxD_SAE", help=" ".join(SHAPES))
-    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help=" ".join(map(str, ROWS)))
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="all; on a CPU float32")
-    parser.add_argument("--minutes", type=float, help="after which nothing new is begun (8)")
-    parser.add_argument("--seconds", type=float, help="for each line of the grid, at least (2)")
-    parser.add_argument("--rounds", type=int, help="for each line of the grid, at least (5)")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
-    parser.add_argument("--no-tune", dest="tune", action="store_false", help="never let torch.compile autotune")
-    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the artifacts there, measure nothing")
-    parser.add_argument("--without-weights", action="store_true", help="prepare kilobytes; weights are drawn again")
-    parser.add_argument("--prepared", type=Path, default=BUILD / "artifacts", metavar="FOLDER", help="take them there")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the results are written")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda",
+                        help="where to run; cpu rehearses and gives no GPU figures (default: cuda)")
+    parser.add_argument("--quick", action="store_true", help="take two minutes: one size, few rows, no autotuning")
+    parser.add_argument("--shapes", nargs="+", metavar="D_INxD_SAE",
+                        help="sizes (default: 768x24576 2304x65536 4096x131072)")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="rows (default: 1 64 1024 8192)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS,
+                        help="precisions (default: all; on a CPU float32)")
+    parser.add_argument("--minutes", type=float, help="time after which no new part begins (default: 8)")
+    parser.add_argument("--seconds", type=float, help="smallest duration of a line of the grid (default: 2)")
+    parser.add_argument("--rounds", type=int, help="smallest number of rounds of a line of the grid (default: 5)")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave out torch.compile")
+    parser.add_argument("--no-tune", dest="tune", action="store_false", help="do not let torch.compile autotune")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the artifacts there; measure nothing")
+    parser.add_argument("--without-weights", action="store_true",
+                        help="with --prepare, write kilobytes; the weights are drawn again where they are measured")
+    parser.add_argument("--prepared", type=Path, default=BUILD / "artifacts", metavar="FOLDER",
+                        help="folder of the artifacts (default: build/gpu/artifacts)")
+    parser.add_argument("--results", type=Path, metavar="FOLDER",
+                        help="folder to write to (default: benchmarks/results; build/gpu if quick or rehearsed)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of stored results")
+    # fmt: on
     options = parser.parse_args()
     if options.quick:
         options.tune = False
-    rehearsed = options.device == "cpu"
-    whole = {"shapes": SHAPES, "rows": ROWS, "minutes": 8.0, "seconds": 2.0, "rounds": 5}
-    quick = {"shapes": SHAPES[:1], "rows": [1, 1024], "minutes": 2.0, "seconds": 0.5, "rounds": 3}
-    defaults = {**(quick if options.quick else whole), "precisions": [FLOAT32] if rehearsed else list(PRECISIONS),
-                "results": BUILD if rehearsed or options.quick else RESULTS}  # fmt: skip
+    rehearsal = options.device == "cpu"
+    defaults = {
+        **(QUICK if options.quick else WHOLE),
+        "precisions": [FLOAT32] if rehearsal else list(PRECISIONS),
+        "results": BUILD if rehearsal or options.quick else RESULTS,
+    }
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

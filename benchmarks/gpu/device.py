@@ -1,4 +1,4 @@
-"""The device that is measured: its clock, its facts and its state. The CPU stands in for a GPU in rehearsals."""
+"""The device that is measured: its clock, its properties and its state. In rehearsals the CPU replaces the GPU."""
 
 import contextlib
 import platform
@@ -13,25 +13,25 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.shared.machine import processor
+from benchmarks.shared.machine import processor_name
 
 Call = Callable[[], object]
 
-AHEAD = 3_000_000
-"""Cycles that a GPU waits before a call is timed, about 2 ms: so long the host may take to queue it, and the time
-between two events is that of the device alone."""
+HEAD_START = 3_000_000
+"""Cycles that a GPU waits before a timed call, about 2 ms. If the host queues the call within this time, the time
+between the two events is that of the device alone."""
 
 STATE = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "power.limit", "pstate",
          "utilization.gpu", "memory.used")  # fmt: skip
 
 
 class Device(Protocol):
-    """What a measurement asks of a device.
+    """What the measurements need from a device.
 
     Attributes:
-        torch: as PyTorch calls it.
-        copied_bytes: the size of a large copy.
-        product_sizes: of the square products whose rates are compared.
+        torch: The PyTorch device.
+        copied_bytes: Size of a large copy, in bytes.
+        product_sizes: Sizes of the square products whose rates are compared.
     """
 
     torch: torch.device
@@ -39,29 +39,29 @@ class Device(Protocol):
     product_sizes: tuple[int, ...]
 
     def in_use(self) -> AbstractContextManager[object]:
-        """Return the context in which everything runs."""
+        """Return the context in which all contenders run."""
 
-    def queued(self, call: Call) -> float:
-        """Return the milliseconds that the device takes for a call which is already queued when it begins."""
+    def time_queued(self, call: Call) -> float:
+        """Return the milliseconds that the device takes for a call that is queued before the device begins it."""
 
-    def awaited(self, call: Call) -> float:
-        """Return the milliseconds of the host's clock from a call, on an idle device, until its results are ready."""
+    def time_awaited(self, call: Call) -> float:
+        """Return the milliseconds on the host's clock from a call, on an idle device, until its results are ready."""
 
     def free_bytes(self) -> int:
-        """Return how much memory is free."""
+        """Return the free memory in bytes."""
 
-    def forget(self) -> None:
-        """Give memory back that is kept for later."""
+    def release_memory(self) -> None:
+        """Return cached memory to the device."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return what it is, and the versions of what runs on it."""
+    def describe(self) -> dict[str, Any]:
+        """Return the properties of the device, and the versions of the libraries."""
 
     def state(self) -> dict[str, str]:
-        """Return its clocks, temperature and power now."""
+        """Return the present clocks, temperature and power."""
 
 
 class Cuda:
-    """An NVIDIA GPU. Its settings are read and never changed."""
+    """An NVIDIA GPU. Its settings are read but never changed."""
 
     product_sizes: tuple[int, ...] = (4096, 8192, 16384)
     copied_bytes = 1 << 30
@@ -69,32 +69,31 @@ class Cuda:
     def __init__(self, index: int = 0) -> None:
         self.torch = torch.device("cuda", index)
         torch.cuda.set_device(self.torch)
-        # Not the default stream, which no CUDA graph can be captured on.
+        # CUDA graphs cannot be captured on the default stream.
         self.stream = torch.cuda.Stream(self.torch)
         self._properties = torch.cuda.get_device_properties(self.torch)
-        # Written before each call, so that its weights are not in the cache, where the language model would have
-        # driven them out.
+        # Written before each call to evict the weights from the cache, as the language model would.
         cache = getattr(self._properties, "L2_cache_size", 1 << 26)
         self._flushed = torch.empty(4 * cache, dtype=torch.uint8, device=self.torch)
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def in_use(self) -> AbstractContextManager[object]:
-        """Return the context of a stream of its own."""
+        """Return the context of the stream that all contenders use."""
         return torch.cuda.stream(self.stream)
 
-    def queued(self, call: Call) -> float:
+    def time_queued(self, call: Call) -> float:
         """Return the milliseconds between device events around a call."""
         self._flushed.zero_()
-        torch.cuda._sleep(AHEAD)
+        torch.cuda._sleep(HEAD_START)
         self._begin.record()
         result = call()
         self._end.record()
         self._end.synchronize()
-        del result  # freed when the clock has stopped
+        del result  # released only after the clock has stopped
         return self._begin.elapsed_time(self._end)
 
-    def awaited(self, call: Call) -> float:
-        """Return the milliseconds of the host's clock until the stream is idle again."""
+    def time_awaited(self, call: Call) -> float:
+        """Return the milliseconds on the host's clock until the stream is idle again."""
         self._flushed.zero_()
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -105,28 +104,28 @@ class Cuda:
         return 1e3 * took
 
     def free_bytes(self) -> int:
-        """Return how much of the device's memory nobody has."""
+        """Return the free memory of the device in bytes."""
         return torch.cuda.mem_get_info(self.torch)[0]
 
-    def forget(self) -> None:
-        """Give the memory that PyTorch keeps back to the device."""
+    def release_memory(self) -> None:
+        """Return the memory that PyTorch caches to the device."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the GPU is, its driver and the libraries."""
+    def describe(self) -> dict[str, Any]:
+        """Return the properties of the GPU, and the versions of the driver and the libraries."""
         p = self._properties
         return {"device": p.name, "memory_bytes": p.total_memory, "compute_capability": f"{p.major}.{p.minor}",
                 "multiprocessors": p.multi_processor_count, **_smi(p.uuid, ("driver_version",)),
                 "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **_versions()}  # fmt: skip
 
     def state(self) -> dict[str, str]:
-        """Return what `nvidia-smi` says of clocks, temperature and power."""
+        """Return the clocks, temperature and power that `nvidia-smi` reports."""
         return _smi(self._properties.uuid, STATE)
 
 
 class Cpu:
-    """A stand-in that has no events: both clocks are the host's."""
+    """The CPU in place of a GPU. It does not have events, so both clocks are the host's."""
 
     product_sizes: tuple[int, ...] = (256,)
     copied_bytes = 1 << 24
@@ -138,11 +137,11 @@ class Cpu:
         """Return a context that does nothing."""
         return contextlib.nullcontext()
 
-    def queued(self, call: Call) -> float:
+    def time_queued(self, call: Call) -> float:
         """Return the milliseconds of a call."""
-        return self.awaited(call)
+        return self.time_awaited(call)
 
-    def awaited(self, call: Call) -> float:
+    def time_awaited(self, call: Call) -> float:
         """Return the milliseconds of a call."""
         start = time.perf_counter()
         result = call()
@@ -154,15 +153,15 @@ class Cpu:
         """Return more than a rehearsal needs."""
         return 1 << 40
 
-    def forget(self) -> None:
-        """Keep nothing."""
+    def release_memory(self) -> None:
+        """Do nothing, because nothing is cached."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the processor is, and that it is no GPU."""
-        return {"device": f"rehearsal on {processor()}", **_versions()}
+    def describe(self) -> dict[str, Any]:
+        """Return the name of the processor, marked as a rehearsal, and the versions of the libraries."""
+        return {"device": f"rehearsal on {processor_name()}", **_versions()}
 
     def state(self) -> dict[str, str]:
-        """Return nothing."""
+        """Return nothing, because only GPUs report their state."""
         return {}
 
 
@@ -172,7 +171,7 @@ def _versions() -> dict[str, str]:
 
 
 def _smi(uuid: object, fields: tuple[str, ...]) -> dict[str, str]:
-    """Return what `nvidia-smi` says of a GPU; nothing where there is no such command, as in some containers."""
+    """Return fields of a GPU from `nvidia-smi`; nothing if the command is missing, as in some containers."""
     command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout

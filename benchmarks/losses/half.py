@@ -1,54 +1,54 @@
-"""What half precision loses: `python -m benchmarks.losses.half` (`make bench-half`).
+"""Measures what half precision loses: `python -m benchmarks.losses.half` (`make bench-half`).
 
 Exports the real SAE in models/ in each dtype, on activations of its language model, and prints what the exports
-measured: the artifact's errors and PyTorch's own in the same dtype against float64, and against the float32 original.
-Writes benchmarks/results/half.json.
+measured: the errors of the artifact and of PyTorch in the same dtype, both against float64, and the fidelity to the
+float32 original. Writes benchmarks/results/half.json.
 """
 
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.machine import ROOT, machine, markdown
+from benchmarks.report.markdown import markdown_table
+from benchmarks.shared.machine import REAL_SAE, describe_machine, write_results
+from benchmarks.shared.machine import RESULTS as FOLDER
 from runtime import read_artifact
 from runtime.arrays.dtypes import BFLOAT16, FLOAT16
 from runtime.artifact.names import HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS
 from runtime.parity.golden import load_golden
 from saeexport import export, load
 
-RESULTS = ROOT / "benchmarks" / "results" / "half.json"
-REAL = ROOT / "models" / "minilm-layer3"
-SHOWN = (HOOK_ACTS_PRE, HOOK_RECONS)
+RESULTS = FOLDER / "half.json"
+SHOWN_HOOKS = (HOOK_ACTS_PRE, HOOK_RECONS)
 
 
 def main() -> None:
-    """Measure, print, write."""
-    golden = load_golden(read_artifact(REAL)).original[HOOK_INPUT]
-    result: dict[str, Any] = {**machine(["torch", "onnxruntime", "numpy"]), "tokens": len(golden), "lines": []}
+    """Measure, write and print."""
+    golden = load_golden(read_artifact(REAL_SAE)).original[HOOK_INPUT]
+    result: dict[str, Any] = {**describe_machine(["torch", "onnxruntime", "numpy"]), "tokens": len(golden), "lines": []}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in (FLOAT16, BFLOAT16):
-            manifest = export(load(REAL), Path(folder) / dtype, activations=golden, dtype=dtype).manifest
+            manifest = export(load(REAL_SAE), Path(folder) / dtype, activations=golden, dtype=dtype).manifest
             assert manifest.parity is not None
             assert manifest.fidelity is not None
             result["lines"].append({
                 "dtype": dtype, "bytes": manifest.files[manifest.weights].bytes,
-                "parity": {hook: dataclasses.asdict(manifest.parity.hooks[hook]) for hook in SHOWN},
+                "parity": {hook: dataclasses.asdict(manifest.parity.hooks[hook]) for hook in SHOWN_HOOKS},
                 "fidelity": dataclasses.asdict(manifest.fidelity),
             })  # fmt: skip
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(RESULTS, result)
     print(table(result))
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the losses as a Markdown table."""
-    errors_of = [f"`{hook.removeprefix('hook_sae_')}`: artifact / PyTorch / budget" for hook in SHOWN]
-    heads = ["dtype", "weights", *errors_of, "features kept", "new", "L0", "variance explained"]
+    errors_of = [f"`{hook.removeprefix('hook_sae_')}`: artifact / PyTorch / budget" for hook in SHOWN_HOOKS]
+    headings = ["dtype", "weights", *errors_of, "features kept", "new", "L0", "variance explained"]
     lines = []
     for line in result["lines"]:
         lost, features = line["fidelity"], line["fidelity"]["features"]
-        records = [line["parity"][hook] for hook in SHOWN]
+        records = [line["parity"][hook] for hook in SHOWN_HOOKS]
         errors = [" / ".join(f"{record[of]['token']:.1e}" for of in ("artifact", "original", "budget"))
                   for record in records]  # fmt: skip
         lines.append([
@@ -56,7 +56,7 @@ def table(result: dict[str, Any]) -> str:
             f"{features['gained']:.2%}", f"{features['l0_original']:.2f} → {features['l0']:.2f}",
             f"{lost['explained_original']:.4f} → {lost['explained']:.4f}",
         ])  # fmt: skip
-    return markdown(heads, lines)
+    return markdown_table(headings, lines)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
-"""How much larger an artifact's error may honestly be than PyTorch's: `python -m benchmarks.losses.parity`.
+"""Measures how much larger the error of a correct artifact is than PyTorch's: `python -m benchmarks.losses.parity`.
 
-Exports SAEs of several sizes and sparsities, one of every other architecture, and each in half precision, and prints
-for each computed hook the artifact's error divided by the original's (the larger of the token and the element ratio,
-one rounding subtracted); in the last column the largest one under an intervention, as the exporter proves it.
-`runtime.parity.FACTOR` has to lie above what is seen here. Writes benchmarks/results/parity.json.
+Exports SAEs of several sizes and sparsities, one of every other architecture, and each in half precision. For each
+computed hook it prints the artifact's error divided by the original's: the larger of the token and the element ratio,
+with one rounding subtracted. The last column is the largest ratio under an intervention, as the exporter proves it.
+`FACTOR` in runtime/parity/reference.py must be above all of them. Writes benchmarks/results/parity.json.
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import platform
 import tempfile
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.shared.machine import ROOT
+from benchmarks.report.markdown import markdown_table
+from benchmarks.shared.machine import RESULTS as FOLDER
+from benchmarks.shared.machine import describe_machine
 from runtime.arrays.dtypes import FLOAT32
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import HookParity
@@ -30,7 +29,7 @@ from saeexport import HookedSAE, export
 from saeexport.original.architectures import ARCHITECTURES
 from saeexport.original.hooked_sae import NORMALIZATIONS
 
-RESULTS = ROOT / "benchmarks" / "results" / "parity.json"
+RESULTS = FOLDER / "parity.json"
 SIZES = [(4, 8), (48, 512), (384, 3072), (768, 24576), (2304, 16384)]
 ON = {"sparse": 0.002, "some": 0.05, "half": 0.5, "all": 1.0}  # fraction of the features that are on
 TOKENS = [1, 64]
@@ -39,7 +38,7 @@ STEERED = "hook_sae_steered"  # the column of the intervention, beside those of 
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     rows = []
     cases = [("standard", "none", FLOAT32, *size, on, tokens) for size in SIZES for on in ON for tokens in TOKENS]
     cases += [(name, how, dtype, *size, "some", tokens) for dtype in FLOOR for name in ARCHITECTURES
@@ -48,31 +47,28 @@ def main() -> None:
     for case in tqdm(cases, disable=None):
         architecture, normalization, dtype, d_in, d_sae, on, tokens = case
         x = np.random.default_rng(1).standard_normal((tokens, d_in)).astype(np.float32)
-        sae = sae_of(architecture, normalization, d_in, d_sae, on, x)
+        sae = make_sae(architecture, normalization, d_in, d_sae, on, x)
         rows.append({**dict(zip(CASE, case, strict=True)), **ratios(sae, x, dtype)})
     columns = (*COMPUTED_HOOKS, STEERED)
     worst = {
         dtype: max(row.get(column, 0.0) for row in rows if row["dtype"] == dtype for column in columns)
         for dtype in FLOOR
     }
-    widths = (25, 22, 9, 6, 6, 7, 7)
-    print("  ".join(f"{key:<{width}}" for key, width in zip(CASE, widths, strict=True))
-          + f"{'L0':>8}  " + "  ".join(c[9:] for c in columns))  # fmt: skip
-    for row in rows:
-        numbers = "  ".join(f"{row.get(column, math.nan):>{len(column) - 9}.2f}" for column in columns)
-        print("  ".join(f"{row[key]:<{width}}" for key, width in zip(CASE, widths, strict=True))
-              + f"{row['l0']:>8.1f}  {numbers}")  # fmt: skip
-    print(f"worst ratio {', '.join(f'{ratio:.2f} in {dtype}' for dtype, ratio in worst.items())}; FACTOR is {FACTOR}")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "numpy")}
-    machine = {"date": date.today().isoformat(), "machine": platform.machine(), "threads": torch.get_num_threads()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    head = json.dumps({**machine, **versions, "worst": worst})
-    table = ",\n".join(json.dumps(row) for row in rows)
-    RESULTS.write_text(f'{head[:-1]}, "rows": [\n{table}\n]}}\n')
+    print(markdown_table(
+        (*CASE, "L0", *(column.removeprefix("hook_sae_") for column in columns)),
+        [[*(str(row[key]) for key in CASE), f"{row['l0']:.1f}",
+          *(f"{row.get(column, math.nan):.2f}" for column in columns)] for row in rows],
+    ))  # fmt: skip
+    worst_text = ", ".join(f"{value:.2f} in {dtype}" for dtype, value in worst.items())
+    print(f"The largest ratio is {worst_text}. FACTOR is {FACTOR}.")
+    machine = describe_machine(["torch", "onnxruntime", "numpy"])
+    head = json.dumps({**machine, "threads": torch.get_num_threads(), "worst": worst})
+    body = ",\n".join(json.dumps(row) for row in rows)  # one row per line
+    RESULTS.write_text(f'{head[:-1]}, "rows": [\n{body}\n]}}\n')
 
 
-def sae_of(architecture: str, normalization: str, d_in: int, d_sae: int, on: str, x: Array) -> HookedSAE:
-    """Return an SAE whose bias lets a fraction of the features on for `x`; some of these, with a threshold or k."""
+def make_sae(architecture: str, normalization: str, d_in: int, d_sae: int, on: str, x: Array) -> HookedSAE:
+    """Return an SAE whose bias turns a fraction of the features on for `x`; a threshold or k keeps some of them."""
     kind = ARCHITECTURES[architecture]
     options = {"k": max(1, round(ON[on] * d_sae / 2)), "d_out": d_in + 1, "normalize_activations": normalization,
                "use_error_term": "transcoder" not in architecture}  # fmt: skip
@@ -90,7 +86,7 @@ def sae_of(architecture: str, normalization: str, d_in: int, d_sae: int, on: str
 
 
 def ratios(sae: HookedSAE, x: Array, dtype: str) -> dict[str, float]:
-    """Return the artifact's error over the original's at each hook, as the exporter proves it."""
+    """Return the artifact's error divided by the original's at each hook, as the exporter proves it."""
     with tempfile.TemporaryDirectory() as folder:
         artifact = export(sae, Path(folder) / "sae", activations=x, dtype=dtype)
         golden = load_golden(artifact)
@@ -104,7 +100,7 @@ def ratios(sae: HookedSAE, x: Array, dtype: str) -> dict[str, float]:
 
 
 def ratio(measured: HookParity, floor: float) -> float:
-    """Return the error of the artifact over the original's own."""
+    """Return the error of the artifact divided by the original's."""
     artifact, original = measured.artifact, measured.original
     pairs = ((artifact.token, original.token), (artifact.element, original.element))
     return round(max((max(error - floor, 0.0) / own if own else 0.0) for error, own in pairs), 3)

@@ -1,1 +1,1 @@
-"""Tables and plots of measured results."""
+"""The tables and the plot of the CPU results, and what all tables and plots share."""

@@ -1,1 +1,1 @@
-"""What every benchmark uses: the machine, the SAEs, agreement of results, statistics."""
+"""What several benchmarks use: SAEs, the check of contenders, timing, and facts about the machine."""

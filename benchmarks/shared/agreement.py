@@ -1,37 +1,60 @@
-"""Whether contenders compute the same, which is asked before any of them is timed."""
+"""The check that contenders compute the same values, made before any of them is timed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from runtime.arrays.tensor import Array
-
-CLOSE = 1e-4
-"""The norm of a difference, over the norm of the original's hook, up to which two results are the same."""
+TOLERANCE = 1e-4
+"""The largest norm of a difference, divided by the norm of the original's hook, that is rounding in float32."""
 
 
 class DisagreementError(Exception):
-    """A contender computes something else than the original."""
+    """A contender computes other values than the original."""
 
 
-def agree(name: str, outputs: Mapping[str, Array], reference: Mapping[str, Array], hooks: Collection[str]) -> float:
-    """Return the largest relative difference of the `hooks` of a contender from the original's.
+def check_agreement(
+    title: str,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Return the largest relative difference of a contender's tensors from the original's.
+
+    Args:
+        title: Name of the contender, for the error message.
+        found: What the contender computed.
+        expected: The original's tensors in float32. Each of them must be in `found`.
+        dtype: The dtype that the contender's tensors must have.
+        tolerance: The largest norm of a difference, divided by the norm of the expected tensor.
 
     Raises:
-        DisagreementError: a hook is missing, has another shape or dtype, or differs by more than `CLOSE`.
+        DisagreementError: A tensor is missing, has another shape or dtype, or differs by more than the tolerance.
     """
-    if missing := set(hooks) - set(outputs):
-        raise DisagreementError(f"{name} does not return {', '.join(sorted(missing))}.")
+    if missing := set(expected) - set(found):
+        raise DisagreementError(f"{title} does not return {', '.join(sorted(missing))}.")
     worst = 0.0
-    for hook in hooks:
-        y, expected = outputs[hook], reference[hook]
-        if (y.shape, y.dtype) != (expected.shape, expected.dtype):
-            raise DisagreementError(f"{name}: {hook} is {y.shape} {y.dtype}, the original's {expected.shape} "
-                               f"{expected.dtype}.")  # fmt: skip
-        difference, norm = (float(np.linalg.norm(z.astype(np.float64))) for z in (y - expected, expected))
-        error = difference / norm if norm else (0.0 if difference == 0 else np.inf)
-        if not error <= CLOSE:  # NaN is not, either
-            raise DisagreementError(f"{name}: {hook} differs from the original's by {error:.1e} of its norm; up to "
-                               f"{CLOSE:.0e} would be rounding.")  # fmt: skip
+    for hook, truth in expected.items():
+        y = found[hook]
+        if (y.shape, y.dtype) != (truth.shape, dtype):
+            raise DisagreementError(
+                f"{title}: {hook} is {tuple(y.shape)} {y.dtype}; it must be {tuple(truth.shape)} {dtype}."
+            )
+        difference, norm = (
+            torch.linalg.vector_norm(z, dtype=torch.float64).item()
+            for z in (y.to(truth.device, torch.float32) - truth, truth)
+        )
+        error = difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+        if not error <= tolerance:  # also if it is NaN
+            raise DisagreementError(
+                f"{title}: {hook} differs from the original's by {error:.1e} of its norm; at most {tolerance:.0e} "
+                "can be rounding."
+            )
         worst = max(worst, error)
     return worst
+
+
+def row_stride(rows: int, checked: int = 512) -> int:
+    """Return n such that every n-th of `rows` rows makes at most `checked` rows; only these are compared."""
+    return -(-rows // checked)

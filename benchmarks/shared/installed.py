@@ -1,4 +1,4 @@
-"""What a way of running an SAE needs to be installed, and how large that is, by the metadata of what is installed."""
+"""The distributions that a program needs, and the size of their files, from the metadata of what is installed."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from packaging.utils import canonicalize_name
 
 
 def installed_size(roots: Sequence[str]) -> dict[str, object]:
-    """Return the distributions that `roots` require here, themselves included, and the bytes of their files together.
+    """Return the distributions that `roots` require, themselves included, and the total bytes of their files.
 
-    Bytecode does not count, since it depends on what was imported.
+    Bytecode does not count, because it depends on what was imported.
     """
-    names = required(roots)
-    return {"bytes": sum(size_of(name) for name in names), "distributions": sorted(names)}
+    names = required_distributions(roots)
+    return {"bytes": sum(distribution_size(name) for name in names), "distributions": sorted(names)}
 
 
-def required(roots: Sequence[str]) -> set[str]:
-    """Return the canonical names of `roots` and of all that they require on this machine, extras followed.
+def required_distributions(roots: Sequence[str]) -> set[str]:
+    """Return the canonical names of `roots` and of everything that they require on this machine, with their extras.
 
     Raises:
-        importlib.metadata.PackageNotFoundError: one is not installed.
+        importlib.metadata.PackageNotFoundError: A required distribution is not installed.
     """
     found: set[tuple[str, str]] = set()
     waiting = [(canonicalize_name(name), "") for name in roots]
@@ -38,8 +38,8 @@ def required(roots: Sequence[str]) -> set[str]:
     return {name for name, _ in found}
 
 
-def size_of(name: str) -> int:
-    """Return the bytes of a distribution's files."""
+def distribution_size(name: str) -> int:
+    """Return the total bytes of a distribution's files."""
     files = importlib.metadata.distribution(name).files or []
     paths = [Path(str(file.locate())) for file in files if file.suffix != ".pyc"]
     return sum(path.stat().st_size for path in paths if path.is_file())

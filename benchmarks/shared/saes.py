@@ -1,13 +1,12 @@
-"""SAEs of random weights that cost what a real one costs: as many features on, as unevenly.
+"""SAEs with random weights that cost what a real one costs: as many features are on, as unevenly.
 
-What an SAE costs that looks only at the features that are on depends on three things: how many are on for a token (L0),
-how far that varies from token to token, and whether a batch needs the same few features again and again or every token
-others. Two constructions:
+The cost of an SAE that reads only the features that are on depends on L0, on how far L0 varies between tokens, and on
+whether the tokens of a batch share their features. There are two constructions:
 
-    realistic   features differ in how often they are on and tokens in L0, both by as much as in the real SAE that
-                `python -m benchmarks.losses.firing` measures
-    uniform     every feature is on equally often, and tokens differ by chance alone: the worst case for what gathers
-                the features of a batch, because nearly every feature that is on is another one
+    realistic   Features differ in how often they are on, and tokens in L0, as much as in the real SAE that
+                `python -m benchmarks.losses.firing` measures.
+    uniform     Every feature is on equally often, and tokens differ only by chance. This is the worst case for graphs
+                that gather the features of a batch, because the tokens share almost none.
 """
 
 import json
@@ -17,54 +16,58 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.shared.machine import ROOT
+from benchmarks.shared.machine import RESULTS
 from runtime.arrays.tensor import Array
 from saeexport import HookedSAE
 
-FIRING = ROOT / "benchmarks" / "results" / "firing.json"
+FIRING = RESULTS / "firing.json"
 L0 = 50
 NODES = 65  # scales of a token over which an average is taken
 
 
 @dataclass(frozen=True)
-class Subject:
-    """An SAE, and inputs for it by number of tokens."""
+class Workload:
+    """An SAE and inputs for it.
+
+    Attributes:
+        sae: The SAE, with the error term on.
+        inputs: A function that returns inputs, `(tokens, d_in)` float32, for a number of tokens.
+    """
 
     sae: HookedSAE
     inputs: Callable[[int], Array]
 
 
-def subject_of(d_in: int, d_sae: int, l0: float = L0, frequencies: str = "realistic") -> Subject:
-    """Return an SAE with the error term on, and inputs, `(tokens, d_in)` float32, with `l0` features on in the mean.
+def make_workload(d_in: int, d_sae: int, l0: float = L0, frequencies: str = "realistic") -> Workload:
+    """Return an SAE and inputs for which `l0` features are on per token on average.
 
     Args:
-        d_in: width of the activations.
-        d_sae: number of features.
-        l0: from 0 to `d_sae`; the uniform construction needs one between.
+        d_in: Width of the activations.
+        d_sae: Number of features.
+        l0: From 0 to `d_sae`. The uniform construction needs a value between these.
         frequencies: "realistic" or "uniform".
     """
     if frequencies == "uniform":
-        return Subject(sae_of(d_in, d_sae, l0), lambda tokens: activations(tokens, d_in))
-    return _realistic(d_in, d_sae, l0)
+        return Workload(make_uniform_sae(d_in, d_sae, l0), lambda tokens: draw_activations(tokens, d_in))
+    return _make_realistic(d_in, d_sae, l0)
 
 
-def sae_of(d_in: int, d_sae: int, l0: float = L0) -> HookedSAE:
-    """Return an SAE with unit decoder rows whose bias lets about `l0` features on for standard normal inputs."""
-    sae = HookedSAE({"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "use_error_term": True, "seed": 0}).cpu()
+def make_uniform_sae(d_in: int, d_sae: int, l0: float = L0) -> HookedSAE:
+    """Return an SAE with unit decoder rows and a bias with which about `l0` features are on for normal inputs."""
+    sae = _with_unit_decoder(d_in, d_sae)
     with torch.no_grad():
-        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
-        acts_pre = sae.preactivations(torch.from_numpy(activations(64, d_in, seed=2)))
+        acts_pre = sae.preactivations(torch.from_numpy(draw_activations(64, d_in, seed=2)))
         sae.b_enc.sub_(acts_pre.flatten().kthvalue(round(acts_pre.numel() * (1 - l0 / d_sae))).values)
     return sae
 
 
-def activations(tokens: int, d_in: int, seed: int = 1) -> Array:
+def draw_activations(tokens: int, d_in: int, seed: int = 1) -> Array:
     """Return standard normal activations, `(tokens, d_in)` float32."""
     return np.random.default_rng(seed).standard_normal((tokens, d_in)).astype(np.float32)
 
 
-def firing(sae: HookedSAE, x: Array) -> dict[str, float]:
-    """Return what is on for `x`: mean and standard deviation of L0, and the share of features on for any token."""
+def measure_sparsity(sae: HookedSAE, x: Array) -> dict[str, float]:
+    """Return the mean and standard deviation of L0 over the tokens of `x`, and the share of features on for any."""
     counts, fired = [], torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     with torch.no_grad():
         for block in torch.from_numpy(x).split(256):
@@ -76,21 +79,27 @@ def firing(sae: HookedSAE, x: Array) -> dict[str, float]:
             "fired_share": round(fired.double().mean().item(), 4)}  # fmt: skip
 
 
-def _realistic(d_in: int, d_sae: int, l0: float) -> Subject:
-    """Return an SAE whose feature f is on with a log-normal frequency, and inputs whose scales differ.
+def _with_unit_decoder(d_in: int, d_sae: int) -> HookedSAE:
+    sae = HookedSAE({"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "use_error_term": True, "seed": 0}).cpu()
+    with torch.no_grad():
+        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
+    return sae
 
-    An input less `b_dec` is `s * sqrt(d_in)` long and points anywhere, so that `s` times a variable of a known
-    distribution, nearly normal, comes in at each feature, and its bias says how often that is positive. A token of a
+
+def _make_realistic(d_in: int, d_sae: int, l0: float) -> Workload:
+    """Return an SAE whose features are on with log-normal frequencies, and inputs of different scales.
+
+    An input minus `b_dec` has the length `s * sqrt(d_in)` and a random direction. Each feature therefore sees `s` times
+    a variable of a known, nearly normal distribution, and its bias says how often the sum is positive. A token with a
     larger `s` has more features on.
     """
     known = json.loads(FIRING.read_text())
     draws = np.random.default_rng(0)
     tail = _Tail(d_in)
     frequency = _log_normal(l0 / d_sae, known["log10_frequency_std"], draws.standard_normal(d_sae))
-    width, bias = _width_of(frequency, l0, known["l0_std_over_mean"], tail)
-    sae = HookedSAE({"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "use_error_term": True, "seed": 0}).cpu()
+    width, bias = _fit_width(frequency, l0, known["l0_std_over_mean"], tail)
+    sae = _with_unit_decoder(d_in, d_sae)
     with torch.no_grad():
-        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
         sae.W_enc.div_(sae.W_enc.norm(dim=0))
         sae.b_enc.copy_(torch.from_numpy(bias))
         sae.b_dec.copy_(torch.from_numpy(0.1 * draws.standard_normal(d_in)))
@@ -99,19 +108,19 @@ def _realistic(d_in: int, d_sae: int, l0: float) -> Subject:
     def inputs(tokens: int) -> Array:
         draws = np.random.default_rng(1)
         x = draws.standard_normal((tokens, d_in))
-        scales = _scales(tokens, width, bias, tail)
+        scales = _draw_scales(tokens, width, bias, tail)
         x *= draws.permutation(scales)[:, None] * d_in**0.5 / np.linalg.norm(x, axis=1, keepdims=True)
         return (x + b_dec).astype(np.float32)
 
-    return Subject(sae, inputs)
+    return Workload(sae, inputs)
 
 
 class _Tail:
-    """How often one component of a random direction, `sqrt(d_in)` long, is above a number."""
+    """The probability that one component of a random direction of length `sqrt(d_in)` is above a value."""
 
     def __init__(self, d_in: int) -> None:
-        self.most = d_in**0.5
-        self.at = np.linspace(-self.most, self.most, 40001)
+        self.limit = d_in**0.5
+        self.at = np.linspace(-self.limit, self.limit, 40001)
         density = np.clip(1 - self.at**2 / d_in, 0, None) ** ((d_in - 3) / 2)
         below = np.cumsum(density)
         self.above = 1 - below / below[-1]
@@ -121,7 +130,7 @@ class _Tail:
 
 
 def _log_normal(mean: float, std: float, normal: Array) -> Array:
-    """Return frequencies of at most 1 with this mean, their log10 otherwise normal with this standard deviation."""
+    """Return frequencies with this mean, clipped at 1; their log10 is normal with this standard deviation."""
     if mean in (0.0, 1.0):
         return np.full(normal.shape, mean)
     shape, low, high = 10 ** (std * normal), -12.0, 12.0
@@ -132,28 +141,32 @@ def _log_normal(mean: float, std: float, normal: Array) -> Array:
 
 
 def _nodes(width: float) -> Array:
-    """Return the scales in the middle of equally probable parts of a log-normal, `width` its deviation, median 1."""
+    """Return the middles of `NODES` equally probable parts of a log-normal distribution with median 1.
+
+    Args:
+        width: Standard deviation of the logarithm.
+    """
     grid = np.linspace(-6, 6, 20001)
     below = np.cumsum(np.exp(-(grid**2) / 2))
     return np.exp(width * np.interp((np.arange(NODES) + 0.5) / NODES, below / below[-1], grid))
 
 
 def _bias_of(frequency: Array, scales: Array, tail: _Tail) -> Array:
-    """Return the biases with which features are on as often as this, over tokens of these scales."""
-    grid = np.linspace(-1.01, 1.01, 40001) * tail.most * scales.max()
+    """Return the biases with which features have these frequencies over tokens of these scales."""
+    grid = np.linspace(-1.01, 1.01, 40001) * tail.limit * scales.max()
     often = np.mean([tail(-grid / scale) for scale in scales], axis=0)
     return np.interp(frequency, often, grid)
 
 
 def _l0_at(scales: Array, bias: Array, tail: _Tail) -> Array:
-    """Return how many features are on in the mean for a token of each scale."""
+    """Return the mean L0 of a token of each scale."""
     return np.array([tail(-bias / scale).sum() for scale in scales])
 
 
-def _width_of(frequency: Array, l0: float, spread: float, tail: _Tail) -> tuple[float, Array]:
-    """Return how far tokens' scales have to differ for L0 to spread by `spread` times its mean, and the biases.
+def _fit_width(frequency: Array, l0: float, spread: float, tail: _Tail) -> tuple[float, Array]:
+    """Return the width of the scales with which L0 has a deviation of `spread` times its mean, and the biases.
 
-    Where nearly all features are on, or none, no scale makes L0 spread that far; it spreads as far as it can.
+    If nearly all features are on, or nearly none, no scales make L0 vary that much; it then varies as much as it can.
     """
     chance = float((frequency * (1 - frequency)).sum())  # the variance of L0 for tokens of one scale
     low, high = 0.0, 0.3
@@ -166,14 +179,14 @@ def _width_of(frequency: Array, l0: float, spread: float, tail: _Tail) -> tuple[
     return width, bias
 
 
-def _scales(tokens: int, width: float, bias: Array, tail: _Tail) -> Array:
-    """Return the scales of `tokens` tokens, whose mean L0 is the wanted one however few they are.
+def _draw_scales(tokens: int, width: float, bias: Array, tail: _Tail) -> Array:
+    """Return the scales of `tokens` tokens, which have the wanted mean L0 even if they are few.
 
-    Each stands for an equally probable part of the tokens, and has the mean L0 of its part.
+    Each scale represents an equally probable part of all tokens and has the mean L0 of its part.
     """
     nodes = _nodes(width)
     l0 = _l0_at(nodes, bias, tail)
-    if l0[-1] - l0[0] < 1e-6:  # all features are on, or none
+    if l0[-1] - l0[0] < 1e-6:  # all features are on, or none is
         return np.ones(tokens)
     at, fine = (np.arange(NODES) + 0.5) / NODES, max(1, 4096 // tokens)
     parts = np.interp((np.arange(tokens * fine) + 0.5) / (tokens * fine), at, l0).reshape(tokens, fine).mean(axis=1)

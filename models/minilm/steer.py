@@ -1,11 +1,11 @@
-"""What one feature does to what sentences mean: `python models/minilm/steer.py`.
+"""Measures what single features do to the similarity of sentences: `python models/minilm/steer.py`.
 
-Twelve sentences, three on each of four topics. For each topic the feature is found that is on in all three of its
-sentences and least in the other nine; then it is scaled, from 0 (ablated) to 8 times, in the third layer of the
-sentence encoder, and the cosines of the embeddings are compared. The SAE runs by `runtime`, the language model by
-PyTorch.
+There are twelve sentences, three on each of four topics. For each topic the script finds the feature that is on in all
+three of its sentences and weakest in the other nine. It scales this feature, from 0 (ablated) to 8 times, in the third
+layer of the sentence encoder, and compares the cosines of the embeddings. `runtime` runs the SAE, PyTorch the language
+model.
 
-Writes steering.json and steering.png, which README.md shows, and prints the former as a table.
+Writes steering.json and steering.png, which the documentation shows, and prints a table.
 """
 
 import importlib.metadata
@@ -51,7 +51,7 @@ SCALES = [0.0, 0.5, 1.0, 2.0, 4.0, 8.0]
 
 
 def main() -> None:
-    """Find the features, scale them, write."""
+    """Find the features, scale them, plot, write and print."""
     model, result = MiniLM(), {}
     labels = json.loads(ARTIFACT.with_suffix(".features.json").read_text("utf-8"))
     with SAESession(ARTIFACT) as sae:
@@ -77,22 +77,22 @@ def main() -> None:
 
 
 def strongest_activations(model: MiniLM, sae: SAESession) -> Array:
-    """Return how strongly each feature is on at most in each sentence, `[CLS]` and `[SEP]` left out: (12, d_sae)."""
+    """Return the largest activation of each feature in each sentence, without `[CLS]` and `[SEP]`: `(12, d_sae)`."""
     return np.stack([
-        sae.encode(model.activations([model.tokenizer(sentence)["input_ids"]]).numpy())[1:-1].max(axis=0)
+        sae.encode(model.activations([model.ids(sentence)]).numpy())[1:-1].max(axis=0)
         for sentence in itertools.chain(*TOPICS.values())
     ])  # fmt: skip
 
 
 def find_feature(strongest: Array, own: range) -> tuple[int, float, float]:
-    """Return the feature that tells the sentences `own` from the others, its least in them and its most elsewhere."""
+    """Return the feature that is specific to the sentences `own`, its minimum there and its maximum elsewhere."""
     inside, outside = strongest[own].min(axis=0), np.delete(strongest, own, axis=0).max(axis=0)
     feature = int(np.argmax(inside - outside))
     return feature, float(inside[feature]), float(outside[feature])
 
 
 def cosines(model: MiniLM, sae: SAESession, feature: int, scale: float, own: range) -> tuple[list[float], list[float]]:
-    """Return the cosines between the sentences `own`, and between all others, with the feature scaled."""
+    """Return the cosines between the sentences `own`, and between all other sentences, with the feature scaled."""
     with sae.steering({feature: Scale(scale)}):
         embeddings = model.embeddings(
             list(itertools.chain(*TOPICS.values())), lambda hidden: torch.from_numpy(sae(hidden.numpy()))
@@ -106,7 +106,7 @@ def cosines(model: MiniLM, sae: SAESession, feature: int, scale: float, own: ran
 
 
 def plot(result: dict) -> None:
-    """Draw the cosines over the scale, a panel for each topic's feature."""
+    """Draw the cosines over the scale, with a panel for each topic."""
     figure, axes = plt.subplots(1, len(result), figsize=(12, 3.2), sharey=True, layout="constrained")
     for axis, (topic, row) in zip(axes, result.items(), strict=True):
         x = range(len(SCALES))
@@ -132,8 +132,8 @@ def table(result: dict) -> str:
         own = {scale: np.mean(pairs) for scale, pairs in zip(SCALES, row["cosines_of_its_sentences"], strict=True)}
         others = dict(zip(SCALES, map(np.array, row["cosines_of_the_others"]), strict=True))
         change = max(np.abs(others[scale] - others[1.0]).max() for scale in (0.0, 4.0))
-        numbers = " | ".join(f"{own[scale]:.2f}" for scale in (1.0, 0.0, 4.0))
-        lines.append(f"| {row['feature']} | {topic} | {numbers} | {change:.3f} |")
+        means = " | ".join(f"{own[scale]:.2f}" for scale in (1.0, 0.0, 4.0))
+        lines.append(f"| {row['feature']} | {topic} | {means} | {change:.3f} |")
     return "\n".join(lines)
 
 

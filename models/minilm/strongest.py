@@ -1,9 +1,8 @@
-"""The second half of `make demo`, without PyTorch: the strongest features of each sentence.
+"""Runs step 3 of `make demo`, without PyTorch: verifies models/minilm-layer3 and prints the strongest features.
 
     python models/minilm/strongest.py OUT
 
-Reads what demo.py wrote to OUT. Needs numpy, onnxruntime and safetensors; says so if PyTorch could be imported after
-all.
+Reads what demo.py wrote to OUT. Needs only the packages of `pip install ".[cpu]"`: numpy, onnxruntime, safetensors.
 """
 
 import importlib.util
@@ -13,33 +12,44 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import SAESession
+from runtime import SAESession, verify
 
 ARTIFACT = Path(__file__).parent.parent / "minilm-layer3"
 FEATURES = 3
 
 
-def main(out: Path) -> None:
-    """Encode, and print a few lines for each sentence."""
+def main(out: Path) -> int:
+    """Verify the artifact, run it, and print the strongest features of each sentence; return 1 if it fails."""
+    torch = "which can import it" if importlib.util.find_spec("torch") else "where it is not installed"
+    print(f"Step 3 of 3: run models/{ARTIFACT.name} without PyTorch, in an environment {torch}.", flush=True)
+    report = verify(ARTIFACT)
+    if report.failures:
+        print(report)
+        return 1
+    graphs = {verdict.graph for verdict in report.verdicts}
+    print(f"  Verified: {len(report.verdicts)} outputs of {len(graphs)} graphs are within their budgets. The command\n"
+          f"  `python -m runtime verify models/{ARTIFACT.name}` prints them.")  # fmt: skip
+
     labels = json.loads(ARTIFACT.with_suffix(".features.json").read_text("utf-8"))
-    tokens = json.loads((out / "tokens.json").read_text("utf-8"))
+    sentences = json.loads((out / "tokens.json").read_text("utf-8"))
     with SAESession(ARTIFACT) as sae:
         output, cache = sae.run_with_cache(np.load(out / "activations.npy"))
-        torch = "is" if importlib.util.find_spec("torch") else "is not"
-        print(f"{sae!r}; PyTorch {torch} installed in this environment")
     acts = cache["hook_sae_acts_post"]
-    print(f"{len(acts)} tokens, {(acts > 0).sum(1).mean():.0f} of {acts.shape[1]} features on per token; the output "
-          f"differs from the input by at most {np.abs(output - cache['hook_sae_input']).max():.1e}")  # fmt: skip
+    error = np.abs(output - cache["hook_sae_input"]).max()
+    print(f"  Ran {len(acts)} tokens: {(acts > 0).sum(1).mean():.0f} of {acts.shape[1]} features are on per token.\n"
+          f"  With the error term, the output differs from the input by at most {error:.1e}.")  # fmt: skip
+    print(f"  The {FEATURES} strongest features of each sentence, their activations, and text where they are strong:")
     start = 0
-    for sentence in tokens:
-        block = acts[start + 1 : start + len(sentence) - 1]  # without [CLS] and [SEP]
-        start += len(sentence)
-        print(f"\n{' '.join(sentence[1:-1]).replace(' ##', '')}")
+    for tokens in sentences:
+        block = acts[start + 1 : start + len(tokens) - 1]  # without [CLS] and [SEP]
+        start += len(tokens)
+        print(f"\n  {' '.join(tokens[1:-1]).replace(' ##', '')}")
         for feature in np.argsort(-block.max(0))[:FEATURES]:
             token = int(block[:, feature].argmax())
-            print(f"  {feature:>5}  {block[token, feature]:5.2f} on {sentence[token + 1]!r}")
-            print(f"         also on: {' | '.join(labels[feature][:3])}")
+            print(f"    feature {feature:>4}  {block[token, feature]:5.2f} on {tokens[token + 1]!r}; also on: "
+                  f"{' | '.join(labels[feature][:2])}")  # fmt: skip
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,12 +1,13 @@
-"""Train a HookedSAE on the third layer of all-MiniLM-L6-v2 and export it: `python models/minilm/train.py`.
+"""Trains a HookedSAE on the third layer of all-MiniLM-L6-v2 and exports it: `python models/minilm/train.py`.
 
-About 40 minutes on two cores. The text, its packages and licences are in corpus.py; the recipe:
+Takes about 40 minutes on two cores. corpus.py lists the text and its licences. The recipe:
 
 1. The first quarter trains a top-k SAE (Gao et al. 2024, arXiv:2406.04093), which finds directions quickly.
-2. Then the mask goes, and a penalty `sum((acts + 0.1)^p - 0.1^p)` keeps the ReLU alone sparse, p falling from 1 to 0.5
-   (p-annealing, Karvonen et al. 2024, arXiv:2408.00113: less shrinkage than L1). Its weight follows the wanted L0.
+2. After that, there is no mask. A penalty `sum((acts + 0.1)^p - 0.1^p)` keeps the features sparse, while p falls from
+   1 to 0.5 (p-annealing, Karvonen et al. 2024, arXiv:2408.00113, which shrinks activations less than L1). The weight
+   of the penalty is adjusted to reach the wanted L0.
 
-Products are computed in bfloat16 while training, so the last digits of the weights depend on the processor.
+Training computes products in bfloat16, so that the last digits of the weights depend on the processor.
 """
 
 import argparse
@@ -32,7 +33,7 @@ TOPK_UNTIL, ANNEALED_AT, LAST_POWER, SOFTENING = 0.25, 0.60, 0.5, 0.1
 
 
 def cached_activations(model: MiniLM, texts: list[str], path: Path) -> Array:
-    """Return the activations of all tokens of `texts`, `(tokens, 384)` float16, kept at `path` for the next time."""
+    """Return the activations of all tokens of `texts`, `(tokens, 384)` float16; the file `path` caches them."""
     if not path.exists():
         batches = list(model.batches(texts))
         total = sum(len(ids) for _, batch in batches for ids in batch)
@@ -49,7 +50,7 @@ def cached_activations(model: MiniLM, texts: list[str], path: Path) -> Array:
 
 
 def train(activations: Array) -> HookedSAE:
-    """Return a ReLU SAE with about `L0` features per token on `activations`, `(tokens, 384)`."""
+    """Return a ReLU SAE with about `L0` features on per token of `activations`, `(tokens, 384)`."""
     rng = np.random.default_rng(SEED)
     cfg = HookedSAEConfig(
         d_sae=D_SAE,
@@ -90,7 +91,7 @@ def train(activations: Array) -> HookedSAE:
 
 
 def forward(sae: HookedSAE, x: torch.Tensor, topk: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return activations and reconstruction, the two products in bfloat16: five times faster than float32 here."""
+    """Return activations and reconstruction; bfloat16 makes the products five times faster than float32."""
     low = torch.bfloat16
     acts = torch.relu((x - sae.b_dec).to(low) @ sae.W_enc.to(low) + sae.b_enc.to(low))
     if topk:
@@ -99,7 +100,7 @@ def forward(sae: HookedSAE, x: torch.Tensor, topk: bool) -> tuple[torch.Tensor, 
 
 
 def step_on_sphere(W_dec: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
-    """Take a step that keeps every decoder row at length 1, so that the penalty cannot be shirked by scaling."""
+    """Take a step that keeps every decoder row at length 1, so that scaling cannot evade the penalty."""
     with torch.no_grad():
         assert W_dec.grad is not None
         W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
@@ -108,7 +109,7 @@ def step_on_sphere(W_dec: torch.nn.Parameter, optimizer: torch.optim.Optimizer) 
 
 
 def shuffled(count: int, rng: np.random.Generator):
-    """Yield batches of row numbers for ever, each epoch in another order; sorted within a batch, for the disk."""
+    """Yield batches of row indices without end, each epoch in another order; sorted in a batch, to read faster."""
     while True:
         order = rng.permutation(count)
         for start in range(0, count - BATCH + 1, BATCH):
@@ -116,21 +117,23 @@ def shuffled(count: int, rng: np.random.Generator):
 
 
 def seeded() -> torch.Generator:
-    """Return the generator of everything that is drawn."""
+    """Return a generator with the seed."""
     return torch.Generator().manual_seed(SEED)
 
 
 def main() -> None:
-    """Fetch, embed, train, export."""
+    """Download the text, compute activations, train and export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for archives and activations, 4 GB")
-    parser.add_argument("--again", action="store_true", help="do not train: export the weights that are there again")
+    parser.add_argument("--cache", type=Path, default=HERE / ".cache", metavar="FOLDER",
+                        help="folder for archives and activations, 4 GB (default: models/minilm/.cache)")  # fmt: skip
+    parser.add_argument("--again", action="store_true", help="export the existing weights again instead of training")
     options = parser.parse_args()
     texts, model = load_texts(options.cache), MiniLM()
     held_out, rest = texts[:HELD_OUT], texts[HELD_OUT:]
     sae = load(ARTIFACT) if options.again else train(cached_activations(model, rest, options.cache / "train.npy"))
     real = torch.cat([model.activations(ids) for _, ids in list(model.batches(held_out))[::4]])
-    print(export(sae, ARTIFACT, activations=real, overwrite=ARTIFACT.exists()).path)
+    artifact = export(sae, ARTIFACT, activations=real, overwrite=ARTIFACT.exists())
+    print(f"The SAE was exported to {artifact.path}.")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import torch
 from safetensors.numpy import save_file
 
 from benchmarks.cpu import __main__ as command
-from benchmarks.cpu import processes, speed, sweep, torch_contenders
-from benchmarks.cpu.cases import ARTIFACT, input_file
-from benchmarks.cpu.contenders import (
+from benchmarks.cpu import processes, speed, sweep
+from benchmarks.cpu.contenders import torch_contenders
+from benchmarks.cpu.contenders.cases import ARTIFACT, input_file
+from benchmarks.cpu.contenders.names import (
     COMPILED,
     CONTENDERS,
     COPY,
@@ -29,8 +30,8 @@ from benchmarks.cpu.speed import Effort
 from benchmarks.cpu.workers import Worker
 from benchmarks.report import plot, tables
 from benchmarks.shared import installed
-from benchmarks.shared.agreement import DisagreementError, agree
-from benchmarks.shared.saes import FIRING, firing, subject_of
+from benchmarks.shared.agreement import DisagreementError, check_agreement
+from benchmarks.shared.saes import FIRING, make_workload, measure_sparsity
 from tests.support.samples import HOOKS
 
 ROWS = (1, 40)
@@ -39,9 +40,9 @@ ROWS = (1, 40)
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """The folder of a small SAE, and its inputs."""
-    folder, subject = tmp_path_factory.mktemp("case"), subject_of(24, 128, 10)
-    write_case(folder, subject, ROWS, GRID)
-    return folder, subject.inputs
+    folder, workload = tmp_path_factory.mktemp("case"), make_workload(24, 128, 10)
+    write_case(folder, workload, ROWS, GRID)
+    return folder, workload.inputs
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +53,21 @@ def threads():
     torch.set_num_threads(before)
 
 
+def tensors(hooks):
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in hooks.items()}
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_contenders_agree(case, rows):
     folder, inputs = case
-    reference = CONTENDERS[ORIGINAL].make(folder, 1).outputs(inputs(rows))
+    reference = tensors(CONTENDERS[ORIGINAL].make(folder, 1).compute_hooks(inputs(rows)))
     assert list(reference) == HOOKS
     for name in {*GRID, MODEL_GRAPH} - {COMPILED}:
         contender = CONTENDERS[name]
-        way = contender.make(folder, 1)
-        agree(name, way.outputs(inputs(rows)), reference, contender.hooks)
-        parts = way.bind(inputs(rows))
+        runner = contender.make(folder, 1)
+        expected = {hook: reference[hook] for hook in contender.hooks}
+        check_agreement(name, tensors(runner.compute_hooks(inputs(rows))), expected)
+        parts = runner.bind(inputs(rows))
         assert tuple(parts) == contender.parts
         for part in parts.values():
             part()
@@ -71,10 +77,10 @@ def test_what_is_compiled_is_what_is_compared(case, monkeypatch):
     folder, inputs = case
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: compiled.append((function, dynamic)) or function)
-    reference = CONTENDERS[ORIGINAL].make(folder, 1).outputs(inputs(40))
-    way = CONTENDERS[COMPILED].make(folder, 1)
-    agree(COMPILED, way.outputs(inputs(40)), reference, HOOKS)
-    assert list(way.bind(inputs(40))) == [COMPILED]
+    reference = tensors(CONTENDERS[ORIGINAL].make(folder, 1).compute_hooks(inputs(40)))
+    runner = CONTENDERS[COMPILED].make(folder, 1)
+    check_agreement(COMPILED, tensors(runner.compute_hooks(inputs(40))), reference)
+    assert list(runner.bind(inputs(40))) == [COMPILED]
     assert compiled == [(torch_contenders.six_hooks, False)] * 2
 
 
@@ -91,27 +97,27 @@ def test_a_contender_that_cannot_be_compiled_is_left_out_with_the_reason(case, m
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda y: y * np.float32(1.001), "differs from the original's by 1.0e-03 of its norm"),
-        (lambda y: y * np.float32(np.nan), "differs from the original's by nan"),
-        (lambda y: y[:1], r"hook_sae_recons is \(1, 3\) float32, the original's \(2, 3\) float32"),
-        (lambda y: y.astype(np.float64), r"is \(2, 3\) float64"),
+        (lambda y: y * 1.001, "differs from the original's by 1.0e-03 of its norm; at most 1e-04 can be rounding"),
+        (lambda y: y * torch.nan, "differs from the original's by nan"),
+        (lambda y: y[:1], r"hook_sae_recons is \(1, 3\) torch.float32; it must be \(2, 3\) torch.float32"),
+        (lambda y: y.double(), r"is \(2, 3\) torch.float64; it must be .* torch.float32"),
         (None, "wrong does not return hook_sae_recons"),
     ],
     ids=["scaled", "nan", "shape", "dtype", "missing"],
 )
 def test_a_wrong_contender_is_refused(change, says):
-    right = {"hook_sae_recons": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    right = {"hook_sae_recons": torch.arange(6.0).reshape(2, 3)}
     wrong = {hook: change(y) for hook, y in right.items()} if change else {}
-    assert agree("right", right, right, list(right)) == 0
+    assert check_agreement("right", right, right) == 0
     with pytest.raises(DisagreementError, match=says):
-        agree("wrong", wrong, right, list(right))
+        check_agreement("wrong", wrong, right)
 
 
 def test_where_nothing_is_on_nothing_may_be():
-    none = {"hook_sae_acts_post": np.zeros((2, 3), np.float32)}
-    assert agree("right", none, none, list(none)) == 0
+    none = {"hook_sae_acts_post": torch.zeros(2, 3)}
+    assert check_agreement("right", none, none) == 0
     with pytest.raises(DisagreementError, match="by inf"):
-        agree("wrong", {"hook_sae_acts_post": np.full((2, 3), np.float32(1e-20))}, none, list(none))
+        check_agreement("wrong", {"hook_sae_acts_post": torch.full((2, 3), 1e-20)}, none)
 
 
 def test_a_wrong_contender_is_refused_before_it_is_timed(tmp_path):
@@ -119,8 +125,8 @@ def test_a_wrong_contender_is_refused_before_it_is_timed(tmp_path):
         def __init__(self, factor):
             self.factor = factor
 
-        def ask(self, request, rows, every, target):
-            assert (request, rows, every) == ("outputs", 1000, 2)
+        def ask(self, request, rows, stride, target):
+            assert (request, rows, stride) == ("write_hooks", 1000, 2)
             save_file({hook: np.full((500, 4), self.factor, np.float32) for hook in HOOKS}, target)
 
     found = speed.check({ORIGINAL: Fake(1.0), THIS: Fake(1 + 1e-5)}, tmp_path, 1000)
@@ -134,7 +140,7 @@ def test_a_wrong_contender_is_refused_before_it_is_timed(tmp_path):
 def test_a_worker_that_fails_says_of_what(case, tmp_path):
     with Worker(THIS, case[0], 1) as worker:
         assert worker.ask("bind", rows=40) == [THIS]
-        assert len(worker.ask("turn", seconds=0.0)[THIS]) == 1
+        assert len(worker.ask("measure", seconds=0.0)[THIS]) == 1
         with pytest.raises(RuntimeError, match=r"(?s)The process of this ended with 1: .*x-3.npy"):
             worker.ask("bind", rows=3)
     with Worker(THIS, tmp_path, 1) as worker, pytest.raises(RuntimeError, match="is not an artifact"):
@@ -154,51 +160,53 @@ def test_the_sweep_compares_the_sessions_choice_with_the_dense_graph(swept):
         assert set(line["ms"]) == {MODEL_GRAPH, THIS}
         assert line["rounds"] == 2
         assert line["over_this"][MODEL_GRAPH][0] > 0
-    assert sweep.worst(swept)["over_model_graph"][THIS][0] == max(line["over_model_graph"][THIS][0] for line in swept)
-    assert sweep.l0s_of(24576) == [0, 10, 50, 200, 1000, 4000, 12288, 24576]
-    assert sweep.l0s_of(64) == [0, 10, 32, 64]
+    assert sweep.slowest(swept)["over_model_graph"][THIS][0] == max(line["over_model_graph"][THIS][0] for line in swept)
+    assert sweep.default_l0s(24576) == [0, 10, 50, 200, 1000, 4000, 12288, 24576]
+    assert sweep.default_l0s(64) == [0, 10, 32, 64]
 
 
 def test_a_ratio_is_that_of_a_rounds_medians():
     rounds = {THIS: [1.0, 2.0, 4.0], ORIGINAL: [10.0, 40.0, 20.0], PRODUCT: [0.5, 1.0, 1.0], COPY: [0.5, 0.0, 1.0]}
-    found = speed.summary(rounds)
+    found = speed.summarize(rounds)
     assert found["over_this"][ORIGINAL] == [10.0, 7.5, 15.0]  # of 10, 20 and 5; not 20 / 2
     assert found["over_floor"][THIS] == [2.0, 1.5, 2.0]
     assert found["over_product"][THIS] == [2.0, 2.0, 3.0]
     assert found["ms"][FLOOR] == [1.0, 1.0, 1.5]
     assert (found["rounds"], found["best_alternative"]) == (3, None)
-    assert speed.summary(rounds | {"compiled": [3.0] * 3, "plain_onnx": [2.9] * 3})["best_alternative"] == "plain_onnx"
+    assert (
+        speed.summarize(rounds | {"compiled": [3.0] * 3, "plain_onnx": [2.9] * 3})["best_alternative"] == "plain_onnx"
+    )
 
 
 @pytest.mark.parametrize("l0", [5, 20])
 def test_a_realistic_sae_is_as_uneven_as_the_measured_one(l0):
     known = json.loads(FIRING.read_text())
-    subject = subject_of(64, 1024, l0)
-    x = subject.inputs(4000)
-    facts = firing(subject.sae, x)
+    workload = make_workload(64, 1024, l0)
+    x = workload.inputs(4000)
+    facts = measure_sparsity(workload.sae, x)
     assert facts["l0_mean"] == pytest.approx(l0, rel=0.05)
     assert facts["l0_std"] / facts["l0_mean"] == pytest.approx(known["l0_std_over_mean"], abs=0.08)
     with torch.no_grad():
-        frequency = (subject.sae.encode(torch.from_numpy(x)) > 0).double().mean(0)
+        frequency = (workload.sae.encode(torch.from_numpy(x)) > 0).double().mean(0)
     logs = frequency[frequency > 0].log10()
     assert logs.std().item() == pytest.approx(known["log10_frequency_std"], abs=0.1)
-    assert facts == firing(subject_of(64, 1024, l0).sae, x)
-    assert firing(subject.sae, subject.inputs(16))["l0_mean"] == pytest.approx(l0, rel=0.25)
+    assert facts == measure_sparsity(make_workload(64, 1024, l0).sae, x)
+    assert measure_sparsity(workload.sae, workload.inputs(16))["l0_mean"] == pytest.approx(l0, rel=0.25)
 
 
 def test_a_uniform_sae_lets_every_feature_on_alike():
-    subject = subject_of(64, 1024, 20, "uniform")
-    facts = firing(subject.sae, subject.inputs(4000))
+    workload = make_workload(64, 1024, 20, "uniform")
+    facts = measure_sparsity(workload.sae, workload.inputs(4000))
     assert facts["l0_mean"] == pytest.approx(20, rel=0.1)
-    uneven = firing((realistic := subject_of(64, 1024, 20)).sae, realistic.inputs(100))
-    assert firing(subject.sae, subject.inputs(100))["fired_share"] > uneven["fired_share"]
+    uneven = measure_sparsity((realistic := make_workload(64, 1024, 20)).sae, realistic.inputs(100))
+    assert measure_sparsity(workload.sae, workload.inputs(100))["fired_share"] > uneven["fired_share"]
 
 
 @pytest.mark.parametrize(("l0", "exactly"), [(0, 0), (128, 128), (64, None)])
 def test_no_feature_on_half_of_them_and_all(l0, exactly):
-    subject = subject_of(24, 128, l0)
+    workload = make_workload(24, 128, l0)
     for rows in (1, 50):
-        facts = firing(subject.sae, subject.inputs(rows))
+        facts = measure_sparsity(workload.sae, workload.inputs(rows))
         assert facts["l0_mean"] == pytest.approx(l0, abs=0 if exactly is not None else 6)
 
 
@@ -256,8 +264,8 @@ def test_the_plot_has_a_panel_for_each_size(result, tmp_path):
 
 
 def test_labels_are_set_apart():
-    heights = plot.apart([0.1, 0.11, 0.115, 0.5, 0.9, 0.91])
-    assert all(b - a >= plot.GAP - 1e-9 for a, b in itertools.pairwise(heights))
+    heights = plot.move_apart([0.1, 0.11, 0.115, 0.5, 0.9, 0.91])
+    assert all(b - a >= plot.LABEL_GAP - 1e-9 for a, b in itertools.pairwise(heights))
     assert heights[3] == 0.5
     assert np.mean(heights[:3]) == pytest.approx(np.mean([0.1, 0.11, 0.115]))
 
@@ -265,25 +273,25 @@ def test_labels_are_set_apart():
 @pytest.mark.parametrize("name", ["runtime_unchecked", "hooked_sae"])
 def test_a_whole_process_gives_its_first_result(name, case):
     folder, _ = case
-    seconds, peak = processes.run(processes.PROCESSES[name].program, folder / ARTIFACT, input_file(folder, 1))
+    seconds, peak = processes.run_program(processes.PROCESSES[name].program, folder / ARTIFACT, input_file(folder, 1))
     assert seconds > 0
     assert peak > 10_000_000 or sys.platform != "linux"
 
 
 def test_a_process_that_fails_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="no such thing"):
-        processes.run("raise ValueError('no such thing')", tmp_path, tmp_path)
+        processes.run_program("raise ValueError('no such thing')", tmp_path, tmp_path)
 
 
 def test_what_has_to_be_installed():
-    roots = [processes.installed_name(root) for root in processes.PROCESSES[processes.THIS].roots]
-    needed = installed.required(roots)
+    roots = [processes.installed_distribution(root) for root in processes.PROCESSES[processes.THIS].roots]
+    needed = installed.required_distributions(roots)
     assert {"numpy", "safetensors", "protobuf"} <= needed
     assert not {"torch", "onnx", "tqdm"} & needed
-    assert {"torch", "sympy"} <= installed.required(["torch"])  # which torch's own metadata names
+    assert {"torch", "sympy"} <= installed.required_distributions(["torch"])  # which torch's own metadata names
     one, two = (installed.installed_size(names)["bytes"] for names in (["safetensors"], ["safetensors", "numpy"]))
     assert 0 < one < two
 
 
-def test_others_are_noticed():
-    assert 0 <= command.busy_share(0.05) <= 1
+def test_the_load_of_other_programs_is_a_share():
+    assert 0 <= command.measure_load(0.05) <= 1

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import agreement, candidates, grid, run, runtime_ways, subjects, tables
-from benchmarks.gpu.contenders import (
+from benchmarks.gpu import run
+from benchmarks.gpu.contenders import agreement, runtime_contenders
+from benchmarks.gpu.contenders.names import (
     COPY,
     DECODE_PRODUCT,
     ENCODE_PRODUCT,
@@ -23,10 +24,13 @@ from benchmarks.gpu.contenders import (
     TORCH_HOST,
 )
 from benchmarks.gpu.device import Cpu, Cuda
-from benchmarks.gpu.equations import original
-from benchmarks.gpu.prepare import sae_of
-from benchmarks.gpu.timing import Effort
+from benchmarks.gpu.measure import grid
+from benchmarks.gpu.measure.timing import Effort
+from benchmarks.gpu.prepared import artifacts
+from benchmarks.gpu.prepared.prepare import make_sae
+from benchmarks.gpu.report import tables
 from benchmarks.shared.agreement import DisagreementError
+from benchmarks.shared.equations import original_hooks
 from benchmarks.shared.machine import ROOT
 from tests.support.samples import HOOKS
 
@@ -52,7 +56,7 @@ def test_a_rehearsal_measures_everything_and_says_that_it_is_no_gpu(prepared, tm
     what = ["--shapes", "24x128", "--rows", "8", "1", "--precisions", "float32", "bfloat16"]
     assert call([*options, *what, "--prepared", str(prepared), "--results", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.err.startswith("**These are no GPU figures.**")
+    assert printed.err.startswith("**These are not GPU figures.**")
     file = tmp_path / "gpu-rehearsal.json"
     result = json.loads(file.read_text())
     assert (result["rehearsal"], result["not_reached"], result["broken"]) == (True, [], [])
@@ -66,7 +70,7 @@ def test_a_rehearsal_measures_everything_and_says_that_it_is_no_gpu(prepared, tm
         assert line["of_limit"][0] > 0
         assert 25 < line["l0_mean"] < 75
     (variants,) = result["candidates"]
-    assert set(variants["agreement"]) == set(candidates.CANDIDATES)
+    assert set(variants["agreement"]) == set(artifacts.CANDIDATES)
     assert variants["over_as_is"]["as_is"] == [1, 1, 1]
     (profile,) = result["nodes"]
     assert sum(name.startswith("Gemm ") for name in profile["nodes"]) == 2
@@ -74,8 +78,8 @@ def test_a_rehearsal_measures_everything_and_says_that_it_is_no_gpu(prepared, tm
     assert call(["--table", str(file)]) == 0
     again = capsys.readouterr().out
     assert printed.out == again
-    assert again.startswith("**These are no GPU figures.**")
-    assert "None is judged." in again
+    assert again.startswith("**These are not GPU figures.**")
+    assert "No goal is judged." in again
     assert "| yes |" not in again
 
 
@@ -83,51 +87,53 @@ def test_the_riding_bias_is_a_row_of_a_matrix_that_is_made_once(prepared, tmp_pa
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    file = candidates.candidate_file(prepared / "24x128" / "float32", candidates.RIDES)
+    file = artifacts.candidate_file(prepared / "24x128" / "float32", artifacts.RIDES)
     onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     (product,) = (node for node in graph.node if node.op_type == "MatMul")
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    assert shapes[product.input[1]] == [24 + candidates.PAD, 128]
+    assert shapes[product.input[1]] == [24 + artifacts.BIAS_ROWS, 128]
 
 
 def test_inputs_that_switch_nothing_on_are_refused():
-    weights = {name: torch.from_numpy(array) for name, array in subjects.draw_weights(8, 32).items()}
-    (x,) = subjects.draw_inputs(weights, 4, 1)
-    agreement.reference(x, weights)
+    weights = {name: torch.from_numpy(array) for name, array in artifacts.draw_weights(8, 32).items()}
+    (x,) = artifacts.draw_inputs(weights, 4, 1)
+    agreement.compute_reference(x, weights)
     with pytest.raises(DisagreementError, match=r"0.0% of the features are on"):
-        agreement.reference(x, weights | {"b_enc": torch.full((32,), -1e3)})
+        agreement.compute_reference(x, weights | {"b_enc": torch.full((32,), -1e3)})
 
 
 def test_the_saes_are_as_sparse_as_they_say():
-    weights = {name: torch.from_numpy(array) for name, array in subjects.draw_weights(128, 4096).items()}
-    (x,) = subjects.draw_inputs(weights, 256, 1)
-    assert (original(x, *weights.values())[2] > 0).sum(1).double().mean().item() == pytest.approx(subjects.L0, rel=0.1)
+    weights = {name: torch.from_numpy(array) for name, array in artifacts.draw_weights(128, 4096).items()}
+    (x,) = artifacts.draw_inputs(weights, 256, 1)
+    assert (original_hooks(x, *weights.values())[2] > 0).sum(1).double().mean().item() == pytest.approx(
+        artifacts.L0, rel=0.1
+    )
 
 
 def test_the_stand_in_computes_what_the_original_computes():
-    sae = sae_of(24, 128)
-    weights = {name: getattr(sae, name).detach() for name in subjects.PARAMETERS}
-    (x,) = subjects.draw_inputs(weights, 5, 1)
+    sae = make_sae(24, 128)
+    weights = {name: getattr(sae, name).detach() for name in artifacts.PARAMETERS}
+    (x,) = artifacts.draw_inputs(weights, 5, 1)
     with torch.no_grad():
         _, cache = sae.run_with_cache(x)
-        for hook, tensor in zip(HOOKS, original(x, *weights.values()), strict=True):
+        for hook, tensor in zip(HOOKS, original_hooks(x, *weights.values()), strict=True):
             assert torch.equal(cache[hook], tensor), hook
 
 
 def test_weights_that_were_left_out_are_drawn_again(prepared, tmp_path):
     artifact = tmp_path / "float32"
     artifact.mkdir()
-    for name in (subjects.WEIGHTS, "golden.safetensors"):
+    for name in (artifacts.WEIGHTS, "golden.safetensors"):
         (artifact / name).write_bytes((prepared / "24x128" / "float32" / name).read_bytes())
-    before = (artifact / subjects.WEIGHTS).read_bytes()
-    subjects.leave_weights_out(artifact)
-    assert [path.name for path in artifact.iterdir()] == [subjects.WEIGHTS]
-    assert (artifact / subjects.WEIGHTS).stat().st_size < 1000
-    subjects.fill_in_weights(artifact)
-    assert (artifact / subjects.WEIGHTS).read_bytes() == before
-    subjects.fill_in_weights(artifact)  # whole already
-    assert (artifact / subjects.WEIGHTS).read_bytes() == before
+    before = (artifact / artifacts.WEIGHTS).read_bytes()
+    artifacts.leave_weights_out(artifact)
+    assert [path.name for path in artifact.iterdir()] == [artifacts.WEIGHTS]
+    assert (artifact / artifacts.WEIGHTS).stat().st_size < 1000
+    artifacts.fill_in_weights(artifact)
+    assert (artifact / artifacts.WEIGHTS).read_bytes() == before
+    artifacts.fill_in_weights(artifact)  # whole already
+    assert (artifact / artifacts.WEIGHTS).read_bytes() == before
 
 
 def test_a_run_whose_time_is_up_or_that_breaks_says_so(prepared, tmp_path, monkeypatch):
@@ -135,12 +141,12 @@ def test_a_run_whose_time_is_up_or_that_breaks_says_so(prepared, tmp_path, monke
     plan = run.Plan(prepared, [(24, 128)], ["float32"], [1], 0.0, options)
     result = run.run(plan, Cpu(), True, tmp_path / "none.json")
     assert result["not_reached"] == [f"24 x 128, float32, {part}" for part in ("grid", "candidates", "nodes")]
-    assert "24 x 128, float32, grid: the time was up" in tables.left_out(result)
+    assert "24 x 128, float32, grid: the time limit was reached" in tables.left_out(result)
 
     def broken(*arguments):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr(run, "lines_of", broken)
+    monkeypatch.setattr(run, "measure_part", broken)
     plan = run.Plan(prepared, [(24, 128)], ["float32"], [1], 1.0, options)
     result = run.run(plan, Cpu(), True, tmp_path / "broken.json")
     assert result["broken"][0] == "24 x 128, float32, grid: ValueError: no such thing"
@@ -169,10 +175,10 @@ def test_on_a_gpu_sessions_take_its_stream_its_precision_and_the_graphs(monkeypa
         def __exit__(self, *error):
             opened.append("closed")
 
-    monkeypatch.setattr(runtime_ways, "SAESession", Fake)
+    monkeypatch.setattr(runtime_contenders, "SAESession", Fake)
     device = Cuda.__new__(Cuda)
     device.torch, device.stream = torch.device("cuda", 0), "stream"
-    with runtime_ways.Sessions(tmp_path, device, "tf32", [1, 64]) as sessions:
+    with runtime_contenders.Sessions(tmp_path, device, "tf32", [1, 64]) as sessions:
         assert sessions.session() is sessions.session()
         sessions.session(graphed=True)
     common = {"check_integrity": False, "precision": "tf32", "stream": "stream"}
@@ -200,15 +206,16 @@ def test_a_gpu_is_timed_by_events_around_a_call_that_is_queued_while_it_waits(mo
     device = Cuda.__new__(Cuda)
     device._flushed, device._begin, device._end = Buffer(), Event("begin"), Event("end")
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: happened.append("sleep"))
-    assert device.queued(lambda: happened.append("call")) == 1.5
+    assert device.time_queued(lambda: happened.append("call")) == 1.5
     assert happened == ["flush", "sleep", "begin", "call", "end", "wait"]
 
 
 def test_without_transformer_lens_it_says_who_the_original_is_and_what_is_missing(tmp_path):
     program = (
         "import sys; sys.modules['transformer_lens'] = None\n"
-        "from benchmarks.gpu import torch_ways, __main__ as command\n"
-        "print(torch_ways.ORIGINAL_IS)\n"
+        "from benchmarks.gpu import __main__ as command\n"
+        "from benchmarks.gpu.contenders import torch_contenders\n"
+        "print(torch_contenders.ORIGINAL_IS)\n"
         f"sys.argv += ['--device', 'cpu', '--shapes', '24x128', '--prepared', {str(tmp_path)!r}]\n"
         "command.main()"
     )
@@ -221,5 +228,5 @@ def test_without_transformer_lens_it_says_who_the_original_is_and_what_is_missin
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_how_to_rehearse():
-    with pytest.raises(SystemExit, match="sees no NVIDIA GPU here.*rehearse with --device cpu"):
+    with pytest.raises(SystemExit, match="does not see an NVIDIA GPU here.*rehearse with --device cpu"):
         call(["--shapes", "24x128"])

@@ -1,13 +1,11 @@
 """What the GPU benchmark counts, compares and judges, by numbers made by hand."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import agreement, candidates, goals, grid, limit, nodes, tables, timing
-from benchmarks.gpu.contenders import (
+from benchmarks.gpu.contenders import agreement
+from benchmarks.gpu.contenders.names import (
     COMPILED,
     COPY,
     DECODE_PRODUCT,
@@ -19,10 +17,12 @@ from benchmarks.gpu.contenders import (
     THIS_GRAPH,
     THIS_HOST,
     THIS_TOP,
-    Way,
+    Contender,
 )
-from benchmarks.gpu.limit import Work
-from benchmarks.shared.agreement import DisagreementError
+from benchmarks.gpu.measure import candidates, grid, limit, nodes, timing
+from benchmarks.gpu.measure.limit import Work
+from benchmarks.gpu.report import goals, tables
+from benchmarks.shared.node_times import node_times
 
 WORK = Work(d_in=2, d_sae=3, rows=5, itemsize=4)
 
@@ -73,24 +73,6 @@ def test_goals_take_the_hosts_clock_for_one_row_and_the_devices_for_more():
     assert [verdict for *_, verdict in goals.verdicts([line(1, 9.0, 9.0, 1.0)])] == ["yes", "no", "not measured"]
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda y: y * 1.001, "differs from the float32 original's by 1.0e-03 of its norm; up to 1e-04"),
-        (lambda y: y * torch.nan, "by nan"),
-        (lambda y: y[:, :2], r"is \(2, 2\) torch.float32; it must be \(2, 3\) torch.float32"),
-        (lambda y: y.double(), "is .* torch.float64"),
-    ],
-    ids=["scaled", "nan", "shape", "dtype"],
-)
-def test_a_wrong_contender_is_refused(change, says):
-    right = {"hook_sae_recons": torch.arange(6.0).reshape(2, 3)}
-    check = functools.partial(agreement.agree, expected=right, dtype=torch.float32, bound=agreement.BOUNDS["float32"])
-    assert check("right", right) == 0
-    with pytest.raises(DisagreementError, match=says):
-        check("wrong", {hook: change(y) for hook, y in right.items()})
-
-
 def test_a_contender_that_gives_its_last_answer_again_or_fails_is_left_out_with_the_reason():
     inputs = [torch.ones(2, 3), 2 * torch.ones(2, 3)]
 
@@ -100,13 +82,13 @@ def test_a_contender_that_gives_its_last_answer_again_or_fails_is_left_out_with_
     def named(y):
         return {"hook_sae_input": y}
 
-    makers = {
-        "right": lambda: Way(inputs, lambda x: x, named),
-        "stale": lambda: Way(inputs, lambda x: inputs[0], named),
+    factories = {
+        "right": lambda: Contender(inputs, lambda x: x, named),
+        "stale": lambda: Contender(inputs, lambda x: inputs[0], named),
         "unable": unable,
     }
     expected = [named(x) for x in inputs]
-    ways, found, absent = agreement.bind(makers, expected, torch.float32, agreement.BOUNDS["float32"])
+    ways, found, absent = agreement.bind_contenders(factories, expected, torch.float32, agreement.TOLERANCES["float32"])
     assert (list(ways), found) == (["right"], {"right": 0.0})
     assert absent["stale"].startswith("wrong: stale: hook_sae_input differs")
     assert absent["unable"] == "RuntimeError: no compiler"
@@ -123,12 +105,13 @@ def test_what_is_wrong_or_missing_of_ours_is_a_failure():
 
 def test_which_of_two_equals_is_among_the_strongest_does_not_matter():
     indices, values = torch.tensor([[3, 0, 1], [3, 0, 2]]), torch.tensor([[5.0, 2.0, 1.0], [5.0, 2.0, 1.0]])
-    one, other = agreement.dense(indices, values, 4)
+    one, other = agreement.scatter_top(indices, values, 4)
     assert one.tolist() == other.tolist() == [1.0, 0.0, 0.0, 4.0]
 
 
 def test_nodes_are_the_medians_of_the_last_runs():
     events = [{"cat": "Node", "name": f"{name}_kernel_time", "dur": dur, "args": {"op_name": "Relu"}}
               for name, dur in (("a", 9000), ("b", 1), ("a", 2000), ("b", 5000), ("a", 4000), ("b", 7000))]  # fmt: skip
-    found = nodes.node_times([*events, {"cat": "Session", "name": "model_run", "dur": 1}], runs=2)
+    times = node_times([*events, {"cat": "Session", "name": "model_run", "dur": 1}])
+    found = nodes.median_times(times, runs=2)
     assert list(found.items()) == [("Relu b", 6.0), ("Relu a", 3.0)]

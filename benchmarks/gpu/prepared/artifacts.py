@@ -1,10 +1,10 @@
-"""What is measured: SAEs of random weights with a known sparsity, and inputs for them; a seed makes them again.
+"""The SAEs that are measured: random weights with a known sparsity, and inputs for them, all drawn from a seed.
 
-    FOLDER/768x24576/float32/    an artifact, and beside its graphs the candidates (`candidates.py`)
+    FOLDER/768x24576/float32/    an artifact, with the candidates beside its graphs (`measure/candidates.py`)
     FOLDER/768x24576/bfloat16/   the same SAE in another dtype
 
-Nothing here needs transformer_lens, so that a machine without it can measure what another one prepared. Weights may
-have been left at home: what is left of their file is its header, and they are drawn again.
+Nothing here needs transformer_lens, so that a machine without it can measure artifacts that another machine prepared.
+The weights may be left out for the transfer: their file is cut to its header, and they are drawn again.
 """
 
 import json
@@ -18,32 +18,44 @@ from torch import Tensor
 
 from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from runtime.arrays.tensor import Array
+from runtime.artifact.contracts import MODEL
 from runtime.devices.options import TF32
 
 WEIGHTS = "weights.safetensors"
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 L0 = 50
 BIAS_SPREAD = 0.1
-"""Standard deviation of the biases, so that one in the wrong place is noticed."""
+"""Standard deviation of the biases. They differ, so that a bias in the wrong place is noticed."""
 
 PRECISIONS = (FLOAT32, TF32, FLOAT16, BFLOAT16)
 
+BIAS_ROWS = 8
+"""Columns that `rides` appends to x: a one, and zeros so that the inner dimension stays a multiple of 8."""
+AS_IS, ADD, RIDES, ASKED = "as_is", "add", "rides", "asked"
+CANDIDATES = (AS_IS, ADD, RIDES, ASKED)
+"""Ways to write `model.onnx`, which `measure/candidates.py` describes."""
 
-def dtype_of(precision: str) -> str:
-    """Return the dtype of the weights: TF32 is how a product of float32 numbers is computed."""
+
+def weights_dtype(precision: str) -> str:
+    """Return the dtype of the weights of a precision: TF32 is a way to compute products of float32 values."""
     return FLOAT32 if precision == TF32 else precision
 
 
-def artifact_of(folder: Path, shape: tuple[int, int], dtype: str) -> Path:
-    """Return where the artifact of a size is."""
+def artifact_folder(folder: Path, shape: tuple[int, int], dtype: str) -> Path:
+    """Return the folder of the artifact of a size and dtype."""
     return folder / f"{shape[0]}x{shape[1]}" / dtype
 
 
-def draw_weights(d_in: int, d_sae: int) -> dict[str, Array]:
-    """Return the weights of a HookedSAE, float32, with about `L0` features on for each of `draw_inputs`.
+def candidate_file(artifact: Path, name: str) -> Path:
+    """Return the path of the graph of a candidate."""
+    return artifact / (f"{MODEL}.onnx" if name == AS_IS else f"candidate.{name}.onnx")
 
-    An input less b_dec is standard normal and the features' directions are unit vectors, so that a standard normal
-    variable comes in at each feature, and its bias says how often it is on. At most half of all features are.
+
+def draw_weights(d_in: int, d_sae: int) -> dict[str, Array]:
+    """Return the float32 weights of an SAE with about `L0` features on, but at most half of them, for `draw_inputs`.
+
+    An input minus b_dec is standard normal and the directions of the features are unit vectors. Each feature therefore
+    sees a standard normal variable, and its bias says how often it is on.
     """
     draws = np.random.default_rng(0)
     W_dec = draws.standard_normal((d_sae, d_in), dtype=np.float32)
@@ -55,7 +67,7 @@ def draw_weights(d_in: int, d_sae: int) -> dict[str, Array]:
 
 
 def draw_inputs(weights: dict[str, Tensor], rows: int, sets: int) -> list[Tensor]:
-    """Return several sets of inputs, `(rows, d_in)`, where the weights are and of their dtype."""
+    """Return several sets of inputs, `(rows, d_in)`, on the device and in the dtype of the weights."""
     b_dec = weights["b_dec"]
     generator = torch.Generator(b_dec.device).manual_seed(1)
     shape = (rows, len(b_dec))
@@ -72,7 +84,7 @@ def load_weights(artifact: Path, device: torch.device) -> dict[str, Tensor]:
 
 
 def leave_weights_out(artifact: Path) -> None:
-    """Cut the weights file down to its header, and remove what only a proof needs: what is left is kilobytes."""
+    """Cut the weights file to its header and remove the golden batch, so that the artifact takes kilobytes."""
     file = artifact / WEIGHTS
     _, start = _header(file)
     with file.open("r+b") as opened:
@@ -83,7 +95,7 @@ def leave_weights_out(artifact: Path) -> None:
 def fill_in_weights(artifact: Path) -> None:
     """Draw the weights of an artifact again if they were left out.
 
-    The last bits may be those of another processor; nothing but the file's hash hangs on them, which is not checked.
+    The last bits may differ on another processor. Only the file's hash depends on them, and it is not checked.
     """
     file = artifact / WEIGHTS
     header, start = _header(file)
@@ -97,7 +109,10 @@ def fill_in_weights(artifact: Path) -> None:
 
 
 def _header(file: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
-    """Return the header of a safetensors file, and where the data begin (https://github.com/huggingface/safetensors)."""
+    """Return the header of a safetensors file, and the offset of the data.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         return json.loads(opened.read(length)), 8 + length

@@ -1,10 +1,12 @@
-"""Who is measured, by name, and against whom."""
+"""The contenders by name, and which of them are compared."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from benchmarks.shared.timing import fastest
 
 ORIGINAL, ORIGINAL_GRAPH = "original", "original_graph"
 DEDUPLICATED, COMPILED, TUNED, REDUCED = "deduplicated", "compiled", "compiled_tuned", "compiled_reduced"
@@ -13,8 +15,8 @@ TORCH_HOST, THIS_HOST = "torch_host", "this_host"
 TORCH_ENCODE, THIS_ENCODE, TORCH_TOP, THIS_TOP = "torch_encode", "this_encode", "torch_top", "this_top"
 ENCODE_PRODUCT, DECODE_PRODUCT, COPY = "encode_product", "decode_product", "copy"
 
-K = 64
-"""Of `top_features`."""
+TOP_K = 64
+"""The k of `top_features`."""
 
 TITLES = {
     ORIGINAL: "PyTorch original",
@@ -29,26 +31,26 @@ TITLES = {
     THIS_HOST: "this project, host to host",
     TORCH_ENCODE: "PyTorch, encoder",
     THIS_ENCODE: "this project, encoder",
-    TORCH_TOP: f"PyTorch, encoder and top {K}",
-    THIS_TOP: f"this project, top_features of {K}",
+    TORCH_TOP: f"PyTorch, encoder and top {TOP_K}",
+    THIS_TOP: f"this project, top_features of {TOP_K}",
 }
-OURS = (THIS, THIS_GRAPH, THIS_HOST, THIS_ENCODE, THIS_TOP)
-COMPILES = (COMPILED, TUNED, REDUCED)
-ALTERNATIVES = (ORIGINAL, ORIGINAL_GRAPH, DEDUPLICATED, *COMPILES)
-"""Other ways to all six hooks on the device."""
+THIS_PROJECT = (THIS, THIS_GRAPH, THIS_HOST, THIS_ENCODE, THIS_TOP)
+COMPILE_MODES = (COMPILED, TUNED, REDUCED)
+ALTERNATIVES = (ORIGINAL, ORIGINAL_GRAPH, DEDUPLICATED, *COMPILE_MODES)
+"""Other ways to compute all six hooks on the device."""
 
 GRAPHED_ROWS = (1, 8, 64)
-"""Numbers of rows for which CUDA graphs are captured; with more, launches take no time beside the rest."""
+"""Numbers of rows for which CUDA graphs are captured. With more rows, launches take a negligible part of the time."""
 
 
 @dataclass
-class Way:
-    """A contender, bound to inputs.
+class Contender:
+    """A way to compute the SAE, bound to its inputs.
 
     Attributes:
-        inputs: sets of inputs that are taken in turn.
-        run: what is timed, with one set.
-        hooks: makes named tensors of what `run` returned, to be compared; None where there is nothing to compare.
+        inputs: Sets of inputs, which are used in turn.
+        run: The call that is timed, with one set of inputs.
+        hooks: Names the tensors that `run` returned, so that they can be checked; None if there is nothing to check.
     """
 
     inputs: Sequence[Any]
@@ -56,15 +58,10 @@ class Way:
     hooks: Callable[[Any], Mapping[str, Tensor]] | None = None
 
 
-Makers = dict[str, Callable[[], Way]]
-"""How each contender is made; one that cannot be is left out, and the others go on."""
+Factories = dict[str, Callable[[], Contender]]
+"""Makes each contender. One that cannot be made is left out, and the rest are measured."""
 
 
-def ours(medians: Mapping[str, float]) -> str:
-    """Return which of this project's two settings the others are compared with: the faster one, as of torch.compile."""
+def fastest_setting(medians: Mapping[str, float]) -> str:
+    """Return the faster of this project's two settings; torch.compile's fastest mode is chosen in the same way."""
     return fastest(medians, (THIS, THIS_GRAPH)) or THIS
-
-
-def fastest(medians: Mapping[str, float], names: Sequence[str]) -> str | None:
-    """Return which of `names` is fastest, or None if none was measured."""
-    return min((name for name in names if name in medians), key=lambda name: medians[name], default=None)

@@ -1,23 +1,23 @@
-"""What it is to reach, and whether it does."""
+"""The speeds that this project aims for on a GPU, and whether a run reached them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.gpu.contenders import ORIGINAL
+from benchmarks.gpu.contenders.names import ORIGINAL
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A number that lines of the grid have to reach, at the median.
+    """A value that the median of lines of the grid must reach.
 
     Attributes:
-        text: what is asked.
-        least: the number.
-        applies: whether it is asked of a line with so many rows.
-        value: median and quartiles of a line, or None if it was not measured.
+        text: The goal in words.
+        least: The smallest value that reaches it.
+        applies: Whether the goal applies to a line with this number of rows.
+        value: Returns median and quartiles of a line, or None if they were not measured.
     """
 
     text: str
@@ -27,9 +27,10 @@ class Goal:
 
 
 def ratio_of(line: Line, name: str) -> list[float] | None:
-    """Return how many times this project's time another takes: of one row by the host's clock, of more by the device's.
+    """Return a contender's time divided by this project's.
 
-    One row is a question of latency, many of throughput, where calls are queued and the host waits for nobody.
+    For one row the host's clock counts, because one row is a question of latency. For more rows the device's clock
+    counts, because they are a question of throughput: calls are queued, and the host does not wait.
     """
     return line["wall_ratios" if line["rows"] == 1 else "ratios"].get(name)
 
@@ -47,7 +48,7 @@ GOALS = (
 
 
 def verdicts(lines: Sequence[Line]) -> list[tuple[Goal, Line, list[float] | None, str]]:
-    """Return each goal with each line that it is asked of: what was measured, and yes, no or not measured."""
+    """Return each goal with each line that it applies to: the measured value, and yes, no or not measured."""
     found = []
     for goal in GOALS:
         for line in lines:

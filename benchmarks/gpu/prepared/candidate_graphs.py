@@ -1,4 +1,4 @@
-"""The candidates' graphs, see `candidates.py`; each points into the weights of the artifact beside it."""
+"""Writes the graphs of the candidates, which `measure/candidates.py` describes. They use the artifact's weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from benchmarks.gpu.candidates import ADD, AS_IS, ASKED, PAD, RIDES, candidate_file
+from benchmarks.gpu.prepared.artifacts import ADD, AS_IS, ASKED, BIAS_ROWS, RIDES, candidate_file
 from runtime.artifact.names import HOOK_ACTS_PRE
 from saeexport.graphs.passes.tools.building import Nodes
 
@@ -27,11 +27,11 @@ def _with_add(model: ir.Model) -> None:
         _replace(model, gemm, at("Add", [at("MatMul", [x, matrix]), bias]))
 
 
-def _with_riding_bias(model: ir.Model) -> None:
-    """Make the encoder's bias a row of its matrix, and append a one and zeros to each of its inputs.
+def _with_bias_row(model: ir.Model) -> None:
+    """Append the encoder's bias to its matrix as a row, and a one and zeros to each row of its input.
 
-    What hangs on constants alone ONNX Runtime computes once, on the CPU, when the graph is loaded. That has no `Expand`
-    of bfloat16, and CUDA no `Pad`; so numbers are made in float32 and cast.
+    ONNX Runtime computes what depends only on constants once, on the CPU, when it loads the graph. Its CPU provider
+    does not have `Expand` for bfloat16, nor its CUDA provider `Pad`, so that constants are made in float32 and cast.
     """
     encoder = _gemms(model)[0]
     x, matrix, bias = encoder.inputs
@@ -40,20 +40,20 @@ def _with_riding_bias(model: ir.Model) -> None:
     assert matrix.shape is not None
     at = Nodes(model.graph, before=encoder)
 
-    def numbers(values: list[int], shape: ir.Value) -> ir.Value:
+    def constant(values: list[int], shape: ir.Value) -> ir.Value:
         row = at.cast(at.vector(values), ir.DataType.FLOAT)
         assert x.dtype is not None
         return at.cast(at("Expand", [row, shape]), x.dtype)
 
-    zeros = numbers([0], at.vector([PAD - 1, matrix.shape.numpy()[1]]))
+    zeros = constant([0], at.vector([BIAS_ROWS - 1, matrix.shape.numpy()[1]]))
     both = at("Concat", [matrix, at("Unsqueeze", [bias, at.vector([0])]), zeros], axis=0)
-    tail_shape = at("Concat", [at("Shape", [x], start=0, end=1), at.vector([PAD])], axis=0)
-    with_one = at("Concat", [x, numbers([1, *[0] * (PAD - 1)], tail_shape)], axis=1)
+    tail_shape = at("Concat", [at("Shape", [x], start=0, end=1), at.vector([BIAS_ROWS])], axis=0)
+    with_one = at("Concat", [x, constant([1, *[0] * (BIAS_ROWS - 1)], tail_shape)], axis=1)
     _replace(model, encoder, at("MatMul", [with_one, both]))
 
 
 def _without_acts_pre(model: ir.Model) -> None:
-    """Let acts_pre be no output."""
+    """Remove acts_pre from the outputs."""
     kept = [output for output in model.graph.outputs if output.name != HOOK_ACTS_PRE]
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
@@ -71,6 +71,6 @@ def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:
 
 REWRITES: dict[str, Callable[[ir.Model], None]] = {
     ADD: _with_add,
-    RIDES: _with_riding_bias,
+    RIDES: _with_bias_row,
     ASKED: _without_acts_pre,
 }

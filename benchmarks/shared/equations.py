@@ -1,14 +1,14 @@
-"""The standard SAE in plain PyTorch: as the original computes it, and with each product once."""
+"""The equations of the standard SAE in plain PyTorch, as the original computes them and with each product once."""
 
 import torch
 from torch import Tensor
 
 
-def original(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> tuple[Tensor, ...]:
+def original_hooks(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> tuple[Tensor, ...]:
     """Return the six hook tensors as HookedSAE computes them, operator by operator, without its hook points.
 
-    It stands in for HookedSAE where transformer_lens is not installed. Einsums, biases added afterwards, and a second
-    pass for the error (`saeexport/original/hooked_sae.py`).
+    This function replaces HookedSAE where transformer_lens is not installed. It uses einsums, adds the biases
+    afterwards, and makes a second pass for the error, as `saeexport/original/hooked_sae.py` does.
     """
 
     def encode() -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def original(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tens
 
 
 def six_hooks(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> tuple[Tensor, ...]:
-    """Return the six hook tensors of the standard SAE with the error term."""
+    """Return the six hook tensors of the standard SAE with the error term; each product is computed once."""
     acts_pre = torch.addmm(b_enc, x - b_dec, W_enc)
     acts_post = torch.relu(acts_pre)
     recons = torch.addmm(b_dec, acts_post, W_dec)
@@ -34,11 +34,11 @@ def six_hooks(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Ten
 
 
 def encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
-    """Return the activations of the features alone."""
+    """Return the feature activations, `(rows, d_sae)`."""
     return torch.relu(torch.addmm(b_enc, x - b_dec, W_enc))
 
 
 def top_features(acts_post: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return indices and values of the k strongest features of each token, and how many are on."""
+    """Return the indices and values of the k strongest features of each token, and its L0."""
     values, indices = acts_post.topk(k, dim=-1)
     return indices, values, (acts_post != 0).sum(dim=-1)

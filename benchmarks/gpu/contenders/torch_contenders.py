@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import contenders as names
-from benchmarks.gpu.agreement import TOP, dense
-from benchmarks.gpu.contenders import GRAPHED_ROWS, K, Makers, Way
+from benchmarks.gpu.contenders import names
+from benchmarks.gpu.contenders.agreement import TOP, scatter_top
+from benchmarks.gpu.contenders.names import GRAPHED_ROWS, TOP_K, Contender, Factories
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.equations import encode, original, six_hooks, top_features
+from benchmarks.shared.equations import encode, original_hooks, six_hooks, top_features
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_NAMES
 
 try:
     from saeexport import HookedSAE
-except ImportError:  # transformer_lens is not installed; `equations.original` stands in, and the results say so
+except ImportError:  # transformer_lens is not installed: `original_hooks` replaces the class, and the results say so
     HookedSAE = None  # type: ignore[assignment, misc]
 
 Function = Callable[[Tensor], Any]
@@ -26,16 +26,16 @@ REDUCE_OVERHEAD = "reduce-overhead"
 ORIGINAL_IS = "its equations in plain PyTorch" if HookedSAE is None else "HookedSAE.run_with_cache"
 
 
-def torch_ways(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], device: Device, tuned: bool) -> Makers:
+def torch_contenders(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], device: Device, tuned: bool) -> Factories:
     """Return PyTorch's contenders for some sets of inputs.
 
     Args:
-        weights: on the device.
-        inputs: on the device.
-        device: that they are on.
-        tuned: whether to autotune, which takes up to a minute.
+        weights: Parameters of the SAE, on the device.
+        inputs: Sets of inputs, on the device.
+        device: The device that runs them.
+        tuned: Whether torch.compile also autotunes, which takes up to a minute.
     """
-    run = original_of(weights)
+    run = make_original(weights)
     eager, given = torch.inference_mode(), tuple(weights.values())
     on_host = [x.cpu() for x in inputs]
 
@@ -43,16 +43,16 @@ def torch_ways(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], device: 
         with torch.inference_mode():
             return six_hooks(x, *given)
 
-    def compiled(mode: str | None) -> Way:
+    def compiled(mode: str | None) -> Contender:
         function = torch.compile(Deduplicated(weights), dynamic=False, mode=mode)
 
         def call(x: Tensor) -> tuple[Tensor, ...]:
-            if mode == REDUCE_OVERHEAD:  # the results of the call before are no longer needed
+            if mode == REDUCE_OVERHEAD:  # the results of the previous call are no longer needed
                 torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad():
                 return function(x)
 
-        return Way(inputs, call, six_named)
+        return Contender(inputs, call, name_hooks)
 
     def from_host_to_host(x: Tensor) -> list[Tensor]:
         return [tensor.cpu() for tensor in deduplicated(x.to(device.torch))]
@@ -63,28 +63,28 @@ def torch_ways(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], device: 
 
     def top(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.inference_mode():
-            return top_features(encoder(x), min(K, len(weights["b_enc"])))
+            return top_features(encoder(x), min(TOP_K, len(weights["b_enc"])))
 
-    makers: Makers = {
-        names.ORIGINAL: lambda: Way(inputs, eager(run), six_named),
-        names.DEDUPLICATED: lambda: Way(inputs, deduplicated, six_named),
+    factories: Factories = {
+        names.ORIGINAL: lambda: Contender(inputs, eager(run), name_hooks),
+        names.DEDUPLICATED: lambda: Contender(inputs, deduplicated, name_hooks),
         names.COMPILED: functools.partial(compiled, None),
-        names.TORCH_HOST: lambda: Way(on_host, from_host_to_host, six_named),
-        names.TORCH_ENCODE: lambda: Way(inputs, encoder, lambda acts: {HOOK_ACTS_POST: acts}),
-        names.TORCH_TOP: lambda: Way(
-            inputs, top, lambda found: {TOP: dense(found[0], found[1], len(weights["b_enc"]))}
+        names.TORCH_HOST: lambda: Contender(on_host, from_host_to_host, name_hooks),
+        names.TORCH_ENCODE: lambda: Contender(inputs, encoder, lambda acts: {HOOK_ACTS_POST: acts}),
+        names.TORCH_TOP: lambda: Contender(
+            inputs, top, lambda result: {TOP: scatter_top(result[0], result[1], len(weights["b_enc"]))}
         ),
     }
     if tuned:
-        makers[names.TUNED] = functools.partial(compiled, "max-autotune-no-cudagraphs")
+        factories[names.TUNED] = functools.partial(compiled, "max-autotune-no-cudagraphs")
     if device.torch.type == "cuda" and len(inputs[0]) in GRAPHED_ROWS:
-        makers[names.ORIGINAL_GRAPH] = lambda: Way(inputs, Captured(eager(run), inputs[0]), six_named)
-        makers[names.REDUCED] = functools.partial(compiled, REDUCE_OVERHEAD)
-    return makers
+        factories[names.ORIGINAL_GRAPH] = lambda: Contender(inputs, Captured(eager(run), inputs[0]), name_hooks)
+        factories[names.REDUCED] = functools.partial(compiled, REDUCE_OVERHEAD)
+    return factories
 
 
 class Deduplicated(torch.nn.Module):
-    """`six_hooks` of parameters, which a CUDA graph reads where they are; arguments would be copied for each call."""
+    """`six_hooks` with its weights as parameters. A CUDA graph reads parameters in place, but copies arguments."""
 
     W_enc: Tensor
     b_enc: Tensor
@@ -102,11 +102,11 @@ class Deduplicated(torch.nn.Module):
 
 
 class Captured:
-    """A function as a CUDA graph: what it reads is copied to one place, what it writes is in one place."""
+    """A function captured as a CUDA graph. Its input is copied to a fixed buffer; its result is in a fixed buffer."""
 
     def __init__(self, function: Function, example: Tensor) -> None:
         self._x = example.clone()
-        for _ in range(3):  # libraries start up in the first calls, which cannot be captured
+        for _ in range(3):  # libraries initialise themselves in the first calls, which cannot be captured
             function(self._x)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
@@ -119,10 +119,10 @@ class Captured:
         return self._result
 
 
-def original_of(weights: Mapping[str, Tensor]) -> Function:
+def make_original(weights: Mapping[str, Tensor]) -> Function:
     """Return the PyTorch original with the error term, as its user calls it."""
     if HookedSAE is None:
-        return lambda x: original(x, *weights.values())
+        return lambda x: original_hooks(x, *weights.values())
     d_in, d_sae = weights["W_enc"].shape
     config = {"d_in": d_in, "d_sae": d_sae, "hook_name": "h", "use_error_term": True, "device": "meta",
               "dtype": weights["W_enc"].dtype}  # fmt: skip
@@ -131,8 +131,8 @@ def original_of(weights: Mapping[str, Tensor]) -> Function:
     return lambda x: sae.run_with_cache(x)[1]
 
 
-def six_named(hooks: Any) -> dict[str, Tensor]:
-    """Return six hooks by name, of a cache or of a sequence in firing order."""
+def name_hooks(hooks: Any) -> dict[str, Tensor]:
+    """Return six hooks by name, from a cache or from a sequence in firing order."""
     if hasattr(hooks, "keys"):
         return {name: hooks[name] for name in HOOK_NAMES}
     return dict(zip(HOOK_NAMES, hooks, strict=True))

@@ -1,0 +1,1 @@
+"""The ways to run an SAE on a CPU that are compared."""
