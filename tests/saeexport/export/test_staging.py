@@ -1,16 +1,18 @@
 """A failed or interrupted export leaves no files behind and keeps what was there before."""
 
 import importlib
+import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 
 import runtime
-from saeexport import ExportError, export, load
+from saeexport import ExportError, export, load, staging
 from tests.support.samples import TINY, contents, make_sae, normal
 
 exporting = importlib.import_module("saeexport._export")
@@ -110,12 +112,27 @@ def test_overwrite_spares_what_is_not_an_artifact(tmp_path):
 
 def test_overwrite_spares_strangers_in_an_artifact(artifact):
     (artifact / "notes.txt").write_text("precious")
-    with pytest.raises(ExportError, match=r"holds what is not of its artifact: notes.txt. Move that elsewhere first"):
+    with pytest.raises(ExportError, match=r"not part of its artifact: notes.txt. Move them elsewhere first"):
         export(make_sae(), artifact, overwrite=True)
     assert (artifact / "notes.txt").read_text() == "precious"
 
 
+@pytest.fixture(params=["exchange", "two renames"])
+def way(request, monkeypatch):
+    """Both ways to replace an artifact, the second as on a system that cannot exchange folders."""
+    if request.param == "two renames":
+        monkeypatch.setattr(staging, "exchange", lambda a, b: False)
+    return request.param
+
+
+def test_replacing_leaves_the_new_artifact_only(artifact, way):
+    export(make_sae(), artifact, overwrite=True)
+    assert load(artifact).cfg.d_sae == 16
+    assert list(artifact.parent.iterdir()) == [artifact]
+
+
 def test_overwrite_puts_the_old_one_back_if_the_last_step_fails(artifact, monkeypatch):
+    monkeypatch.setattr(staging, "exchange", lambda a, b: False)
     rename = exporting.Path.rename
 
     def fail(self, target):
@@ -128,6 +145,67 @@ def test_overwrite_puts_the_old_one_back_if_the_last_step_fails(artifact, monkey
         export(make_sae(), artifact, overwrite=True)
     assert contents(artifact) == contents(TINY)
     assert list(artifact.parent.iterdir()) == [artifact]
+
+
+def test_an_exchange_that_the_system_refuses_is_an_error(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError):
+        staging.exchange(tmp_path / "a", tmp_path / "missing")
+
+
+def replace_and_die(path, last):
+    """Replace an artifact in a child process that is killed at its change number `last` of the file system.
+
+    Return whether it got to its end.
+    """
+    changes = iter(range(1, last + 1))
+    events = ("os.rename", "os.rmdir", "os.remove", "os.mkdir", "shutil.rmtree", "ctypes.get_errno")
+
+    def die(event, arguments):
+        if event in events and next(changes) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(die)
+        with staging.staged_folder(path, overwrite=True) as folder:
+            for file in TINY.iterdir():
+                (folder / file.name).write_bytes(file.read_bytes())
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_process_that_is_killed_at_any_step_loses_nothing(artifact, way):
+    """Each change of the file system in turn is the last one: afterwards a whole artifact is there."""
+    for last in range(1, 100):
+        done = replace_and_die(artifact, last)
+        staging.recover(artifact)
+        assert contents(artifact) == contents(TINY)
+        assert list(artifact.parent.iterdir()) == [artifact]
+        if done:
+            break
+    assert 10 < last < 99  # a folder, a move or an exchange, and every file of the old artifact
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / ".sae.01234567"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"half")
+    export(make_sae(), tmp_path / "sae")
+    assert list(tmp_path.iterdir()) == [tmp_path / "sae"]
+
+
+@pytest.mark.parametrize("name", [".sae.backup", ".sae.01234567.old", ".other.01234567", "sae.01234567"])
+def test_what_no_export_left_is_spared(tmp_path, name):
+    (tmp_path / name).mkdir()
+    staging.recover(tmp_path / "sae")
+    assert (tmp_path / name).exists()
+
+
+def test_the_staging_folder_of_a_living_export_is_spared(tmp_path):
+    with staging.staged_folder(tmp_path / "sae", overwrite=False) as folder:
+        staging.recover(tmp_path / "sae")
+        assert folder.exists()
 
 
 def test_what_appears_while_an_export_runs_is_spared(tmp_path, monkeypatch):
