@@ -1,6 +1,7 @@
 # make demo   the main job on a real SAE: export it again, compare, run it without PyTorch
 # make test   the whole test suite
 # make check  lint, formatting, types
+# make docs   the documentation as a site in site/, its tables from the latest measurements
 # make gpu    on a machine with an NVIDIA GPU: the tests that need it, none skipped, and the GPU benchmark
 #
 # Each makes the environments it needs; PYTHON chooses the interpreter (3.10 or later).
@@ -11,7 +12,7 @@ ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test check gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
+.PHONY: demo test check docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -26,6 +27,12 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The pages work from the folder, offline; open site/index.html.
+docs: .venv/ready
+	.venv/bin/python $(PIP) --editable ".[docs]"
+	.venv/bin/python -m docs.generate
+	.venv/bin/zensical build --strict --clean
 
 # The results go to benchmarks/results, called after the GPU.
 gpu: .venv/ready
@@ -117,4 +124,4 @@ test-peers: .venv-peers/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build
+	rm -rf site .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build

@@ -1,11 +1,11 @@
 """The code blocks of the documentation, run: `python -m docs.blocks` writes what they print into the pages.
 
-The `python` blocks of a page run in order in one namespace, in a folder of their own in which `models/` can be found. What
-a block prints stands in the `text` block behind it. A `console` block that starts with `$ ` is a command line and what it
-prints; other console blocks are not run. `py` blocks need a GPU: the tests run them on a simulated one.
+The `python` blocks of a page run in order in one namespace, in a folder of their own in which `models/` can be found.
+What a block prints stands in the `text` block behind it. A `console` block that starts with `$ ` is a command line and
+what it prints; other console blocks are not run. `py` blocks need a GPU: the tests run them on a simulated one.
 
-`tests/project/test_docs.py` compares what the pages show with what their blocks print. Run this module after a change of
-a message that a page shows, and read the difference.
+`tests/project/test_docs.py` compares what the pages show with what their blocks print. Run this module after a change
+of a message that a page shows, and read the difference.
 """
 
 import contextlib
@@ -78,7 +78,9 @@ def run_line(line: str) -> str:
         RuntimeError: It failed.
     """
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path})
+    done = subprocess.run(
+        line, shell=True, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path}
+    )
     if done.returncode:
         raise RuntimeError(f"`{line}` exits with {done.returncode}: {done.stderr}")
     return done.stdout

@@ -73,9 +73,7 @@ def fill(text: str) -> str:
     Raises:
         KeyError: A region has a name that is not in `TABLES`.
     """
-    return REGION.sub(
-        lambda region: f"<!-- table: {region[1]} -->\n\n{TABLES[region[1]]()}\n\n<!-- end -->", text
-    )
+    return REGION.sub(lambda region: f"<!-- table: {region[1]} -->\n\n{TABLES[region[1]]()}\n\n<!-- end -->", text)
 
 
 def results(path: Path) -> Any:
@@ -93,12 +91,17 @@ def measured(path: Path, command: str) -> str:
 
 
 def speed() -> str:
-    """Return the rows of the README: one size, features as frequent as in a real SAE, few to many tokens."""
-    lines = [line for line in results(SPEED)["grid"]
-             if line["d_in"] == 768 and line["frequencies"] == "realistic" and line["rows"] in EXCERPT_ROWS]  # fmt: skip
+    """Return the table of the README: one size, features as frequent as in a real SAE, few to many tokens."""
+    grid = results(SPEED)["grid"]
+    lines = [
+        line
+        for line in grid
+        if line["d_in"] == 768 and line["frequencies"] == "realistic" and line["rows"] in EXCERPT_ROWS
+    ]
     heads, *rows = cells_of(tables.grid_table(lines))
     places = [heads.index(head) for head in EXCERPT_COLUMNS]
-    return table_of(list(EXCERPT_COLUMNS.values()), [[row[place] for place in places] for row in rows])
+    table = table_of(list(EXCERPT_COLUMNS.values()), [[row[place] for place in places] for row in rows])
+    return f"{table}\n\n{measured(SPEED, 'make bench')}"
 
 
 def speed_summary() -> str:
@@ -120,8 +123,9 @@ def int8_fidelity() -> str:
     real, sizes = result["real"], result["bytes"]
     features, acts_pre = real["features"], real["hooks"]["hook_sae_acts_pre"]["artifact"]["token"]
     return (
-        f"The weights take {sizes['float32'] / 1e6:.0f} MB in float32 and {sizes['int8'] / 1e6:.0f} MB in int8. On the "
-        f"real SAE in `models/`, over {real['tokens']} tokens, `acts_pre` is off by at most {acts_pre:.1%} of its size; "
+        f"The weights take {sizes['float32'] / 1e6:.0f} MB in float32 and {sizes['int8'] / 1e6:.0f} MB in int8. "
+        f"On the real SAE in `models/`, over {real['tokens']} tokens, `acts_pre` is off by at most {acts_pre:.1%} of "
+        "its size; "
         f"{features['kept']:.1%} of the features that are on stay on, {features['gained']:.1%} are new, L0 goes from "
         f"{features['l0_original']:.1f} to {features['l0']:.1f}, and the explained variance from "
         f"{real['explained_original']:.4f} to {real['explained']:.4f}."
