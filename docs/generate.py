@@ -24,6 +24,7 @@ from benchmarks.report import tables
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
 from runtime.artifact.names import HOOK_NAMES
 from saeexport.checkpoints import registry
+from saeexport.original.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -73,7 +74,12 @@ def fill(text: str) -> str:
     Raises:
         KeyError: A region has a name that is not in `TABLES`.
     """
-    return REGION.sub(lambda region: f"<!-- table: {region[1]} -->\n\n{TABLES[region[1]]()}\n\n<!-- end -->", text)
+
+    def filled(region: re.Match[str]) -> str:
+        table = TABLES[region[1]]().replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        return f"<!-- table: {region[1]} -->\n\n{table}\n\n<!-- end -->"
+
+    return REGION.sub(filled, text)
 
 
 def results(path: Path) -> Any:
@@ -156,6 +162,15 @@ def graphs() -> str:
     return table_of(["file", "inputs", "outputs", "written for", "in artifacts of"], rows)
 
 
+def formats() -> str:
+    """Return the formats of checkpoints: the files that each consists of, and the architectures that it can hold."""
+    rows = []
+    for form in registry.FORMATS:
+        every = set(form.ARCHITECTURES) == set(ARCHITECTURES)
+        rows.append([form.TITLE, form.NAME, "all" if every else ", ".join(form.ARCHITECTURES)])
+    return table_of(["format", "files", "architectures"], rows)
+
+
 def process_note() -> str:
     """Return the conditions of the whole-process measurement."""
     return tables.process_note(results(SPEED)["processes"])
@@ -208,7 +223,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity-factor": parity_factor,
     "steering": steering,
     "graphs": graphs,
-    "formats": registry.table,
+    "formats": formats,
 }
 """The functions behind the generated regions, by their names."""
 
