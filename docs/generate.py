@@ -90,10 +90,10 @@ def results(path: Path) -> Any:
 def measured(path: Path, command: str) -> str:
     """Return the sentence that says when, where and by which command a file of results was measured."""
     result = results(path)
-    threads = f"{result['threads']} threads" if "threads" in result else "a CPU"
+    machine = f"{result['processor']}, {result['threads']} threads" if "threads" in result else result["processor"]
     names = ("torch", "onnxruntime", "python")
     versions = ", ".join(f"{name} {result[name]}" for name in names if name in result)
-    return f"Measured {result['date']} by `{command}` on {result['processor']}, {threads}; {versions}."
+    return f"Measured {result['date']} by `{command}` on a CPU ({machine}); {versions}."
 
 
 def speed() -> str:
@@ -167,7 +167,8 @@ def formats() -> str:
     rows = []
     for form in registry.FORMATS:
         every = set(form.ARCHITECTURES) == set(ARCHITECTURES)
-        rows.append([form.TITLE, form.NAME, "all" if every else ", ".join(form.ARCHITECTURES)])
+        files = form.NAME.replace("<", "&lt;")
+        rows.append([form.TITLE, files, "all" if every else ", ".join(form.ARCHITECTURES)])
     return table_of(["format", "files", "architectures"], rows)
 
 
