@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..arrays.dtypes import storage
+from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.manifest import GraphSpec, SAEConfig, TensorSpec
 from ..artifact.names import TOKENS, K
@@ -25,7 +25,7 @@ FEWEST_TOKENS = 64
 def default_block(cfg: SAEConfig, on_gpu: bool = False) -> int:
     """Return how many tokens of an SAE are a block: on a CPU 64 MiB of features, 682 tokens of 24576 in float32."""
     features = FEATURE_BYTES_GPU if on_gpu else FEATURE_BYTES
-    return max(FEWEST_TOKENS, features // (cfg.d_sae * storage(cfg.dtype).itemsize))
+    return max(FEWEST_TOKENS, features // (cfg.d_sae * DTYPES[cfg.dtype].numpy.itemsize))
 
 
 def token_bytes(cfg: SAEConfig) -> int:
@@ -34,7 +34,7 @@ def token_bytes(cfg: SAEConfig) -> int:
     It is that of `steer`: acts_pre, acts_post before and after, and room for one more; and of the width of the input,
     recons before and after, error, output and the input itself, and room for what lies between.
     """
-    return (4 * cfg.d_sae + 8 * max(cfg.d_in, cfg.d_out or 0)) * storage(cfg.dtype).itemsize
+    return (4 * cfg.d_sae + 8 * max(cfg.d_in, cfg.d_out or 0)) * DTYPES[cfg.dtype].numpy.itemsize
 
 
 def block_sizes(tokens: int, block: int) -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ...arrays import dlpack
-from ...arrays.dtypes import BFLOAT16, storage
+from ...arrays.dtypes import DTYPES
 from ...arrays.pool import BufferPool
 from ...arrays.tensor import Array, Tensor, TensorValue, as_given
 from ...artifact.folder import Artifact
@@ -29,7 +29,6 @@ from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
 from ...errors import InputError, SAEError
 from ..blocks import dimensions_of, part_of
-from ..cpu import added
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import adding_model
@@ -134,7 +133,7 @@ class CudaBackend:
             self._settle(feeds)
             whole = list(zip(forms, kinds, strict=True))
             results = self._memory.tensors(whole) if stays else []
-            arrays = [] if stays else self._pinned.arrays([(form, storage(kind)) for form, kind in whole])
+            arrays = [] if stays else self._pinned.arrays([(form, DTYPES[kind].numpy) for form, kind in whole])
             start = 0
             for size in filter(None, sizes):  # of no tokens there is nothing to run
                 block = slice(start, start + size)
@@ -148,15 +147,12 @@ class CudaBackend:
             if waits:
                 self._wait()
             self._memory.trim()
-        if stays:
-            return list(results)
-        return [Tensor.of_bits(array, kind) if kind == BFLOAT16 else array
-                for array, kind in zip(arrays, kinds, strict=True)]  # fmt: skip
+        return list(results) if stays else list(arrays)
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
         """Return the sum of two tensors of one shape and dtype, where they are."""
-        if not isinstance(a, Tensor) or not on_device(a):
-            return added(a, b)
+        if not isinstance(a, Tensor):
+            return np.add(a, b)
         with self._card.exclusive():
             self._check_open()
             if a.dtype not in self._adders:
@@ -177,10 +173,8 @@ class CudaBackend:
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
         """Return an array where another one is: on the device, or on the host."""
-        if on_device(array) and not on_device(tensor):
-            assert isinstance(array, Tensor)
-            bits = array.bits()
-            return Tensor.of_bits(bits, array.dtype) if array.dtype == BFLOAT16 else bits
+        if isinstance(array, Tensor) and not on_device(tensor):
+            return array.numpy()
         if on_device(tensor) and not on_device(array):
             with self._card.exclusive():
                 moved = self._to_device({"array": array}, waits=self._own)["array"]
@@ -227,7 +221,7 @@ class CudaBackend:
     def _to_device(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs with those of the host copied to the card; but k, which is read by the host."""
         hosts = {name: feed for name, feed in feeds.items() if not on_device(feed) and name != K}
-        forms = [(feed.shape, feed.dtype if isinstance(feed, Tensor) else feed.dtype.name) for feed in hosts.values()]
+        forms = [(feed.shape, str(feed.dtype)) for feed in hosts.values()]
         targets = dict(zip(hosts, self._memory.tensors(forms), strict=True))
         self._copy_in(hosts, targets, waits)
         return {**feeds, **targets}
@@ -238,22 +232,22 @@ class CudaBackend:
         From pinned memory the card reads later, so that it has to stay until the wait at the end. Where there is none
         the array is copied to memory that is not pinned, which the driver reads before it returns.
         """
-        bits = {name: np.array(feed.bits() if isinstance(feed, Tensor) else feed, order="C", copy=not waits or None)
-                for name, feed in feeds.items() if not on_device(feed)}  # fmt: skip
+        hosts = {name: np.array(feed, order="C", copy=not waits or None)
+                 for name, feed in feeds.items() if not on_device(feed)}  # fmt: skip
         if waits:
-            pinned = self._staging.arrays([(array.shape, array.dtype) for array in bits.values()])
-            for name, array in zip(bits, pinned, strict=True):
-                np.copyto(array, bits[name])
-                bits[name] = array
+            pinned = self._staging.arrays([(array.shape, array.dtype) for array in hosts.values()])
+            for name, array in zip(hosts, pinned, strict=True):
+                np.copyto(array, hosts[name])
+                hosts[name] = array
             self._staged += pinned
         for name, feed in feeds.items():
-            source = feed.pointer if isinstance(feed, Tensor) and on_device(feed) else bits[name].ctypes.data
+            source = feed.pointer if isinstance(feed, Tensor) else hosts[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
 
     def _settle(self, feeds: Mapping[str, TensorValue]) -> None:
         """Let the stream wait for whoever has an input's memory."""
         for feed in feeds.values():
-            if isinstance(feed, Tensor) and on_device(feed):
+            if isinstance(feed, Tensor):
                 feed.settle(self.stream)
 
     def _check_open(self) -> None:

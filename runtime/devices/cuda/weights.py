@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from ...arrays.dtypes import DTYPES, SAE_DTYPES
 from ...arrays.tensor import Tensor
 from ...artifact.tensorfile import read_header
 from .memory import DeviceMemory
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Of a safetensors file; parameters of others, such as indices, are left to ONNX Runtime."""
+PARAMETER_DTYPES = {DTYPES[name].safetensors: name for name in SAE_DTYPES}
+"""From safetensors' names to ours. Parameters of other dtypes, such as indices, are left to ONNX Runtime."""
 
 
 class DeviceWeights:
@@ -47,8 +48,8 @@ class DeviceWeights:
         self._values = None
 
     def _loaded(self) -> dict[str, Tensor]:
-        stored = {name: tensor for name, tensor in read_header(self._path).items() if tensor.dtype in DTYPES}
-        tensors = self._memory.tensors([(tensor.shape, DTYPES[tensor.dtype]) for tensor in stored.values()])
+        stored = {name: tensor for name, tensor in read_header(self._path).items() if tensor.dtype in PARAMETER_DTYPES}
+        tensors = self._memory.tensors([(tensor.shape, PARAMETER_DTYPES[tensor.dtype]) for tensor in stored.values()])
         file = np.memmap(self._path, np.uint8, "r")
         for source, target in zip(stored.values(), tensors, strict=True):
             address = file.ctypes.data + source.offset
