@@ -3,6 +3,7 @@
 # make test-quick  the same without the tests that take seconds each
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
+# make docs   the documentation as a site in site/, its tables from the latest measurements
 # make gpu    on a machine with an NVIDIA GPU: the tests that need it, none skipped, and the GPU benchmark
 #
 # Each target creates the environments that it needs. PYTHON sets the interpreter (3.10 or later).
@@ -17,7 +18,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # A process of the test suite for each core. One that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick check dist gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
+.PHONY: demo test test-quick check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -42,6 +43,11 @@ dist: .venv/develop
 	rm -rf dist build/lib
 	.venv/bin/python -m build --outdir dist .
 	.venv/bin/python tests/project/check_wheel.py dist --onnxruntime $(ONNXRUNTIME) --pip=--constraint=$(CURDIR)/constraints.txt
+
+# The pages work from the folder, offline; open site/index.html.
+docs: .venv/develop
+	.venv/bin/python -m docs.generate
+	.venv/bin/zensical build --strict --clean
 
 # Writes the results to benchmarks/results, in files named after the GPU.
 gpu: .venv/develop
@@ -101,7 +107,7 @@ bench-export: .venv/ready
 # The same environment with the packages for tests, plots, lint, types and distributions.
 .venv/develop: .venv/ready
 	@echo "Installing the packages for tests and lint into .venv (once)."
-	@.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,test,lint,dist]"
+	@.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,test,lint,dist,docs]"
 	@touch $@
 
 # What a service installs: no PyTorch, no onnx.
@@ -143,4 +149,4 @@ test-peers: .venv-peers/ready
 	touch $@
 
 clean:
-	rm -rf dist .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build

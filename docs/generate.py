@@ -1,0 +1,233 @@
+"""Fills the generated parts of the documentation: `python -m docs.generate` (`make docs`).
+
+A region of a page between `<!-- table: NAME -->` and `<!-- end -->` is made from the measurements in
+benchmarks/results, or from the code, by the function of that name in `TABLES`. Images are copied from where they are
+drawn. `tests/project/test_docs.py` fails if a page differs from what this module would write.
+
+Only this module imports the table functions of benchmarks/ and models/.
+"""
+
+import contextlib
+import importlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.costs import export, steer
+from benchmarks.cpu.__main__ import RESULTS as SPEED
+from benchmarks.losses import half, int8
+from benchmarks.report import tables
+from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
+from runtime.artifact.names import HOOK_NAMES
+from saeexport.checkpoints import registry
+from saeexport.original.architectures import ARCHITECTURES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
+REGION = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+IMAGES = {
+    "speed.png": RESULTS / "speed.png",
+    "steering.png": ROOT / "models" / "minilm" / "steering.png",
+}
+"""The images of the pages, and where they are drawn."""
+
+EXCERPT_ROWS = (1, 8, 64, 512)
+EXCERPT_COLUMNS = {
+    "rows": "tokens",
+    "L0": "L0",
+    "this, ms": "time, ms",
+    "PyTorch original / this": "times faster than the PyTorch original",
+    "best alternative / this": "times faster than the best alternative",
+}
+"""The columns of the README's table, by their headings in the full one."""
+
+Cells = list[list[str]]
+
+
+def main() -> None:
+    """Write every page and image that has changed."""
+    for page in pages():
+        text = page.read_text("utf-8")
+        filled = fill(text)
+        if filled != text:
+            page.write_text(filled, "utf-8")
+            print(f"{page.relative_to(ROOT)} was filled")
+    (DOCS / "images").mkdir(exist_ok=True)
+    for name, source in IMAGES.items():
+        shutil.copyfile(source, DOCS / "images" / name)
+
+
+def pages() -> list[Path]:
+    """Return the pages that may have generated regions: README.md and those of the site."""
+    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def fill(text: str) -> str:
+    """Return the text of a page with its generated regions filled.
+
+    Raises:
+        KeyError: A region has a name that is not in `TABLES`.
+    """
+
+    def filled(region: re.Match[str]) -> str:
+        table = TABLES[region[1]]().replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        return f"<!-- table: {region[1]} -->\n\n{table}\n\n<!-- end -->"
+
+    return REGION.sub(filled, text)
+
+
+def results(path: Path) -> Any:
+    """Return the content of a file of results."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def measured(path: Path, command: str) -> str:
+    """Return the sentence that says when, where and by which command a file of results was measured."""
+    result = results(path)
+    machine = f"{result['processor']}, {result['threads']} threads" if "threads" in result else result["processor"]
+    names = ("torch", "onnxruntime", "python")
+    versions = ", ".join(f"{name} {result[name]}" for name in names if name in result)
+    return f"Measured {result['date']} by `{command}` on a CPU ({machine}); {versions}."
+
+
+def speed() -> str:
+    """Return the table of the README: one size, features as frequent as in a real SAE, few to many tokens."""
+    grid = results(SPEED)["grid"]
+    lines = [
+        line
+        for line in grid
+        if line["d_in"] == 768 and line["frequencies"] == "realistic" and line["rows"] in EXCERPT_ROWS
+    ]
+    heads, *rows = cells_of(tables.grid_table(lines))
+    places = [heads.index(head) for head in EXCERPT_COLUMNS]
+    table = table_of(list(EXCERPT_COLUMNS.values()), [[row[place] for place in places] for row in rows])
+    return f"{table}\n\n{measured(SPEED, 'make bench')}"
+
+
+def speed_summary() -> str:
+    """Return the range of the ratios over all sizes, frequencies and numbers of tokens, as a sentence."""
+    lines = results(SPEED)["grid"]
+    original = [line["over_this"]["original"][0] for line in lines]
+    best = [line["over_this"][line["best_alternative"]][0] for line in lines]
+    floor = [line["over_floor"]["this"][0] for line in lines]
+    return (
+        f"`SAESession` is {min(original):.1f} to {max(original):.1f} times faster than the PyTorch original, "
+        f"{min(best):.1f} to {max(best):.1f} times faster than the best alternative, and takes {min(floor):.2f} to "
+        f"{max(floor):.2f} times the floor."
+    )
+
+
+def int8_fidelity() -> str:
+    """Return what int8 weights lose on the real SAE, as a sentence."""
+    result = results(int8.RESULTS)
+    real, sizes = result["real"], result["bytes"]
+    features, acts_pre = real["features"], real["hooks"]["hook_sae_acts_pre"]["artifact"]["token"]
+    return (
+        f"The weights take {sizes['float32'] / 1e6:.0f} MB in float32 and {sizes['int8'] / 1e6:.0f} MB in int8. "
+        f"On the real SAE in `models/`, over {real['tokens']} tokens, `acts_pre` is off by at most {acts_pre:.1%} of "
+        "its size; "
+        f"{features['kept']:.1%} of the features that are on stay on, {features['gained']:.1%} are new, L0 goes from "
+        f"{features['l0_original']:.1f} to {features['l0']:.1f}, and the explained variance from "
+        f"{real['explained_original']:.4f} to {real['explained']:.4f}."
+    )
+
+
+def parity_factor() -> str:
+    """Return the largest ratio of errors between correct programs, by dtype, as a sentence."""
+    worst = results(RESULTS / "parity.json")["worst"]
+    return "The largest factor is " + ", ".join(f"{value:.1f} in {dtype}" for dtype, value in worst.items()) + "."
+
+
+def steering() -> str:
+    """Return what features do to the similarity of sentences."""
+    with in_path(ROOT / "models" / "minilm"):
+        module = importlib.import_module("steer")
+    return module.table(results(module.RESULT))
+
+
+def graphs() -> str:
+    """Return the contracts of the graphs."""
+    rows = []
+    for name, contract in {**CONTRACTS, **HALF_CONTRACTS}.items():
+        hooks = "all six hooks" if contract.outputs == HOOK_NAMES else code(contract.outputs)
+        dtypes = [text for text, known in (("float32", CONTRACTS), ("half", HALF_CONTRACTS)) if name in known]
+        where = "CPU" if contract.for_cpu else "every device"
+        rows.append([f"`{name}.onnx`", code(contract.inputs), hooks, where, ", ".join(dtypes)])
+    return table_of(["file", "inputs", "outputs", "written for", "in artifacts of"], rows)
+
+
+def formats() -> str:
+    """Return the formats of checkpoints: the files that each consists of, and the architectures that it can hold."""
+    rows = []
+    for form in registry.FORMATS:
+        every = set(form.ARCHITECTURES) == set(ARCHITECTURES)
+        files = form.NAME.replace("<", "&lt;")
+        rows.append([form.TITLE, files, "all" if every else ", ".join(form.ARCHITECTURES)])
+    return table_of(["format", "files", "architectures"], rows)
+
+
+def process_note() -> str:
+    """Return the conditions of the whole-process measurement."""
+    return tables.process_note(results(SPEED)["processes"])
+
+
+def code(names: Sequence[str]) -> str:
+    """Return names in code font, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def cells_of(table: str) -> Cells:
+    """Return the cells of a Markdown table: its headings, then its rows."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
+    return [lines[0], *lines[2:]]
+
+
+def table_of(heads: Sequence[str], rows: Cells) -> str:
+    """Return a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+@contextlib.contextmanager
+def in_path(folder: Path) -> Any:
+    """Let modules of a folder be imported by their names inside the `with` block."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "speed-summary": speed_summary,
+    "speed-all": lambda: tables.grid_table(results(SPEED)["grid"]),
+    "speed-measured": lambda: measured(SPEED, "make bench"),
+    "sparsities": lambda: tables.sweep_table(results(SPEED)["sweep"]),
+    "sparsities-summary": lambda: tables.sweep_note(results(SPEED)["sweep"]),
+    "processes": lambda: tables.process_table(results(SPEED)["processes"]),
+    "processes-measured": process_note,
+    "export": lambda: export.table(results(export.RESULTS)),
+    "export-measured": lambda: measured(export.RESULTS, "make bench-export"),
+    "edits": lambda: steer.table(results(steer.RESULTS)["rows"]),
+    "edits-measured": lambda: measured(steer.RESULTS, "make bench-steer"),
+    "int8": lambda: int8.table(results(int8.RESULTS)),
+    "int8-fidelity": int8_fidelity,
+    "int8-measured": lambda: measured(int8.RESULTS, "make bench-int8"),
+    "half": lambda: half.table(results(half.RESULTS)),
+    "half-measured": lambda: measured(half.RESULTS, "make bench-half"),
+    "parity-factor": parity_factor,
+    "steering": steering,
+    "graphs": graphs,
+    "formats": formats,
+}
+"""The functions behind the generated regions, by their names."""
+
+
+if __name__ == "__main__":
+    main()
