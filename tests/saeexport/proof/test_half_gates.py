@@ -82,8 +82,8 @@ def test_a_wrong_decoder_is_seen_even_where_every_decision_is_another(tmp_path, 
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))
     clean = steered.clean
     # As if every certain feature that is on were uncertain, and had been off in the original on every token.
-    other = np.where(clean.truth[POST] != 0, clean.truth[POST], clean.other)
-    off = {**clean.truth, POST: np.where(clean.other == clean.truth[POST], 0.0, clean.truth[POST])}
+    other = np.where(clean.truth[POST] != 0, clean.truth[POST], clean.alternative_acts)
+    off = {**clean.truth, POST: np.where(clean.alternative_acts == clean.truth[POST], 0.0, clean.truth[POST])}
     undecided = dataclasses.replace(clean, truth=off, alternative_acts=other)
     with SAESession(path, "cpu") as session:
         outputs = {k: np.asarray(v) for k, v in session.run_graph("model.wide", {
