@@ -1,12 +1,12 @@
-"""The exceptions of both packages that a caller may want to tell apart.
+"""The exceptions of both packages.
 
 SAEError
-|-- ArtifactError            a folder is not an artifact, or not the one it says it is
-|   |-- ManifestError        sae.json cannot be read: not JSON, a key missing, a newer format
-|   `-- IntegrityError       a file is missing, truncated, changed, or belongs to another SAE
-|-- InputError               an array has a shape or dtype that the SAE does not take
-|-- UnknownHookError         a hook's name is not one of the six
-|-- ProviderError            the device that was asked for cannot run the SAE
+|-- ArtifactError            a folder is not an artifact, or cannot be used as one
+|   |-- ManifestError        sae.json is not JSON, lacks a key, or has a newer format
+|   `-- IntegrityError       a file is missing, truncated, changed, or from another export
+|-- InputError               an array or option has a shape, dtype or value that is not accepted
+|-- UnknownHookError         a name is not one of the six hooks
+|-- ProviderError            the requested device cannot run the SAE
 |-- ParityError              the artifact does not compute what the original computes
 |-- ExportError              (saeexport) an SAE cannot be exported
 `-- CheckpointError          (saeexport) a path cannot be read as an SAE
@@ -14,11 +14,11 @@ SAEError
 
 
 class SAEError(Exception):
-    """The base of every error that `runtime` and `saeexport` raise on purpose."""
+    """The base class of every error that `runtime` and `saeexport` raise themselves."""
 
 
 class ArtifactError(SAEError):
-    """A folder is not an artifact, or not the one it says it is."""
+    """A folder is not an artifact, or cannot be used as one."""
 
 
 class ManifestError(ArtifactError):
@@ -26,19 +26,19 @@ class ManifestError(ArtifactError):
 
 
 class IntegrityError(ArtifactError):
-    """A file of the artifact is missing, truncated, changed, or belongs to another SAE."""
+    """A file of the artifact is missing, truncated, changed, or from another export."""
 
 
 class InputError(SAEError, ValueError, RuntimeError):
-    """An array has a shape or dtype that the SAE does not take.
+    """An array or option has a shape, dtype or value that is not accepted.
 
-    A `ValueError`; and a `RuntimeError` too, which is what PyTorch raises for the same mistake, so that code written
-    around the PyTorch original keeps catching it.
+    It is a `ValueError`, and also a `RuntimeError`, which PyTorch raises for the same mistakes: code written for the
+    PyTorch original still catches it.
     """
 
 
 class UnknownHookError(SAEError, KeyError):
-    """A hook's name is not one of the six; a `KeyError`, as in TransformerLens."""
+    """A name is not one of the six hooks. It is a `KeyError`, as in TransformerLens."""
 
     def __str__(self) -> str:
         """Return the message; a KeyError would show it in quotes."""
@@ -46,7 +46,7 @@ class UnknownHookError(SAEError, KeyError):
 
 
 class ProviderError(SAEError, RuntimeError):
-    """The device that was asked for cannot run the SAE."""
+    """The requested device cannot run the SAE."""
 
 
 class ParityError(SAEError, AssertionError):

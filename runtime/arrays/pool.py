@@ -1,7 +1,7 @@
-"""Memory of large results, used again for the next ones when the last array in it is gone.
+"""`BufferPool`: memory of large results, reused once the last array in it is gone.
 
-Fresh memory is slow to write for the first time: the system clears every page of it, and may first move others out of
-the way. Of a batch in blocks that can be half of the time.
+The first write to fresh memory is slow: the system clears every page, and may first have to free others. For a batch in
+blocks this can be half of the time.
 """
 
 import math
@@ -16,7 +16,7 @@ from .tensor import Array
 
 
 class _Lease:
-    """What an array and all its views hold on to; when it goes, nobody can see the memory any more."""
+    """The base object of an array and of all its views; it dies when none of them is left."""
 
     def __init__(self, buffer: Array) -> None:
         self.__array_interface__ = buffer.__array_interface__
@@ -27,13 +27,13 @@ def _of_the_system(nbytes: int) -> Array:
 
 
 class BufferPool:
-    """Makes arrays. Safe to use from several threads.
+    """Makes arrays, and reuses the buffer of an array when its last view is gone. Safe to use from several threads.
 
     Args:
-        keep: hold on to memory that was given back.
-        allocate: makes uint8 memory of so many bytes.
-        calls: for how many calls memory is kept that none of them uses; None keeps, from each call on, at most as much
-            as its arrays take.
+        keep: Whether to keep returned buffers.
+        allocate: Function that returns a uint8 array of the given number of bytes.
+        calls: Number of calls for which an unused buffer is kept; None keeps at most as many bytes as the arrays of the
+            last call take.
     """
 
     def __init__(self, keep: bool, allocate: Callable[[int], Array] = _of_the_system, calls: int | None = None) -> None:
@@ -41,11 +41,11 @@ class BufferPool:
         self._allocate = allocate
         self._calls = calls
         self._call = 0
-        self._free: list[tuple[int, Array]] = []  # with the number of the call when it came back
+        self._free: list[tuple[int, Array]] = []  # with the number of the call in which it was returned
         self._lock = threading.Lock()
 
     def arrays(self, forms: Sequence[tuple[Sequence[int], np.dtype[Any]]]) -> list[Array]:
-        """Return an array of unspecified content for each shape and dtype, the caller's to keep and to write to."""
+        """Return a writable array of unspecified content for each shape and dtype. The caller may keep it."""
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in forms]
         with self._lock:
             buffers = [self._taken(size) for size in sizes]
@@ -56,11 +56,11 @@ class BufferPool:
 
     @property
     def kept(self) -> int:
-        """How many bytes are held without being in use."""
+        """The number of bytes that are kept without being in use."""
         return sum(buffer.nbytes for _, buffer in list(self._free))
 
     def _is_too_much(self, wanted: int) -> bool:
-        """Tell whether the oldest memory that is kept should go."""
+        """Return whether the oldest kept buffer should be freed."""
         return self.kept > wanted if self._calls is None else self._call - self._free[0][0] > self._calls
 
     def _taken(self, size: int) -> Array:
@@ -70,7 +70,7 @@ class BufferPool:
         return self._allocate(size)
 
     def _give_back(self, buffer: Array) -> None:
-        # Without the lock: the garbage collector may call this wherever a thread is, while it holds it, too.
+        # Without the lock: the garbage collector may call this in a thread that holds it.
         if self._keep:
             self._free.append((self._call, buffer))
 

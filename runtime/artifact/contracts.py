@@ -1,4 +1,4 @@
-"""The graphs of an artifact: what each takes and gives, by name and in order, and what it is for."""
+"""The graphs of an artifact: the inputs and outputs of each, by name and in order, and its purpose."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -33,12 +33,20 @@ WEIGHTS_KEY = METADATA_PREFIX + "weights_sha256"
 
 @dataclass(frozen=True)
 class Contract:
-    """What a graph takes and gives, by name and in order, and what it is for, in words."""
+    """The inputs and outputs of a graph.
+
+    Attributes:
+        inputs: Names of the inputs, in order.
+        outputs: Names of the outputs, in order.
+        description: Purpose of the graph, a text for people. It is written into the artifact.
+        for_cpu: Whether the graph is written for ONNX Runtime's CPU provider; if not, it is portable, without control
+            flow.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     description: str
-    for_cpu: bool = False  # written for ONNX Runtime's CPU provider; the others are portable, without control flow
+    for_cpu: bool = False
 
 
 PORTABLE = {
@@ -49,70 +57,71 @@ PORTABLE = {
     STEER: Contract(
         (INPUT, *INTERVENTION),
         HOOK_NAMES,
-        "The whole SAE with an intervention on m features, as a forward hook on hook_sae_acts_post makes it: "
+        "The whole SAE with an intervention on m features, like a forward hook on hook_sae_acts_post: "
         "acts_post[:, feature_ids] = acts_post[:, feature_ids] * feature_scale + feature_shift. Scale 0 ablates, scale "
-        "0 with a shift clamps, a scale alone amplifies, a shift alone adds. recons is that of the edited features, "
-        "error that of the clean pass, output follows. feature_scale and feature_shift have one row for all tokens, "
-        "[1, m], or one per token, [tokens, m]; m may be 0. feature_ids must be distinct: for duplicates ONNX leaves "
-        "acts_post undefined, and recons would get the sum of their edits. They must lie in [0, d_sae): beyond, the "
-        "run fails, and from -d_sae to -1 they count from the end. A scale or shift that is NaN or infinite spreads "
-        "to the whole reconstruction.",
+        "0 with a shift clamps, a scale alone amplifies, a shift alone adds. recons is computed from the edited "
+        "features, error from the clean pass, and output is their sum or recons alone. feature_scale and feature_shift "
+        "have one row for all tokens, [1, m], or one per token, [tokens, m]; m may be 0. feature_ids must be distinct: "
+        "for duplicates ONNX leaves acts_post undefined, and recons would get the sum of their edits. They must lie in "
+        "[0, d_sae): other ids make the run fail, except that -d_sae to -1 count from the end. A scale or shift that "
+        "is NaN or infinite makes the whole reconstruction so.",
     ),
     FEATURES: Contract(
         (INPUT, K),
         (INDICES, VALUES, L0),
-        "The k features of each token with the largest activations in absolute value, the largest first, and how many "
-        "are on in all, l0: where l0 <= k nothing is missing. What is not on has the value 0. k is from 1 to d_sae.",
+        "The k features of each token with the largest activations in absolute value, the largest first, and l0, the "
+        "number of features that are on. If l0 <= k, all of them are among the k. Features that are off have the value "
+        "0. k is from 1 to d_sae.",
     ),
 }
-"""The graphs that run on every device, of an SAE that predicts its input and has six hooks."""
+"""The graphs that run on every device, for an SAE that predicts its input and has six hooks."""
 
 SPARSE = {name: f"{name}.sparse" for name in (MODEL, DECODE, STEER, FEATURES)}
-"""What takes and gives the same in float32, and reads only what is on: decoder rows, or groups of features."""
+"""CPU variants in float32: same inputs and outputs, but only decoder rows, or groups, of active features are read."""
 
 WIDE = {name: f"{name}.wide" for name in PORTABLE}
-"""What takes and gives the same in half precision, computes in float32 and rounds what every operator gives."""
+"""CPU variants in half precision: same inputs and outputs, computed in float32, with every result rounded."""
 
 CPU_VARIANTS = {FLOAT32: SPARSE, FLOAT16: WIDE, BFLOAT16: WIDE}
-"""Of each dtype, the sisters of portable graphs that are written for the CPU."""
+"""For each dtype, the name of the CPU variant of each portable graph that has one."""
 
 
-def _for_cpu(twins: Mapping[str, str], how: str) -> dict[str, Contract]:
+def _for_cpu(variants: Mapping[str, str], how: str) -> dict[str, Contract]:
     return {
-        twin: dataclasses.replace(PORTABLE[name], for_cpu=True, description=f"As {name}, on a CPU{how}.")
-        for name, twin in twins.items()
+        variant: dataclasses.replace(PORTABLE[name], for_cpu=True, description=f"CPU variant of {name}: {how}.")
+        for name, variant in variants.items()
     }
 
 
 CONTRACTS = {
     **PORTABLE,
-    ACTS: Contract((INPUT,), (HOOK_ACTS_POST,), "The activations alone, on a CPU.", for_cpu=True),
-    **_for_cpu(SPARSE, " at the price of its encoder, exactly"),
+    ACTS: Contract((INPUT,), (HOOK_ACTS_POST,), "The feature activations alone, for a CPU.", for_cpu=True),
+    **_for_cpu(SPARSE, "the same results, reading only what active features need"),
 }
-"""The graphs that every artifact in float32 has."""
+"""The graphs of every artifact in float32."""
 
-HALF_CONTRACTS = {**PORTABLE, **_for_cpu(WIDE, ", where half precision is rounded to but not computed in")}
-"""The graphs that every artifact in float16 or bfloat16 has."""
+HALF_CONTRACTS = {**PORTABLE, **_for_cpu(WIDE, "computed in float32, with every result rounded to half precision")}
+"""The graphs of every artifact in float16 or bfloat16."""
 
 
 def contracts_of(dtype: str) -> Mapping[str, Contract]:
-    """Return the graphs of an artifact in a dtype."""
+    """Return the contracts of the graphs of an artifact in a dtype."""
     return CONTRACTS if dtype == FLOAT32 else HALF_CONTRACTS
 
 
 def graph_file(name: str) -> str:
-    """Return the file of a graph."""
+    """Return the name of a graph's file."""
     return f"{name}.onnx"
 
 
 def contract(graph: str, sae: SAEConfig, needs_input: bool = False) -> Contract:
-    """Return what a graph of an SAE takes and gives.
+    """Return the contract of a graph of an SAE.
 
     Args:
-        graph: a key of `contracts_of(sae.dtype)`.
-        sae: the configuration.
-        needs_input: of `activate` and `decode`, whether they need the SAE's input too: a gate reads it, a
-            normalisation is undone with it, a skip connection adds it. Then it comes first.
+        graph: Key of `contracts_of(sae.dtype)`.
+        sae: Configuration of the SAE.
+        needs_input: Whether `activate` or `decode` also needs the SAE's input, as its first input: a gate reads it, a
+            normalisation is undone with it, a skip connection adds it.
     """
     found = contracts_of(sae.dtype)[graph]
     inputs, outputs = found.inputs, found.outputs
@@ -126,7 +135,7 @@ def contract(graph: str, sae: SAEConfig, needs_input: bool = False) -> Contract:
 
 
 def graph_specs(sae: SAEConfig, needing_input: Collection[str] = ()) -> dict[str, GraphSpec]:
-    """Return what the graphs of an SAE are by contract; `needing_input` as `contract` says."""
+    """Return the specs of an SAE's graphs; `needing_input` names those with `needs_input`, see `contract`."""
 
     def tensor(name: str) -> TensorSpec:
         if name in (FEATURE_IDS, K):

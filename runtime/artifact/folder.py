@@ -1,12 +1,13 @@
-"""An artifact on disk: a folder with `sae.json` and the files that it vouches for."""
+"""An artifact on disk: a folder with `sae.json` and the files whose checksums `sae.json` holds."""
 
 import hashlib
+import html
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ArtifactError, IntegrityError
-from .manifest import MANIFEST, FileRecord, Manifest
+from .manifest import MANIFEST, FileRecord, Manifest, SAEConfig
 from .parse import parse_manifest
 
 CHUNK = 1 << 22
@@ -14,7 +15,12 @@ CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder whose manifest was read; the other files are checked when they are asked for."""
+    """An artifact folder whose manifest has been read; the other files are checked when they are first used.
+
+    Attributes:
+        path: The folder.
+        manifest: The content of `sae.json`.
+    """
 
     path: Path
     manifest: Manifest
@@ -23,12 +29,37 @@ class Artifact:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def __repr__(self) -> str:
+        sae = self.manifest.sae
+        return (
+            f"Artifact({str(self.path)!r}): {sae.architecture} SAE on {sae.hook_name or 'no hook'}, {_sizes(sae)}, "
+            f"{sae.dtype}\n  {len(self.manifest.graphs)} graphs, {_summary(self.manifest)}"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        sae = self.manifest.sae
+        rows = {
+            "path": str(self.path),
+            "architecture": sae.architecture,
+            "hook": sae.hook_name or "none",
+            "shape": _sizes(sae),
+            "dtype": f"{sae.dtype}, {self.manifest.weights_dtype} weights",
+            "graphs": ", ".join(self.manifest.graphs),
+            "parity": _summary(self.manifest),
+        }
+        cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
     def file(self, name: str, check: bool = True) -> Path:
-        """Return the path of a file of the artifact, its size and sha256 checked the first time.
+        """Return the path of a file of the artifact; its size and sha256 are checked the first time.
+
+        Args:
+            name: Name of the file in the manifest.
+            check: Whether to compare the sha256. The size is compared in any case.
 
         Raises:
-            IntegrityError: it is missing, or is not what the manifest says; with `check=False` only if it is missing
-                or of another size.
+            IntegrityError: The file is missing, or its size or sha256 differs from the manifest.
         """
         path, expected = self.path / name, self.manifest.files[name]
         try:
@@ -37,7 +68,7 @@ class Artifact:
             raise IntegrityError(f"{path} is missing. Copy the whole folder again.") from None
         if size != expected.bytes:
             raise IntegrityError(
-                f"{path} has {size} bytes, {MANIFEST} says {expected.bytes}: it is truncated or of another export. "
+                f"{path} has {size} bytes, {MANIFEST} says {expected.bytes}: it is truncated or from another export. "
                 "Copy the whole folder again."
             )
         if check and name not in self._checked:
@@ -51,21 +82,21 @@ class Artifact:
         return path
 
     def check_files(self) -> None:
-        """Check every file that the manifest names.
+        """Check the size and sha256 of every file that the manifest names.
 
         Raises:
-            IntegrityError: one is missing, truncated or changed.
+            IntegrityError: A file is missing, truncated or changed.
         """
         for name in self.manifest.files:
             self.file(name)
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """Return the artifact in the folder `path`, its manifest read and the other files not yet touched.
+    """Return the artifact in the folder `path`. Only its manifest is read.
 
     Raises:
         ArtifactError: `path` is not an artifact folder.
-        ManifestError: its `sae.json` cannot be read.
+        ManifestError: `sae.json` cannot be read.
     """
     folder = Path(path)
     manifest = folder / MANIFEST
@@ -93,3 +124,17 @@ def hash_file(path: Path) -> FileRecord:
             digest.update(chunk)
             size += len(chunk)
     return FileRecord(digest.hexdigest(), size)
+
+
+def _sizes(sae: SAEConfig) -> str:
+    """Return the shapes of one token, such as "768 -> 24576 features"."""
+    text = f"{' x '.join(map(str, sae.input_shape))} -> {sae.d_sae} features"
+    return text if sae.d_out is None else f"{text} -> {sae.d_out}"
+
+
+def _summary(manifest: Manifest) -> str:
+    """Return what was measured at export, on one line."""
+    record = manifest.record
+    worst = max((hook.artifact.token for hook in record.hooks.values()), default=0.0)
+    name = "parity" if manifest.parity else f"{manifest.weights_dtype} weights: fidelity"
+    return f"{name} on {record.tokens} tokens ({record.device}), largest token error {worst:.1e}"

@@ -1,6 +1,6 @@
-"""`sae.json`, the manifest of an artifact: what the SAE is, which graphs there are, and what was proved at export.
+"""`sae.json`, the manifest of an artifact: the configuration, the graphs, the parity record and the checksums.
 
-The reader owns the format: these classes are what `sae.json` holds, key for key. Unknown keys are ignored, so that a
+The reader owns the format: these classes have the keys of `sae.json`, one for one. Unknown keys are ignored, so that a
 later release may add some; a change that an older reader would misunderstand raises `FORMAT_VERSION`.
 """
 
@@ -14,27 +14,31 @@ FORMAT_VERSION = 1
 MANIFEST = "sae.json"
 
 INT8 = "int8"
-"""Of the weights; they are else of the SAE's dtype."""
+"""Value of `weights_dtype` for quantised weights; otherwise the weights have the SAE's dtype."""
 
 CUSTOM = "custom:"
-"""Before the architecture of an SAE whose class is its user's own, and after it the class's name."""
+"""Prefix of the architecture of an SAE whose class a user wrote; the name of the class follows."""
 
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """The HookedSAE that was exported.
+    """The configuration of the HookedSAE that was exported.
 
     Attributes:
-        architecture: how it encodes and decodes; "standard" is the ReLU SAE, and a name with "custom:" a user's class.
-        dtype: of the activations and, if they are not int8, the weights: "float32", "float16" or "bfloat16".
+        architecture: How the SAE encodes and decodes; "standard" is the ReLU SAE, "custom:<class>" a user's class.
+        d_in: Width of the input.
+        d_sae: Number of features.
+        hook_name: Name of the model's activation that the SAE was trained on; "" if it is not known.
         model_name: The language model that the SAE belongs to, as its checkpoint names it; None if it does not.
         neuronpedia_id: The SAE's identifier on Neuronpedia, such as "gpt2-small/8-res-jb"; None if it is not known.
-        seed: of the initial weights, if there was one.
+        use_error_term: Whether the output is the reconstruction plus the error.
+        dtype: Dtype of the activations and, unless they are int8, of the weights: "float32", "float16" or "bfloat16".
+        seed: Seed of the initial weights, if there was one.
         head_shape: (n_heads, d_head) if the graphs take activations with their head dimension, else None.
-        d_out: of a transcoder, the width of the activation that it predicts, which with the error term is an input,
-            `target`; None for an SAE, which predicts its input.
-        options: what the architecture's config has beyond these keys, such as k.
-        fired_hooks: the hooks that fire in PyTorch, in order: all six, or five without the error term.
+        d_out: For a transcoder, the width of the target, which is an input of the graphs if there is an error term;
+            None for an SAE, which predicts its input.
+        options: The other keys of the architecture's config, such as k.
+        fired_hooks: The hooks that fire in PyTorch, in order: all six, or five without the error term.
     """
 
     architecture: str
@@ -53,31 +57,31 @@ class SAEConfig:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """One token's activation: `(d_in,)` or `(n_heads, d_head)`."""
+        """The shape of one token's activation, `(d_in,)` or `(n_heads, d_head)`."""
         return self.head_shape or (self.d_in,)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """One token's reconstruction: as the input, or of a transcoder `(d_out,)`."""
+        """The shape of one token's reconstruction: that of the input, or `(d_out,)` for a transcoder."""
         return self.input_shape if self.d_out is None else (self.d_out,)
 
     @property
     def takes_target(self) -> bool:
-        """Whether the graphs take, beside the input, the activation that the error is taken against."""
+        """Whether the graphs take the target as an input, too."""
         return self.d_out is not None and self.use_error_term
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """The hooks that the graphs give, in firing order.
+        """The hooks that the graphs compute, in firing order.
 
-        All six; the error is there even where it does not fire, unless it would need a target that nobody gives.
+        All six, the error even if it does not fire. A transcoder without the error term has no target, and no error.
         """
         return HOOK_NAMES if self.d_out is None or self.use_error_term else self.fired_hooks
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor of a graph; a dimension that is a name may have any size."""
+    """A named tensor of a graph. A dimension given by a name may have any size."""
 
     name: str
     dtype: str
@@ -86,20 +90,22 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One `.onnx` file: what it takes and gives, in order, and what it is for, in words."""
+    """One `.onnx` file: its inputs and outputs, in order, and its purpose."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    description: str = field(compare=False)  # words may be improved; they are no part of the contract
+    description: str = field(compare=False)  # the wording is not part of the contract
 
 
 @dataclass(frozen=True)
 class GoldenSpec:
-    """The batch that `golden.safetensors` holds.
+    """The golden batch.
 
     Attributes:
-        source: "activations" if a user gave them, "synthetic" if the exporter drew them.
+        file: Name of the file.
+        tokens: Number of tokens.
+        source: "activations" if a user passed them, "synthetic" if the exporter drew them.
     """
 
     file: str
@@ -109,11 +115,11 @@ class GoldenSpec:
 
 @dataclass(frozen=True)
 class Errors:
-    """How far a tensor is from the truth, see `runtime.parity`; both are ratios without a unit.
+    """The distance of a tensor from the truth, see `runtime.parity`; both are ratios without a unit.
 
     Attributes:
-        token: the largest, over tokens, of the norm of the difference.
-        element: the largest, over all numbers, of the difference.
+        token: Largest norm of the difference, over tokens.
+        element: Largest difference, over elements.
     """
 
     token: float
@@ -122,7 +128,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class HookParity:
-    """What the export measured at one hook: PyTorch's own error, the artifact's, and the most it may be."""
+    """The errors of the original and of the artifact at one hook, measured at export, and the artifact's budget."""
 
     original: Errors
     artifact: Errors
@@ -131,16 +137,16 @@ class HookParity:
 
 @dataclass(frozen=True)
 class ParityRecord:
-    """The proof made at export, on `tokens` activations run on `device`: `model`, and `steer` under an intervention.
-
-    `left_out` more were given, on which the original's own numbers cancel.
+    """The proof of parity made at export.
 
     Attributes:
-        hooks: of `model`.
-        steered: of `steer` under an intervention.
-        tf32: the budgets of `hooks` on a GPU that rounds the factors of float32 products to TF32; in half precision
-            there are none.
-        tf32_steered: those of `steered`.
+        device: Where the graphs were run.
+        tokens: Number of tokens.
+        left_out: Number of further tokens that were left out because the original's own values cancel on them.
+        hooks: Errors and budgets of `model`, by hook.
+        steered: Errors and budgets of `steer` under an intervention, by hook.
+        tf32: Budgets of `hooks` on a GPU that rounds the factors of float32 products to TF32; empty in half precision.
+        tf32_steered: Budgets of `steered` on such a GPU.
     """
 
     device: str
@@ -154,13 +160,13 @@ class ParityRecord:
 
 @dataclass(frozen=True)
 class Features:
-    """The features that are on in the float32 original and in an artifact of less precision.
+    """The features that are on in the float32 original and in an artifact of lower precision.
 
     Attributes:
-        kept: of those that are on in the original, the fraction that still is.
-        gained: how many are on that are off in the original, as a fraction of those that are on there.
-        l0_original: how many are on for a token, the mean.
-        l0: the same of the artifact.
+        kept: Fraction of the features on in the original that are on in the artifact.
+        gained: Number of features on in the artifact only, as a fraction of those on in the original.
+        l0_original: Mean L0 of the original.
+        l0: Mean L0 of the artifact.
     """
 
     kept: float
@@ -171,18 +177,21 @@ class Features:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What an artifact of less precision loses, measured at export on `tokens` activations run on `device`.
+    """The loss of an artifact of lower precision against the float32 original, measured at export.
 
-    It is no parity: the errors are those that the rounded weights make. With int8 weights a machine that the artifact
-    is deployed to is held to twice of them (`budget`).
+    This is not parity: the errors come from the rounded weights. With int8 weights, `verify` allows twice the errors
+    measured at export (`budget`).
 
     Attributes:
-        hooks: of `model`, each hook's errors; `original` is what PyTorch's own is in float32.
-        steered: the same of `steer` under an intervention; only with int8 weights.
-        features: which are on.
-        explained_original: the fraction of the variance of the activations that the original's reconstruction explains;
-            None for a transcoder whose target nobody gave.
-        explained: the same of the artifact's.
+        device: Where the graphs were run.
+        tokens: Number of tokens.
+        left_out: Number of further tokens that were left out because the original's own values cancel on them.
+        hooks: Errors of `model`, by hook; `original` is PyTorch's own error in float32.
+        steered: Errors of `steer` under an intervention, by hook; only with int8 weights.
+        features: The features that are on, compared.
+        explained_original: Fraction of the variance of the activations that the original's reconstruction explains;
+            None for a transcoder without a target.
+        explained: The same fraction for the artifact.
     """
 
     device: str
@@ -197,7 +206,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file must be."""
+    """The sha256 and the size in bytes of a file."""
 
     sha256: str
     bytes: int
@@ -208,11 +217,17 @@ class Manifest:
     """The content of `sae.json`.
 
     Attributes:
-        weights: the file.
-        weights_dtype: that of the SAE, for the state dict as it is, or "int8".
-        parity: the proof against the original in the SAE's dtype; None with int8 weights.
-        fidelity: what is lost against the float32 original, with int8 weights or in half precision; else, or if there
-            was no float32 original, None.
+        format_version: Version of this format.
+        sae: Configuration of the SAE.
+        weights: Name of the weights file.
+        weights_dtype: Dtype of the weights: that of the SAE, or "int8".
+        graphs: The graphs, by name.
+        golden: The golden batch.
+        parity: Proof against the original in the SAE's dtype; None with int8 weights.
+        fidelity: Loss against the float32 original, with int8 weights or in half precision; None in float32, or if
+            there was no float32 original.
+        provenance: Versions of the software that made the artifact, by name.
+        files: Checksums, by file name.
     """
 
     format_version: int
@@ -228,11 +243,11 @@ class Manifest:
 
     @property
     def record(self) -> ParityRecord | Fidelity:
-        """What was measured at export: the proof, or the fidelity; a manifest that was read has one of them."""
+        """The parity record, or the fidelity if there is none; every manifest that was parsed has one of them."""
         record = self.parity or self.fidelity
         assert record is not None
         return record
 
     def to_json(self) -> str:
-        """Return the text of `sae.json`: the same manifest gives the same bytes."""
+        """Return the text of `sae.json`, the same bytes for the same manifest."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

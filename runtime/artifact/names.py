@@ -11,7 +11,7 @@ HOOK_NAMES = (HOOK_INPUT, HOOK_ACTS_PRE, HOOK_ACTS_POST, HOOK_RECONS, HOOK_ERROR
 """The six hooks in firing order."""
 
 FEATURE_HOOKS = (HOOK_ACTS_PRE, HOOK_ACTS_POST)
-"""Those with one number per feature, `(..., d_sae)`; the others have the shape of the input."""
+"""The hooks with one value per feature, `(..., d_sae)`; the others have the shape of the input or the target."""
 
 INPUT = "input"
 TARGET = "target"
@@ -21,7 +21,7 @@ FEATURE_IDS = "feature_ids"
 FEATURE_SCALE = "feature_scale"
 FEATURE_SHIFT = "feature_shift"
 INTERVENTION = (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)
-"""The inputs by which `steer.onnx` edits features."""
+"""The inputs of `steer.onnx` that describe the edits."""
 
 K = "k"
 INDICES, VALUES, L0 = "indices", "values", "l0"

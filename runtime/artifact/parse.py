@@ -1,4 +1,4 @@
-"""From the text of `sae.json` to a `Manifest`: strict about what it must have, blind to what a later release adds."""
+"""Parsing `sae.json` into a `Manifest`: required keys are checked, keys that a later release adds are ignored."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ def parse_manifest(text: str) -> Manifest:
     """Return the manifest of a `sae.json` text.
 
     Raises:
-        ManifestError: it is not JSON, of a newer format, or lacks a key or has one of another type; the message says
-            which.
+        ManifestError: The text is not JSON, has a newer format, lacks a key, or has a value of another type; the
+            message names the key.
     """
     try:
         data = json.loads(text)
@@ -40,25 +40,27 @@ def parse_manifest(text: str) -> Manifest:
 
 
 def _check_records(manifest: Manifest) -> None:
-    """Refuse what was measured if it is not what such an artifact has."""
+    """Check that parity and fidelity are there or not, as the dtypes require."""
     weights, dtype = manifest.weights_dtype, manifest.sae.dtype
     if dtype not in CPU_VARIANTS or weights not in (dtype, INT8):
         raise ManifestError(
-            f"{MANIFEST}: dtype is {dtype!r} and weights_dtype {weights!r}; what this release reads is "
-            f"{', '.join(CPU_VARIANTS)}, with weights of the same or {INT8}."
+            f"{MANIFEST}: dtype is {dtype!r} and weights_dtype {weights!r}; this release reads "
+            f"{', '.join(CPU_VARIANTS)}, with weights of the same dtype or {INT8}."
         )
     if (manifest.parity is None) != (weights == INT8):
         raise ManifestError(
-            f"{MANIFEST}: weights_dtype is {weights!r}; there must be parity unless it is {INT8!r}, and then not."
+            f"{MANIFEST}: weights_dtype is {weights!r}; "
+            f"parity must be there unless it is {INT8!r}, and then it must be null."
         )
     if manifest.fidelity is None if weights == INT8 else manifest.fidelity is not None and dtype == FLOAT32:
         raise ManifestError(
-            f"{MANIFEST}: weights_dtype is {weights!r}; with {INT8!r} there must be fidelity, with {FLOAT32!r} none."
+            f"{MANIFEST}: weights_dtype is {weights!r}; "
+            f"fidelity must be there with {INT8!r}, and null with {FLOAT32!r}."
         )
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Refuse what would lead a reader out of the folder, or to a file that nothing vouches for."""
+    """Check that every file is in the folder and has a checksum."""
     for name in manifest.files:
         if not name or name != name.replace("\\", "/").rsplit("/", 1)[-1] or name in (".", ".."):
             raise ManifestError(f"{MANIFEST}: files names {name!r}, which is not a plain file name.")
@@ -69,7 +71,7 @@ def _check_files(manifest: Manifest) -> None:
 
 
 def _check_graphs(manifest: Manifest) -> None:
-    """Refuse a graph that does not keep the contract; graphs without one are of a later release."""
+    """Check every graph against its contract; graphs without a contract come from a later release."""
     needing_input = [
         name for name, graph in manifest.graphs.items() if name in (ACTIVATE, DECODE) and len(graph.inputs) > 1
     ]
@@ -80,11 +82,13 @@ def _check_graphs(manifest: Manifest) -> None:
                 f"{MANIFEST}: graphs has no {name!r}; every artifact in {manifest.sae.dtype} has {', '.join(specs)}."
             )
         if manifest.graphs[name] != expected:
-            raise ManifestError(f"{MANIFEST}: graph {name!r} is {manifest.graphs[name]}, of this SAE it is {expected}.")
+            raise ManifestError(
+                f"{MANIFEST}: graph {name!r} is {manifest.graphs[name]}; for this SAE it must be {expected}."
+            )
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
-    """Return `value`, as JSON gave it, as an object of the annotated type `kind`; `where` names it in errors."""
+    """Convert a JSON value to the annotated type `kind`; `where` names the value in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Safetensors files, where the library stops: the place of each tensor, and writing tensors that outgrow the memory.
+"""Safetensors files beyond the library: the offset of each tensor, and writing tensors larger than the memory.
 
 Source: the format, 8 bytes of header length (little-endian), a JSON header, the tensors' bytes one after another
 (https://github.com/huggingface/safetensors#format).
@@ -23,7 +23,7 @@ from ..errors import ArtifactError, InputError
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes are: `offset` counts from the start of the file."""
+    """The place of a tensor in a file; `offset` counts from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -32,10 +32,10 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return where each tensor of a safetensors file is.
+    """Return the place of each tensor in a safetensors file, by name.
 
     Raises:
-        ArtifactError: the file is not safetensors.
+        ArtifactError: The file is not a safetensors file.
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -61,11 +61,11 @@ class TensorWriter:
     """A safetensors file whose tensors are written a block of rows at a time, in any order."""
 
     def __init__(self, file: IO[bytes], tensors: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
-        """Begin the file.
+        """Write the header.
 
         Args:
-            file: where it is written.
-            tensors: the shape and the dtype of each, numpy's or a name.
+            file: File to write to.
+            tensors: Shape and dtype of each tensor, by name; the dtype as `dtype_name` accepts it.
         """
         self._file = file
         header, self._offset, end = {}, {}, 0
@@ -90,10 +90,10 @@ class TensorWriter:
 
 @contextlib.contextmanager
 def replaced_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path` when the block ends well, and vanishes when it does not.
+    """Open a file that replaces `path` when the block succeeds, and is removed when it fails.
 
     Raises:
-        InputError: `path` is not an ordinary file, or exists and may not be overwritten, now or at the end.
+        InputError: At the start or at the end, `path` is not an ordinary file, or exists and `overwrite` is False.
     """
     check_target(path, overwrite)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -108,7 +108,11 @@ def replaced_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse to write to what is not an ordinary file, or exists and may not be overwritten."""
+    """Check that `path` can be written.
+
+    Raises:
+        InputError: It is not an ordinary file, or exists and `overwrite` is False.
+    """
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not an ordinary file. Choose another path.")
     if path.exists() and not overwrite:
