@@ -1,6 +1,7 @@
 # make demo   the main job on a real SAE: export it again, compare, run it without PyTorch
 # make test   the whole test suite
-# make check  lint, formatting, types
+# make check  lint, formatting, types, the order of the wings
+# make dist   wheel and sdist, installed and used outside the checkout
 # make gpu    on a machine with an NVIDIA GPU: the tests that need it, none skipped, and the GPU benchmark
 #
 # Each makes the environments it needs; PYTHON chooses the interpreter (3.10 or later).
@@ -11,7 +12,7 @@ ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test check gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
+.PHONY: demo test check dist gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -26,6 +27,13 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+# What is shipped is what is tested: the wheel, installed in an empty environment outside the checkout, exports and verifies.
+dist: .venv/ready
+	rm -rf dist build/lib
+	.venv/bin/python -m build --outdir dist .
+	.venv/bin/python tests/project/check_wheel.py dist --onnxruntime $(ONNXRUNTIME) --pip=--constraint=$(CURDIR)/constraints.txt
 
 # The results go to benchmarks/results, called after the GPU.
 gpu: .venv/ready
@@ -76,7 +84,7 @@ bench-export: .venv/ready
 # Everything: exporter, runtime, demo, tests, lint.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,demo,test,lint]"
+	.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,demo,test,lint,dist]"
 	touch $@
 
 # What a service installs: no PyTorch, no onnx.
@@ -117,4 +125,4 @@ test-peers: .venv-peers/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build
+	rm -rf dist .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build

@@ -1,5 +1,6 @@
 """Run an exported HookedSAE with every hook tensor, and prove that nothing changed. No PyTorch."""
 
+from . import _onnxruntime  # noqa: F401
 from .arrays.tensor import Tensor
 from .artifact.folder import Artifact, read_artifact
 from .errors import (

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from benchmarks.gpu.contenders import GRAPHED_ROWS, K, Makers, Way
 from benchmarks.gpu.device import Cuda, Device
 from runtime import SAESession
 from runtime.arrays.dtypes import BFLOAT16, FLOAT32
-from runtime.arrays.tensor import Tensor as HostTensor
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_NAMES
 from runtime.devices.options import TF32
 
@@ -69,7 +69,7 @@ class Sessions:
             session = self.session()
 
             def found(result: Any) -> dict[str, Tensor]:
-                indices, values, _ = (torch.from_dlpack(array) for array in result)
+                indices, values, _ = (torch_tensor(array) for array in result)
                 return {TOP: dense(indices, values, d_sae)}
 
             return Way(on_device, lambda x: session.top_features(x, min(K, d_sae)), found)
@@ -87,10 +87,17 @@ class Sessions:
 
 def torch_tensors(hooks: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return hooks as PyTorch's, without a copy."""
-    return {name: torch.from_dlpack(tensor) for name, tensor in hooks.items()}
+    return {name: torch_tensor(array) for name, array in hooks.items()}
+
+
+def torch_tensor(array: Any) -> Tensor:
+    """Return a result as a PyTorch tensor, without a copy; PyTorch reads no bfloat16 array of numpy but its bits."""
+    if isinstance(array, np.ndarray) and array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_dlpack(array)
 
 
 def host_array(x: Tensor) -> Any:
-    """Return a tensor as a service has it: in numpy, or of bfloat16, which numpy lacks, as the runtime's own."""
+    """Return a tensor as a numpy array, which is what a service has."""
     x = x.cpu()
-    return HostTensor.of(x.float().numpy(), BFLOAT16) if x.dtype == torch.bfloat16 else x.numpy()
+    return x.view(torch.uint16).numpy().view(BFLOAT16) if x.dtype == torch.bfloat16 else x.numpy()

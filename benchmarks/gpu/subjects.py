@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32, narrowed
+from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from runtime.arrays.tensor import Array
 from runtime.devices.options import TF32
 
@@ -93,7 +93,7 @@ def fill_in_weights(artifact: Path) -> None:
     with file.open("r+b") as opened:
         for name, values in draw_weights(d_in, d_sae).items():
             opened.seek(start + header[name]["data_offsets"][0])
-            opened.write(narrowed(values, artifact.name).data)
+            opened.write(values.astype(artifact.name).tobytes())
 
 
 def _header(file: Path) -> tuple[dict[str, dict[str, list[int]]], int]:

@@ -1,4 +1,4 @@
-"""Memory: numpy arrays, tensors that numpy cannot hold, and DLPack between libraries.
+"""Arrays: dtypes, numpy arrays on the host, tensors on a GPU, and DLPack between libraries.
 
-Knows nothing of SAEs. Everything that moves through a session is one of these types.
+This wing does not depend on SAEs. Everything that moves through a session is one of these types.
 """

@@ -1,7 +1,9 @@
-"""DLPack: arrays handed over between libraries without a copy, in ctypes, so that none of them has to be imported.
+"""DLPack: exchange of arrays between libraries without a copy, in ctypes, so that no other library is imported.
+
+numpy's own DLPack reads neither memory of a GPU nor bfloat16.
 
 Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html, the structs of version 0.x, which every
-library gives where no `max_version` is asked for.
+library returns if no `max_version` is asked for.
 """
 
 import ctypes
@@ -9,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import InputError
 from .dtypes import DTYPES
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
-"""`DLDeviceType`; memory of the host that is pinned, or managed, numpy or CUDA can read as their own."""
+"""`DLDeviceType`. Pinned memory is host memory; managed memory is read as a GPU's."""
 
 LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
-"""`stream` of `__dlpack__` that means CUDA's legacy default stream, and that of each thread; -1 is no order at all."""
+"""Values of `stream` in `__dlpack__`: CUDA's legacy default stream, and the per-thread one. -1 asks for no order."""
 
 NAME, USED = b"dltensor", b"used_dltensor"
 
@@ -53,7 +58,7 @@ _Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    """Return a function of Python's C API; by an object of its own, so that nobody else's declaration is changed."""
+    """Return a function of Python's C API as a new object, so that declarations in other modules do not change."""
     return ctypes.PYFUNCTYPE(result, *arguments)((name, _python))
 
 
@@ -67,14 +72,14 @@ _pointer_dying = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_voi
 
 
 class ImportedTensor:
-    """What a capsule handed over. The memory lives as long as this.
+    """A tensor that a DLPack capsule handed over. Its memory lives as long as this object.
 
     Attributes:
-        pointer: the address of the first number.
-        shape: in numbers.
-        dtype: its name, such as "bfloat16".
-        device: `DLDeviceType` and number.
-        contiguous: whether the numbers lie one after the other, the last dimension's next to each other.
+        pointer: Address of the first element.
+        shape: Size of each dimension.
+        dtype: Name of the dtype, such as "bfloat16".
+        device: `DLDeviceType` and the index of the device.
+        contiguous: Whether the memory is contiguous, in C order.
     """
 
     def __init__(self, managed: Any) -> None:
@@ -89,9 +94,13 @@ class ImportedTensor:
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        """The memory as numpy reads it, if it is the host's; of bfloat16 its bits."""
-        kind = DTYPES[self.dtype].storage.str
-        return {"version": 3, "data": (self.pointer, False), "shape": self.shape, "typestr": kind}
+        """The bits of contiguous host memory as unsigned integers; this protocol has no name for bfloat16."""
+        bits = f"<u{DTYPES[self.dtype].bits // 8}"
+        return {"version": 3, "data": (self.pointer, False), "shape": self.shape, "typestr": bits}
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """Return contiguous host memory as an array, without a copy."""
+        return np.asarray(self).view(DTYPES[self.dtype].numpy)
 
     def __del__(self) -> None:
         if self._managed.contents.deleter:
@@ -99,21 +108,22 @@ class ImportedTensor:
 
 
 def import_capsule(producer: Any, stream: int | None = None) -> ImportedTensor:
-    """Return what a DLPack producer holds, its memory and its numbers where they are.
+    """Return the tensor of a DLPack producer, without a copy.
 
     Args:
-        producer: has `__dlpack__`.
-        stream: on which the memory will be read; the producer lets it wait for what it has still to write. None for
-            memory of the host.
+        producer: Object with a `__dlpack__` method.
+        stream: CUDA stream on which the memory will be read; the producer makes it wait for its own pending writes.
+            None for host memory.
 
     Raises:
-        InputError: it has already been taken from, or is of a dtype that no SAE takes.
-        Exception: the producer's own, where it refuses.
+        InputError: The capsule was used before, or the dtype is not in `DTYPES`.
+        Exception: The producer's own error, if it refuses.
     """
     capsule = producer.__dlpack__() if stream is None else producer.__dlpack__(stream=stream)
     if not _is_valid(capsule, NAME):
         raise InputError(
-            f"{type(producer).__name__}.__dlpack__ returned {capsule!r}, which is no DLPack capsule that can be taken."
+            f"{type(producer).__name__}.__dlpack__ returned {capsule!r}; it must be a DLPack capsule that was not used "
+            "before."
         )
     managed = ctypes.cast(_pointer(capsule, NAME), ctypes.POINTER(_Managed))
     _rename(capsule, USED)
@@ -122,7 +132,7 @@ def import_capsule(producer: Any, stream: int | None = None) -> ImportedTensor:
 
 @dataclass
 class _Exported:
-    """What lives until the receiver of a capsule calls its deleter."""
+    """The objects that live until the consumer of a capsule calls its deleter."""
 
     managed: Any
     arrays: tuple[Any, Any]
@@ -141,15 +151,15 @@ _PENDING = [ctypes.byref(ctypes.c_void_p()) for _ in range(3)]
 
 
 def _destroy(capsule: int) -> None:
-    # First of all, and by nothing that Python itself would check: whoever refuses a capsule drops it with its exception
-    # set, and with that no Python code runs. (ctypes has no way to set it again: the caller gets a SystemError.)
+    # A consumer that refuses a capsule drops it while its exception is set, and then no Python code can run. So fetch
+    # the exception first. (ctypes cannot set it again: the caller gets a SystemError.)
     _fetch(*_PENDING)
-    if _is_valid_dying(capsule, NAME):  # nobody took it
+    if _is_valid_dying(capsule, NAME):  # no consumer used it
         address = _pointer_dying(capsule, NAME)
         _exported.pop(address, None)
 
 
-# They have to live as long as any capsule, which may be as long as the process.
+# These have to live as long as any capsule, which may be as long as the process.
 _DELETE, _DESTROY = _Deleter(_delete), _Destructor(_destroy)
 
 
@@ -157,11 +167,11 @@ def export_capsule(pointer: int, shape: Sequence[int], dtype: str, device: tuple
     """Return a capsule of contiguous memory.
 
     Args:
-        pointer: the address of the first number.
-        shape: in numbers.
-        dtype: its name.
-        device: `DLDeviceType` and number.
-        owner: what keeps the memory alive; it is held until the receiver is done.
+        pointer: Address of the first element.
+        shape: Size of each dimension.
+        dtype: Name of the dtype.
+        device: `DLDeviceType` and the index of the device.
+        owner: Object that keeps the memory alive; it is held until the consumer calls the deleter.
     """
     known = DTYPES[dtype]
     strides = [1] * len(shape)
@@ -185,8 +195,8 @@ def _dtype_name(dtype: Any) -> str:
         if (known.dlpack, known.bits, 1) == (dtype.code, dtype.bits, dtype.lanes):
             return name
     raise InputError(
-        f"A DLPack tensor of code {dtype.code}, {dtype.bits} bits and {dtype.lanes} lanes was given; an SAE takes "
-        f"{', '.join(DTYPES)}."
+        f"The DLPack tensor has the dtype of code {dtype.code}, {dtype.bits} bits and {dtype.lanes} lanes; it must be "
+        f"one of {', '.join(DTYPES)}."
     )
 
 

@@ -1,68 +1,105 @@
-"""The dtypes of an SAE: float32, float16 and bfloat16, of which numpy knows two.
+"""The dtypes of an SAE and of what goes into it, each with its name in every library and file format.
 
-numpy has no bfloat16. Here its numbers are kept as their 16 bits, `uint16`, and what computes with them takes float32,
-which holds every one of them exactly: a bfloat16 is the upper half of a float32.
+numpy has no bfloat16 of its own. Importing ml_dtypes registers one, so that `np.dtype("bfloat16")` and
+`x.astype("bfloat16")` work, and a bfloat16 array is a `numpy.ndarray` like any other.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InputError
+
 FLOAT32, FLOAT16, BFLOAT16 = "float32", "float16", "bfloat16"
+
+SIGNED, UNSIGNED, FLOAT, BRAIN_FLOAT = 0, 1, 2, 4
+"""`DLDataTypeCode`."""
 
 
 @dataclass(frozen=True)
 class DType:
-    """A dtype, as others call it.
+    """A dtype as numpy, ONNX, DLPack and safetensors call it.
 
     Attributes:
-        storage: numpy's dtype that keeps its bits.
-        onnx: its number in ONNX (`onnx.TensorProto.DataType`).
-        dlpack: its code in DLPack (`DLDataTypeCode`): 0 signed, 1 unsigned, 2 float, 4 bfloat16.
-        bits: of one number.
+        numpy: numpy's dtype; for bfloat16 that of ml_dtypes.
+        onnx: Number in ONNX, `onnx.TensorProto.DataType`.
+        onnx_name: Name in the types of ONNX Runtime, such as "float" in "tensor(float)".
+        dlpack: Kind in DLPack, `DLDataTypeCode`.
+        safetensors: Name in the header of a safetensors file.
     """
 
-    storage: "np.dtype[Any]"
+    numpy: "np.dtype[Any]"
     onnx: int
+    onnx_name: str
     dlpack: int
-    bits: int
+    safetensors: str
+
+    @property
+    def bits(self) -> int:
+        """The size of one element in bits."""
+        return self.numpy.itemsize * 8
+
+    @property
+    def element_type(self) -> "np.dtype[Any] | int":
+        """The dtype as ONNX Runtime's bindings take it: numpy's, or for bfloat16 the number in ONNX."""
+        return self.onnx if self.dlpack == BRAIN_FLOAT else self.numpy
 
 
 DTYPES = {
-    FLOAT32: DType(np.dtype(np.float32), 1, 2, 32),
-    FLOAT16: DType(np.dtype(np.float16), 10, 2, 16),
-    BFLOAT16: DType(np.dtype(np.uint16), 16, 4, 16),
-    "float64": DType(np.dtype(np.float64), 11, 2, 64),
-    "int64": DType(np.dtype(np.int64), 7, 0, 64),
-    "int32": DType(np.dtype(np.int32), 6, 0, 32),
+    FLOAT32: DType(np.dtype(np.float32), 1, "float", FLOAT, "F32"),
+    FLOAT16: DType(np.dtype(np.float16), 10, "float16", FLOAT, "F16"),
+    BFLOAT16: DType(np.dtype(ml_dtypes.bfloat16), 16, "bfloat16", BRAIN_FLOAT, "BF16"),
+    "float64": DType(np.dtype(np.float64), 11, "double", FLOAT, "F64"),
+    "int64": DType(np.dtype(np.int64), 7, "int64", SIGNED, "I64"),
+    "int32": DType(np.dtype(np.int32), 6, "int32", SIGNED, "I32"),
+    "int16": DType(np.dtype(np.int16), 5, "int16", SIGNED, "I16"),
+    "int8": DType(np.dtype(np.int8), 3, "int8", SIGNED, "I8"),
+    "uint64": DType(np.dtype(np.uint64), 13, "uint64", UNSIGNED, "U64"),
+    "uint32": DType(np.dtype(np.uint32), 12, "uint32", UNSIGNED, "U32"),
+    "uint16": DType(np.dtype(np.uint16), 4, "uint16", UNSIGNED, "U16"),
+    "uint8": DType(np.dtype(np.uint8), 2, "uint8", UNSIGNED, "U8"),
 }
-"""Those of an SAE, and what else may be given to one or comes of one."""
+"""Every known dtype by its name: first those that an SAE can have, then those that a caller may pass or get."""
+
+SAE_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
+"""The dtypes that an SAE can have."""
 
 
-def storage(name: str) -> "np.dtype[Any]":
-    """Return numpy's dtype that keeps the bits of a dtype."""
-    return DTYPES[name].storage if name in DTYPES else np.dtype(name)
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype, such as "float16", however it is spelled.
+
+    Args:
+        dtype: A name ("float16" or "torch.float16"), a `torch.dtype`, or a dtype or scalar type of numpy or ml_dtypes.
+
+    Raises:
+        InputError: It is none of these, or not a dtype in `DTYPES`.
+    """
+    name = str(dtype).removeprefix("torch.")  # str(torch.float16) is "torch.float16": torch need not be imported
+    if name not in DTYPES and isinstance(dtype, (type, np.dtype)):
+        with contextlib.suppress(TypeError):  # raised for a class that is not a scalar type
+            name = np.dtype(dtype).name
+    if name not in DTYPES:
+        raise InputError(
+            f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}, given as a string, a torch.dtype or a numpy "
+            "dtype."
+        )
+    return name
 
 
-def widened(bits: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Return numbers that are kept as `storage(dtype)` as numpy can compute with them; of bfloat16 a copy."""
-    return (bits.astype(np.uint32) << 16).view(np.float32) if dtype == BFLOAT16 else bits
+def is_float(dtype: "np.dtype[Any]") -> bool:
+    """Return whether a dtype is a floating-point one; `dtype.kind` of ml_dtypes' bfloat16 is "V"."""
+    return dtype.kind == "f" or dtype == DTYPES[BFLOAT16].numpy
 
 
-def narrowed(values: npt.ArrayLike, dtype: str) -> npt.NDArray[Any]:
-    """Return numbers rounded to the nearest of a dtype, in a tie to the even one, as `storage(dtype)` keeps them."""
-    array = np.asarray(values)
-    if dtype != BFLOAT16:
-        return array.astype(storage(dtype))
-    exact = array.astype(np.float32)
-    bits = exact.view(np.uint32)
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    # A NaN whose payload is in the lower half would round to infinity.
-    return np.where(np.isnan(exact), ((bits >> 16) | 0x0040).astype(np.uint16), rounded)
+def widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a bfloat16 array as float32, which holds each of its values exactly, and any other array as it is."""
+    return array.astype(np.float32) if array.dtype == DTYPES[BFLOAT16].numpy else array
 
 
 def rounded(values: npt.ArrayLike, dtype: str) -> npt.NDArray[Any]:
-    """Return numbers rounded to a dtype, as numpy can compute with them: of bfloat16 in float32."""
-    return widened(narrowed(values, dtype), dtype)
+    """Return values rounded to the nearest of a dtype, ties to even; those of bfloat16 as a float32 array."""
+    return widened(np.asarray(values).astype(dtype))

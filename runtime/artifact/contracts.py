@@ -73,7 +73,7 @@ SPARSE = {name: f"{name}.sparse" for name in (MODEL, DECODE, STEER, FEATURES)}
 WIDE = {name: f"{name}.wide" for name in PORTABLE}
 """What takes and gives the same in half precision, computes in float32 and rounds what every operator gives."""
 
-CPU_TWINS = {FLOAT32: SPARSE, FLOAT16: WIDE, BFLOAT16: WIDE}
+CPU_VARIANTS = {FLOAT32: SPARSE, FLOAT16: WIDE, BFLOAT16: WIDE}
 """Of each dtype, the sisters of portable graphs that are written for the CPU."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..arrays.dtypes import FLOAT32
 from ..errors import ManifestError
-from .contracts import ACTIVATE, CPU_TWINS, DECODE, graph_specs
+from .contracts import ACTIVATE, CPU_VARIANTS, DECODE, graph_specs
 from .manifest import FORMAT_VERSION, INT8, MANIFEST, Manifest
 
 
@@ -42,10 +42,10 @@ def parse_manifest(text: str) -> Manifest:
 def _check_records(manifest: Manifest) -> None:
     """Refuse what was measured if it is not what such an artifact has."""
     weights, dtype = manifest.weights_dtype, manifest.sae.dtype
-    if dtype not in CPU_TWINS or weights not in (dtype, INT8):
+    if dtype not in CPU_VARIANTS or weights not in (dtype, INT8):
         raise ManifestError(
             f"{MANIFEST}: dtype is {dtype!r} and weights_dtype {weights!r}; what this release reads is "
-            f"{', '.join(CPU_TWINS)}, with weights of the same or {INT8}."
+            f"{', '.join(CPU_VARIANTS)}, with weights of the same or {INT8}."
         )
     if (manifest.parity is None) != (weights == INT8):
         raise ManifestError(

@@ -16,15 +16,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..arrays.dtypes import BFLOAT16, storage
+from ..arrays.dtypes import DTYPES, dtype_name
 from ..arrays.tensor import Array
 from ..errors import ArtifactError, InputError
-
-DTYPES = {
-    f"{kind}{bits}": f"{kind[0].upper()}{bits}"
-    for kind, sizes in {"float": (16, 32, 64), "int": (8, 16, 32, 64), "uint": (8, 16, 32, 64)}.items()
-    for bits in sizes
-} | {BFLOAT16: "BF16"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +70,9 @@ class TensorWriter:
         self._file = file
         header, self._offset, end = {}, {}, 0
         for name, (shape, kind) in tensors.items():
-            dtype = str(kind)
-            begin, end = end, end + math.prod(shape) * storage(dtype).itemsize
-            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+            dtype = DTYPES[dtype_name(kind)]
+            begin, end = end, end + math.prod(shape) * dtype.numpy.itemsize
+            header[name] = {"dtype": dtype.safetensors, "shape": list(shape), "data_offsets": [begin, end]}
             self._offset[name] = begin
         text = json.dumps(header, separators=(",", ":")).encode()  # as the library writes it, byte for byte
         text += b" " * (-len(text) % 8)
@@ -87,11 +81,11 @@ class TensorWriter:
         file.truncate(self._start + end)
 
     def write(self, name: str, first: int, rows: Array) -> None:
-        """Put `rows` where the tensor's rows from `first` on belong; of bfloat16 its bits."""
+        """Write `rows` as the tensor's rows from `first` on. For bfloat16 they may be uint16 bits."""
         block = np.ascontiguousarray(rows)
         row = block.nbytes // len(block) if len(block) else 0
         self._file.seek(self._start + self._offset[name] + first * row)
-        self._file.write(block.data if block.size else b"")
+        self._file.write(block.reshape(-1).view(np.uint8).data if block.size else b"")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import BFLOAT16
-from ..arrays.tensor import Array, Tensor, TensorValue
+from ..arrays.tensor import Array, feed_of
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
 from ..artifact.tensorfile import TensorWriter, replaced_file
 from ..errors import InputError
@@ -68,14 +68,14 @@ def stream(
         for start in range(0, len(rows), batch):
             block = _taken(rows[start : start + batch], cfg.dtype, str(source))
             for name, tensor in session.compute(block, names).items():
-                writer.write(name, start, tensor.bits() if isinstance(tensor, Tensor) else tensor)
+                writer.write(name, start, np.asarray(tensor))
             progress(min(start + batch, len(rows)), len(rows))
 
 
-def _taken(x: Array, dtype: str, source: str) -> TensorValue:
+def _taken(x: Array, dtype: str, source: str) -> Array:
     """Return rows of the file as the SAE takes them; float32 ones rounded to bfloat16, of which there are no files."""
     if dtype == BFLOAT16 and x.dtype == np.float32:
-        return Tensor.of(x, dtype)
+        return feed_of(x, dtype)
     as_dtype(x, dtype, source)
     return x
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..arrays.dtypes import storage
+from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.manifest import GraphSpec, SAEConfig, TensorSpec
 from ..artifact.names import TOKENS, K
@@ -34,7 +34,7 @@ def default_block(cfg: SAEConfig, on_gpu: bool = False) -> int:
     On a CPU that is 64 MiB of features: 682 tokens with 24576 features in float32.
     """
     features = FEATURE_BYTES_GPU if on_gpu else FEATURE_BYTES
-    return max(FEWEST_TOKENS, features // (cfg.d_sae * storage(cfg.dtype).itemsize))
+    return max(FEWEST_TOKENS, features // (cfg.d_sae * DTYPES[cfg.dtype].numpy.itemsize))
 
 
 def token_bytes(cfg: SAEConfig) -> int:
@@ -44,7 +44,7 @@ def token_bytes(cfg: SAEConfig) -> int:
     intermediate tensor; of the width of the input, it holds the input, recons before and after the edits, error, output
     and three intermediate tensors.
     """
-    return (4 * cfg.d_sae + 8 * max(cfg.d_in, cfg.d_out or 0)) * storage(cfg.dtype).itemsize
+    return (4 * cfg.d_sae + 8 * max(cfg.d_in, cfg.d_out or 0)) * DTYPES[cfg.dtype].numpy.itemsize
 
 
 def block_sizes(tokens: int, block: int) -> list[int]:

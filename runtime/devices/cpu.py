@@ -1,4 +1,4 @@
-"""The CPU backend. It runs graphs on numpy arrays, and on tensors of dtypes that numpy does not have."""
+"""The CPU backend: it runs graphs from numpy arrays to numpy arrays."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..arrays.dtypes import BFLOAT16, DTYPES, storage
+from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.pool import BufferPool
-from ..arrays.tensor import Tensor, TensorValue, as_given
+from ..arrays.tensor import Array, TensorValue, as_given
 from ..artifact.manifest import GraphSpec
 from .blocks import output_dimensions, slice_feeds
 from .options import Options
@@ -43,32 +43,30 @@ class CpuBackend:
 
         Each block writes its rows of the result in place, so nothing is copied.
         """
-        arrays = {name: feed for name, feed in feeds.items() if isinstance(feed, np.ndarray)}
+        arrays = {name: np.asarray(feed) for name, feed in feeds.items()}
         tensors = {tensor.name: tensor for tensor in spec.outputs}
-        if len(sizes) == 1 and len(arrays) == len(feeds) and all(tensors[name].dtype != BFLOAT16 for name in names):
+        dtypes = {*(array.dtype.name for array in arrays.values()), *(tensors[name].dtype for name in names)}
+        if len(sizes) == 1 and BFLOAT16 not in dtypes:  # `run` does not take ml_dtypes' arrays; a binding takes memory
             return session.run(list(names), arrays)
-        tokens, dimensions = sum(sizes), output_dimensions(spec, feeds)
+        tokens, dimensions = sum(sizes), output_dimensions(spec, arrays)
         forms = [[dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape] for name in names]
         kinds = [tensors[name].dtype for name in names]
-        results = self._memory.arrays([(form, storage(kind)) for form, kind in zip(forms, kinds, strict=True)])
+        results = self._memory.arrays([(form, DTYPES[kind].numpy) for form, kind in zip(forms, kinds, strict=True)])
         binding, start = session.io_binding(), 0
         for size in sizes:
             block = slice(start, start + size)
-            held = [_bind_input(binding, name, part) for name, part in slice_feeds(spec, feeds, tokens, block).items()]
+            held = [_bind_input(binding, name, part) for name, part in slice_feeds(spec, arrays, tokens, block).items()]
             for name, kind, result in zip(names, kinds, results, strict=True):
                 part = result[block]
-                binding.bind_output(name, "cpu", 0, _element(kind), part.shape, part.ctypes.data)
+                binding.bind_output(name, "cpu", 0, DTYPES[kind].element_type, part.shape, part.ctypes.data)
             session.run_with_iobinding(binding)
             del held
             start += size
-        return [
-            Tensor.of_bits(result, kind) if kind == BFLOAT16 else result
-            for kind, result in zip(kinds, results, strict=True)
-        ]
+        return list(results)
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
         """Return the sum of two arrays with the same shape and dtype."""
-        return add_on_host(a, b)
+        return np.add(a, b)
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
         """Return `array`: everything is on the host."""
@@ -81,23 +79,11 @@ class CpuBackend:
         """Do nothing: there is nothing to free."""
 
 
-def add_on_host(a: TensorValue, b: TensorValue) -> TensorValue:
-    """Return the sum of two host arrays with the same shape and dtype."""
-    if isinstance(a, Tensor):
-        return Tensor.of(a.numpy() + np.asarray(b), a.dtype)
-    return np.add(a, b)
-
-
-def _bind_input(binding: Any, name: str, feed: TensorValue) -> TensorValue:
-    """Bind an input, and return the object that has to stay alive until the run ends."""
-    if isinstance(feed, Tensor):
-        binding.bind_input(name, "cpu", 0, _element(feed.dtype), feed.shape, feed.pointer)
-        return feed
+def _bind_input(binding: Any, name: str, feed: Array) -> Array:
+    """Bind an input, and return the array that has to stay alive until the run ends."""
     array = np.ascontiguousarray(feed)
-    binding.bind_cpu_input(name, array)
+    if array.dtype.name == BFLOAT16:
+        binding.bind_input(name, "cpu", 0, DTYPES[BFLOAT16].element_type, array.shape, array.ctypes.data)
+    else:
+        binding.bind_cpu_input(name, array)
     return array
-
-
-def _element(dtype: str) -> Any:
-    """Return a dtype as ONNX Runtime's bindings take it: numpy's dtype, or ONNX's number for bfloat16."""
-    return DTYPES[dtype].onnx if dtype == BFLOAT16 else storage(dtype)

@@ -121,7 +121,7 @@ class _Proof:
 
         def stage(tokens: Array, values: Array) -> Array:
             numbers = {given: values, INPUT: np.asarray(self.sources[INPUT])[tokens]}
-            feeds = {
+            feeds: dict[str, TensorValue] = {
                 tensor.name: feed_of(numbers[tensor.name], self.manifest.sae.dtype)
                 for tensor in self.manifest.graphs[graph].inputs
             }

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from ..arrays.dtypes import FLOAT32
+from ..arrays.dtypes import FLOAT32, widened
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import FEATURES, contracts_of
 from ..artifact.folder import read_artifact
@@ -108,4 +108,4 @@ def _run(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens:
         for start, end in itertools.pairwise(bounds)
         if end > start
     ]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}

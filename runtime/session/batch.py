@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..arrays.dtypes import BFLOAT16, storage
+from ..arrays.dtypes import BFLOAT16, DTYPES, is_float
 from ..arrays.tensor import Array as Array
 from ..arrays.tensor import Tensor, TensorValue, as_given
 from ..artifact.manifest import SAEConfig
@@ -44,28 +44,20 @@ def as_dtype(array: Any, dtype: str, what: str) -> TensorValue:
         InputError: the original would raise, or would read other numbers than the array holds.
     """
     array = array if isinstance(array, Tensor) else np.asarray(array)
-    name = array.dtype if isinstance(array, Tensor) else array.dtype.name
     if isinstance(array, np.ndarray) and not array.dtype.isnative:
         raise InputError(
             f'{what} is {array.shape} {array.dtype}, big-endian. Pass x.astype(x.dtype.newbyteorder("=")).'
         )
-    if name == dtype:
-        return as_feed(array)
-    kept = storage(array.dtype) if isinstance(array, Tensor) else array.dtype
-    kind, wanted = "f" if name == BFLOAT16 else kept.kind, storage(dtype)
-    widens = wanted.itemsize >= 4 and (kind in "iu" or (kind == "f" and kept.itemsize < wanted.itemsize))
-    if not widens or (isinstance(array, Tensor) and array.device != "cpu"):
-        convert = 'Pass runtime.Tensor.of(x, "bfloat16").' if dtype == BFLOAT16 else f'Pass x.astype("{dtype}").'
-        fix = convert if kind in "fiub" else "Pass an array of numbers."
-        raise InputError(f"{what} is {array.shape} {name}; this SAE is {dtype}. {fix}")
-    return (array.numpy() if isinstance(array, Tensor) else array).astype(wanted)
-
-
-def as_feed(array: TensorValue) -> TensorValue:
-    """Return an array as a graph takes it: one of another library's bfloat16, such as ml_dtypes', as a `Tensor`."""
-    if isinstance(array, np.ndarray) and array.dtype.name == BFLOAT16:
-        return Tensor.of_bits(np.ascontiguousarray(array).view(np.uint16), BFLOAT16)
-    return array
+    found, wanted = np.dtype(array.dtype), DTYPES[dtype].numpy
+    if found == wanted:
+        return array
+    integer = found.kind in "iu"
+    widens = wanted.itemsize >= 4 and (integer or (is_float(found) and found.itemsize < wanted.itemsize))
+    if not widens or isinstance(array, Tensor):
+        convert = "Pass x.astype(ml_dtypes.bfloat16)." if dtype == BFLOAT16 else f'Pass x.astype("{dtype}").'
+        fix = convert if integer or is_float(found) or found.kind == "b" else "Pass an array of numbers."
+        raise InputError(f"{what} is {array.shape} {found.name}; this SAE is {dtype}. {fix}")
+    return array.astype(wanted)
 
 
 @dataclass(frozen=True)
@@ -121,11 +113,11 @@ class Batch:
 
     def feature_rows(self, tensor: TensorValue) -> TensorValue:
         """Return a tensor of features, `(..., d_sae)`, as a graph's input, `(tokens, d_sae)`."""
-        return as_feed(tensor).reshape(math.prod(self.lead), self.cfg.d_sae)
+        return tensor.reshape(math.prod(self.lead), self.cfg.d_sae)
 
     def shaped(self, hook: str, tensor: TensorValue) -> TensorValue:
         """Return what a graph gave, `(tokens, ...)`, as the caller has the batch."""
-        return in_kind_of(self.given, tensor.reshape(self.shape(hook)))
+        return tensor.reshape(self.shape(hook))
 
     def shape(self, hook: str) -> tuple[int, ...]:
         """Return the shape of a hook's tensor."""
@@ -134,13 +126,6 @@ class Batch:
         if hook == HOOK_INPUT or self.cfg.d_out is None:
             return self.given.shape
         return (*self.lead, self.cfg.d_out)
-
-
-def in_kind_of(given: TensorValue, tensor: TensorValue) -> TensorValue:
-    """Return a tensor as the caller's own kind of array, where that is a numpy array with a bfloat16 of its own."""
-    if isinstance(tensor, Tensor) and tensor.dtype == BFLOAT16 and isinstance(given, np.ndarray):
-        return tensor.bits().view(given.dtype) if given.dtype.name == BFLOAT16 else tensor
-    return tensor
 
 
 def select_hooks(names_filter: NamesFilter) -> list[str]:

@@ -18,7 +18,7 @@ from ..devices.options import Options
 from ..devices.start import CPU
 from ..devices.threads import thread_limit
 from ..errors import InputError
-from .batch import Batch, in_kind_of
+from .batch import Batch
 from .features import TopFeatures
 from .graphs import Graphs
 from .interventions import Intervention
@@ -91,7 +91,7 @@ class Engine:
         batch = self._batch(x)
         found = self.run_graph(self._graphs.fitting(FEATURES), batch.feeds() | {K: np.array([k], np.int64)})
         indices, values = (found[name].reshape(*batch.lead, k) for name in (INDICES, VALUES))
-        return TopFeatures(indices, in_kind_of(batch.given, values), found[L0].reshape(batch.lead))
+        return TopFeatures(indices, values, found[L0].reshape(batch.lead))
 
     def explain(self, names: Sequence[str] | None = None, tokens: int = 1, *, steered: bool = False) -> Plan:
         """Return how a request would be carried out, and why; print it.

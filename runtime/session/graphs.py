@@ -6,8 +6,9 @@ from typing import Any
 
 import onnxruntime as ort
 
+from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import TensorValue
-from ..artifact.contracts import CPU_TWINS, WEIGHTS_KEY, contracts_of
+from ..artifact.contracts import CPU_VARIANTS, WEIGHTS_KEY, contracts_of
 from ..artifact.folder import Artifact
 from ..artifact.manifest import TensorSpec
 from ..artifact.names import INPUT, TARGET
@@ -16,7 +17,6 @@ from ..devices.blocks import block_sizes
 from ..devices.options import Options
 from ..devices.start import Device
 from ..errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError
-from .batch import as_feed
 
 
 class Graphs:
@@ -55,7 +55,7 @@ class Graphs:
         tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # what has no dimension, ONNX Runtime refuses
         sizes = block_sizes(tokens, self.block_tokens)
         try:
-            given = {name: as_feed(feeds[name]) for name in self.inputs(graph)}
+            given = {name: feeds[name] for name in self.inputs(graph)}
             arrays = self.backend.run(session, spec, given, list(names), sizes)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
@@ -95,8 +95,8 @@ class Graphs:
         return min(fitting, key=lambda graph: fitting[graph])
 
     def fitting(self, graph: str) -> str:
-        """Return the graph that takes and gives what `graph` does and fits the device: itself, or its CPU sister."""
-        return CPU_TWINS[self._artifact.manifest.sae.dtype].get(graph, graph) if self.for_cpu else graph
+        """Return the graph that takes and gives what `graph` does and fits the device: itself, or its CPU variant."""
+        return CPU_VARIANTS[self._artifact.manifest.sae.dtype].get(graph, graph) if self.for_cpu else graph
 
     def _is_for_cpu(self, graph: str) -> bool:
         known = contracts_of(self._artifact.manifest.sae.dtype)
@@ -193,13 +193,7 @@ def _missing(names: set[str], graph: str) -> str:
     return f"{graph!r} needs {', '.join(sorted(names))}, too."
 
 
-ONNX_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-}
+ONNX_TYPES = {f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}
 
 
 def _tensor_spec(argument: Any) -> TensorSpec:

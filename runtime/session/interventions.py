@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.dtypes import BFLOAT16, rounded
-from ..arrays.tensor import Array, Tensor, TensorValue
+from ..arrays.dtypes import rounded
+from ..arrays.tensor import Array, TensorValue
 from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
 from ..errors import InputError
 
@@ -142,8 +142,7 @@ class Intervention:
         shape, rows = ((*lead, m), math.prod(lead)) if per_token else ((m,), 1)
 
         def flat(values: Array) -> TensorValue:
-            array = np.ascontiguousarray(np.broadcast_to(values, shape).reshape(rows, m))
-            return Tensor.of(array, dtype) if dtype == BFLOAT16 else array.astype(dtype)
+            return np.ascontiguousarray(np.broadcast_to(values, shape).reshape(rows, m)).astype(dtype)
 
         return {FEATURE_IDS: self.ids, FEATURE_SCALE: flat(self.scale), FEATURE_SHIFT: flat(self.shift)}
 

@@ -14,7 +14,7 @@ from ..artifact.contracts import DECODE
 from ..artifact.names import HOOK_ACTS_POST, HOOK_NAMES, HOOK_OUTPUT, HOOK_RECONS, INPUT
 from ..devices.options import Options
 from ..errors import InputError
-from .batch import NamesFilter, as_dtype, flat_shape, in_kind_of, select_hooks
+from .batch import NamesFilter, as_dtype, flat_shape, select_hooks
 from .engine import Engine
 from .hooks import FwdHooks, HookPoint, PlacedHooks, caller, placed_hooks, run_hooked
 from .interventions import Edit, Intervention
@@ -34,8 +34,8 @@ class SAESession(Engine):
     """The SAE of an artifact, ready to run.
 
     numpy in, numpy out. On a GPU, an array of the device in any library that speaks DLPack is read where it is, and
-    what comes back is a `Tensor` of the device, which `torch.from_dlpack`, CuPy and JAX take without a copy. bfloat16
-    comes as the caller's numpy array has it (of ml_dtypes), else as a `Tensor`.
+    what comes back is a `Tensor` of the device, which `torch.from_dlpack`, CuPy and JAX take without a copy. On the
+    host, bfloat16 arrays have the dtype `ml_dtypes.bfloat16`.
 
     A graph is loaded when it is first needed, and the smallest one that computes what was asked is run. Calls from
     several threads at once are safe. Use it as a context manager, or call `close`, to free its memory.
@@ -247,8 +247,7 @@ class SAESession(Engine):
         Raises:
             InputError: an array has another shape or dtype, or `x` is needed.
         """
-        given = self._graphs.backend.import_array(acts_post)
-        acts = as_dtype(given, self.cfg.dtype, "acts_post")
+        acts = as_dtype(self._graphs.backend.import_array(acts_post), self.cfg.dtype, "acts_post")
         lead = flat_shape(acts.shape, self.cfg.d_sae, what="acts_post")[:-1]
         feeds: dict[str, TensorValue] = {HOOK_ACTS_POST: acts.reshape(math.prod(lead), self.cfg.d_sae)}
         if INPUT in self._graphs.inputs(DECODE):
@@ -259,7 +258,7 @@ class SAESession(Engine):
                                  f"given. Pass decode(acts_post, x) with {(*lead, self.cfg.d_in)}.")  # fmt: skip
             feeds |= batch.feeds()
         recons = self.run_graph(self._graphs.fitting(DECODE), feeds, [HOOK_RECONS])[HOOK_RECONS]
-        return in_kind_of(given, recons.reshape(*lead, *self.cfg.output_shape))
+        return recons.reshape(*lead, *self.cfg.output_shape)
 
     def _active_hooks(self) -> PlacedHooks:
         """Return the functions of the blocks that this thread or asyncio task is in."""

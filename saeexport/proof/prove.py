@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.arrays.dtypes import FLOAT32
+from runtime.arrays.dtypes import FLOAT32, widened
 from runtime.arrays.tensor import TensorValue, feed_of
-from runtime.artifact.contracts import ACTIVATE, CONTRACTS, CPU_TWINS, DECODE, MODEL, PORTABLE, SPARSE, STEER
+from runtime.artifact.contracts import ACTIVATE, CONTRACTS, CPU_VARIANTS, DECODE, MODEL, PORTABLE, SPARSE, STEER
 from runtime.artifact.folder import hash_file
 from runtime.artifact.manifest import CUSTOM, MANIFEST, Features, Fidelity, HookParity, Manifest, ParityRecord
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS, INPUT, TARGET
@@ -89,7 +89,7 @@ def _judge_portable(folder: Path, manifest: Manifest, steered: SteeredReference,
 
 def _run_at_export(graph: str, manifest: Manifest) -> str:
     """Return the graph that the proof of a portable one is made on: in half precision its twin for the CPU."""
-    return graph if manifest.sae.dtype == FLOAT32 else CPU_TWINS[manifest.sae.dtype][graph]
+    return graph if manifest.sae.dtype == FLOAT32 else CPU_VARIANTS[manifest.sae.dtype][graph]
 
 
 def _fidelity(session: SAESession, exact: Reference) -> Fidelity:
@@ -97,8 +97,8 @@ def _fidelity(session: SAESession, exact: Reference) -> Fidelity:
     dtype = session.cfg.dtype
     given = {INPUT: exact.original[HOOK_INPUT], **({} if exact.target is None else {TARGET: exact.target})}
     feeds = {name: feed_of(array, dtype) for name, array in given.items()}
-    outputs = session.run_graph(CPU_TWINS[dtype][MODEL], feeds)
-    hooks = {name: np.asarray(output) for name, output in outputs.items()}
+    outputs = session.run_graph(CPU_VARIANTS[dtype][MODEL], feeds)
+    hooks = {name: widened(np.asarray(output)) for name, output in outputs.items()}
     certain = dataclasses.replace(exact, alternative_acts=None)  # a feature that decides otherwise is a loss here
     errors = {hook: fidelity_of(exact.own_errors(hook), [certain.errors(hook, hooks[hook])]) for hook in exact.truth}
     return _with_statistics(
@@ -144,7 +144,7 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
                 f"some token; over {MOST_LOST:.0%} cannot be called the same SAE. Its weights differ too much in size: "
                 "use float32."
             )
-    record = _with_statistics(record, clean, {name: np.asarray(output) for name, output in outputs.items()})
+    record = _with_statistics(record, clean, {name: widened(np.asarray(output)) for name, output in outputs.items()})
     _write_manifest(folder, manifest, fidelity=record)
     verify_golden(folder, record.device).raise_for_failures()
 

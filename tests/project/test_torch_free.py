@@ -1,4 +1,4 @@
-"""`runtime` needs numpy, onnxruntime and safetensors, and tqdm on its command line; nothing of PyTorch."""
+"""`runtime` needs numpy, ml_dtypes, onnxruntime and safetensors, and tqdm on its command line; nothing of PyTorch."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.samples import ROOT, TINY
 
-ALLOWED = {"numpy", "onnxruntime", "safetensors"}
+ALLOWED = {"ml_dtypes", "numpy", "onnxruntime", "safetensors"}
 HEAVY = ("torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "saeexport")
 
 BLOCK = f"""

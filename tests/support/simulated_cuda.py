@@ -219,9 +219,9 @@ def seen(dtype, shape, pointer):
 class DeviceArray:
     """An array of another library on the GPU. Its values are queued on its stream, and not yet written."""
 
-    def __init__(self, machine, values, stream=LEGACY, index=0, dtype=None):
+    def __init__(self, machine, values, stream=LEGACY, index=0):
         self.machine, self.stream, self.index = machine, stream, index
-        self.shape, self.dtype = values.shape, dtype or values.dtype.name
+        self.shape, self.dtype = values.shape, values.dtype.name
         self.pointer = machine.card(index).allocate(max(1, values.nbytes))
         self.keeps = values
         self.write(values)

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ...arrays import dlpack
-from ...arrays.dtypes import BFLOAT16, storage
+from ...arrays.dtypes import DTYPES
 from ...arrays.pool import BufferPool
 from ...arrays.tensor import Array, Tensor, TensorValue, as_given
 from ...artifact.folder import Artifact
@@ -29,7 +29,6 @@ from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
 from ...errors import InputError, SAEError
 from ..blocks import output_dimensions, slice_feeds
-from ..cpu import add_on_host
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
@@ -136,7 +135,7 @@ class CudaBackend:
             self._settle(feeds)
             outputs = list(zip(shapes, dtypes, strict=True))
             results = self._memory.tensors(outputs) if on_gpu else []
-            arrays = [] if on_gpu else self._pinned.arrays([(shape, storage(dtype)) for shape, dtype in outputs])
+            arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in outputs])
             start = 0
             for size in filter(None, sizes):  # an empty batch has one block of size 0
                 block = slice(start, start + size)
@@ -150,15 +149,12 @@ class CudaBackend:
             if waits:
                 self._wait()
             self._memory.trim()
-        if on_gpu:
-            return list(results)
-        return [Tensor.of_bits(array, dtype) if dtype == BFLOAT16 else array
-                for array, dtype in zip(arrays, dtypes, strict=True)]  # fmt: skip
+        return list(results) if on_gpu else list(arrays)
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
         """Return the sum of two arrays with the same shape, dtype and device."""
-        if not isinstance(a, Tensor) or not is_on_gpu(a):
-            return add_on_host(a, b)
+        if not isinstance(a, Tensor):
+            return np.add(a, b)
         with self._card.exclusive():
             self._check_open()
             if a.dtype not in self._adders:
@@ -179,10 +175,8 @@ class CudaBackend:
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
         """Return `array` on the device of `tensor`, the GPU or the host."""
-        if is_on_gpu(array) and not is_on_gpu(tensor):
-            assert isinstance(array, Tensor)
-            bits = array.bits()
-            return Tensor.of_bits(bits, array.dtype) if array.dtype == BFLOAT16 else bits
+        if isinstance(array, Tensor) and not is_on_gpu(tensor):
+            return array.numpy()
         if is_on_gpu(tensor) and not is_on_gpu(array):
             with self._card.exclusive():
                 moved = self._move_to_gpu({"array": array}, waits=self._owns_stream)["array"]
@@ -228,10 +222,10 @@ class CudaBackend:
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
-        hosted = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
-        shapes = [(feed.shape, feed.dtype if isinstance(feed, Tensor) else feed.dtype.name) for feed in hosted.values()]
-        targets = dict(zip(hosted, self._memory.tensors(shapes), strict=True))
-        self._queue_copies(hosted, targets, waits)
+        on_host = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
+        shapes = [(feed.shape, str(feed.dtype)) for feed in on_host.values()]
+        targets = dict(zip(on_host, self._memory.tensors(shapes), strict=True))
+        self._queue_copies(on_host, targets, waits)
         return {**feeds, **targets}
 
     def _queue_copies(self, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor], waits: bool) -> None:
@@ -244,22 +238,22 @@ class CudaBackend:
                 the GPU reads later and which therefore has to stay alive until then. If not, they are copied
                 to pageable memory, which the driver reads before it returns; the caller's array may itself be pinned.
         """
-        bits = {name: np.array(feed.bits() if isinstance(feed, Tensor) else feed, order="C", copy=not waits or None)
-                for name, feed in feeds.items() if not is_on_gpu(feed)}  # fmt: skip
+        host_arrays = {name: np.array(feed, order="C", copy=not waits or None)
+                 for name, feed in feeds.items() if not is_on_gpu(feed)}  # fmt: skip
         if waits:
-            pinned = self._staging.arrays([(array.shape, array.dtype) for array in bits.values()])
-            for name, array in zip(bits, pinned, strict=True):
-                np.copyto(array, bits[name])
-                bits[name] = array
+            pinned = self._staging.arrays([(array.shape, array.dtype) for array in host_arrays.values()])
+            for name, array in zip(host_arrays, pinned, strict=True):
+                np.copyto(array, host_arrays[name])
+                host_arrays[name] = array
             self._staged += pinned
         for name, feed in feeds.items():
-            source = feed.pointer if isinstance(feed, Tensor) and is_on_gpu(feed) else bits[name].ctypes.data
+            source = feed.pointer if isinstance(feed, Tensor) else host_arrays[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
 
     def _settle(self, feeds: Mapping[str, TensorValue]) -> None:
         """Make the stream wait for every stream that may still write the memory of an input."""
         for feed in feeds.values():
-            if isinstance(feed, Tensor) and is_on_gpu(feed):
+            if isinstance(feed, Tensor):
                 feed.settle(self.stream)
 
     def _check_open(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ...arrays.dtypes import BFLOAT16, DTYPES, storage
+from ...arrays.dtypes import DTYPES
 from ...arrays.tensor import Tensor, TensorValue
 
 NOT_CAPTURED = "-1"
@@ -14,7 +14,7 @@ NOT_CAPTURED = "-1"
 
 def is_on_gpu(feed: TensorValue) -> bool:
     """Tell whether an array is on a GPU."""
-    return isinstance(feed, Tensor) and feed.device != "cpu"
+    return isinstance(feed, Tensor)
 
 
 def bind(
@@ -31,11 +31,11 @@ def bind(
     binding = session.io_binding()
     for name, feed in feeds.items():
         if isinstance(feed, Tensor):
-            binding.bind_input(name, "cuda", index, _element(feed.dtype), feed.shape, feed.pointer)
+            binding.bind_input(name, "cuda", index, DTYPES[feed.dtype].element_type, feed.shape, feed.pointer)
         else:
             binding.bind_cpu_input(name, feed)
     for name, target in targets.items():
-        binding.bind_output(name, "cuda", index, _element(target.dtype), target.shape, target.pointer)
+        binding.bind_output(name, "cuda", index, DTYPES[target.dtype].element_type, target.shape, target.pointer)
     return binding
 
 
@@ -52,8 +52,3 @@ def run_options(graph_id: str | None) -> ort.RunOptions:
     if graph_id is not None:
         options.add_run_config_entry("gpu_graph_id", graph_id)
     return options
-
-
-def _element(dtype: str) -> Any:
-    """Return a dtype as ONNX Runtime's bindings take it: numpy's dtype, or ONNX's number for bfloat16."""
-    return DTYPES[dtype].onnx if dtype == BFLOAT16 else storage(dtype)

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from ...arrays.dtypes import DTYPES, SAE_DTYPES
 from ...arrays.tensor import Tensor
 from ...artifact.tensorfile import read_header
 from .memory import DeviceMemory
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Safetensors dtypes of the parameters that are shared. ONNX Runtime loads the rest itself, such as indices."""
+PARAMETER_DTYPES = {DTYPES[name].safetensors: name for name in SAE_DTYPES}
+"""Our names by the safetensors names of the shared parameters' dtypes. ONNX Runtime loads other parameters itself, such
+as indices."""
 
 
 class DeviceWeights:
@@ -52,8 +54,8 @@ class DeviceWeights:
         self._values = None
 
     def _load(self) -> dict[str, Tensor]:
-        stored = {name: tensor for name, tensor in read_header(self._path).items() if tensor.dtype in DTYPES}
-        tensors = self._memory.tensors([(tensor.shape, DTYPES[tensor.dtype]) for tensor in stored.values()])
+        stored = {name: tensor for name, tensor in read_header(self._path).items() if tensor.dtype in PARAMETER_DTYPES}
+        tensors = self._memory.tensors([(tensor.shape, PARAMETER_DTYPES[tensor.dtype]) for tensor in stored.values()])
         file = np.memmap(self._path, np.uint8, "r")
         for source, target in zip(stored.values(), tensors, strict=True):
             address = file.ctypes.data + source.offset

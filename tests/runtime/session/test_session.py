@@ -3,6 +3,7 @@
 import re
 import threading
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -167,7 +168,6 @@ def test_takes_the_dtypes_that_the_original_takes(session, dtype):
 
 
 def test_takes_bfloat16_of_ml_dtypes(session):
-    ml_dtypes = pytest.importorskip("ml_dtypes")  # comes with onnx
     x = normal(4, 6).astype(ml_dtypes.bfloat16)
     close(session(x), session(x.astype(np.float32)))
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import runtime
 import saeexport
 from runtime import SAESession
-from runtime.arrays.dtypes import rounded
+from runtime.arrays.dtypes import rounded, widened
 from runtime.arrays.tensor import feed_of
 from runtime.artifact.contracts import HALF_CONTRACTS, PORTABLE
 from runtime.commands.main import main
@@ -59,7 +59,7 @@ def run(path, x):
     """Return the hooks that an artifact in half precision computes on a CPU, as numbers."""
     with SAESession(path, "cpu") as session:
         hooks = session.compute(feed_of(x, session.cfg.dtype), session.hook_names)
-        return {name: np.asarray(y) for name, y in hooks.items()}
+        return {name: widened(np.asarray(y)) for name, y in hooks.items()}
 
 
 # What is written
@@ -162,7 +162,7 @@ def test_portable_graphs_say_what_their_twins_compute(half, name, architecture):
     feeds |= steered.intervention.feeds((steered.tokens,), dtype)
     with SAESession(path, "cpu") as session:
         feeds = {tensor.name: feeds[tensor.name] for tensor in session.artifact.manifest.graphs[name].inputs}
-        expected = {k: np.asarray(v) for k, v in session.run_graph(f"{name}.wide", feeds).items()}
+        expected = {k: widened(np.asarray(v)) for k, v in session.run_graph(f"{name}.wide", feeds).items()}
     found = evaluated(path / f"{name}.onnx", feeds)
     assert {k: (y.shape, y.dtype) for k, y in found.items()} == {k: (y.shape, y.dtype) for k, y in expected.items()}
     for hook in set(expected) - {"indices"}:

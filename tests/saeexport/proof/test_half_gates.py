@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import runtime
 from runtime import IntegrityError, ParityError, SAESession
-from runtime.arrays.dtypes import rounded
+from runtime.arrays.dtypes import rounded, widened
 from runtime.arrays.tensor import feed_of
 from runtime.artifact.contracts import PORTABLE
 from runtime.parity.decisions import Stages, follow_graph
@@ -86,11 +86,11 @@ def test_a_wrong_decoder_is_seen_even_where_every_decision_is_another(tmp_path, 
     off = {**clean.truth, POST: np.where(clean.other == clean.truth[POST], 0.0, clean.truth[POST])}
     undecided = dataclasses.replace(clean, truth=off, alternative_acts=other)
     with SAESession(path, "cpu") as session:
-        outputs = {k: np.asarray(v) for k, v in session.run_graph("model.wide", {
+        outputs = {k: widened(np.asarray(v)) for k, v in session.run_graph("model.wide", {
             "input": feed_of(clean.original[INPUT], dtype)}).items()}  # fmt: skip
 
         def decode(tokens, acts):
-            return np.asarray(session.run_graph("decode.wide", {POST: feed_of(acts, dtype)})[RECONS])
+            return widened(np.asarray(session.run_graph("decode.wide", {POST: feed_of(acts, dtype)})[RECONS]))
 
         followed = follow_graph(undecided, outputs, Stages(lambda tokens, pre: outputs[POST][tokens], decode))
     assert followed.diverging_tokens.all()

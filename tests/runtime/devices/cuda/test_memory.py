@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from runtime import Ablate, SAEError, SAESession, Tensor
+from runtime import Ablate, SAEError, SAESession
 from runtime.devices.start import Device, start_session
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import DeviceArray
@@ -112,7 +112,7 @@ def test_onnxruntime_uses_shared_parameters_by_name_and_ignores_the_rest():
 
     weights = {**load_file(TINY / "weights.safetensors"), "of_another_graph": normal(3)}
     weights["b_dec"] = weights["b_dec"] + 1
-    values = {name: ort.OrtValue.from_dlpack(Tensor.of(array, "float32")) for name, array in weights.items()}
+    values = {name: ort.OrtValue.from_dlpack(array) for name, array in weights.items()}
     given = start_session(str(TINY / "decode.onnx"), Device("cpu"), weights=values)
     plain = start_session(str(TINY / "decode.onnx"), Device("cpu"))
     feeds = {"hook_sae_acts_post": np.abs(normal(2, 16))}

@@ -1,0 +1,77 @@
+"""ONNX Runtime is imported with its telemetry off, and an installation without it says which one to install."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.samples import ROOT, TINY
+
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name={missing!r})
+
+sys.meta_path.insert(0, Block())
+import runtime
+"""
+SWITCH = "ORT_DISABLE_TELEMETRY"
+
+
+def run(code, home=None, **switch):
+    environment = {name: value for name, value in os.environ.items() if name not in (SWITCH, "XDG_CACHE_HOME")}
+    environment |= {"PYTHONPATH": str(ROOT), **({"HOME": str(home)} if home else {}), **switch}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60,
+                          env=environment)  # fmt: skip
+
+
+def test_without_onnxruntime_the_error_names_the_extras():
+    done = run(BLOCK.format(blocked="onnxruntime", missing="onnxruntime"))
+    assert done.returncode == 1
+    assert 'pip install "saeexport[cpu]"' in done.stderr
+    assert 'pip install "saeexport[gpu]"' in done.stderr
+
+
+def test_a_broken_onnxruntime_keeps_its_own_error():
+    done = run(BLOCK.format(blocked="onnxruntime", missing="coloredlogs"))
+    assert done.returncode == 1
+    assert "saeexport[cpu]" not in done.stderr
+
+
+@pytest.mark.parametrize("package", ["runtime", "saeexport"])
+def test_no_file_and_no_thread_of_its_telemetry_appears(tmp_path, package):
+    count = "import os; print(len(os.listdir('/proc/self/task')))"
+    alone = run(f"import numpy, onnxruntime; {count}", tmp_path, **{SWITCH: "1"})
+    done = run(f"import {package}; {count}" if package == "runtime" else f"import {package}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("Microsoft"))
+    if package == "runtime":
+        assert done.stdout == alone.stdout
+
+
+def test_a_forked_child_exits():
+    code = f"""
+import os, sys, numpy, runtime
+session = runtime.SAESession({str(TINY)!r}, "cpu", threads=1)
+session(numpy.ones((1, 6), "float32"))
+child = os.fork()
+if child == 0:
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code).stdout == "7\n"
+
+
+def test_what_the_user_has_set_is_respected():
+    done = run(f"import os, runtime; print(os.environ[{SWITCH!r}])", **{SWITCH: "0"})
+    assert done.stdout == "0\n"
+
+
+def test_imported_too_late_its_events_are_still_turned_off():
+    code = "import onnxruntime; onnxruntime.disable_telemetry_events = lambda: print('off'); import runtime"
+    assert run(code).stdout == "off\n"
+    assert run(code, **{SWITCH: "0"}).stdout == ""
