@@ -1,4 +1,4 @@
-"""The CPU backend. It runs graphs on numpy arrays."""
+"""The CPU backend: it runs graphs from numpy arrays to numpy arrays."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

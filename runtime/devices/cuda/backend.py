@@ -222,10 +222,10 @@ class CudaBackend:
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
-        hosted = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
-        shapes = [(feed.shape, str(feed.dtype)) for feed in hosted.values()]
-        targets = dict(zip(hosted, self._memory.tensors(shapes), strict=True))
-        self._queue_copies(hosted, targets, waits)
+        on_host = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
+        shapes = [(feed.shape, str(feed.dtype)) for feed in on_host.values()]
+        targets = dict(zip(on_host, self._memory.tensors(shapes), strict=True))
+        self._queue_copies(on_host, targets, waits)
         return {**feeds, **targets}
 
     def _queue_copies(self, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor], waits: bool) -> None:
@@ -238,16 +238,16 @@ class CudaBackend:
                 the GPU reads later and which therefore has to stay alive until then. If not, they are copied
                 to pageable memory, which the driver reads before it returns; the caller's array may itself be pinned.
         """
-        hosts = {name: np.array(feed, order="C", copy=not waits or None)
+        host_arrays = {name: np.array(feed, order="C", copy=not waits or None)
                  for name, feed in feeds.items() if not is_on_gpu(feed)}  # fmt: skip
         if waits:
-            pinned = self._staging.arrays([(array.shape, array.dtype) for array in hosts.values()])
-            for name, array in zip(hosts, pinned, strict=True):
-                np.copyto(array, hosts[name])
-                hosts[name] = array
+            pinned = self._staging.arrays([(array.shape, array.dtype) for array in host_arrays.values()])
+            for name, array in zip(host_arrays, pinned, strict=True):
+                np.copyto(array, host_arrays[name])
+                host_arrays[name] = array
             self._staged += pinned
         for name, feed in feeds.items():
-            source = feed.pointer if isinstance(feed, Tensor) else hosts[name].ctypes.data
+            source = feed.pointer if isinstance(feed, Tensor) else host_arrays[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
 
     def _settle(self, feeds: Mapping[str, TensorValue]) -> None:

@@ -71,7 +71,7 @@ class Replays:
         self._memory = memory
         self._sizes = frozenset(sizes)
         self._replays: dict[Key, Replay] = {}
-        self._numbers = itertools.count(1)
+        self._ids = itertools.count(1)
         self._released: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()  # a call may still use them
 
     def find_or_create(
@@ -100,17 +100,17 @@ class Replays:
 
     def _new(self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> Replay:
         dimensions = output_dimensions(spec, feeds)
-        kinds = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
+        dtypes = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
         shapes = {name: feed.shape for name, feed in feeds.items() if name != K}
-        inputs = self._tensors(shapes, kinds)
+        inputs = self._tensors(shapes, dtypes)
         outputs = self._tensors(
             {tensor.name: tuple(dimensions[d] if isinstance(d, str) else d for d in tensor.shape)
-             for tensor in spec.outputs}, kinds,
+             for tensor in spec.outputs}, dtypes,
         )  # fmt: skip
         fed: dict[str, TensorValue] = {name: inputs.get(name, feeds[name]) for name in feeds}
         binding = bind(session, fed, outputs, self._memory.card.index)
-        return Replay(session, inputs, outputs, binding, run_options(str(next(self._numbers))))
+        return Replay(session, inputs, outputs, binding, run_options(str(next(self._ids))))
 
-    def _tensors(self, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str]) -> dict[str, Tensor]:
-        tensors = self._memory.tensors([(tuple(shape), kinds[name]) for name, shape in shapes.items()])
+    def _tensors(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> dict[str, Tensor]:
+        tensors = self._memory.tensors([(tuple(shape), dtypes[name]) for name, shape in shapes.items()])
         return dict(zip(shapes, tensors, strict=True))

@@ -19,7 +19,8 @@ from ...artifact.tensorfile import read_header
 from .memory import DeviceMemory
 
 PARAMETER_DTYPES = {DTYPES[name].safetensors: name for name in SAE_DTYPES}
-"""From safetensors' names to ours. Parameters of other dtypes, such as indices, are left to ONNX Runtime."""
+"""Our names by the safetensors names of the shared parameters' dtypes. ONNX Runtime loads other parameters itself, such
+as indices."""
 
 
 class DeviceWeights:

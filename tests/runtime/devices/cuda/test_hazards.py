@@ -110,7 +110,7 @@ def test_a_destroyed_stream_is_not_an_error(machine, expected):
 
 
 class OnHost:
-    """A bfloat16 array of the host, which numpy refuses for its dtype."""
+    """A bfloat16 array on the host. numpy refuses its dtype."""
 
     kept = np.zeros(1, np.uint16)
 
