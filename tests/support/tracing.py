@@ -46,10 +46,13 @@ def key_of(sae, config):
     if type(sae) not in bases or any(isinstance(value, FUNCTIONS) for value in vars(sae).values()) or hooked(sae):
         return None
     functions = [value for base in bases for value in vars(base).values() if isinstance(value, FUNCTIONS)]
+    state = sae.state_dict()
+    pointers = [tensor.data_ptr() for tensor in state.values()]  # PyTorch sees which parameters share their memory
     tensors = [
-        (name, tensor.dtype, tensor.device, tensor.shape, tensor.stride(), hashlib.sha256(bits_of(tensor)).digest())
-        for name, tensor in sae.state_dict().items()
-    ]
+        (name, tensor.dtype, tensor.device, tensor.shape, tensor.stride(), pointers.index(tensor.data_ptr()),
+         hashlib.sha256(bits_of(tensor.contiguous())).digest())
+        for name, tensor in state.items()
+    ]  # fmt: skip
     return (type(sae), *functions, repr(config), repr(sae.cfg), *tensors, torch.get_default_dtype())
 
 

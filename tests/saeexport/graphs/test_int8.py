@@ -108,7 +108,7 @@ def test_the_rounded_numbers_are_within_half_a_step(tmp_path, shape):
 
 
 def test_it_is_never_called_parity(artifact, capsys):
-    with pytest.raises(ParityError, match="has int8 weights and is not at parity"):
+    with pytest.raises(ParityError, match="has int8 weights: it is not the original"):
         runtime.assert_parity(artifact)
     with pytest.raises(ParityError, match="has int8 weights and is not at parity"):
         saeexport.assert_parity(artifact)
