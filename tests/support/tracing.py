@@ -12,7 +12,7 @@ import types
 import torch
 
 from saeexport.graphs import write
-from saeexport.original.running import bits_of
+from saeexport.original.running import to_bits
 
 TRACE = write.trace
 FUNCTIONS = (types.FunctionType, classmethod, staticmethod, property)
@@ -50,7 +50,7 @@ def key_of(sae, config):
     pointers = [tensor.data_ptr() for tensor in state.values()]  # PyTorch sees which parameters share their memory
     tensors = [
         (name, tensor.dtype, tensor.device, tensor.shape, tensor.stride(), pointers.index(tensor.data_ptr()),
-         hashlib.sha256(bits_of(tensor.contiguous())).digest())
+         hashlib.sha256(to_bits(tensor.contiguous())).digest())
         for name, tensor in state.items()
     ]  # fmt: skip
     return (type(sae), *functions, repr(config), repr(sae.cfg), *tensors, torch.get_default_dtype())
