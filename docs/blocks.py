@@ -59,7 +59,7 @@ def run_page(page: Path) -> Iterator[Output]:
     """
     namespace: dict[str, object] = {}
     blocks = blocks_of(page)
-    for block, following in zip(blocks, [*blocks[1:], Block("", "", 0)], strict=True):
+    for block, following in zip(blocks, [*blocks, Block("", "", 0)][1:], strict=True):
         if block.language == "python":
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):

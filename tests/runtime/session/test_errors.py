@@ -33,7 +33,7 @@ FOREIGN = [MemoryError("theirs"), KeyboardInterrupt("theirs"), TypeError("theirs
 def test_in_a_run_and_a_load_they_keep_their_type(session, monkeypatch, error):
     session(normal(6))
     backend = session._graphs.backend
-    for method, call in (("run", lambda: session(normal(6))), ("start", lambda: session.encode(normal(6)))):
+    for method, call in (("run", lambda: session(normal(6))), ("load_graph", lambda: session.encode(normal(6)))):
         with monkeypatch.context() as patch:
             patch.setattr(backend, method, raising(error))
             with pytest.raises(type(error)) as caught:
@@ -50,7 +50,7 @@ def test_those_of_onnx_runtime_say_what_could_not_be_done(session, monkeypatch, 
     with pytest.raises(SAEError, match=r"ONNX Runtime cannot run 'model.sparse' on cpu with .*: its words") as caught:
         session(normal(6))
     assert type(caught.value.__cause__) is kind
-    monkeypatch.setattr(backend, "start", raising(kind("its words")))
+    monkeypatch.setattr(backend, "load_graph", raising(kind("its words")))
     with pytest.raises(ArtifactError, match=r"cannot load .*acts.onnx on cpu: its words") as caught:
         session.encode(normal(6))
     assert type(caught.value.__cause__) is kind
