@@ -498,6 +498,7 @@ class SAESession:
 
         Raises:
             ArtifactError: the artifact does not contain the graph, or it cannot be loaded.
+            InputError: an input is missing, or there is no input or output of a name.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
         return self._graphs.run(graph, feeds, names)

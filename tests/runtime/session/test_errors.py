@@ -79,6 +79,19 @@ def test_a_plain_error_from_inside_onnx_runtime_is_its_own(session, monkeypatch,
     assert type(caught.value.__cause__) is kind
 
 
+@pytest.mark.parametrize("block_tokens", [None, 2])
+def test_an_output_that_a_graph_does_not_compute_is_named(block_tokens):
+    message = "'decode' does not compute hook_sae_error; it computes \\['hook_sae_recons'\\]"
+    with SAESession(TINY, "cpu", block_tokens=block_tokens) as session, pytest.raises(InputError, match=message):
+        session.run_graph("decode", {"hook_sae_acts_post": np.zeros((5, 16), np.float32)}, ["hook_sae_error"])
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.array([-3]), np.array([3, 3]), np.array([3.0])])
+def test_a_k_that_is_no_number_of_features_is_an_error_in_blocks_too(k):
+    with SAESession(TINY, "cpu", block_tokens=2) as session, pytest.raises(InputError, match="one whole number"):
+        session.run_graph("features", {"input": np.zeros((5, 6), np.float32), "k": k})
+
+
 def test_a_signal_handler_may_raise_during_a_run():
     x = np.zeros((200_000, 6), np.float32)
     before = signal.signal(signal.SIGALRM, lambda *_: raising(SignalError("now"))())
