@@ -16,7 +16,7 @@ class Plan:
 
     Attributes:
         graph: Name of the graph that runs; None if nothing has to be computed.
-        device: Name of the device, "cpu" or "cuda:N".
+        device: Name of the device, "cpu", "cuda:N" or "tensorrt:N".
         threads: Number of CPU threads; None leaves it to ONNX Runtime, one per core.
         blocks: Number of tokens in each block.
         why: Reason for this graph.
