@@ -40,7 +40,7 @@ GOLDEN_TOKENS, GOLDEN_BYTES = 64, 6 << 20
 
 PACKAGES = (
     "saeexport", "torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu", "numpy", "safetensors",
+    "onnxruntime-gpu", "numpy", "ml_dtypes", "safetensors",
 )  # fmt: skip
 
 

@@ -179,7 +179,7 @@ def _in_background(check: Callable[[], object]) -> Callable[[], None]:
         except BaseException as error:  # raised again in the thread that asks for the result
             raised.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)  # an interrupted load does not keep the process alive
     thread.start()
 
     def result() -> None:

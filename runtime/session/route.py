@@ -35,7 +35,8 @@ class Plan:
         threads = "a thread per core" if self.threads is None else "1 thread" if self.threads == 1 else \
             f"{self.threads} threads"  # fmt: skip
         where = f"cpu with {threads}" if self.device == "cpu" else self.device
-        tokens = f"{sum(self.blocks)} tokens"
+        total = sum(self.blocks)
+        tokens = f"{total} token{'s' * (total != 1)}"
         parts = "at once" if len(self.blocks) == 1 else f"in {len(self.blocks)} blocks of at most {max(self.blocks)}"
         return f"{self.graph} on {where}, {tokens} {parts}: {self.why}"
 

@@ -1,5 +1,6 @@
 """SAESession: a HookedSAE, run by ONNX Runtime, with the names, shapes and order of the PyTorch original."""
 
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -461,6 +462,10 @@ class SAESession:
         Raises:
             InputError: `x` has another shape or dtype, or k is out of range.
         """
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise InputError(f"k is {k!r}; it must be a whole number.") from None
         if not 1 <= k <= self.cfg.d_sae:
             raise InputError(f"k is {k}; it must be from 1 to d_sae = {self.cfg.d_sae}.")
         return top_features(self._graphs, self._batch(x), k, self._interventions())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runtime
-from runtime import Clamp, InputError, SAESession
+from runtime import Clamp, InputError, Plan, SAESession
 from runtime.arrays.pool import BufferPool
 from runtime.artifact.contracts import CONTRACTS, SPARSE
 from runtime.devices import threads as limits
@@ -218,3 +218,7 @@ def test_the_threads_are_those_that_were_asked_for():
         (loaded,) = session._graphs.loaded.values()
         options = loaded.get_session_options()
         assert (options.intra_op_num_threads, options.enable_cpu_mem_arena) == (1, False)
+
+
+def test_a_plan_of_one_token_says_so():
+    assert ", 1 token at once: " in str(Plan("model", "cpu", 1, (1,), "it fits."))

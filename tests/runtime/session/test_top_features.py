@@ -60,6 +60,16 @@ def test_no_batch_confuses_it(sae, tokens, k, scale, seed):
     np.testing.assert_array_equal(found.l0, (acts != 0).sum(axis=-1))
 
 
+@pytest.mark.parametrize("k", [2.5, "3", None, [4]])
+def test_a_k_that_is_no_whole_number_is_refused(sae, k):
+    with pytest.raises(InputError, match="it must be a whole number"):
+        sae.top_features(normal(3, 10), k)
+
+
+def test_a_k_of_numpy_is_taken(sae):
+    assert sae.top_features(normal(3, 10), np.int32(4)).indices.shape == (3, 4)
+
+
 @pytest.mark.parametrize("k", [0, -1, 49])
 def test_a_k_out_of_range_is_refused(sae, k):
     with pytest.raises(InputError, match=f"k is {k}; it must be from 1 to d_sae = 48"):
