@@ -49,11 +49,12 @@ from runtime.errors import ProviderError
 def moved_bytes(work: Work) -> dict[str, int]:
     """Return the bytes that each candidate moves in a call, counted by its reads and writes.
 
-    Of the wide tensors, `rows * d_sae`: Gemm writes the bias, reads it and writes the product (3), or MatMul writes
-    and Add reads and writes (3), or the product alone writes (1); ReLU reads and writes (2); the decoder reads (1). Of
-    the narrow tensors, `rows * d_in`: x - b_dec (2), for `rides` with the tail appended (2); the encoder reads (1); the
-    reconstruction with its bias, as above (3); error and output each read two and write one (6); the input is copied
-    (2), because ONNX Runtime runs every node of a graph, whatever is fetched. The weights are read once.
+    Accesses of the wide tensors, `rows * d_sae`: Gemm writes the bias, reads it and writes the product (3), or MatMul
+    writes and Add reads and writes (3), or the product alone writes (1); ReLU reads and writes (2); the decoder reads
+    (1). Accesses of the narrow tensors, `rows * d_in`: x - b_dec (2), for `rides` with the tail appended (2); the
+    encoder reads (1); the reconstruction with its bias, as above (3); error and output each read two and write one (6);
+    the input is copied (2), because ONNX Runtime runs every node of a graph, whatever is fetched. The weights are read
+    once.
     """
     weights = 2 * work.d_in * work.d_sae + work.d_sae + work.d_in
     wide, narrow = work.rows * work.d_sae, work.rows * work.d_in

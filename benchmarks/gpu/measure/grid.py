@@ -31,7 +31,7 @@ from benchmarks.shared.timing import quartiles
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.names import HOOK_ACTS_POST
 
-SETS = 4  # of inputs, which contenders use in turn
+SETS = 4  # number of sets of inputs, which contenders use in turn
 HOST_BYTES = 2 << 30
 """Larger results are not copied to the host: that would take seconds and measure only the bus."""
 TOO_LARGE = "the result is too large to be worth copying to the host"
@@ -44,7 +44,7 @@ class Options:
     """How the grid is measured.
 
     Attributes:
-        effort: How long.
+        effort: How long the contenders are measured.
         compiled: Whether torch.compile takes part.
         tuned: Pairs of size and rows at which torch.compile also autotunes.
     """
