@@ -1,4 +1,4 @@
-"""The measurements measure what they say; how long anything takes is never a test."""
+"""The CPU benchmark measures what it claims to measure. No test depends on how long anything takes."""
 
 import itertools
 import json
@@ -149,7 +149,7 @@ def test_a_worker_that_fails_says_of_what(case, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept():
-    """The sweep of a small SAE, really measured."""
+    """Measure the sweep of a small SAE."""
     return list(sweep.measure_sweep(16, 64, [0], [1, 9], Effort(1, 0.0, 2, 0.0)))
 
 
@@ -168,7 +168,7 @@ def test_the_sweep_compares_the_sessions_choice_with_the_dense_graph(swept):
 def test_a_ratio_is_that_of_a_rounds_medians():
     rounds = {THIS: [1.0, 2.0, 4.0], ORIGINAL: [10.0, 40.0, 20.0], PRODUCT: [0.5, 1.0, 1.0], COPY: [0.5, 0.0, 1.0]}
     found = speed.summarize(rounds)
-    assert found["over_this"][ORIGINAL] == [10.0, 7.5, 15.0]  # of 10, 20 and 5; not 20 / 2
+    assert found["over_this"][ORIGINAL] == [10.0, 7.5, 15.0]  # the median of the ratios 10, 20 and 5, not 20 / 2
     assert found["over_floor"][THIS] == [2.0, 1.5, 2.0]
     assert found["over_product"][THIS] == [2.0, 2.0, 3.0]
     assert found["ms"][FLOOR] == [1.0, 1.0, 1.5]

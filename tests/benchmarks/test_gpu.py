@@ -1,4 +1,4 @@
-"""The GPU benchmark, rehearsed on a CPU: it runs and checks; no time is ever a test."""
+"""The GPU benchmark, rehearsed on a CPU: it runs and checks its results. No test depends on a time."""
 
 import json
 import subprocess

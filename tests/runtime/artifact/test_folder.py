@@ -1,4 +1,4 @@
-"""How an artifact is shown: two lines in a terminal, a table in a notebook."""
+"""The representations of an artifact: two lines in a terminal, a table in a notebook."""
 
 import dataclasses
 from xml.etree import ElementTree

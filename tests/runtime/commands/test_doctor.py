@@ -1,4 +1,4 @@
-"""`python -m runtime doctor`: what a machine can run, and why not."""
+"""`python -m runtime doctor`: which devices of a machine can run artifacts, and why not."""
 
 import importlib.metadata
 

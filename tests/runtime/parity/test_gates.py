@@ -1,4 +1,4 @@
-"""Artifacts that are not what they should be: every gate closes and says where."""
+"""Defective artifacts: every check fails and names the place."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_an_intact_artifact_passes(artifact, capsys):
 @pytest.mark.parametrize(("name", "hook"), [("W_enc", "acts_pre"), ("b_enc", "acts_pre"), ("W_dec", "recons"),
                                             ("b_dec", "recons")])  # fmt: skip
 def test_a_weight_that_changed(artifact, capsys, name, hook, factor):
-    """Even where the manifest and the graphs agree with the changed file; hashes are the next test's."""
+    """It is detected even if the manifest and the graphs agree with the changed file. The next test is about hashes."""
     tensors = load_file(artifact / "weights.safetensors")
     golden = load_file(artifact / "golden.safetensors")
     feature = int(np.argmax(golden["hook_sae_acts_post"].max(0)))  # a W_dec row of it is used
@@ -129,7 +129,7 @@ def test_a_graph_with_other_sizes(artifact, capsys, tmp_path):
 
 
 def swap(model):
-    """Exchange the values behind two output names."""
+    """Exchange the values of two outputs."""
     for node in model.graph.node:
         for i, name in enumerate(node.output):
             node.output[i] = {HOOKS[3]: HOOKS[4], HOOKS[4]: HOOKS[3]}.get(name, name)
@@ -229,7 +229,7 @@ def test_a_hook_without_a_budget_may_not_err(artifact, capsys):
     assert "hook_sae_recons: the token error" in failures_of(artifact, capsys)
 
 
-# What the verdicts rest on
+# The basis of the verdicts
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_hook_without_a_budget_may_not_err(artifact, capsys):
     ],
 )
 def test_verify_judges_every_output_that_the_graph_gives(monkeypatch, spoil, message):
-    """Were the session's own check of names not there: the verdicts do not rest on asking for the right ones."""
+    """The verdicts do not rely on the session's own check of the names."""
     run_graph = SAESession.run_graph
 
     def wrong(self, graph, feeds, names=None):
@@ -281,7 +281,7 @@ def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
 @pytest.mark.parametrize(("graph", "output"), [("encode", HOOKS[1]), ("activate", HOOKS[2]), ("decode", HOOKS[3]),
                                                ("acts", HOOKS[2]), ("decode.sparse", HOOKS[3])])  # fmt: skip
 def test_a_graph_that_is_wrong_for_a_single_token(artifact, capsys, graph, output):
-    """As a service asks."""
+    """A service may call a graph with a single token."""
 
     def doubled_if_alone(model):
         node = next(node for node in model.graph.node if output in node.output)

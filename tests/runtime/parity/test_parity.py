@@ -1,4 +1,4 @@
-"""The rule that judges closeness: right outputs pass, and every way of being wrong is seen and named."""
+"""The parity rule: correct outputs pass, and every kind of wrong output fails with a reason."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def reference(request):
 
 
 def outputs_of(reference):
-    """Return outputs that are right, to be spoilt."""
+    """Return correct outputs that a test can change."""
     return {hook: reference.original[hook].copy() for hook in HOOKS}
 
 
@@ -104,7 +104,7 @@ def test_a_spread_error_is_seen_by_the_token_rule_first(reference):
 
 
 def test_products_in_tf32_fail(reference):
-    """What CUDA would do without `use_tf32=0`: factors rounded to 10 bits."""
+    """CUDA would round factors to 10 bits like this without `use_tf32=0`."""
 
     def tf32(array):
         bits = np.asarray(array, np.float32).view(np.uint32)
@@ -176,7 +176,7 @@ def test_a_feature_may_flip_at_the_kink_within_the_error(reference, shown):
         verdicts = judge("encode", list(outputs), outputs, followed)
         assert (not any(verdict.failures for verdict in verdicts)) == passes
         if passes:
-            assert followed.diverging_tokens is None  # too little to matter behind
+            assert followed.diverging_tokens is None  # the later hooks change too little
             assert "(1 decision differing from the original)" in str(Report("title", verdicts))
 
 

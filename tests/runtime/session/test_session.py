@@ -19,7 +19,7 @@ ACTS = "hook_sae_acts_post"
 
 
 def close(actual, expected, scale=1.0):
-    """Compare within what rounding does to numbers of size `scale`; parity itself is judged in test_parity.py."""
+    """Compare within the rounding errors of values of size `scale`; test_parity.py tests parity itself."""
     assert actual.shape == tuple(expected.shape)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected, rtol=0, atol=3e-6 * scale)

@@ -119,7 +119,7 @@ def test_overwrite_spares_strangers_in_an_artifact(artifact):
 
 @pytest.fixture(params=["exchange", "two renames"])
 def way(request, monkeypatch):
-    """Both ways to replace an artifact, the second as on a system that cannot exchange folders."""
+    """Both ways to replace an artifact. The second one is for systems that cannot exchange folders."""
     if request.param == "two renames":
         monkeypatch.setattr(staging, "exchange", lambda a, b: False)
     return request.param
@@ -156,7 +156,7 @@ def test_an_exchange_that_the_system_refuses_is_an_error(tmp_path):
 def replace_and_die(path, last):
     """Replace an artifact in a child process that is killed at its change number `last` of the file system.
 
-    Return whether it got to its end.
+    Return whether the replacement was completed.
     """
     changes = iter(range(1, last + 1))
     events = ("os.rename", "os.rmdir", "os.remove", "os.mkdir", "shutil.rmtree", "ctypes.get_errno")
@@ -176,7 +176,7 @@ def replace_and_die(path, last):
 
 
 def test_a_process_that_is_killed_at_any_step_loses_nothing(artifact, way):
-    """Each change of the file system in turn is the last one: afterwards a whole artifact is there."""
+    """Whichever change of the file system is the last one, a complete artifact is there afterwards."""
     for last in range(1, 100):
         done = replace_and_die(artifact, last)
         staging.recover(artifact)

@@ -93,7 +93,7 @@ def test_the_rounded_numbers_are_within_half_a_step(tmp_path, shape):
     d_in, d_sae = shape
     sae = make_sae(d_in=d_in, d_sae=d_sae)
     with torch.no_grad():
-        sae.W_enc[:, 0] = 0  # a feature of nothing
+        sae.W_enc[:, 0] = 0  # a feature without weights
         sae.W_dec[1] = 0
     path = export(sae, tmp_path / "sae", weights="int8").path
     stored = load_file(path / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""The PyTorch original: every line of its contract."""
+"""The PyTorch original: its configuration, parameters, forward pass and hooks."""
 
 import numpy as np
 import pytest

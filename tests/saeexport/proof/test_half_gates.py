@@ -157,7 +157,7 @@ def test_verify_names_the_graphs_that_it_did_not_run(artifact, capsys):
 
 
 class RoundsOnce(TopKSAE):
-    """It is as correct as its base class, and decides differently only where rounding decides."""
+    """It is as correct as its base class, and decides differently only where the decision depends on rounding."""
 
     def preactivations(self, x):
         return torch.addmm(self.b_enc, self.centered(x), self.W_enc)
@@ -185,7 +185,7 @@ def test_a_checkpoint_may_decide_otherwise_where_another_device_would(tmp_path, 
 
 
 def test_an_edit_that_cancels_exactly_is_no_decision(tmp_path, dtype):
-    """Adding to a feature less than nothing may leave just nothing, here or there."""
+    """Adding a negative value to a feature may give exactly 0 in one program and not in the other."""
     path = export(sae_of("abstopk"), tmp_path / "sae", normal(60, D_IN), dtype=dtype).path
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))
     ids, scale, shift = (getattr(steered.intervention, name) for name in ("ids", "scale", "shift"))

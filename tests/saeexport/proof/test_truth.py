@@ -84,7 +84,7 @@ def test_so_is_one_that_is_only_far_less_exact_than_the_others():
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk", "abstopk", "standard"])
 def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architecture):
-    """Off the threshold, leaving tokens out hides nothing: a graph with another threshold, gate or k is refused."""
+    """Leaving tokens out does not hide other defects: a graph with another threshold, gate or k is refused."""
     wrong = sae_of(architecture)
     with torch.no_grad():
         if architecture == "jumprelu":
