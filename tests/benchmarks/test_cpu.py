@@ -137,7 +137,7 @@ def test_a_wrong_contender_is_refused_before_it_is_timed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_that_fails_says_of_what(case, tmp_path):
+def test_a_worker_that_fails_says_why(case, tmp_path):
     with Worker(THIS, case[0], 1) as worker:
         assert worker.ask("bind", rows=40) == [THIS]
         assert len(worker.ask("measure", seconds=0.0)[THIS]) == 1
@@ -194,7 +194,7 @@ def test_a_realistic_sae_is_as_uneven_as_the_measured_one(l0):
     assert measure_sparsity(workload.sae, workload.inputs(16))["l0_mean"] == pytest.approx(l0, rel=0.25)
 
 
-def test_a_uniform_sae_lets_every_feature_on_alike():
+def test_a_uniform_sae_has_every_feature_on_equally_often():
     workload = make_workload(64, 1024, 20, "uniform")
     facts = measure_sparsity(workload.sae, workload.inputs(4000))
     assert facts["l0_mean"] == pytest.approx(20, rel=0.1)
@@ -271,7 +271,7 @@ def test_labels_are_set_apart():
 
 
 @pytest.mark.parametrize("name", ["runtime_unchecked", "hooked_sae"])
-def test_a_whole_process_gives_its_first_result(name, case):
+def test_a_whole_process_returns_its_first_result(name, case):
     folder, _ = case
     seconds, peak = processes.run_program(processes.PROCESSES[name].program, folder / ARTIFACT, input_file(folder, 1))
     assert seconds > 0

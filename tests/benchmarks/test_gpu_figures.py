@@ -73,7 +73,7 @@ def test_goals_take_the_hosts_clock_for_one_row_and_the_devices_for_more():
     assert [verdict for *_, verdict in goals.verdicts([line(1, 9.0, 9.0, 1.0)])] == ["yes", "no", "not measured"]
 
 
-def test_a_contender_that_gives_its_last_answer_again_or_fails_is_left_out_with_the_reason():
+def test_a_contender_that_repeats_its_last_result_or_fails_is_left_out_with_the_reason():
     inputs = [torch.ones(2, 3), 2 * torch.ones(2, 3)]
 
     def unable():

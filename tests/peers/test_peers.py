@@ -142,7 +142,7 @@ def test_dictionary_learning(tmp_path, name, options, architecture):
 
 @pytest.mark.peers("dictionary_learning")
 @torch.no_grad()
-def test_the_dictionary_that_has_no_trainer(tmp_path):
+def test_a_dictionary_without_a_trainer(tmp_path):
     from dictionary_learning.dictionary import AutoEncoderNew
 
     peer = draw(AutoEncoderNew(D_IN, D_SAE))

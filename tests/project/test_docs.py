@@ -118,7 +118,7 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "models" / "README.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", page.read_text()):
         file, _, anchor = link.partition("#")
         target = page.parent / file if file else page

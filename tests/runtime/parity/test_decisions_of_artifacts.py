@@ -99,7 +99,7 @@ def test_a_wrong_gate_is_seen(exported, dtype, offset, change):
     assert any(f"model.wide: {POST}" in failure for failure in runtime.verify(path, "cpu").failures)
 
 
-def test_the_gates_that_may_decide_otherwise_are_counted(exported):
+def test_the_gates_that_may_decide_differently_are_counted(exported):
     clean = runtime.parity.golden.load_golden(runtime.read_artifact(exported("gated", "bfloat16"))).clean
     assert clean.max_flipped == FACTOR * clean.flips.sum() + ALLOWED_CHANCE_FLIPS
     near = clean.is_uncertain & (clean.truth[POST] == 0)
@@ -153,7 +153,7 @@ def test_at_the_threshold_itself_one_decision_is_right(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("graph", ["activate", "encode", "acts", "features.sparse"])
-def test_a_feature_out_of_all_proportion_hides_no_wrong_threshold(tmp_path, graph):
+def test_a_very_large_feature_does_not_hide_a_wrong_threshold(tmp_path, graph):
     sae = sae_of("jumprelu")
     sae.b_enc.data[3] = -1e9  # switches the feature off permanently
     path = export(sae, tmp_path / "sae", normal(64, D_IN)).path

@@ -43,7 +43,7 @@ def test_an_intact_artifact_passes(artifact, capsys):
 @pytest.mark.parametrize("factor", [1.5, 1.0001], ids=["visibly", "barely"])
 @pytest.mark.parametrize(("name", "hook"), [("W_enc", "acts_pre"), ("b_enc", "acts_pre"), ("W_dec", "recons"),
                                             ("b_dec", "recons")])  # fmt: skip
-def test_a_weight_that_changed(artifact, capsys, name, hook, factor):
+def test_a_changed_weight_is_seen(artifact, capsys, name, hook, factor):
     """It is detected even if the manifest and the graphs agree with the changed file. The next test is about hashes."""
     tensors = load_file(artifact / "weights.safetensors")
     golden = load_file(artifact / "golden.safetensors")
@@ -58,7 +58,7 @@ def test_a_weight_that_changed(artifact, capsys, name, hook, factor):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "golden.safetensors", "model.onnx"])
-def test_a_byte_that_flipped(artifact, capsys, name):
+def test_a_flipped_byte_is_seen(artifact, capsys, name):
     data = bytearray((artifact / name).read_bytes())
     data[-3] ^= 1
     (artifact / name).write_bytes(data)
@@ -90,7 +90,7 @@ def test_a_session_checks_what_it_loads(artifact):
         session(normal(6))
 
 
-def test_a_golden_number_that_was_edited(artifact, capsys):
+def test_a_changed_golden_value_is_seen(artifact, capsys):
     def change(path):
         tensors = load_file(path)
         tensors["hook_sae_recons"][2, 3] += 1e-3
@@ -222,7 +222,7 @@ def test_a_graph_that_is_not_onnx(artifact):
         session.compute(normal(6), HOOKS[1:3])
 
 
-def test_a_hook_without_a_budget_may_not_err(artifact, capsys):
+def test_a_hook_without_a_budget_may_not_have_an_error(artifact, capsys):
     manifest = json.loads((artifact / "sae.json").read_text())
     del manifest["parity"]["hooks"]["hook_sae_recons"]
     (artifact / "sae.json").write_text(json.dumps(manifest))

@@ -92,7 +92,7 @@ def test_they_are_recorded_and_read_back(tmp_path):
     assert load_golden(artifact).budgets == {hook: record.budget for hook, record in parity.steered.items()}
 
 
-def test_half_precision_has_none(tmp_path):
+def test_half_precision_has_no_tf32_budgets(tmp_path):
     parity = export(make_sae(), tmp_path / "sae", dtype="float16").manifest.parity
     assert (parity.tf32, parity.tf32_steered) == ({}, {})
 

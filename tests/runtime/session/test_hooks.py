@@ -186,7 +186,7 @@ def test_blocks_nest_and_the_outer_functions_come_first(session):
     assert order == ["outer", "inner", "outer"]
 
 
-def test_encode_decode_and_compute_are_of_the_clean_pass(session):
+def test_encode_decode_and_compute_run_the_clean_pass(session):
     x = normal(4, 6)
     acts = session.encode(x)
     plain = acts, session.decode(acts), session.compute(x, [RECONS])[RECONS]

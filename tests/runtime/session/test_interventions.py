@@ -260,7 +260,7 @@ def test_the_callers_arrays_are_left_alone():
     ],
 )
 @pytest.mark.parametrize("names", [None, POST])
-def test_edits_that_make_no_sense_are_named(edits, message, names):
+def test_invalid_edits_are_named(edits, message, names):
     with pytest.raises(InputError, match=message):
         TINY_SESSION.steer(normal(9, 6), edits, names, return_output=names is None)
     with pytest.raises(InputError, match=message), TINY_SESSION.steering(edits), TINY_SESSION.hooks():
@@ -279,12 +279,12 @@ def test_edits_that_make_no_sense_are_named(edits, message, names):
         (([3, 5], 0, [0, np.nan]), "The shift of feature 5 is nan"),
     ],
 )
-def test_arrays_that_make_no_sense_are_named(arguments, message):
+def test_invalid_arrays_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         Intervention(*arguments)
 
 
-def test_arrays_and_a_dict_say_the_same():
+def test_arrays_and_a_dict_are_equivalent():
     x = normal(9, 6)
     output, _ = TINY_SESSION.steer(x, Intervention([3, 4], [0, 1], [2, 0.5]))
     np.testing.assert_array_equal(output, TINY_SESSION.steer(x, {3: Clamp(2.0), 4: Add(0.5)})[0])

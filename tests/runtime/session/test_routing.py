@@ -78,7 +78,7 @@ def test_a_plan_says_where_in_how_many_blocks_and_why():
         ({"threads": 0}, "threads is 0; it must be at least 1"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(option, message):
+def test_an_impossible_option_is_refused(option, message):
     with pytest.raises(InputError, match=message):
         SAESession(TINY, "cpu", **option)
 

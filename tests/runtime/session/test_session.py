@@ -293,7 +293,7 @@ def test_threads_do_not_spin_after_a_run(session):
     assert loaded.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
 
 
-def test_a_graph_can_be_released_and_comes_back(session):
+def test_a_released_graph_is_loaded_again(session):
     before = session(normal(6))
     session.release("model.sparse")
     session.release("model.sparse")

@@ -72,13 +72,13 @@ def test_it_can_be_unpacked_and_read_by_name():
     assert (indices is found.indices, values is found.values, l0 is found.l0) == (True, True, True)
 
 
-def test_an_index_that_comes_again_behind_the_last_does_not_erase_it():
+def test_a_repeated_index_after_the_last_feature_does_not_erase_it():
     found = TopFeatures(np.array([[3, 3]]), np.array([[2.0, 0.0]], np.float32), np.array([1]))
     np.testing.assert_array_equal(found.dense(4), [[0, 0, 0, 2]])
 
 
 @pytest.mark.parametrize("index", [-1, 4])
-def test_an_index_that_is_none_is_an_error(index):
+def test_an_index_out_of_range_is_an_error(index):
     with pytest.raises(IndexError, match="d_sae is 4"):
         TopFeatures(np.array([[index]]), np.array([[1.0]]), np.array([1])).dense(4)
 

@@ -103,14 +103,14 @@ def test_overwrite_takes_an_empty_folder(tmp_path):
     assert (tmp_path / "sae.json").exists()
 
 
-def test_overwrite_spares_what_is_not_an_artifact(tmp_path):
+def test_overwrite_keeps_a_folder_that_is_not_an_artifact(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ExportError, match=r"will not be overwritten, because it may not be an artifact: .*thesis.tex"):
         export(make_sae(), tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_overwrite_spares_strangers_in_an_artifact(artifact):
+def test_overwrite_keeps_foreign_files_in_an_artifact(artifact):
     (artifact / "notes.txt").write_text("precious")
     with pytest.raises(ExportError, match=r"not part of its artifact: notes.txt. Move them elsewhere first"):
         export(make_sae(), artifact, overwrite=True)

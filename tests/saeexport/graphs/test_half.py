@@ -230,7 +230,7 @@ def test_a_user_s_class_with_a_config_that_cannot_be_changed(tmp_path, dtype):
     assert sae.cfg.dtype == torch.float32
 
 
-def test_of_mixed_dtypes_there_is_no_exact_original(tmp_path, dtype):
+def test_mixed_dtypes_have_no_exact_original(tmp_path, dtype):
     sae = make_sae()
     sae.b_enc.data = sae.b_enc.data.double()
     assert export(sae, tmp_path / "sae", normal(40, 6), dtype=dtype).manifest.fidelity is None

@@ -75,6 +75,6 @@ def test_targets_must_fit_the_activations(tmp_path, targets, message):
         ("standard", {"k": 3}, r"HookedSAEConfig got unknown keys \['k'\]"),
     ],
 )
-def test_options_that_make_no_sense_are_named(architecture, more, message):
+def test_invalid_options_are_named(architecture, more, message):
     with pytest.raises(ValueError, match=message):
         sae_of(architecture, **more)
