@@ -120,7 +120,8 @@ bench-export: .venv/ready
 # Tests the PyTorch original with releases of TransformerLens, from the oldest supported one on. 2.16 needs NumPy 1, and
 # the metadata of the last pyarrow for NumPy 1 does not say so.
 ON_TRANSFORMER_LENS := $(addprefix tests/,saeexport/original saeexport/export/test_export.py runtime/session/test_session.py \
-  runtime/session/test_hooks.py runtime/session/test_interventions.py saeexport/proof/test_truth.py)
+  runtime/session/test_hooks.py runtime/session/test_interventions.py runtime/session/test_transformer_lens.py \
+  saeexport/proof/test_truth.py)
 
 test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0/ready
 	for version in 2.16.1 3.3.0 4.3.0; do echo "transformer_lens $$version"; \

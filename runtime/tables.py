@@ -1,4 +1,4 @@
-"""Tables as plain text and as Markdown."""
+"""Tables as plain text."""
 
 from collections.abc import Collection, Sequence
 
@@ -29,9 +29,3 @@ def format_table(
         ).rstrip()
         for line in lines
     )
-
-
-def markdown_table(header: Row, rows: Sequence[Row], *, centered: Collection[int] = ()) -> str:
-    """Return rows as a Markdown table; `centered` has the indices of the columns whose cells are centered."""
-    rule = [":-:" if i in centered else "---" for i in range(len(header))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))

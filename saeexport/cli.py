@@ -76,7 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="inputs to compare on, in a .npy, .npz or .safetensors file with one array (default: the golden batch)",
     )  # fmt: skip
     sub.add_argument(
-        "--device", default="auto", help="device that runs the artifact: auto, cpu, cuda or cuda:N (default: auto)"
+        "--device",
+        default="auto",
+        help="device that runs the artifact: auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N (default: auto)",
     )
 
     text = "Print the format, architecture, config and tensors of a checkpoint or an artifact."

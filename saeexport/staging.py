@@ -78,20 +78,18 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             recover(path)
-            while (
-                staging is None or not staging.exists()
-            ):  # another process may take it for abandoned until it is locked
+            while staging is None or not staging.exists():
                 staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
                 staging.mkdir()
-                _lock(staging, locks)
+                _lock(staging, locks, wait=True)  # another export may think that it is abandoned, and remove it first
             yield staging
             for file in staging.iterdir():
                 file.chmod(staging.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
                 _flush(file)
-            _flush(staging)
+            _flush_entries(staging)
             check_target(path, overwrite)
             _move(staging, path, locks)
-            _flush(path.parent)
+            _flush_entries(path.parent)
         except BaseException:
             if staging is not None:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -151,17 +149,23 @@ def _move(staging: Path, path: Path, locks: contextlib.ExitStack) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _lock(folder: Path, locks: contextlib.ExitStack) -> bool:
-    """Lock a folder until `locks` is closed or the process dies. Return whether it is locked by nobody else."""
+def _lock(folder: Path, locks: contextlib.ExitStack, wait: bool = False) -> bool:
+    """Lock a folder until `locks` is closed or the process ends, and return whether this process holds the lock.
+
+    Args:
+        folder: Folder to lock.
+        locks: Stack that holds the lock.
+        wait: Whether to wait for another process that has locked the folder in order to remove it.
+    """
     if fcntl is None:
         return False
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # its process has just removed it
+    except OSError:  # its process has just removed it, or it is another user's
         return False
     locks.callback(os.close, descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:  # it is locked, or the file system has no locks
         return False
     return True
@@ -169,8 +173,14 @@ def _lock(folder: Path, locks: contextlib.ExitStack) -> bool:
 
 def _flush(path: Path) -> None:
     """Write a file or a folder's entries to the disk, so that a power failure cannot leave an empty one."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows only flushes what can be written
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_entries(folder: Path) -> None:
+    """Write a folder's entries to the disk, if the system can: Windows and some file systems refuse it."""
+    with contextlib.suppress(OSError):
+        _flush(folder)

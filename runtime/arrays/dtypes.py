@@ -1,4 +1,4 @@
-"""The dtypes of an SAE and of what goes into it, each with its name in every library and file format.
+"""The dtypes of an SAE and of its inputs, each with its name in every library and file format.
 
 numpy has no bfloat16 of its own. Importing ml_dtypes registers one, so that `np.dtype("bfloat16")` and
 `x.astype("bfloat16")` work, and a bfloat16 array is a `numpy.ndarray` like any other.

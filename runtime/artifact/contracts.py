@@ -64,7 +64,7 @@ PORTABLE = {
         "have one row for all tokens, [1, m], or one per token, [tokens, m]; m may be 0. feature_ids must be distinct: "
         "for duplicates ONNX leaves acts_post undefined, and recons would get the sum of their edits. They must lie in "
         "[0, d_sae): other ids make the run fail, except that -d_sae to -1 count from the end. A scale or shift that "
-        "is NaN or infinite makes the whole reconstruction so.",
+        "is NaN or infinite makes the whole reconstruction NaN or infinite.",
     ),
     FEATURES: Contract(
         (INPUT, K),

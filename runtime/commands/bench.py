@@ -53,8 +53,8 @@ def bench_command(options: argparse.Namespace) -> int:
         graphs=options.graphs,
         cuda_graph=options.tokens if options.cuda_graph else (),
     ) as session:
-        hooks = select_hooks(options.hooks)
-        if unknown := set(options.hooks) - set(hooks):
+        hooks = session.hook_names if options.hooks is None else select_hooks(options.hooks)
+        if unknown := set(options.hooks or ()) - set(hooks):
             raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")
         print(f"{session!r}, onnxruntime {onnxruntime.__version__}")
         print(session.explain(hooks, max(options.tokens)))
@@ -64,18 +64,21 @@ def bench_command(options: argparse.Namespace) -> int:
 
 
 def bench(session: SAESession, hooks: Sequence[str], tokens: Sequence[int], seconds: float) -> Iterator[Timing]:
-    """Yield the timing of `session.compute(x, hooks)` for each number of tokens.
+    """Yield the timing of `session.compute(x, hooks, target)` for each number of tokens.
 
     Args:
-        session: The SAE. `x` repeats the inputs of its golden batch.
+        session: The SAE. `x` repeats the inputs of its golden batch, and `target` the targets, if it takes one.
         hooks: Names of the hooks to compute.
         tokens: Numbers of tokens per call.
         seconds: How long to measure each number of tokens, after two calls that are not counted.
     """
-    golden = load_golden(session.artifact).original[HOOK_INPUT]
+    golden, dtype = load_golden(session.artifact), session.cfg.dtype
     for count in tokens:
-        x = feed_of(np.resize(golden, (count, *golden.shape[1:])), session.cfg.dtype)
-        times = _measure(functools.partial(session.compute, x, hooks), seconds)
+        x, target = (
+            None if given is None else feed_of(np.resize(given, (count, *given.shape[1:])), dtype)
+            for given in (golden.original[HOOK_INPUT], golden.target)
+        )
+        times = _measure(functools.partial(session.compute, x, hooks, target), seconds)
         yield Timing(count, len(times), float(np.median(times)) * 1e3, float(np.quantile(times, 0.9)) * 1e3)
 
 

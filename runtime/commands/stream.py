@@ -12,7 +12,7 @@ from ..arrays.tensor import Array, feed_of
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
 from ..artifact.tensorfile import TensorWriter, replaced_file
 from ..errors import InputError
-from ..session.batch import as_dtype, flat_shape
+from ..session.batch import Batch, as_dtype, flat_shape
 from ..session.session import SAESession
 
 BLOCK_BYTES = 256 << 20
@@ -56,13 +56,8 @@ def stream(
     given = _as_input(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # raises before anything is written
     token_shape = x.shape[len(lead) :]
     rows = x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
-    tensors = {
-        name: (
-            (*lead, cfg.d_sae) if name in FEATURE_HOOKS else x.shape,
-            given.dtype if name == HOOK_INPUT else cfg.dtype,
-        )
-        for name in names
-    }
+    shape = Batch(cfg, x, lead, None).shape
+    tensors = {name: (shape(name), given.dtype if name == HOOK_INPUT else cfg.dtype) for name in names}
     batch = batch or max(1, BLOCK_BYTES // (4 * (len(FEATURE_HOOKS) * cfg.d_sae + 4 * cfg.d_in)))
     with replaced_file(Path(target), overwrite) as file:
         writer = TensorWriter(file, tensors)

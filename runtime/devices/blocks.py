@@ -9,6 +9,7 @@ from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.manifest import GraphSpec, SAEConfig, TensorSpec
 from ..artifact.names import TOKENS, K
+from ..errors import InputError
 
 _Value = TypeVar("_Value", Array, TensorValue)
 
@@ -54,9 +55,18 @@ def block_sizes(tokens: int, block: int) -> list[int]:
 
 
 def output_dimensions(spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> dict[str, int]:
-    """Return the sizes of the named dimensions of a graph's outputs, as its inputs determine them."""
+    """Return the sizes of the named dimensions of a graph's outputs, as its inputs determine them.
+
+    Raises:
+        InputError: `k` is not an array with one whole number, 0 or more.
+    """
     tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)
-    return {TOKENS: tokens, **({K: int(np.asarray(feeds[K])[0])} if K in feeds else {})}
+    if K not in feeds:
+        return {TOKENS: tokens}
+    k = np.asarray(feeds[K])
+    if k.shape != (1,) or k.dtype.kind not in "iu" or k[0] < 0:
+        raise InputError(f"k is {k!r}; it must be an array with one whole number, 0 or more.")
+    return {TOKENS: tokens, K: int(k[0])}
 
 
 def slice_feeds(spec: GraphSpec, feeds: Mapping[str, _Value], tokens: int, part: slice) -> dict[str, _Value]:

@@ -60,9 +60,11 @@ class Graphs:
             raise InputError(f"No graph takes {', '.join(sorted(unknown))}; {graph!r} takes {self.inputs(graph)}.")
         if missing := set(self.inputs(graph)) - set(feeds):
             raise InputError(_missing(missing, graph))
-        if names is None:
-            names = [output.name for output in session.get_outputs()]
         spec = self.manifest.graphs[graph]
+        outputs = [tensor.name for tensor in spec.outputs]
+        if unknown := set(names or ()) - set(outputs):
+            raise InputError(f"{graph!r} does not compute {', '.join(sorted(unknown))}; it computes {outputs}.")
+        names = outputs if names is None else names
         tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # ONNX Runtime refuses an array without dimensions
         sizes = block_sizes(tokens, self.block_tokens)
         try:

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -68,6 +68,7 @@ class _Blocks:
     owner: object
     level: int = 0
     placed: list[PlacedHook] = field(default_factory=list)
+    token: "Token[_Blocks | None] | None" = None
 
 
 class HookRegistry:
@@ -116,7 +117,7 @@ class HookRegistry:
         blocks = self._current()
         if blocks is None:
             blocks = _Blocks(_caller())
-            self._blocks.set(blocks)
+            blocks.token = self._blocks.set(blocks)
         blocks.level += 1
         level = blocks.level
         try:
@@ -134,7 +135,7 @@ class HookRegistry:
                 self._add(left)
             blocks.level -= 1
             if not blocks.level and self._blocks.get() is blocks:
-                self._blocks.set(None)  # it refers to the task, and the task's context to it
+                self._forget(blocks)
 
     def reset(self, including_permanent: bool, level: int | None) -> None:
         """Remove the functions that apply to the caller; see `SAESession.reset_hooks`."""
@@ -169,6 +170,18 @@ class HookRegistry:
             self._added = tuple(hook for hook in self._added if hook.survives(including_permanent, level))
         if blocks is not None:
             blocks.placed = [hook for hook in blocks.placed if hook.survives(including_permanent, level)]
+
+    def _forget(self, blocks: _Blocks) -> None:
+        """Remove the blocks from the context: they refer to the task, and the task's context to them.
+
+        A variable that is set to None instead would stay in the thread's context, one for each session.
+        """
+        token, blocks.token = blocks.token, None
+        try:
+            if token is not None:
+                self._blocks.reset(token)
+        except ValueError:  # the outermost block was entered in another context, of which this one is a copy
+            self._blocks.set(None)
 
     def _current(self) -> _Blocks | None:
         """Return the blocks that this thread or asyncio task is in."""

@@ -1,4 +1,4 @@
-"""Which graph answers a request, and why: `choose_graph`, a pure function, and `Plan`, its answer in words."""
+"""Chooses the graph that answers a request: `choose_graph`, a pure function, and `Plan`, its result in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Plan:
 
     Attributes:
         graph: Name of the graph that runs; None if nothing has to be computed.
-        device: Name of the device, "cpu" or "cuda:N".
+        device: Name of the device, "cpu", "cuda:N" or "tensorrt:N".
         threads: Number of CPU threads; None leaves it to ONNX Runtime, one per core.
         blocks: Number of tokens in each block.
         why: Reason why this graph is run.

@@ -502,6 +502,7 @@ class SAESession:
 
         Raises:
             ArtifactError: The artifact does not contain the graph, or it cannot be loaded.
+            InputError: An input is missing, or the graph does not have an input or output with a given name.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
         return self._graphs.run(graph, feeds, names)

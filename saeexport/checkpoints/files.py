@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
 
-TENSOR_FILES = (".safetensors", ".pt", ".npz")
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.

@@ -10,9 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from runtime.errors import CheckpointError
-from runtime.tables import markdown_table
 
-from ..original.architectures import ARCHITECTURES
 from ..original.dtypes import DTypeLike, torch_dtype
 from ..original.hooked_sae import HookedSAE
 from .formats import (
@@ -92,12 +90,3 @@ def recognise(path: Path) -> ModuleType:
     else:
         found = f"is a file ending in {path.suffix!r}" if path.suffix else "is a file without an ending"
     raise CheckpointError(f"{path} {found}. What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")
-
-
-def table() -> str:
-    """Return a Markdown table of the architectures that each format can hold."""
-    rows = [
-        [architecture, *("✓" if architecture in form.ARCHITECTURES else "" for form in FORMATS)]
-        for architecture in ARCHITECTURES
-    ]
-    return markdown_table(["", *(form.TITLE for form in FORMATS)], rows, centered=range(1, len(FORMATS) + 1))

@@ -42,7 +42,7 @@ def verify(
         sae: The original. None loads it from the artifact's own weights.
         activations: Inputs, `(..., d_in)` or `(..., n_heads, d_head)`, as a numpy array or tensor. None uses the golden
             batch.
-        device: Device that runs the artifact: "auto", "cpu", "cuda" or "cuda:N".
+        device: Device that runs the artifact, as for `runtime.SAESession`.
         targets: Activations that a transcoder with the error term predicts, one for each of `activations`.
 
     Returns:

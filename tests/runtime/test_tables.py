@@ -1,8 +1,8 @@
-"""Tables as plain text and as Markdown."""
+"""Tables as plain text."""
 
 import pytest
 
-from runtime.tables import format_table, markdown_table
+from runtime.tables import format_table
 
 
 def test_columns_are_as_wide_as_their_widest_cell():
@@ -22,7 +22,3 @@ def test_an_empty_table_has_its_header_only():
 def test_rows_have_equally_many_cells():
     with pytest.raises(ValueError):
         format_table([("a", "b"), ("c",)])
-
-
-def test_markdown():
-    assert markdown_table(("", "x"), [("a", "✓")], centered={1}) == "|  | x |\n| --- | :-: |\n| a | ✓ |"

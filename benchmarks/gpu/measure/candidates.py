@@ -109,11 +109,11 @@ def bind_graph(
     """Return a graph whose inputs and outputs are bound to memory, so that only its nodes are timed.
 
     Args:
-        graph: The graph's file.
+        graph: File of the graph.
         inputs: Sets of inputs, on the device.
-        outputs: The tensors that it writes to, by hook.
-        device: The device that runs it.
-        name: The precision.
+        outputs: Tensors that the outputs are written to, by hook.
+        device: Device that runs it.
+        name: Name of the precision.
         skip_acts_pre: Whether acts_pre is not one of its outputs.
     """
     session = open_session(graph, device, name)
@@ -138,9 +138,9 @@ def open_session(graph: Path, device: Device, name: str, profile: Path | None = 
     """Return a session of ONNX Runtime on the stream that PyTorch uses.
 
     Args:
-        graph: The graph's file.
-        device: The device that runs it.
-        name: The precision.
+        graph: File of the graph.
+        device: Device that runs it.
+        name: Name of the precision.
         profile: Prefix of the profile's path, or None for no profile.
 
     Raises:

@@ -60,11 +60,11 @@ class Case:
 
     Attributes:
         shape: d_in and d_sae.
-        precision: The precision.
-        device: The device.
-        weights: The weights in the dtype of the precision.
-        exact: The float32 weights of the original that all are compared with.
-        sessions: The sessions of the artifact.
+        precision: Precision of the products.
+        device: Device that runs the contenders.
+        weights: Weights in the dtype of the precision.
+        exact: Weights of the float32 original with which all are compared.
+        sessions: Sessions of the artifact.
     """
 
     shape: tuple[int, int]

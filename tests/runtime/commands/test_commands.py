@@ -20,8 +20,10 @@ import runtime
 from runtime import SAESession
 from runtime.commands import inspect, stream
 from runtime.commands.main import main as run
+from saeexport import export
 from saeexport.cli import main as saeexport
 from tests.support.samples import HOOKS, TINY, make_sae, normal
+from tests.support.zoo import D_IN, sae_of
 
 
 @pytest.fixture
@@ -277,6 +279,26 @@ def test_run_reports_progress_and_bounds_what_it_holds(tmp_path, source):
     assert progress == [(30, 77), (60, 77), (77, 77)]
 
 
+@pytest.mark.parametrize("use_error_term", [False, True])
+def test_run_and_bench_of_a_transcoder(capsys, tmp_path, use_error_term):
+    """Its output is not as wide as its input. `bench` takes the targets of the golden batch, `run` has none."""
+    path = export(sae_of("transcoder", use_error_term=use_error_term), tmp_path / "sae").path
+    said(capsys, 0, "bench", path, "--tokens", "3", "--seconds", "0.01", "--device", "cpu")
+    x = normal(4, 5, D_IN)
+    np.save(tmp_path / "x.npy", x)
+    arguments = ["run", path, tmp_path / "x.npy", tmp_path / "out.safetensors", "--batch", "7", "--device", "cpu"]
+    if use_error_term:
+        assert "pass target=" in said(capsys, 2, *arguments)
+        return
+    said(capsys, 0, *arguments)
+    with SAESession(path, "cpu") as session:
+        expected = session.compute(x, session.hook_names)
+    written = load_file(tmp_path / "out.safetensors")
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(written[name], tensor, rtol=0, atol=1e-5, err_msg=name)
+
+
 def test_bench_prints_a_row_per_number_of_tokens(capsys):
     out = said(capsys, 0, "bench", TINY, "--tokens", "1", "5", "--seconds", "0.01", "--threads", "1", "--device", "cpu")
     assert out.splitlines()[1].startswith("model.sparse on cpu with 1 thread, 5 tokens at once: ")
@@ -334,7 +356,7 @@ def test_other_activations_are_refused(capsys, tmp_path, checkpoint):
     (tmp_path / "x.csv").write_text("1,2")
     for name, message in (
         ("two.npz", "holds 2 arrays (a, b); it must hold one"),
-        ("broken.npy", "cannot be read as an array of numbers"),
+        ("broken.npy", "cannot be read as an array:"),
         ("x.csv", "ends in '.csv'; activations are read from .npy, .npz and .safetensors"),
         ("none.npy", "No such file"),
     ):

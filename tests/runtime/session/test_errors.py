@@ -33,7 +33,7 @@ FOREIGN = [MemoryError("theirs"), KeyboardInterrupt("theirs"), TypeError("theirs
 def test_in_a_run_and_a_load_they_keep_their_type(session, monkeypatch, error):
     session(normal(6))
     backend = session._graphs.backend
-    for method, call in (("run", lambda: session(normal(6))), ("start", lambda: session.encode(normal(6)))):
+    for method, call in (("run", lambda: session(normal(6))), ("load_graph", lambda: session.encode(normal(6)))):
         with monkeypatch.context() as patch:
             patch.setattr(backend, method, raising(error))
             with pytest.raises(type(error)) as caught:
@@ -50,7 +50,7 @@ def test_those_of_onnx_runtime_say_what_could_not_be_done(session, monkeypatch, 
     with pytest.raises(SAEError, match=r"ONNX Runtime cannot run 'model.sparse' on cpu with .*: its words") as caught:
         session(normal(6))
     assert type(caught.value.__cause__) is kind
-    monkeypatch.setattr(backend, "start", raising(kind("its words")))
+    monkeypatch.setattr(backend, "load_graph", raising(kind("its words")))
     with pytest.raises(ArtifactError, match=r"cannot load .*acts.onnx on cpu: its words") as caught:
         session.encode(normal(6))
     assert type(caught.value.__cause__) is kind
@@ -77,6 +77,19 @@ def test_a_plain_error_from_inside_onnx_runtime_is_its_own(session, monkeypatch,
     with pytest.raises(SAEError, match="ONNX Runtime cannot run") as caught:
         session(normal(6))
     assert type(caught.value.__cause__) is kind
+
+
+@pytest.mark.parametrize("block_tokens", [None, 2])
+def test_an_output_that_a_graph_does_not_compute_is_named(block_tokens):
+    message = "'decode' does not compute hook_sae_error; it computes \\['hook_sae_recons'\\]"
+    with SAESession(TINY, "cpu", block_tokens=block_tokens) as session, pytest.raises(InputError, match=message):
+        session.run_graph("decode", {"hook_sae_acts_post": np.zeros((5, 16), np.float32)}, ["hook_sae_error"])
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.array([-3]), np.array([3, 3]), np.array([3.0])])
+def test_an_invalid_k_is_an_error_in_blocks_too(k):
+    with SAESession(TINY, "cpu", block_tokens=2) as session, pytest.raises(InputError, match="one whole number"):
+        session.run_graph("features", {"input": np.zeros((5, 6), np.float32), "k": k})
 
 
 def test_a_signal_handler_may_raise_during_a_run():

@@ -1,6 +1,7 @@
 """run_with_hooks and hooks: the same functions have the same effect on the original and on the artifact."""
 
 import asyncio
+import contextvars
 import threading
 
 import numpy as np
@@ -251,3 +252,24 @@ def test_a_function_sees_another_session_untouched(session):
     x = normal(4, 6)
     with SAESession(TINY, "cpu") as other, session.hooks([(POST, double)]):
         np.testing.assert_array_equal(other(x), other.run_with_hooks(x))
+
+
+def test_nothing_of_a_session_stays_in_the_context(session):
+    """A service opens many sessions in one thread."""
+    before = len(contextvars.copy_context())
+    session.run_with_cache(normal(6))
+    with session.hooks(), session.hooks():
+        assert len(contextvars.copy_context()) == before + 1
+    assert len(contextvars.copy_context()) == before
+
+
+def test_a_block_may_end_in_a_copy_of_the_context(session):
+    block = session.hooks([("hook_sae_acts_post", lambda tensor, hook: tensor * 0)])
+    block.__enter__()
+
+    def end():
+        block.__exit__(None, None, None)
+        return session._hooks.active()
+
+    assert contextvars.copy_context().run(end) == ()
+    assert session._hooks.active() == ()

@@ -1,5 +1,6 @@
 """A failed or interrupted export leaves no files behind and keeps what was there before."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -206,6 +208,56 @@ def test_the_staging_folder_of_a_living_export_is_spared(tmp_path):
     with staging.staged_folder(tmp_path / "sae", overwrite=False) as folder:
         staging.recover(tmp_path / "sae")
         assert folder.exists()
+
+
+def test_a_folder_that_another_export_is_removing_is_not_used(tmp_path, monkeypatch):
+    """Between its making and its lock, a folder looks abandoned to an export that starts at that moment."""
+    lock, others = staging._lock, []
+
+    def lock_after_another(folder, locks, wait=False):
+        if not others:
+            with contextlib.ExitStack() as held:
+                assert lock(folder, held)
+                others.append(
+                    threading.Timer(0.1, lambda rest: (shutil.rmtree(folder), rest.close()), [held.pop_all()])
+                )
+            others[0].start()
+        return lock(folder, locks, wait)
+
+    monkeypatch.setattr(staging, "_lock", lock_after_another)
+    with staging.staged_folder(tmp_path / "sae", overwrite=False) as folder:
+        others[0].join()
+        (folder / "file").write_text("whole")
+    assert contents(tmp_path / "sae") == {"file": b"whole"}
+
+
+def test_folders_of_another_user_are_kept(tmp_path, monkeypatch):
+    left = tmp_path / ".sae.01234567"
+    left.mkdir()
+    open_file = os.open
+
+    def refuse(path, flags):
+        if path == left:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, flags)
+
+    monkeypatch.setattr("saeexport.staging.os.open", refuse)
+    staging.recover(tmp_path / "sae")
+    assert left.exists()
+
+
+def test_a_system_that_does_not_flush_folders(artifact, monkeypatch):
+    """The files are on the disk then; what the file system does with their names is up to it."""
+    flush = staging._flush
+
+    def refuse(path):
+        if path.is_dir():
+            raise OSError(22, "Invalid argument", str(path))
+        flush(path)
+
+    monkeypatch.setattr(staging, "_flush", refuse)
+    export(make_sae(), artifact, overwrite=True)
+    assert list(artifact.parent.iterdir()) == [artifact]
 
 
 def test_what_appears_while_an_export_runs_is_spared(tmp_path, monkeypatch):

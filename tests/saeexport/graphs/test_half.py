@@ -245,7 +245,7 @@ def test_the_command_line_takes_a_dtype(tmp_path, capsys):
 
 
 def test_int8_weights_of_half_precision_are_refused(tmp_path, dtype):
-    with pytest.raises(ExportError, match=f"weights is 'int8' and the SAE in {dtype}"):
+    with pytest.raises(ExportError, match=f"weights is 'int8' and the SAE is in {dtype}"):
         export(make_sae(), tmp_path / "sae", dtype=dtype, weights="int8")
 
 

@@ -105,11 +105,11 @@ def test_rows_may_be_given_for_scale_and_not_for_shift():
 def test_its_description_says_what_onnx_does_with_ids_that_are_wrong():
     """The description in the manifest is true."""
     words = json.loads((TINY / "sae.json").read_text())["graphs"]["steer"]["description"]
-    assert "beyond, the run fails, and from -d_sae to -1 they count from the end" in words
+    assert "other ids make the run fail, except that -d_sae to -1 count from the end" in words
     with pytest.raises(Exception, match="out of"):
         raw([16], [[0]], [[1]])
     np.testing.assert_array_equal(raw([-1], [[0]], [[1]])[0], raw([15], [[0]], [[1]])[0])
-    assert "A scale or shift that is NaN or infinite spreads to the whole reconstruction" in words
+    assert "A scale or shift that is NaN or infinite makes the whole reconstruction NaN or infinite" in words
     assert np.isnan(raw([3], [[np.nan]], [[1]])[1]).all()
     assert "for duplicates ONNX leaves acts_post undefined, and recons would get the sum of their edits" in words
     x = normal(5, 6)

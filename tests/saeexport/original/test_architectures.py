@@ -186,7 +186,8 @@ def test_the_session_says_that_its_decoder_needs_the_input(tmp_path):
     with SAESession(path, "cpu") as session:
         acts = session.encode(normal(3, D_IN))
         for x in (None, normal(4, D_IN)):
-            with pytest.raises(InputError, match=r"also reads the input; .* decode\(acts_post, x\) with \(3, 10\)"):
+            message = r"also reads the input, but .* decode\(acts_post, x\) with an x of shape \(3, 10\)"
+            with pytest.raises(InputError, match=message):
                 session.decode(acts, x)
 
 
