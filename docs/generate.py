@@ -1,8 +1,8 @@
 """Fills the generated parts of the documentation: `python -m docs.generate` (`make docs`).
 
 A region of a page between `<!-- table: NAME -->` and `<!-- end -->` is made from the measurements in
-benchmarks/results, or from the code, by the function of that name in `TABLES`. Images are copied from where they are
-drawn. `tests/project/test_docs.py` fails if a page differs from what this module would write.
+benchmarks/results, or from the code, by the function of that name in `TABLES`. Images are copied from the folders in
+which they are drawn. `tests/project/test_docs.py` fails if a page differs from what this module would write.
 
 Only this module imports the table functions of benchmarks/ and models/.
 """
@@ -35,7 +35,7 @@ IMAGES = {
     "speed.png": RESULTS / "speed.png",
     "steering.png": ROOT / "models" / "minilm" / "steering.png",
 }
-"""The images of the pages, and where they are drawn."""
+"""The images of the pages, and the files that they are copied from."""
 
 EXCERPT_ROWS = (1, 8, 64, 512)
 EXCERPT_COLUMNS = {
@@ -124,7 +124,7 @@ def speed_summary() -> str:
 
 
 def int8_fidelity() -> str:
-    """Return what int8 weights lose on the real SAE, as a sentence."""
+    """Return the loss of int8 weights on the real SAE, as a sentence."""
     result = results(int8.RESULTS)
     real, sizes = result["real"], result["bytes"]
     features, acts_pre = real["features"], real["hooks"]["hook_sae_acts_pre"]["artifact"]["token"]
@@ -145,7 +145,7 @@ def parity_factor() -> str:
 
 
 def steering() -> str:
-    """Return what features do to the similarity of sentences."""
+    """Return the effect of features on the similarity of sentences, as a table."""
     with in_path(ROOT / "models" / "minilm"):
         module = importlib.import_module("steer")
     return module.table(results(module.RESULT))

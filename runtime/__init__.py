@@ -1,4 +1,4 @@
-"""Run an exported HookedSAE with every hook tensor, and prove that nothing changed. No PyTorch."""
+"""Run an exported HookedSAE with every hook tensor, without PyTorch, and prove that nothing changed."""
 
 from . import _onnxruntime  # noqa: F401
 from .arrays.tensor import Tensor

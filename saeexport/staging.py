@@ -81,7 +81,7 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
             while staging is None or not staging.exists():
                 staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
                 staging.mkdir()
-                _lock(staging, locks, wait=True)  # another export may take it for abandoned first, and remove it
+                _lock(staging, locks, wait=True)  # another export may think that it is abandoned, and remove it first
             yield staging
             for file in staging.iterdir():
                 file.chmod(staging.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
@@ -150,12 +150,12 @@ def _move(staging: Path, path: Path, locks: contextlib.ExitStack) -> None:
 
 
 def _lock(folder: Path, locks: contextlib.ExitStack, wait: bool = False) -> bool:
-    """Lock a folder until `locks` is closed or the process dies. Return whether it is locked now, and by nobody else.
+    """Lock a folder until `locks` is closed or the process ends, and return whether this process holds the lock.
 
     Args:
-        folder: The folder.
-        locks: What holds the lock.
-        wait: Whether to wait for another process that has locked it, which is removing it.
+        folder: Folder to lock.
+        locks: Stack that holds the lock.
+        wait: Whether to wait for another process that has locked the folder in order to remove it.
     """
     if fcntl is None:
         return False

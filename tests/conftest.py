@@ -27,7 +27,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """Return how many processes `make test` has: one where there is a GPU, whose memory and time they would share."""
+    """Return the number of processes of `make test`: one if there is a GPU, because they would share it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_PROCESSES) if why_not_on("cuda") else 1
 
@@ -91,7 +91,7 @@ def machine(monkeypatch):
 
 @pytest.fixture(scope="session")
 def expected():
-    """What the CPU computes with the graphs that a GPU runs."""
+    """Results of the CPU for the graphs that a GPU runs."""
     with SAESession(TINY, "cpu", graphs="portable") as session:
         yield session
 

@@ -1,1 +1,1 @@
-"""What an export, an intervention and each node of a graph cost."""
+"""Measures the cost of an export, of an intervention and of each node of a graph."""

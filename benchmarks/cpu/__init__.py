@@ -1,1 +1,1 @@
-"""What an SAE with all six hooks costs on a CPU, compared with PyTorch, torch.compile and a plain ONNX export."""
+"""Measures the cost of an SAE's six hooks on a CPU, compared with PyTorch, torch.compile and a plain ONNX export."""

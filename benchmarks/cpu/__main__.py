@@ -100,7 +100,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS,
                         help="what to measure (default: grid sweep processes)")
     parser.add_argument("--shapes", nargs="+", metavar="D_INxD_SAE",
-                        help="sizes, of which the other parts use the first (default: 768x24576 2304x16384)")
+                        help="sizes; the other parts use the first one (default: 768x24576 2304x16384)")
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="rows of the grid (default: 1 8 64 512 4096)")
     parser.add_argument("--frequencies", nargs="+", choices=["realistic", "uniform"],
                         help="how SAEs are made (default: realistic, and uniform too for the first size)")

@@ -1,1 +1,1 @@
-"""What an SAE with all six hooks costs on an NVIDIA GPU, compared with PyTorch, torch.compile and CUDA graphs."""
+"""Measures the cost of an SAE's six hooks on a GPU, compared with PyTorch, torch.compile and CUDA graphs."""

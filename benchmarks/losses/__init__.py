@@ -1,1 +1,1 @@
-"""What half precision and int8 weights lose, and how far the results of correct programs differ."""
+"""Measures the losses of half precision and int8 weights, and how far the results of correct programs differ."""

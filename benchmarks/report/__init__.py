@@ -1,1 +1,1 @@
-"""The tables and the plot of the CPU results, and what all tables and plots share."""
+"""The tables and the plot of the CPU results, and code that all tables and plots share."""

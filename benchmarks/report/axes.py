@@ -1,4 +1,4 @@
-"""What the plots share: logarithmic axes, and lines whose quartiles are shaded."""
+"""Code that the plots share: logarithmic axes, and lines whose quartiles are shaded."""
 
 from collections.abc import Sequence
 from pathlib import Path

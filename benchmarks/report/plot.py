@@ -28,12 +28,12 @@ STYLES: dict[str, dict[str, Any]] = {
 LABEL_GAP = 0.055
 """The smallest distance between two labels, as a fraction of the height of an axis."""
 
-Line = dict[str, Any]  # of the results, as JSON has it
+Line = dict[str, Any]  # a line of the results, as in the JSON file
 OVER_FLOOR = f"over_{FLOOR}"
 
 
 def plot(lines: list[Line], path: Path) -> None:
-    """Draw the lines of the grid. Of a size with several constructions, only the realistic one is drawn."""
+    """Draw the lines of the grid. If a size has several constructions, only the realistic one is drawn."""
     panels: dict[tuple[int, int, str], list[Line]] = {}
     for line in lines:
         panels.setdefault((line["d_in"], line["d_sae"], line["frequencies"]), []).append(line)

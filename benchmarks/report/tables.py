@@ -8,7 +8,7 @@ from benchmarks.cpu.processes import ROWS as PROCESS_ROWS
 from benchmarks.cpu.sweep import LARGEST_RATIO, slowest
 from benchmarks.report.markdown import markdown_table, ratio_cell, size_cell
 
-Line = dict[str, Any]  # of the results, as JSON has it
+Line = dict[str, Any]  # a line of the results, as in the JSON file
 
 
 def table(result: Line) -> str:

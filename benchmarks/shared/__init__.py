@@ -1,1 +1,1 @@
-"""What several benchmarks use: SAEs, the check of contenders, timing, and facts about the machine."""
+"""Code that several benchmarks use: SAEs, the check of contenders, timing, and facts about the machine."""

@@ -1,4 +1,4 @@
-"""SAEs with random weights that cost what a real one costs: as many features are on, as unevenly.
+"""SAEs with random weights and the cost of a real one: as many features are on, and as unevenly.
 
 The cost of an SAE that reads only the features that are on depends on L0, on how far L0 varies between tokens, and on
 whether the tokens of a batch share their features. There are two constructions:

@@ -1,4 +1,4 @@
-"""How contenders are timed: in turn, round after round, in random order; and statistics over the rounds."""
+"""Times contenders in turn, round after round, in random order, and computes statistics over the rounds."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

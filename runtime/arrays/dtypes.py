@@ -1,4 +1,4 @@
-"""The dtypes of an SAE and of what goes into it, each with its name in every library and file format.
+"""The dtypes of an SAE and of its inputs, each with its name in every library and file format.
 
 numpy has no bfloat16 of its own. Importing ml_dtypes registers one, so that `np.dtype("bfloat16")` and
 `x.astype("bfloat16")` work, and a bfloat16 array is a `numpy.ndarray` like any other.
@@ -25,7 +25,7 @@ class DType:
     """A dtype as numpy, ONNX, DLPack and safetensors call it.
 
     Attributes:
-        numpy: numpy's dtype; for bfloat16 that of ml_dtypes.
+        numpy: The dtype in numpy; bfloat16 is the one that ml_dtypes registers.
         onnx: Number in ONNX, `onnx.TensorProto.DataType`.
         onnx_name: Name in the types of ONNX Runtime, such as "float" in "tensor(float)".
         dlpack: Kind in DLPack, `DLDataTypeCode`.
@@ -101,5 +101,5 @@ def widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def rounded(values: npt.ArrayLike, dtype: str) -> npt.NDArray[Any]:
-    """Return values rounded to the nearest of a dtype, ties to even; those of bfloat16 as a float32 array."""
+    """Return values rounded to a dtype, to nearest with ties to even. bfloat16 values are in a float32 array."""
     return widened(np.asarray(values).astype(dtype))

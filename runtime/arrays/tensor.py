@@ -30,7 +30,8 @@ class Memory(Protocol):
 class Tensor:
     """A contiguous array on a GPU, with a shape, a dtype and a device, that supports DLPack.
 
-    `torch.from_dlpack(tensor)`, and the same of CuPy and JAX, read it without a copy. `numpy()` copies it to the host.
+    `torch.from_dlpack(tensor)`, and the same functions of CuPy and JAX, read it without a copy. `numpy()` copies it to
+    the host.
 
     Attributes:
         shape: Size of each dimension.
@@ -154,7 +155,7 @@ TensorValue: TypeAlias = Array | Tensor
 
 
 def feed_of(array: Array, dtype: str) -> Array:
-    """Return an array in the dtype of a graph's input, rounded if need be; without a copy if it has it already."""
+    """Return an array in the dtype of a graph's input, rounded if necessary; it is not copied if it has that dtype."""
     return array.astype(DTYPES[dtype].numpy, copy=False)
 
 

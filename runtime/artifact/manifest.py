@@ -29,8 +29,8 @@ class SAEConfig:
         d_in: Width of the input.
         d_sae: Number of features.
         hook_name: Name of the model's activation that the SAE was trained on; "" if it is not known.
-        model_name: The language model that the SAE belongs to, as its checkpoint names it; None if it does not.
-        neuronpedia_id: The SAE's identifier on Neuronpedia, such as "gpt2-small/8-res-jb"; None if it is not known.
+        model_name: Name of the language model that the SAE belongs to, as in its checkpoint; None if it is not known.
+        neuronpedia_id: Identifier of the SAE on Neuronpedia, such as "gpt2-small/8-res-jb"; None if it is not known.
         use_error_term: Whether the output is the reconstruction plus the error.
         dtype: Dtype of the activations and, unless they are int8, of the weights: "float32", "float16" or "bfloat16".
         seed: Seed of the initial weights, if there was one.
@@ -188,7 +188,7 @@ class Fidelity:
         left_out: Number of further tokens that were left out because the original's own values cancel on them.
         hooks: Errors of `model`, by hook; `original` is PyTorch's own error in float32.
         steered: Errors of `steer` under an intervention, by hook; only with int8 weights.
-        features: The features that are on, compared.
+        features: Comparison of the features that are on.
         explained_original: Fraction of the variance of the activations that the original's reconstruction explains;
             None for a transcoder without a target.
         explained: The same fraction for the artifact.

@@ -1,4 +1,4 @@
-"""What both command lines share: the parser's frame, and the way from an error to a line on stderr and an exit code."""
+"""Code that both command lines share: the base parser, and how an error becomes a line on stderr and an exit code."""
 
 import argparse
 import importlib.metadata

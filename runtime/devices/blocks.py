@@ -20,7 +20,7 @@ A graph holds a few of them. Smaller blocks would read the encoder too often.
 """
 
 FEATURE_BYTES_GPU = 512 << 20
-"""The same on a GPU: enough to occupy it, and a small part of its memory."""
+"""Size in bytes of one tensor of features in a block on a GPU: enough to occupy it, and a small part of its memory."""
 
 FEWEST_TOKENS = 64
 """Smallest number of tokens in a default block.

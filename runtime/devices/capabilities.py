@@ -1,4 +1,4 @@
-"""Which devices can run an artifact, and how many tokens at a time. Checked before anything is loaded."""
+"""Checks, before anything is loaded, which devices can run an artifact and how many tokens at a time."""
 
 from ..arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ..artifact.folder import Artifact

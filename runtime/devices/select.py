@@ -1,4 +1,4 @@
-"""Finding the device with a name, and checking that it works on this machine or reporting what is missing."""
+"""Finds the device with a name, and checks that it works on this machine or reports what is missing."""
 
 import contextlib
 import ctypes

@@ -17,7 +17,7 @@ from ..artifact.names import HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
 from .reference import COMPUTED_HOOKS, Hooks, SteeredReference
 
 MARGIN = 2.0
-"""How many times the errors measured at export the errors on another machine may be. Other kernels round activations in
+"""Largest ratio of the errors on another machine to the errors measured at export. Other kernels round activations in
 other blocks."""
 
 MOST_LOST = 0.05

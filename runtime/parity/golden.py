@@ -4,7 +4,7 @@ Its tensors, by name:
 
     hook_sae_*                     the hooks as PyTorch computed them, `(tokens, ...)`; a transcoder without the error
                                    term has no hook_sae_error
-    target                         of a transcoder with the error term, `(tokens, d_out)`
+    target                         the target of a transcoder with the error term, `(tokens, d_out)`
     feature_ids, feature_scale,    an intervention, as `steer.onnx` takes it
     feature_shift
     steered.hook_sae_recons,       the hooks under that intervention

@@ -62,7 +62,7 @@ def _judge_input(graph: str, y: Array, reference: Reference) -> Verdict:
 
 
 def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference) -> Verdict:
-    """Compare errors with their budgets; of acts_post also which features are on, of the output also the sum."""
+    """Compare errors with their budgets; for acts_post also the features that are on, for output also the sum."""
     y, budget = outputs[hook], reference.budgets[hook]
     finite = np.isfinite(y)
     if not finite.all():

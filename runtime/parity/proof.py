@@ -44,7 +44,7 @@ def judge_graphs(
     Args:
         graphs: Names of the graphs to judge.
         manifest: The manifest of the artifact.
-        steered: The reference for the graphs that take an intervention; `steered.clean` is that for all other graphs.
+        steered: Reference for the graphs that take an intervention; `steered.clean` is the one for all other graphs.
         run: A function that runs a graph.
         report: The report, which is changed.
 

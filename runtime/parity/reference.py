@@ -63,20 +63,20 @@ from ..errors import ParityError
 from ..session.interventions import Intervention
 
 FACTOR = 4.0
-"""How many times the error of the original an artifact may have. Two correct programs that add the same products in
-different orders have different errors. The largest ratio that `python -m benchmarks.losses.parity` measures over sizes,
-sparsities, architectures and numbers of tokens is 2.2 (benchmarks/results), and 1.2 in half precision. The rest is for
-processors and GPUs that add in yet another order."""
+"""Largest ratio of the artifact's error to the error of the original. Two correct programs that add the same
+products in different orders have different errors. The largest ratio that `python -m benchmarks.losses.parity`
+measures over sizes, sparsities, architectures and numbers of tokens is 2.2 (benchmarks/results), and 1.2 in half
+precision. The rest is for processors and GPUs that add in yet another order."""
 
 FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
 """Error of one correct rounding, by dtype: half a unit in the last place of a significand of 24, 11 or 8 bits. It is
 allowed where the original happens to be exact. A dtype that is not listed cannot be judged: float64 is the truth's."""
 
 OUTLIER_RATIO = 32
-"""How many times the median of its token a preactivation ordinarily does not exceed."""
+"""Multiple of its token's median above which a preactivation counts as an outlier."""
 
 ALLOWED_CHANCE_FLIPS = 8
-"""How many decisions of gates may differ even where the original, by chance, decides everything as the truth does."""
+"""Number of gate decisions that may differ even if the original, by chance, decides everything as the truth does."""
 
 COMPUTED_HOOKS = HOOK_NAMES[1:]
 

@@ -107,7 +107,7 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
 
 
 def _run(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-    """Run a graph on all tokens in several calls, of which the last has a single token.
+    """Run a graph on all tokens in several calls; the last call has a single token.
 
     What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
     variant also runs in batches of `SERVICE_BATCH`.

@@ -20,10 +20,10 @@ NamesFilter: TypeAlias = str | list[str] | Callable[[str], bool] | None
 def flat_shape(shape: Sequence[int], width: int, hook_name: str = "", what: str = "The input") -> tuple[int, ...]:
     """Return `shape` with the dimensions of one token flattened, `(..., width)`.
 
-    A token is `(width,)`, or `(n_heads, d_head)` where `hook_name` ends in `_z`. The first is tried first.
+    A token has the shape `(width,)`, or `(n_heads, d_head)` if `hook_name` ends in `_z`. The first is tried first.
 
     Raises:
-        InputError: the last dimensions are neither.
+        InputError: The last dimensions have neither shape.
     """
     takes_heads = hook_name.endswith("_z")
     if len(shape) >= 1 and shape[-1] == width:
@@ -35,13 +35,13 @@ def flat_shape(shape: Sequence[int], width: int, hook_name: str = "", what: str 
 
 
 def as_dtype(array: Any, dtype: str, what: str) -> TensorValue:
-    """Return `array` in the SAE's `dtype` if the original would accept it, without a copy if it has that dtype.
+    """Return `array` in the SAE's `dtype` if the original would accept it, without a copy if it has that dtype already.
 
-    float32 SAEs accept float32, float16, bfloat16 and integers; SAEs in half precision accept their own dtype only. A
+    float32 SAEs accept float32, float16, bfloat16 and integers; SAEs in half precision accept only their own dtype. A
     tensor on a GPU is not converted.
 
     Raises:
-        InputError: the original would raise, or would read other values than the array holds.
+        InputError: The original would raise an error, or would read other values than the array holds.
     """
     array = array if isinstance(array, Tensor) else np.asarray(array)
     if isinstance(array, np.ndarray) and not array.dtype.isnative:
@@ -64,11 +64,13 @@ def check_target(target: TensorValue, cfg: SAEConfig, lead: tuple[int, ...], wha
     """Refuse a target that does not belong to a batch with the leading dimensions `lead`.
 
     Raises:
-        InputError: the target has another shape, or the SAE does not take one.
+        InputError: The target has another shape, or the SAE does not take one.
     """
     expected = (*lead, cfg.d_out)
     if not cfg.takes_target or target.shape != expected:
-        takes = f"one of shape {expected}" if cfg.takes_target else "none: it is no transcoder with the error term"
+        takes = "none, because it is not a transcoder with the error term"
+        if cfg.takes_target:
+            takes = f"one of shape {expected}"
         raise InputError(f"{what} is {target.shape} {target.dtype}; this SAE takes {takes}.")
 
 
@@ -77,10 +79,10 @@ class Batch:
     """The arrays that a caller passed, and how they become the inputs of a graph.
 
     Attributes:
-        cfg: The configuration of the SAE.
-        given: The caller's array, unchanged.
-        lead: The leading dimensions, `...` of `(..., d_in)`.
-        target: The activation that a transcoder predicts, `(..., d_out)`; None if it was not passed.
+        cfg: Configuration of the SAE.
+        given: Array of the caller, unchanged.
+        lead: Leading dimensions, the `...` of `(..., d_in)`.
+        target: Activation that a transcoder predicts, `(..., d_out)`; None if it was not passed.
     """
 
     cfg: SAEConfig
@@ -93,13 +95,13 @@ class Batch:
         """Return the batch of an array, and of a target if there is one.
 
         Args:
-            x: An array of any library.
-            cfg: The configuration of the SAE.
-            target: An array of any library, or None.
-            given: Function that imports an array of another library, without a copy.
+            x: Array of any library.
+            cfg: Configuration of the SAE.
+            target: Array of any library, or None.
+            given: Function that imports an array of another library without a copy.
 
         Raises:
-            InputError: a shape does not fit, or the SAE does not take the target.
+            InputError: A shape does not fit, or the SAE does not take the target.
         """
         array = given(x)
         lead = flat_shape(array.shape, cfg.d_in, cfg.hook_name)[:-1]
@@ -113,7 +115,7 @@ class Batch:
         """Return the inputs of a graph by name: `input`, and `target` if there is one.
 
         Raises:
-            InputError: a dtype does not fit.
+            InputError: A dtype does not fit.
         """
         dtype, tokens = self.cfg.dtype, math.prod(self.lead)
         feeds = {INPUT: as_dtype(self.given, dtype, "x").reshape(tokens, *self.cfg.input_shape)}
@@ -122,7 +124,7 @@ class Batch:
         return feeds
 
     def feature_rows(self, tensor: TensorValue) -> TensorValue:
-        """Return a tensor of features, `(..., d_sae)`, as a graph's input, `(tokens, d_sae)`."""
+        """Return a tensor of features, `(..., d_sae)`, as the input of a graph, `(tokens, d_sae)`."""
         return tensor.reshape(math.prod(self.lead), self.cfg.d_sae)
 
     def shaped(self, hook: str, tensor: TensorValue) -> TensorValue:
@@ -142,7 +144,7 @@ def select_hooks(names_filter: NamesFilter) -> list[str]:
     """Return the hooks that a TransformerLens `names_filter` selects, in firing order; unknown names are ignored.
 
     Raises:
-        ValueError: the filter is not None, a string, a list of strings or a function.
+        ValueError: The filter is not None, a string, a list of strings or a function.
     """
     if names_filter is None:
         return list(HOOK_NAMES)

@@ -1,4 +1,4 @@
-"""The sparse result: the strongest features of each token, instead of `d_sae` activations of which most are zero."""
+"""The sparse result: the strongest features of each token, instead of `d_sae` activations that are mostly zero."""
 
 from typing import Generic, TypeVar
 
@@ -22,7 +22,7 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
     __slots__ = ()
 
     def __new__(cls, indices: Value, values: Value, l0: Value) -> "TopFeatures[Value]":
-        """Return the result of its three arrays."""
+        """Return the result that consists of these three arrays."""
         return super().__new__(cls, (indices, values, l0))
 
     def __getnewargs__(self) -> tuple[Value, Value, Value]:
@@ -35,7 +35,7 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
 
     @property
     def values(self) -> Value:
-        """Their activations, `(..., k)`; 0 behind the last feature that is on, where the index means nothing."""
+        """Activations of the features, `(..., k)`; 0 after the last feature that is on, where the index is unused."""
         return self[1]
 
     @property
@@ -45,20 +45,20 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
 
     @property
     def lossless(self) -> Array:
-        """Whether nothing is missing, for each token, `(...)` bool: at most k features are on."""
+        """Whether the result is complete for each token, `(...)` bool: at most k features are on."""
         return np.asarray(np.asarray(self.l0) <= self.indices.shape[-1])
 
     def dense(self, d_sae: int) -> Array:
-        """Return the activations, `(..., d_sae)`, with 0 for those that are missing.
+        """Return the activations, `(..., d_sae)`, with 0 for the features that the result leaves out.
 
         Raises:
-            IndexError: an index is not in `[0, d_sae)`.
+            IndexError: An index is not in `[0, d_sae)`.
         """
         indices, values = np.asarray(self.indices), np.asarray(self.values)
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
             raise IndexError(f"The indices range from {indices.min()} to {indices.max()}, but d_sae is {d_sae}.")
         dense = np.zeros((*indices.shape[:-1], d_sae), values.dtype)
-        # Behind the last feature that is on, an index may repeat one that is on: nothing is written there.
+        # After the last feature that is on, an index may repeat a feature that is on: nothing is written there.
         *where, place = np.nonzero(values)
         dense[(*where, indices[(*where, place)])] = values[(*where, place)]
         return dense
@@ -70,9 +70,9 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
 def strongest_features(acts: Array, k: int) -> TopFeatures[Array]:
     """Return the k features with the largest absolute activations, `(..., d_sae)`, by the rules of `features.onnx`.
 
-    They are in descending order; of two that are equally strong, the one with the smaller id comes first.
+    They are in descending order. If two are equally strong, the one with the smaller id comes first.
     """
-    # A non-negative float32 sorts as its bits do. With the inverted id below, every key is unique and both rules hold.
+    # A non-negative float32 sorts like its bits. With the inverted id below, every key is unique and both rules hold.
     strength = np.ascontiguousarray(np.abs(acts.astype(np.float32))).view(np.uint32).astype(np.uint64)
     keys = (strength << np.uint64(_INDEX_BITS)) | (_LAST - np.arange(acts.shape[-1], dtype=np.uint64))
     first = acts.shape[-1] - k

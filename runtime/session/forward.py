@@ -1,4 +1,4 @@
-"""The passes of an SAE: by one graph, in stages with hook functions between them, and with edited features."""
+"""The passes of an SAE: through one graph, or in stages with hook functions between them, with edited features."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from .route import choose_graph
 
 @dataclass(frozen=True, eq=False)
 class SteeringHook:
-    """An intervention of `steering`: a graph carries it out if it is alone, otherwise it is a hook function."""
+    """An intervention of `steering`. A graph carries it out if it is the only one; if not, it is a hook function."""
 
     intervention: Intervention
 
@@ -49,10 +49,10 @@ def compute(
     names: Sequence[str],
     intervention: Intervention | None = None,
 ) -> dict[str, TensorValue]:
-    """Return the named hooks, in that order, by one graph."""
+    """Return the named hooks, in that order, computed by one graph."""
     if intervention is not None and not len(intervention.ids):
         intervention = None
-    hooks: dict[str, TensorValue] = {HOOK_INPUT: batch.given}  # as given: in the original too it keeps its dtype
+    hooks: dict[str, TensorValue] = {HOOK_INPUT: batch.given}  # unchanged: in the original too it keeps its dtype
     feeds = batch.feeds()
     steered, in_numpy = intervention is not None, isinstance(batch.given, np.ndarray)
     choice = choose_graph(graphs.manifest, names, graphs.for_cpu, steered=steered, in_numpy=in_numpy)
@@ -92,7 +92,7 @@ def encode(graphs: Graphs, batch: Batch, interventions: Sequence[Intervention] =
 
 
 def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[Intervention] = ()) -> TopFeatures[Any]:
-    """Return the k strongest features of each token; under interventions those of the edited activations."""
+    """Return the k strongest features of each token, of the edited activations if there are interventions."""
     if interventions:
         acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
         found = strongest_features(_edited(acts_post, interventions), k)
@@ -122,7 +122,7 @@ def decode(graphs: Graphs, acts_post: Any, x: Any = None) -> TensorValue:
 
 
 def _on_host(tensor: TensorValue) -> Array:
-    """Return a tensor as a numpy array; from a device a copy."""
+    """Return a tensor as a numpy array; a tensor on a GPU is copied."""
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
@@ -138,11 +138,11 @@ def _run_in_stages(
 ) -> dict[str, TensorValue]:
     """Run the SAE in stages, call the hook functions between them, and return the hooks that fire, in order.
 
-    What a function returns at `hook_sae_input` reaches the next function and the result, and nothing else, as in the
-    original; an edit in place changes the caller's array, as there. The error is that of the clean pass.
+    As in the original, an array that a function returns at `hook_sae_input` reaches only the next function and the
+    result, and an edit in place changes the caller's array. The error is that of the clean pass.
 
     Raises:
-        InputError: a function returned something that is not an array of the tensor's shape and dtype.
+        InputError: A function returned something that is not an array of the tensor's shape and dtype.
     """
     fired: dict[str, TensorValue] = {}
 
@@ -179,7 +179,7 @@ def _run_in_stages(
         error = fire(HOOK_ERROR, batch.shaped(HOOK_ERROR, clean[HOOK_ERROR]))
         fire(HOOK_OUTPUT, graphs.backend.add(recons, error))
     else:
-        fire(HOOK_OUTPUT, recons)  # the same array: editing the output in place edits the cached recons, as there
+        fire(HOOK_OUTPUT, recons)  # the same array: as in PyTorch, editing the output in place edits recons
     return fired
 
 

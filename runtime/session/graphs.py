@@ -1,4 +1,4 @@
-"""The graphs of an artifact on one device. They are loaded when they are first needed, and checked by the manifest."""
+"""The graphs of an artifact on one device. They are loaded when first needed, and checked with the manifest."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +32,10 @@ class Graphs:
     """The graphs of an artifact on one device. Calls from several threads at once are safe.
 
     Attributes:
-        loaded: The sessions of ONNX Runtime that were started, by the name of the graph.
+        loaded: ONNX Runtime sessions that were started, by the name of the graph.
         for_cpu: Whether CPU variants are preferred to portable graphs.
-        block_tokens: Number of tokens that are run at a time.
-        manifest: The manifest of the artifact.
+        block_tokens: Number of tokens to run at a time.
+        manifest: Manifest of the artifact.
     """
 
     def __init__(self, artifact: Artifact, device: Device, options: Options, for_cpu: bool, block_tokens: int) -> None:
@@ -83,7 +83,7 @@ class Graphs:
         """Return the names of a graph's inputs, in order.
 
         Raises:
-            ArtifactError: the artifact does not contain the graph.
+            ArtifactError: The artifact does not contain the graph.
         """
         graphs = self.manifest.graphs
         if graph not in graphs:
@@ -91,17 +91,17 @@ class Graphs:
         return [tensor.name for tensor in graphs[graph].inputs]
 
     def variant(self, graph: str) -> str:
-        """Return the variant of a portable graph that is preferred here: its CPU variant, or the graph itself."""
+        """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""
         return variant_of(self.manifest, graph, self.for_cpu)
 
     def release(self, graph: str) -> None:
-        """Free a graph and its weights, if it is loaded."""
+        """Free a graph and its weights if it is loaded."""
         with self._lock:
             if session := self.loaded.pop(graph, None):
                 self.backend.release_session(session)
 
     def close(self) -> None:
-        """Free the graphs and their weights; a later run is an error."""
+        """Free the graphs and their weights. A later run raises an error."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -122,7 +122,7 @@ class Graphs:
         return session
 
     def _load(self, graph: str) -> ort.InferenceSession:
-        """Load a graph, and check that it is the one that the manifest describes."""
+        """Load a graph, and check that it is the graph that the manifest describes."""
         self.inputs(graph)
         manifest = self.manifest
         spec = manifest.graphs[graph]
@@ -158,8 +158,8 @@ class Graphs:
 def _is_from_onnx_runtime(error: Exception) -> bool:
     """Tell whether ONNX Runtime raised an exception.
 
-    Where its C++ code throws without a status, or its Python code checks arguments, that is a plain Exception,
-    RuntimeError or ValueError: those count if the innermost Python frame is one of ONNX Runtime's.
+    Its C++ code can throw without a status, and its Python code checks arguments. The result is a plain Exception,
+    RuntimeError or ValueError, which counts if the innermost Python frame is one of ONNX Runtime's.
     """
     if type(error) not in (Exception, RuntimeError, ValueError):
         return isinstance(error, ORT_ERRORS)
@@ -170,7 +170,7 @@ def _is_from_onnx_runtime(error: Exception) -> bool:
 
 
 def _in_background(check: Callable[[], object]) -> Callable[[], None]:
-    """Start a check in its own thread; return a function that waits for it and raises its exception."""
+    """Start a check in its own thread, and return a function that waits for it and raises its exception."""
     raised: list[BaseException] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Hook functions: functions that read or replace a tensor on its way through the SAE, as in TransformerLens."""
+"""Hook functions, which read or replace a tensor on its way through the SAE, as in TransformerLens."""
 
 import itertools
 import sys
@@ -23,7 +23,7 @@ FwdHooks: TypeAlias = Sequence[tuple[HookSelector, HookFunction]]
 
 @dataclass(eq=False)
 class HookPoint:
-    """The place at which a hook function is called; the function gets it as `hook`.
+    """The place where a hook function is called; the function gets it as `hook`.
 
     Attributes:
         name: Name of the hook, such as "hook_sae_acts_post".
@@ -34,17 +34,17 @@ class HookPoint:
     ctx: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def clear_context(self) -> None:
-        """Replace `ctx` by an empty dict."""
+        """Replace `ctx` with an empty dict."""
         self.ctx = {}
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedHook:
-    """A hook function at one hook.
+    """A hook function placed at one hook.
 
     Attributes:
         name: Name of the hook.
-        function: The hook function.
+        function: Function to call.
         order: Position among all functions; the smallest is called first.
         level: Depth of the `hooks` block that placed it; None if `add_hook` did.
         is_permanent: Whether `reset_hooks` keeps it by default.
@@ -74,11 +74,11 @@ class _Blocks:
 class HookRegistry:
     """The hook functions of a session.
 
-    Functions of a block count for the thread or asyncio task that entered it. Functions that were added, or that a
-    block left behind, count for every caller.
+    Functions of a block apply to the thread or asyncio task that entered it. Functions that were added, or that a block
+    left in place, apply to every caller.
 
     Attributes:
-        points: The six hook points by name, in firing order.
+        points: Hook points of the six hooks by name, in firing order.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class HookRegistry:
         self._lock = threading.Lock()
 
     def active(self) -> tuple[PlacedHook, ...]:
-        """Return the functions that count for the caller, in the order in which they are called."""
+        """Return the functions that apply to the caller, in the order in which they are called."""
         blocks = self._current()
         if blocks is None or not blocks.placed:
             return self._added
@@ -99,7 +99,7 @@ class HookRegistry:
     def add(
         self, where: HookSelector, function: HookFunction, is_permanent: bool, level: int | None, prepend: bool
     ) -> None:
-        """Add a function until it is reset.
+        """Add a function that is called until it is reset.
 
         Raises:
             UnknownHookError: `where` is not the name of a hook.
@@ -109,10 +109,10 @@ class HookRegistry:
 
     @contextmanager
     def block(self, fwd_hooks: FwdHooks, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[None]:
-        """Let functions count inside a `with` block; see `SAESession.hooks`.
+        """Call functions inside a `with` block; see `SAESession.hooks`.
 
         Raises:
-            UnknownHookError: a name is not a hook.
+            UnknownHookError: A name is not a hook.
         """
         blocks = self._current()
         if blocks is None:
@@ -138,11 +138,11 @@ class HookRegistry:
                 self._forget(blocks)
 
     def reset(self, including_permanent: bool, level: int | None) -> None:
-        """Remove the functions that count for the caller; see `SAESession.reset_hooks`."""
+        """Remove the functions that apply to the caller; see `SAESession.reset_hooks`."""
         self._remove(self._current(), including_permanent, level)
 
     def clear_contexts(self) -> None:
-        """Empty the `ctx` of every hook point."""
+        """Clear the `ctx` of every hook point."""
         for point in self.points.values():
             point.clear_context()
 
@@ -193,7 +193,7 @@ def refuse_backward(bwd_hooks: Sequence[Any], direction: str = "fwd") -> None:
     """Refuse hooks on gradients, which a graph does not compute.
 
     Raises:
-        InputError: there is one.
+        InputError: A backward hook was given.
     """
     if len(bwd_hooks) or direction != "fwd":
         raise InputError(
@@ -203,7 +203,7 @@ def refuse_backward(bwd_hooks: Sequence[Any], direction: str = "fwd") -> None:
 
 
 def _caller() -> object:
-    """Return who is calling: the thread, and the asyncio task if there is one."""
+    """Return the caller: the thread, and the asyncio task if there is one."""
     asyncio = sys.modules.get("asyncio")  # a program that has not imported it has no tasks
     try:
         task = asyncio.current_task() if asyncio else None

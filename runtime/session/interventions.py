@@ -1,4 +1,4 @@
-"""Edits of features: a graph carries out what a forward hook on `hook_sae_acts_post` does in PyTorch.
+"""Edits of features, carried out by a graph as a forward hook on `hook_sae_acts_post` would do it in PyTorch.
 
 Every edit is `activation * scale + shift`:
 
@@ -27,7 +27,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False)  # comparing arrays does not give one bool
 class Edit:
-    """`activation * scale + shift`; each is a number, or an array of the tokens' shape with a value for each token."""
+    """An edit `activation * scale + shift`. Each is a number, or an array of the tokens' shape."""
 
     scale: npt.ArrayLike = 1.0
     shift: npt.ArrayLike = 0.0
@@ -41,7 +41,7 @@ class Ablate(Edit):
 
 
 class Clamp(Edit):
-    """Set the feature to `value`, whatever it was."""
+    """Set the feature to `value`, whatever its activation was."""
 
     def __init__(self, value: npt.ArrayLike) -> None:
         super().__init__(0.0, value)
@@ -69,7 +69,7 @@ class Intervention:
     Attributes:
         ids: Ids of the features, `(m,)` int64.
         scale: Factors, `(m,)`, or `(..., m)` with the leading dimensions of the tokens; float64.
-        shift: Summands, of the same shapes.
+        shift: Summands, with the same shapes; float64.
 
     Args:
         ids: Distinct ids of features; the list may be empty.
@@ -77,7 +77,7 @@ class Intervention:
         shift: As for `scale`.
 
     Raises:
-        InputError: an id is not a non-negative integer or is repeated; or scale or shift do not have one finite number
+        InputError: An id is not a non-negative integer or is repeated, or scale or shift do not have one finite number
             per feature.
     """
 
@@ -88,11 +88,11 @@ class Intervention:
 
     @classmethod
     def of(cls, edits: Mapping[int, Edit]) -> "Intervention":
-        """Return the intervention of a dict from feature ids to edits.
+        """Return the intervention for a dict from feature ids to edits.
 
         Raises:
-            InputError: as for the class; or a value is not an `Edit`, or the shapes of values for each token cannot be
-                broadcast together.
+            InputError: `Intervention` refuses the edits, a value is not an `Edit`, or the shapes of values for each
+                token cannot be broadcast together.
         """
         if not isinstance(edits, Mapping):
             raise InputError(f"The edits are {edits!r}; they must be a dict from feature ids to edits.")
@@ -111,7 +111,7 @@ class Intervention:
         """Refuse edits that an SAE with `d_sae` features in `dtype` cannot carry out.
 
         Raises:
-            InputError: a feature does not exist, or a value is infinite in `dtype`.
+            InputError: A feature does not exist, or a value is infinite in `dtype`.
         """
         if (outside := self.ids[self.ids >= d_sae]).size:
             raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
@@ -123,7 +123,7 @@ class Intervention:
         """Return an edited copy of `acts_post`, `(..., d_sae)`.
 
         Raises:
-            InputError: scale or shift have a row for each token, and `acts_post` has other leading dimensions.
+            InputError: Scale or shift have a row for each token, and `acts_post` has other leading dimensions.
         """
         self._check_lead(acts_post.shape[:-1])
         scale, shift = self.scale.astype(acts_post.dtype), self.shift.astype(acts_post.dtype)
@@ -132,10 +132,10 @@ class Intervention:
         return edited
 
     def feeds(self, lead: tuple[int, ...], dtype: str) -> dict[str, TensorValue]:
-        """Return the inputs of `steer.onnx` that describe the edits, for tokens of the leading dimensions `lead`.
+        """Return the inputs of `steer.onnx` that describe the edits, for tokens with the leading dimensions `lead`.
 
         Raises:
-            InputError: scale or shift have a row for each token, and `lead` is another shape.
+            InputError: Scale or shift have a row for each token, and `lead` is another shape.
         """
         self._check_lead(lead)
         m = len(self.ids)
@@ -203,7 +203,7 @@ def _check_finite(name: str, given: Array, array: Array, dtype: str, ids: Array)
 
 
 def _stacked(name: str, ids: Array, values: Sequence[npt.ArrayLike]) -> Array:
-    """Return one array with the features last; a number for all tokens is broadcast where others have one per token."""
+    """Return one array with the features last; a number for all tokens is broadcast to arrays with one per token."""
     if not values:
         return np.zeros(0)
     try:

@@ -1,4 +1,4 @@
-"""Which graph answers a request, and why: `choose_graph`, a pure function, and `Plan`, its answer in words."""
+"""Chooses the graph that answers a request: `choose_graph`, a pure function, and `Plan`, its result in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Plan:
         device: Name of the device, "cpu", "cuda:N" or "tensorrt:N".
         threads: Number of CPU threads; None leaves it to ONNX Runtime, one per core.
         blocks: Number of tokens in each block.
-        why: Reason for this graph.
+        why: Reason why this graph is run.
     """
 
     graph: str | None
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
     Attributes:
         graph: Name of the graph; None if nothing has to be computed.
         steers: Whether the graph carries out the intervention.
-        why: Reason for this graph.
+        why: Reason why this graph answers the request.
     """
 
     graph: str | None
@@ -58,18 +58,18 @@ class Choice(NamedTuple):
 def choose_graph(
     manifest: Manifest, names: Sequence[str], for_cpu: bool, *, steered: bool = False, in_numpy: bool = True
 ) -> Choice:
-    """Return the graph that computes hooks at the lowest price.
+    """Return the cheapest graph that computes hooks.
 
     Args:
-        manifest: The manifest of the artifact.
-        names: The hooks that are asked for.
+        manifest: Manifest of the artifact.
+        names: Hooks that are asked for.
         for_cpu: Whether CPU variants are preferred.
         steered: Whether an intervention is carried out.
-        in_numpy: Whether the batch is a numpy array. Then an intervention on features alone needs no decoder: numpy
-            edits what the encoder computed.
+        in_numpy: Whether the batch is a numpy array. If so, an intervention on features alone does not need a decoder:
+            numpy edits the activations that the encoder computed.
 
     Raises:
-        ArtifactError: no graph computes these hooks.
+        ArtifactError: No graph computes these hooks.
     """
     computed = [name for name in names if name != HOOK_INPUT]
     if not computed:
@@ -83,10 +83,10 @@ def choose_graph(
 def smallest_graph(manifest: Manifest, names: Sequence[str], for_cpu: bool) -> str:
     """Return the graph with the fewest outputs that computes `names` from the input, and the target if it is needed.
 
-    Of two graphs with as many outputs, it is the CPU variant if these are preferred.
+    Of two graphs with as many outputs, it is the CPU variant if CPU variants are preferred.
 
     Raises:
-        ArtifactError: no graph computes these hooks.
+        ArtifactError: No graph computes these hooks.
     """
     contracts = contracts_of(manifest.sae.dtype)
     candidates = {}
@@ -104,5 +104,5 @@ def smallest_graph(manifest: Manifest, names: Sequence[str], for_cpu: bool) -> s
 
 
 def variant_of(manifest: Manifest, graph: str, for_cpu: bool) -> str:
-    """Return the CPU variant of a portable graph if there is one and it is preferred, otherwise the graph itself."""
+    """Return the CPU variant of a portable graph if there is one and it is preferred, or else the graph itself."""
     return CPU_VARIANTS[manifest.sae.dtype].get(graph, graph) if for_cpu else graph

@@ -28,56 +28,57 @@ from .route import Plan, choose_graph
 from .weights import map_parameters, parameter
 
 Edits: TypeAlias = Mapping[int, Edit] | Intervention
-"""The edit of each feature, by its id; or an intervention."""
+"""Edits of features: a dict from feature ids to edits, or an intervention."""
 
 
 @final
 class SAESession:
     """The SAE of an artifact, ready to run.
 
-    A numpy array gives numpy arrays. On a GPU, an array of the device, from any library that speaks DLPack, is read
-    where it is and gives `Tensor`s of the device, which `torch.from_dlpack`, CuPy and JAX take without a copy. On the
+    A call on a NumPy array returns NumPy arrays. On a GPU, an array on that GPU from any library with DLPack is read in
+    place, and the results are `Tensor`s on the GPU, which `torch.from_dlpack`, CuPy and JAX read without a copy. On the
     host, bfloat16 is `ml_dtypes.bfloat16`.
 
     A graph is loaded when it is first needed, and a request is answered by the smallest graph that computes it. Calls
     from several threads at once are safe. Use the session as a context manager, or call `close`, to free its memory.
 
-    Activations can be changed on their way. Edits of features (`steer`, `steering`) are carried out by a graph, and
-    reach `__call__`, `run_with_cache`, `run_with_hooks`, `encode` and `top_features`. Hook functions (`run_with_hooks`,
-    `hooks`, `add_hook`) reach the first three, as in TransformerLens; there too `encode` is past the hooks. `compute`,
-    `decode` and `run_graph` are always of the clean pass.
+    Activations can be changed during a call. Edits of features (`steer`, `steering`) are carried out by a graph and
+    affect `__call__`, `run_with_cache`, `run_with_hooks`, `encode` and `top_features`. Hook functions
+    (`run_with_hooks`, `hooks`, `add_hook`) affect the first three only: as in TransformerLens, `encode` does not call
+    them.
+    `compute`, `decode` and `run_graph` always run the clean pass.
 
     Attributes:
-        artifact: The artifact that was opened.
+        artifact: Artifact that was opened.
         device: Name of the device, "cpu", "cuda:N" or "tensorrt:N".
 
     Args:
-        path: The folder of the artifact.
+        path: Folder of the artifact.
         device: "auto", "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N". "auto" chooses a GPU that can run the
-            artifact, otherwise the CPU.
+            artifact, or else the CPU.
         graphs: "cpu" prefers CPU variants, "portable" runs portable graphs only, "auto" chooses by the device.
-        precision: How float32 is multiplied on a GPU: "float32", as PyTorch's default, or "tf32", which rounds the
-            factors to 10 bits and is faster.
-        threads: Number of CPU threads of one call; None takes one per core that this process may use.
-        arena: Whether freed memory is kept for the next call. Without it, large calls take longer.
-        memory_limit: Bytes of GPU memory for the weights and for what a graph needs while it runs; batches are cut into
-            blocks that fit. Each further open graph may need as much beside the weights, and CUDA itself (some hundred
-            MB) and results that stay on the GPU come on top.
-        block_tokens: Number of tokens that are run at a time; None takes 64 MiB of features, on a GPU 512 MiB. Memory
-            beyond the result does not grow with the batch.
-        stream: A CUDA stream of torch or CuPy, or its address. Everything is queued on it, and a call with an array of
-            the device returns at once; an input made on another stream must be kept until then. None creates a stream,
-            and a call returns when its results are there.
-        cuda_graph: Numbers of tokens for which the launches are captured once and replayed
-            (`runtime/devices/cuda/replay.py`); other batches take the normal path.
-        cache: The folder for TensorRT's engines; None takes the user's.
-        check_integrity: Whether the sha256 of every file that is loaded is compared with the manifest's, which reads
-            the weights once more (about a second per 2 GB). Sizes are compared in any case.
+        precision: Precision of float32 matrix products on a GPU: "float32", PyTorch's default, or "tf32", which rounds
+            the factors to 10 bits and is faster.
+        threads: Number of CPU threads per call; None means one per core that this process may use.
+        arena: Whether to keep freed memory for the next call. Without it, large calls take longer.
+        memory_limit: Bytes of GPU memory for the weights and for a graph while it runs; batches are cut into blocks
+            that fit. Each further open graph may need as much in addition to the weights. The limit does not include
+            CUDA itself (a few hundred MB) and results that stay on the GPU.
+        block_tokens: Number of tokens to run at a time; None means 64 MiB of features, on a GPU 512 MiB. Apart from the
+            result, the memory of a call does not grow with the batch.
+        stream: CUDA stream of PyTorch or CuPy, or its address. All work is queued on it, and a call with an array on
+            the GPU returns at once; keep an input that was made on another stream until its results are complete. None
+            creates a stream, and a call returns when its results are complete.
+        cuda_graph: Numbers of tokens for which the launches are captured once and then replayed
+            (`runtime/devices/cuda/replay.py`). Batches of other sizes are run without a capture.
+        cache: Folder for TensorRT's engines; None means the default folder in the user's cache.
+        check_integrity: Whether to compare the sha256 of every file that is loaded with the manifest. This reads the
+            weights once more (about a second per 2 GB). Sizes are compared in any case.
 
     Raises:
-        ArtifactError: the folder is not an artifact, or a file of it is not what the manifest says.
-        ProviderError: the device cannot be used, or cannot run this artifact.
-        InputError: an option has an invalid value.
+        ArtifactError: The folder is not an artifact, or one of its files differs from the manifest.
+        ProviderError: The device cannot be used, or cannot run this artifact.
+        InputError: An option has an invalid value.
     """
 
     def __init__(
@@ -120,11 +121,11 @@ class SAESession:
 
         Three sets of names differ in `hook_sae_error`:
 
-        - `hook_dict` always has all six hooks: a function can be placed at each.
-        - `hook_names` has the hooks that `compute` and `explain` take: all six; five for a transcoder without the error
-          term, whose error would need a target.
-        - `cfg.fired_hooks` has the hooks that fire in the original, and that `run_with_cache` returns: all six with the
-          error term, five without.
+        - `hook_dict` always has all six hooks, because a function can be placed at each of them.
+        - `hook_names` has the hooks that `compute` and `explain` accept: all six, or five for a transcoder without the
+          error term, whose error would need a target.
+        - `cfg.fired_hooks` has the hooks that fire in the original and that `run_with_cache` returns: all six with the
+          error term, five without it.
         """
         return self.cfg.hooks
 
@@ -135,28 +136,28 @@ class SAESession:
 
     @property
     def W_enc(self) -> Array:  # noqa: N802
-        """The encoder's weights, `(d_in, d_sae)`; read-only and mapped from the file, as are the other three.
+        """The encoder's weights, `(d_in, d_sae)`, read-only and mapped from the file.
 
-        Their dtype is the SAE's; bfloat16 is `ml_dtypes.bfloat16`. Matrices that are stored as int8 are not available.
+        They have the SAE's dtype; bfloat16 is `ml_dtypes.bfloat16`. Matrices that are stored as int8 are not available.
 
         Raises:
-            AttributeError: the architecture does not have this parameter, or it is stored as int8.
+            AttributeError: The architecture does not have this parameter, or it is stored as int8.
         """
         return self._parameter("W_enc")
 
     @property
     def b_enc(self) -> Array:
-        """The encoder's bias, `(d_sae,)`; a gated SAE does not have it, see `W_enc`."""
+        """The encoder's bias, `(d_sae,)`, see `W_enc`. A gated SAE does not have it."""
         return self._parameter("b_enc")
 
     @property
     def W_dec(self) -> Array:  # noqa: N802
-        """The decoder's weights, `(d_sae, d_in)` or `(d_sae, d_out)`; row j is feature j's direction. See `W_enc`."""
+        """The decoder's weights, `(d_sae, d_in)` or `(d_sae, d_out)`; row j is the direction of feature j."""
         return self._parameter("W_dec")
 
     @property
     def b_dec(self) -> Array:
-        """The decoder's bias, `(d_in,)`, of a transcoder `(d_out,)`; see `W_enc`."""
+        """The decoder's bias, `(d_in,)`, or `(d_out,)` for a transcoder; see `W_enc`."""
         return self._parameter("b_dec")
 
     @overload
@@ -164,15 +165,15 @@ class SAESession:
     @overload
     def __call__(self, x: Any, target: Any = None) -> TensorValue: ...
     def __call__(self, x: Any, target: Any = None) -> TensorValue:
-        """Return `hook_sae_output`, with the shape of `x` (of a transcoder `(..., d_out)`) and the SAE's dtype.
+        """Return `hook_sae_output`, with the shape of `x`, or `(..., d_out)` for a transcoder, and the SAE's dtype.
 
         Args:
-            x: `(..., d_in)`, or `(..., n_heads, d_head)` where `cfg.hook_name` ends in `_z`; of the SAE's dtype, or
-                for a float32 SAE also float16, bfloat16 and integers.
-            target: `(..., d_out)`, the activation that a transcoder with the error term predicts (`cfg.takes_target`).
+            x: Activations, `(..., d_in)`, or `(..., n_heads, d_head)` if `cfg.hook_name` ends in `_z`. They have the
+                SAE's dtype; a float32 SAE also accepts float16, bfloat16 and integers.
+            target: Activation that a transcoder with the error term predicts (`cfg.takes_target`), `(..., d_out)`.
 
         Raises:
-            InputError: `x` or `target` has another shape or dtype, or the target is missing or not taken.
+            InputError: `x` or `target` has another shape or dtype, or the target is missing or not accepted.
         """
         return self._forward(x, [HOOK_OUTPUT], target)[HOOK_OUTPUT]
 
@@ -196,19 +197,19 @@ class SAESession:
     def run_with_cache(
         self, x: Any, names_filter: NamesFilter = None, *, target: Any = None, return_output: bool = True
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the output, and the hooks that fire in the original and pass the filter, in firing order.
+        """Return the output, and the hooks that fire in the original and match the filter, in firing order.
 
         `hook_sae_input` is `x` itself. Unknown names in the filter are ignored.
 
         Args:
-            x: The activations, as for `__call__`.
+            x: Activations, as for `__call__`.
             names_filter: None for all hooks, a name, a list of names, or a predicate on names.
             target: As for `__call__`.
-            return_output: Whether the output is computed; if not, None is returned for it. With
+            return_output: Whether to compute the output; if not, the first result is None. With
                 `names_filter="hook_sae_acts_post", return_output=False` only the encoder runs.
 
         Raises:
-            InputError: as for `__call__`.
+            InputError: As for `__call__`.
             ValueError: `names_filter` has another type.
         """
         wanted = [name for name in select_hooks(names_filter) if name in self.cfg.fired_hooks]
@@ -231,21 +232,21 @@ class SAESession:
         """Return the output of a pass in which functions read or replace the tensors at hooks.
 
         As in TransformerLens, `fn(tensor, hook=point)` is called with the tensor, `(..., d_sae)` or of the shape of
-        `x`, and a `HookPoint`, whose `name` says where. What it returns replaces the tensor, None keeps it; an edit in
-        place takes effect; functions at one hook run in the order given. At `hook_sae_input` a returned value changes
-        nothing, and an edit in place changes the caller's `x`. The error is always that of the clean pass, and
-        `hook_sae_error` fires only with the error term.
+        `x`, and a `HookPoint` with the `name` of the hook. An array that it returns replaces the tensor, and None keeps
+        it. Edits in place take effect. Functions at the same hook run in the order given. At `hook_sae_input` a
+        returned array changes nothing, and an edit in place changes the caller's `x`. The error is always that of the
+        clean pass, and `hook_sae_error` fires only with the error term.
 
         Args:
-            x: The activations, as for `__call__`.
-            fwd_hooks: Pairs of a hook's name, or a predicate on names, and a function.
+            x: Activations, as for `__call__`.
+            fwd_hooks: Pairs of a hook and a function. The hook is a name or a predicate on names.
             target: As for `__call__`.
             bwd_hooks: Must be empty, as for `hooks`.
             reset_hooks_end: As for `hooks`.
             clear_contexts: As for `hooks`.
 
         Raises:
-            UnknownHookError: a name is not a hook; it is a KeyError.
+            UnknownHookError: A name is not a hook; it is a KeyError.
             InputError: `x` or `target` does not fit, a function returned an array of another shape or dtype, or there
                 are backward hooks.
         """
@@ -260,22 +261,22 @@ class SAESession:
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator["SAESession"]:
-        """Let hook functions take part in every `__call__`, `run_with_cache` and `run_with_hooks` in the `with` block.
+        """Call hook functions in every `__call__`, `run_with_cache` and `run_with_hooks` inside the `with` block.
 
-        They count for the thread or asyncio task that entered the block only. Blocks can be nested, with those of
-        `steering` too: functions of the outer block come first.
+        They apply only to the thread or asyncio task that entered the block. Blocks can be nested, also with those of
+        `steering`; functions of the outer block are called first.
 
         Args:
-            fwd_hooks: Pairs of a hook's name, or a predicate on names, and a function.
-            bwd_hooks: Must be empty: an artifact computes no gradients.
-            reset_hooks_end: Whether the functions are removed at the end of the block. If not, they stay, for every
-                thread, until `reset_hooks`, or until the next block of the same depth ends; a call of `run_with_hooks`
-                or `run_with_cache` is such a block. This is TransformerLens' rule.
-            clear_contexts: Whether the `ctx` of the hook points is emptied when functions are removed at the end.
+            fwd_hooks: Pairs of a hook and a function. The hook is a name or a predicate on names.
+            bwd_hooks: Must be empty, because an artifact does not compute gradients.
+            reset_hooks_end: Whether to remove the functions at the end of the block. If not, they stay, for every
+                thread, until `reset_hooks` or until the next block of the same depth ends; a call of `run_with_hooks`
+                or `run_with_cache` is such a block. TransformerLens has the same rule.
+            clear_contexts: Whether to clear the `ctx` of the hook points when functions are removed at the end.
 
         Raises:
-            UnknownHookError: a name is not a hook; it is a KeyError.
-            InputError: there are backward hooks.
+            UnknownHookError: A name is not a hook; it is a KeyError.
+            InputError: Backward hooks were given.
         """
         refuse_backward(bwd_hooks)
         with self._hooks.block(fwd_hooks, reset_hooks_end, clear_contexts):
@@ -290,19 +291,19 @@ class SAESession:
         level: int | None = None,
         prepend: bool = False,
     ) -> None:
-        """Add a hook function to every later call, of every thread, until `reset_hooks`.
+        """Add a hook function that every thread calls from now on, until `reset_hooks`.
 
         Args:
-            name: A hook's name, or a predicate on names.
-            hook: The function, as for `run_with_hooks`.
-            dir: Must be "fwd": an artifact computes no gradients.
-            is_permanent: Whether `reset_hooks` keeps it, unless it includes permanent ones.
-            level: Depth of the `hooks` block whose end removes it; None for no block.
-            prepend: Whether it comes before all functions that are there.
+            name: Name of a hook, or a predicate on names.
+            hook: Function, as for `run_with_hooks`.
+            dir: Must be "fwd", because an artifact does not compute gradients.
+            is_permanent: Whether `reset_hooks` keeps the function, unless it includes permanent ones.
+            level: Depth of the `hooks` block whose end removes the function; None for no block.
+            prepend: Whether the function is called before all functions added so far.
 
         Raises:
-            UnknownHookError: the name is not a hook; it is a KeyError.
-            InputError: it is a backward hook.
+            UnknownHookError: The name is not a hook; it is a KeyError.
+            InputError: The hook is a backward hook.
         """
         refuse_backward((), dir)
         self._hooks.add(name, hook, is_permanent, level, prepend)
@@ -317,9 +318,9 @@ class SAESession:
         """Remove hook functions: those that were added, and those of the blocks that this thread or task is in.
 
         Args:
-            clear_contexts: Whether the `ctx` of the hook points is emptied.
-            direction: Which functions are removed; there are none of direction "bwd".
-            including_permanent: Whether permanent functions are removed too.
+            clear_contexts: Whether to clear the `ctx` of the hook points.
+            direction: Direction of the functions to remove: "fwd", "bwd" or "both". There are none of "bwd".
+            including_permanent: Whether to remove permanent functions too.
             level: Depth of the block whose functions are removed; None for all.
         """
         if clear_contexts:
@@ -356,34 +357,36 @@ class SAESession:
     ) -> tuple[Any, dict[str, Any]]:
         """Return the output and the hooks of a pass with edited features, at about the price of a clean pass.
 
-        It is what `run_with_cache` returns in PyTorch with a forward hook on `hook_sae_acts_post` that makes the same
-        edits: acts_post, recons and output are edited, the error is that of the clean pass. The edited reconstruction
-        is the clean one plus an update, and rounds as the clean one does: where the edits take away nearly all of a
-        very large one, `run_with_hooks` with the `Intervention` as a function is more exact.
+        The result is what `run_with_cache` returns in PyTorch with a forward hook on `hook_sae_acts_post` that makes
+        the same edits: acts_post, recons and output are edited, the error is that of the clean pass. The edited
+        reconstruction is the clean one plus an update, and has the rounding errors of the clean one. If the edits
+        remove nearly all of a very large reconstruction, `run_with_hooks` with the `Intervention` as a function is
+        more exact.
 
             sae.steer(x, {123: Ablate(), 77: Clamp(5.0), 9: Scale(3.0), 4: Add(0.5)})
 
         Args:
-            x: The activations, as for `__call__`.
-            edits: The edit of each feature, for all tokens or, with arrays of the shape of the tokens, for each token.
+            x: Activations, as for `__call__`.
+            edits: Edit of each feature, for all tokens or, with arrays of the tokens' shape, for each token.
             names_filter: As for `run_with_cache`.
             target: As for `__call__`.
             return_output: As for `run_with_cache`.
 
         Raises:
-            InputError: `x` does not fit, or the edits are not as `Intervention` says.
+            InputError: `x` does not fit, or `Intervention` refuses the edits.
         """
         with self.steering(edits):
             return self.run_with_cache(x, names_filter, target=target, return_output=return_output)
 
     @contextmanager
     def steering(self, edits: Edits) -> Iterator["SAESession"]:
-        """Edit features inside the `with` block, as `steer` does in one call; also in `encode` and `top_features`.
+        """Edit features in every call inside the `with` block, as `steer` does, also in `encode` and `top_features`.
 
-        Blocks nest as those of `hooks` do. One alone runs in a graph; several, or with hook functions, run in stages.
+        Blocks can be nested like those of `hooks`. A single block runs in a graph; several blocks, or a block together
+        with hook functions, run in stages.
 
         Raises:
-            InputError: the edits are not as `Intervention` says.
+            InputError: `Intervention` refuses the edits.
         """
         if not isinstance(edits, Intervention):
             edits = Intervention.of(edits)
@@ -398,8 +401,8 @@ class SAESession:
     def encode(self, x: Any) -> TensorValue:
         """Return the activations of the features, `hook_sae_acts_post`, `(..., d_sae)`.
 
-        Inside `steering` they are edited, in the order of nesting. Hook functions do not see them, as in the original,
-        whose `encode` is past the hooks; take them from `run_with_cache` then.
+        Inside `steering` they are edited, in the order of nesting. As in the original, `encode` does not call hook
+        functions; use `run_with_cache` for their effect.
 
         Raises:
             InputError: `x` has another shape or dtype than `__call__` takes.
@@ -411,18 +414,18 @@ class SAESession:
     @overload
     def decode(self, acts_post: Any, x: Any = None) -> TensorValue: ...
     def decode(self, acts_post: Any, x: Any = None) -> TensorValue:
-        """Return the reconstruction from activations `(..., d_sae)`, past hooks and interventions.
+        """Return the reconstruction from activations `(..., d_sae)`, without hook functions and interventions.
 
-        It has the shape `(..., d_in)`, or `(..., n_heads, d_head)` if the artifact was exported with its head shape;
-        of a transcoder `(..., d_out)`.
+        It has the shape `(..., d_in)`, or `(..., n_heads, d_head)` if the artifact was exported with its head shape,
+        or `(..., d_out)` for a transcoder.
 
         Args:
-            acts_post: The activations.
-            x: The input that they were encoded from, with the same leading dimensions; needed only where a
-                normalisation has to be undone or a skip connection added.
+            acts_post: Activations of the features.
+            x: Input that they were encoded from, with the same leading dimensions. It is needed only if the decoder
+                undoes a normalisation or adds a skip connection.
 
         Raises:
-            InputError: an array has another shape or dtype, or `x` is needed.
+            InputError: An array has another shape or dtype, or `x` is needed.
         """
         return decode(self._graphs, acts_post, x)
 
@@ -433,10 +436,10 @@ class SAESession:
     def compute(self, x: Any, names: Sequence[str], target: Any = None) -> dict[str, Any]:
         """Return the named hooks of the clean pass, in that order, by the smallest graph that computes them all.
 
-        Unlike a cache, it contains `hook_sae_error` also where that does not fire in the original.
+        Unlike a cache, the result can contain `hook_sae_error` even if that hook does not fire in the original.
 
         Args:
-            x: The activations, as for `__call__`.
+            x: Activations, as for `__call__`.
             names: Names from `hook_names`.
             target: As for `__call__`.
 
@@ -450,14 +453,15 @@ class SAESession:
     @overload
     def top_features(self, x: Any, k: int) -> TopFeatures[TensorValue]: ...
     def top_features(self, x: Any, k: int) -> TopFeatures[Any]:
-        """Return the k strongest features of each token: indices and values `(..., k)`, and the l0 `(...)`.
+        """Return the k strongest features of each token: indices and values, `(..., k)`, and l0, `(...)`.
 
-        A service that only needs these moves k values per token instead of `d_sae`. Where `lossless` holds, they say
-        all that `encode` would. Inside `steering` they are those of the edited activations, which are computed whole.
+        A service that needs only these moves k values per token instead of `d_sae`. Where `lossless` is true, the
+        result holds everything that `encode` would return. Inside `steering` it is taken from the edited activations,
+        which are computed in full.
 
         Args:
-            x: The activations, as for `__call__`.
-            k: The number of features, from 1 to d_sae.
+            x: Activations, as for `__call__`.
+            k: Number of features, from 1 to d_sae.
 
         Raises:
             InputError: `x` has another shape or dtype, or k is out of range.
@@ -471,15 +475,15 @@ class SAESession:
         return top_features(self._graphs, self._batch(x), k, self._interventions())
 
     def explain(self, names: Sequence[str] | None = None, tokens: int = 1, *, steered: bool = False) -> Plan:
-        """Return how a request would be carried out, and why; print it.
+        """Return how a request would be carried out, and why. The result can be printed.
 
         Args:
-            names: The hooks that are asked for; None for all. `sae(x)` asks for `hook_sae_output`.
-            tokens: The number of tokens of the batch.
+            names: Hooks that are asked for; None for all. `sae(x)` asks for `hook_sae_output`.
+            tokens: Number of tokens of the batch.
             steered: Whether an intervention is carried out.
 
         Raises:
-            InputError: a name is not a hook.
+            InputError: A name is not a hook.
         """
         known, options = self._known(self.hook_names if names is None else names), self._options
         choice = choose_graph(self.artifact.manifest, known, self._graphs.for_cpu, steered=steered)
@@ -498,12 +502,12 @@ class SAESession:
 
         Args:
             graph: Name of the graph in the manifest, such as "model".
-            feeds: An array for each of its inputs, with the rank and dtype that the manifest gives.
+            feeds: Array for each of its inputs, by name, with the rank and dtype in the manifest.
             names: Names of the outputs to return; None for all, in the order of the manifest.
 
         Raises:
-            ArtifactError: the artifact does not contain the graph, or it cannot be loaded.
-            InputError: an input is missing, or there is no input or output of a name.
+            ArtifactError: The artifact does not contain the graph, or it cannot be loaded.
+            InputError: An input is missing, or the graph does not have an input or output with a given name.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
         return self._graphs.run(graph, feeds, names)
@@ -513,7 +517,7 @@ class SAESession:
         self._graphs.release(graph)
 
     def close(self) -> None:
-        """Free the graphs and their weights; a later call is an error. Closing twice is not."""
+        """Free the graphs and their weights. A later call raises an error; closing twice does not."""
         self._graphs.close()
 
     def __enter__(self) -> "SAESession":
@@ -542,7 +546,7 @@ class SAESession:
         return [function.intervention for function in functions if isinstance(function, SteeringHook)]
 
     def _forward(self, x: Any, names: Sequence[str], target: Any) -> dict[str, TensorValue]:
-        """Return the named hooks of a pass with the hook functions and interventions that count for the caller."""
+        """Return the named hooks of a pass with the hook functions and interventions that apply to the caller."""
         return forward(self._graphs, self._batch(x, target), names, self._hooks.active(), self._hooks.points)
 
     def _parameter(self, name: str) -> Array:

@@ -17,12 +17,12 @@ def map_parameters(path: Path) -> dict[str, Array]:
     bfloat16 is `ml_dtypes.bfloat16`.
 
     Raises:
-        ArtifactError: the file is not safetensors.
+        ArtifactError: The file is not safetensors.
     """
     arrays = {}
     file = np.memmap(path, np.uint8, "r")
     for name, stored in read_header(path).items():
-        if stored.dtype not in _DTYPE_OF:  # such as a mask of booleans: no parameter is
+        if stored.dtype not in _DTYPE_OF:  # such as a mask of booleans, which is not a parameter
             continue
         content = np.asarray(file[stored.offset : stored.offset + stored.nbytes])
         arrays[name] = content.view(_DTYPE_OF[stored.dtype]).reshape(stored.shape)
@@ -33,7 +33,7 @@ def parameter(parameters: dict[str, Array], name: str, architecture: str) -> Arr
     """Return one of the parameters.
 
     Raises:
-        AttributeError: there is none of this name; the message says which there are.
+        AttributeError: The parameter does not exist; the message lists those that do.
     """
     if name in parameters:
         return parameters[name]

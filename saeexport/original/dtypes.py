@@ -9,7 +9,7 @@ from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32, dtype_name
 from runtime.errors import InputError
 
 DTypeLike: TypeAlias = str | torch.dtype | np.dtype[Any] | type
-"""What every `dtype` argument of `saeexport` takes: "float16", `torch.float16`, `numpy.float16`."""
+"""A dtype as every `dtype` argument of `saeexport` accepts it: "float16", `torch.float16`, `numpy.float16`."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in (FLOAT32, "float64", FLOAT16, BFLOAT16)}
 """The dtypes that the weights of an SAE may have, by name."""

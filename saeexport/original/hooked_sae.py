@@ -27,7 +27,7 @@ from .dtypes import torch_dtype
 
 try:  # transformer_lens 3.3 and later
     from transformer_lens import HookedRootModule
-except ImportError:  # before; 4.x no longer has this one
+except ImportError:  # earlier releases; 4.x no longer has this module
     from transformer_lens.hook_points import HookedRootModule  # type: ignore[no-redef]
 
 

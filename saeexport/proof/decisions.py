@@ -148,8 +148,8 @@ def _reads_the_input(sae: Any, reference: Reference) -> bool:
 def _gates(sae: Any, reference: Reference) -> Iterator[Array]:
     """Yield activations in float64 with the input moved and acts_pre unchanged, which flips gates near a threshold.
 
-    The input moves as far as moves acts_pre, on average over the features, by half of its tolerance, which is twice the
-    largest error of the original.
+    The input moves so far that acts_pre moves, on average over the features, by half of its tolerance. That half is
+    twice the largest error of the original.
     """
     x, acts_pre = reference.original[HOOK_INPUT].astype(np.float64), reference.truth[HOOK_ACTS_PRE]
     draws = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The measurements measure what they say; how long anything takes is never a test."""
+"""The CPU benchmark measures what it claims to measure. No test depends on how long anything takes."""
 
 import itertools
 import json
@@ -137,7 +137,7 @@ def test_a_wrong_contender_is_refused_before_it_is_timed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_that_fails_says_of_what(case, tmp_path):
+def test_a_worker_that_fails_says_why(case, tmp_path):
     with Worker(THIS, case[0], 1) as worker:
         assert worker.ask("bind", rows=40) == [THIS]
         assert len(worker.ask("measure", seconds=0.0)[THIS]) == 1
@@ -149,7 +149,7 @@ def test_a_worker_that_fails_says_of_what(case, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept():
-    """The sweep of a small SAE, really measured."""
+    """Measure the sweep of a small SAE."""
     return list(sweep.measure_sweep(16, 64, [0], [1, 9], Effort(1, 0.0, 2, 0.0)))
 
 
@@ -168,7 +168,7 @@ def test_the_sweep_compares_the_sessions_choice_with_the_dense_graph(swept):
 def test_a_ratio_is_that_of_a_rounds_medians():
     rounds = {THIS: [1.0, 2.0, 4.0], ORIGINAL: [10.0, 40.0, 20.0], PRODUCT: [0.5, 1.0, 1.0], COPY: [0.5, 0.0, 1.0]}
     found = speed.summarize(rounds)
-    assert found["over_this"][ORIGINAL] == [10.0, 7.5, 15.0]  # of 10, 20 and 5; not 20 / 2
+    assert found["over_this"][ORIGINAL] == [10.0, 7.5, 15.0]  # the median of the ratios 10, 20 and 5, not 20 / 2
     assert found["over_floor"][THIS] == [2.0, 1.5, 2.0]
     assert found["over_product"][THIS] == [2.0, 2.0, 3.0]
     assert found["ms"][FLOOR] == [1.0, 1.0, 1.5]
@@ -194,7 +194,7 @@ def test_a_realistic_sae_is_as_uneven_as_the_measured_one(l0):
     assert measure_sparsity(workload.sae, workload.inputs(16))["l0_mean"] == pytest.approx(l0, rel=0.25)
 
 
-def test_a_uniform_sae_lets_every_feature_on_alike():
+def test_a_uniform_sae_has_every_feature_on_equally_often():
     workload = make_workload(64, 1024, 20, "uniform")
     facts = measure_sparsity(workload.sae, workload.inputs(4000))
     assert facts["l0_mean"] == pytest.approx(20, rel=0.1)
@@ -271,7 +271,7 @@ def test_labels_are_set_apart():
 
 
 @pytest.mark.parametrize("name", ["runtime_unchecked", "hooked_sae"])
-def test_a_whole_process_gives_its_first_result(name, case):
+def test_a_whole_process_returns_its_first_result(name, case):
     folder, _ = case
     seconds, peak = processes.run_program(processes.PROCESSES[name].program, folder / ARTIFACT, input_file(folder, 1))
     assert seconds > 0

@@ -1,4 +1,4 @@
-"""The GPU benchmark, rehearsed on a CPU: it runs and checks; no time is ever a test."""
+"""The GPU benchmark, rehearsed on a CPU: it runs and checks its results. No test depends on a time."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def call(arguments):
         sys.argv = before
 
 
-def test_a_rehearsal_measures_everything_and_says_that_it_is_no_gpu(prepared, tmp_path, capsys):
+def test_a_rehearsal_measures_everything_and_says_that_it_is_not_a_gpu(prepared, tmp_path, capsys):
     options = ["--device", "cpu", "--quick", "--no-compile", "--seconds", "0", "--rounds", "1"]
     what = ["--shapes", "24x128", "--rows", "8", "1", "--precisions", "float32", "bfloat16"]
     assert call([*options, *what, "--prepared", str(prepared), "--results", str(tmp_path)]) == 0
@@ -136,7 +136,7 @@ def test_weights_that_were_left_out_are_drawn_again(prepared, tmp_path):
     assert (artifact / artifacts.WEIGHTS).read_bytes() == before
 
 
-def test_a_run_whose_time_is_up_or_that_breaks_says_so(prepared, tmp_path, monkeypatch):
+def test_a_run_that_reaches_its_time_limit_or_fails_says_so(prepared, tmp_path, monkeypatch):
     options = grid.Options(Effort(0.0, 1), compiled=False, tuned=())
     plan = run.Plan(prepared, [(24, 128)], ["float32"], [1], 0.0, options)
     result = run.run(plan, Cpu(), True, tmp_path / "none.json")
@@ -210,7 +210,7 @@ def test_a_gpu_is_timed_by_events_around_a_call_that_is_queued_while_it_waits(mo
     assert happened == ["flush", "sleep", "begin", "call", "end", "wait"]
 
 
-def test_without_transformer_lens_it_says_who_the_original_is_and_what_is_missing(tmp_path):
+def test_without_transformer_lens_it_names_the_original_and_what_is_missing(tmp_path):
     program = (
         "import sys; sys.modules['transformer_lens'] = None\n"
         "from benchmarks.gpu import __main__ as command\n"

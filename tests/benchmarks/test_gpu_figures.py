@@ -1,4 +1,4 @@
-"""What the GPU benchmark counts, compares and judges, by numbers made by hand."""
+"""The figures that the GPU benchmark counts, compares and judges, tested with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_ratios_are_those_of_a_round_to_the_faster_of_our_settings():
     times = {ORIGINAL: [10.0, 40.0, 20.0], THIS: [5.0, 5.0, 5.0], THIS_GRAPH: [1.0, 2.0, 4.0], COMPILED: [3.0] * 3,
              REDUCED: [2.0] * 3, THIS_ENCODE: [4.0] * 3, THIS_TOP: [8.0] * 3}  # fmt: skip
     found = timing.ratios({name: np.array(values) for name, values in times.items()})
-    assert found[ORIGINAL] == [10.0, 7.5, 15.0]  # of 10, 20 and 5; not 20 / 2
+    assert found[ORIGINAL] == [10.0, 7.5, 15.0]  # the median of the ratios 10, 20 and 5, not 20 / 2
     assert found["compile"] == found[REDUCED] == [1.0, 0.75, 1.5]
     assert found["saved"] == [0.5, 0.5, 0.5]
     assert timing.ratios({ORIGINAL: np.ones(3), THIS_HOST: np.ones(3)}) == {}
@@ -73,7 +73,7 @@ def test_goals_take_the_hosts_clock_for_one_row_and_the_devices_for_more():
     assert [verdict for *_, verdict in goals.verdicts([line(1, 9.0, 9.0, 1.0)])] == ["yes", "no", "not measured"]
 
 
-def test_a_contender_that_gives_its_last_answer_again_or_fails_is_left_out_with_the_reason():
+def test_a_contender_that_repeats_its_last_result_or_fails_is_left_out_with_the_reason():
     inputs = [torch.ones(2, 3), 2 * torch.ones(2, 3)]
 
     def unable():

@@ -1,1 +1,1 @@
-"""The readers of checkpoints beside the libraries whose checkpoints they read; `make test-peers` runs these."""
+"""Compares the checkpoint readers with the libraries that wrote the checkpoints; `make test-peers` runs these tests."""

@@ -1,4 +1,4 @@
-"""SAEs that the other libraries made and saved: features and reconstructions of theirs and of what load() reads."""
+"""SAEs that other libraries saved have the same features and reconstructions there and after `load`."""
 
 import json
 
@@ -13,7 +13,7 @@ X = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(1))
 
 
 def draw(module, scale=0.3):
-    """Give every parameter values of its own."""
+    """Give every parameter different values."""
     draws = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -142,7 +142,7 @@ def test_dictionary_learning(tmp_path, name, options, architecture):
 
 @pytest.mark.peers("dictionary_learning")
 @torch.no_grad()
-def test_the_dictionary_that_has_no_trainer(tmp_path):
+def test_a_dictionary_without_a_trainer(tmp_path):
     from dictionary_learning.dictionary import AutoEncoderNew
 
     peer = draw(AutoEncoderNew(D_IN, D_SAE))

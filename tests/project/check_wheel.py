@@ -1,7 +1,7 @@
 """`make dist`: installs the built wheel in an empty environment outside the checkout, and uses it there.
 
-What is tested in a checkout is importable because the checkout is; a file that the wheel lacks shows only here. The
-sdist has to build the same wheel.
+In a checkout every file can be imported, so that a file that is missing from the wheel is noticed only here. The sdist
+has to build the same wheel.
 """
 
 import argparse

@@ -118,7 +118,7 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "models" / "README.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", page.read_text()):
         file, _, anchor = link.partition("#")
         target = page.parent / file if file else page
@@ -189,7 +189,7 @@ def test_the_specification_has_every_graph_and_property():
 
 
 def messages():
-    """Yield the texts in the code; where a value is put in there is a NUL."""
+    """Yield the string literals in the code, with a NUL in place of each value of an f-string."""
     for package in ("runtime", "saeexport"):
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):

@@ -1,4 +1,4 @@
-"""The wings of the packages import one way, and the contract that says so closes."""
+"""The wings of the packages import in one direction only, and the contract for this rejects violations."""
 
 import subprocess
 import sys

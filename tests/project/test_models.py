@@ -1,4 +1,4 @@
-"""The committed artifacts: proved, reproducible, and as their README says."""
+"""The committed artifacts pass verification, can be reproduced, and match their README."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_they_pass_with_and_without_pytorch(path):
 
 
 def test_they_agree_with_the_oracle_on_real_inputs(path):
-    """float64 NumPy that shares no code with exporter, parity rule or original."""
+    """Compare with float64 NumPy that shares no code with the exporter, the parity rule or the original."""
     golden = load_file(path / "golden.safetensors")
     cfg = runtime.read_artifact(path).manifest.sae
     truth = oracle.six_hooks(load_file(path / "weights.safetensors"), golden["hook_sae_input"], cfg.use_error_term)
@@ -74,7 +74,7 @@ def test_the_readme_quotes_the_evaluation():
     )
 
 
-def test_the_real_sae_is_worth_the_name():
+def test_the_real_sae_meets_its_quality_bounds():
     measured = json.loads((ROOT / "models" / "minilm" / "evaluation.json").read_text())
     assert 20 <= measured["l0_mean"] <= 60
     assert measured["variance_explained"] >= 0.80

@@ -1,4 +1,4 @@
-"""`runtime` needs numpy, ml_dtypes, onnxruntime and safetensors, and tqdm on its command line; nothing of PyTorch."""
+"""`runtime` needs numpy, ml_dtypes, onnxruntime and safetensors, and tqdm on its command line, but not PyTorch."""
 
 import ast
 import subprocess
@@ -78,7 +78,7 @@ def test_the_lint_rule_bans_pytorch(tmp_path):
 
 
 def test_it_works_in_an_environment_with_its_own_dependencies_only():
-    """What `pip install .[cpu]` brings is enough; `make test` makes that environment."""
+    """The packages of `pip install .[cpu]` suffice; `make test` creates an environment with them."""
     python = ROOT / ".venv-runtime" / "bin" / "python"
     if not python.exists():
         pytest.skip("needs .venv-runtime, which `make test` makes")

@@ -1,4 +1,4 @@
-"""ONNX Runtime is imported with its telemetry off, and an installation without it says which one to install."""
+"""ONNX Runtime is imported with its telemetry off; if it is missing, an error says which build to install."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Artifacts spoilt on purpose, by somebody who knows the format."""
+"""Changes artifacts on purpose, consistently with the format, so that only one check can notice it."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from runtime.commands.main import main
 
 
 def rewrite(folder, name, change):
-    """Change a file and its record in the manifest, as somebody would who knows the format."""
+    """Change a file and its record in the manifest."""
     path = folder / name
     change(path)
     manifest = json.loads((folder / "sae.json").read_text())
@@ -33,7 +33,7 @@ def edit_weight(name, index, factor):
 
 
 def claim_weights(folder):
-    """Make every graph and the manifest agree on the weights that are there now."""
+    """Make every graph and the manifest agree with the present weights."""
     digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
 
     def change(path):
@@ -57,7 +57,7 @@ def edit_graph(change):
 
 
 def failures_of(folder, capsys):
-    """Return what verification says, and make sure that all three ways to it agree that it fails."""
+    """Return the text of a verification that fails, and check that all three ways to verify agree."""
     report = runtime.verify(folder, "cpu")
     assert report.failures
     with pytest.raises(ParityError) as error:

@@ -1,6 +1,6 @@
-"""How far the hooks of small float32 SAEs may be from what they are compared with.
+"""Compares the hooks of small float32 SAEs with expected values.
 
-Parity itself is judged by the budgets of `runtime/parity`; this is for the tests of everything else.
+Parity itself is judged by the budgets of `runtime/parity`. All other tests use this module.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The equations of every architecture in float64 NumPy, and what the tests of checkpoints compare with them."""
+"""The equations of every architecture in float64 NumPy, and comparisons with them for the tests of checkpoints."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def draw(architecture, dtype=np.float32):
 
 
 def normalised(x, how):
-    """Return the normalised input and what undoes it: the factor and the summand."""
+    """Return the normalised input, and the factor and the summand that undo the normalisation."""
     if how == "constant_norm_rescale":
         scale = np.linalg.norm(x, axis=-1, keepdims=True) / np.sqrt(x.shape[-1])
         return x / scale, scale, 0.0
@@ -92,7 +92,7 @@ def reference(architecture, tensors, x=X, *, subtract=True, normalization="none"
 
 
 def check(sae, expected, x=X, atol=1e-5):
-    """Compare the hooks of an SAE with the equations' values, of which some features are on and some are off."""
+    """Compare the hooks of an SAE with the values of the equations. Some features must be on and some off."""
     _, cache = sae.run_with_cache(torch.from_numpy(x).to(sae.W_enc.device, sae.W_enc.dtype))
     assert 0 < np.count_nonzero(expected["hook_sae_acts_post"]) < expected["hook_sae_acts_post"].size
     for hook, values in expected.items():
@@ -110,7 +110,7 @@ def write(folder, config, tensors, config_name, weights_name):
 
 
 def linked(folder, root):
-    """Return `folder` as the Hub's client leaves it: links with the names, to blobs without."""
+    """Return `folder` as the Hub's client stores it: symbolic links with the file names, to blobs named by hash."""
     snapshot, blobs = root / "snapshots" / "main", root / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -122,7 +122,7 @@ def linked(folder, root):
 
 
 def is_mapped(tensor, file):
-    """Tell whether a tensor's memory is the mapped file itself and no copy of it."""
+    """Tell whether a tensor's memory is the mapped file itself and not a copy."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, *_, name = line.split(maxsplit=5)
         start, end = (int(address, 16) for address in span.split("-"))

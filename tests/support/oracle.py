@@ -1,4 +1,4 @@
-"""The SAE once more, in float64 NumPy, sharing no code with what it judges."""
+"""The SAE in float64 NumPy, written independently of the code that it is compared with."""
 
 import numpy as np
 

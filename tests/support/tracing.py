@@ -1,8 +1,8 @@
 """A cache of traces for the tests: tracing is most of what a small export costs, and many tests trace the same SAE.
 
 A trace is reused only if everything that it depends on is equal: the class and its functions, the configuration, and
-the parameters with their values. A class that a test defines is always traced. What the cache cannot see is a change
-of a function that an SAE calls and that is not its class's; such a test asks for the fixture `fresh_trace`.
+the parameters with their values. A class that a test defines is always traced. The cache does not
+notice a change of a function outside the class that an SAE calls; a test with such a change uses `fresh_trace`.
 """
 
 import copy
@@ -80,7 +80,7 @@ def remember_operators(monkeypatch):
         key = tuple(options.items())
         if key not in built:
             built[key] = build(**options)
-        registry = ONNXRegistry()  # whoever registers an operator does so in a copy
+        registry = ONNXRegistry()  # operators are registered in a copy only
         registry._opset_version = built[key].opset_version
         registry.functions = {target: list(found) for target, found in built[key].functions.items()}
         return registry

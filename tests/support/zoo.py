@@ -1,4 +1,4 @@
-"""SAEs of every architecture, small and with every parameter drawn."""
+"""Small SAEs of every architecture with random parameters."""
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ CASES = [
 
 
 def sae_of(architecture, **more):
-    """Return an SAE of an architecture, every parameter drawn, so that about a third of the features are on."""
+    """Return an SAE of an architecture with random parameters, with about a third of the features on."""
     cfg = dict(d_in=D_IN, d_sae=D_SAE, hook_name="blocks.0.hook_resid_pre", seed=0, device="cpu")
     sae = ARCHITECTURES[architecture]({**cfg, **OPTIONS.get(architecture, {}), **more})
     draws = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""What users write passes `mypy --strict`, and what is wrong in it does not."""
+"""Correct code of users passes `mypy --strict`, and wrong code does not."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What users write, for `mypy --strict`. The functions are never run."""
+"""Code as users write it, for `mypy --strict`. The functions are never run."""
 
 from typing import TYPE_CHECKING, Any
 

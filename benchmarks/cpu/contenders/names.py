@@ -75,4 +75,4 @@ CONTENDERS = {
 }  # fmt: skip
 GRID = (ORIGINAL, ORIGINAL_WITHOUT_ERROR, DEDUPLICATED, COMPILED, PLAIN_ONNX, THIS, FLOOR)
 ALTERNATIVES = (DEDUPLICATED, COMPILED, PLAIN_ONNX)
-"""What a user can run instead of this project without paying for the original's second pass."""
+"""Contenders that a user can run instead of this project and that do not make the original's second pass."""

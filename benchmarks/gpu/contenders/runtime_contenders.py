@@ -83,12 +83,12 @@ class Sessions:
 
 
 def torch_tensors(hooks: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return hooks as PyTorch's, without a copy."""
+    """Return hooks as PyTorch tensors, without a copy."""
     return {name: torch_tensor(array) for name, array in hooks.items()}
 
 
 def torch_tensor(array: Any) -> Tensor:
-    """Return a result as a PyTorch tensor, without a copy; PyTorch reads no bfloat16 array of numpy but its bits."""
+    """Return a result as a PyTorch tensor, without a copy. PyTorch cannot read a bfloat16 array, only its bits."""
     if isinstance(array, np.ndarray) and array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_dlpack(array)

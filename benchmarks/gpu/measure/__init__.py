@@ -1,1 +1,1 @@
-"""What is measured on the device: the contenders, the limit, other ways to write the graph, and each node."""
+"""The measurements on the device: the contenders, the limit, other ways to write the graph, and each node."""

@@ -49,11 +49,12 @@ from runtime.errors import ProviderError
 def moved_bytes(work: Work) -> dict[str, int]:
     """Return the bytes that each candidate moves in a call, counted by its reads and writes.
 
-    Of the wide tensors, `rows * d_sae`: Gemm writes the bias, reads it and writes the product (3), or MatMul writes
-    and Add reads and writes (3), or the product alone writes (1); ReLU reads and writes (2); the decoder reads (1). Of
-    the narrow tensors, `rows * d_in`: x - b_dec (2), for `rides` with the tail appended (2); the encoder reads (1); the
-    reconstruction with its bias, as above (3); error and output each read two and write one (6); the input is copied
-    (2), because ONNX Runtime runs every node of a graph, whatever is fetched. The weights are read once.
+    Accesses of the wide tensors, `rows * d_sae`: Gemm writes the bias, reads it and writes the product (3), or MatMul
+    writes and Add reads and writes (3), or the product alone writes (1); ReLU reads and writes (2); the decoder reads
+    (1). Accesses of the narrow tensors, `rows * d_in`: x - b_dec (2), for `rides` with the tail appended (2); the
+    encoder reads (1); the reconstruction with its bias, as above (3); error and output each read two and write one (6);
+    the input is copied (2), because ONNX Runtime runs every node of a graph, whatever is fetched. The weights are read
+    once.
     """
     weights = 2 * work.d_in * work.d_sae + work.d_sae + work.d_in
     wide, narrow = work.rows * work.d_sae, work.rows * work.d_in
@@ -108,11 +109,11 @@ def bind_graph(
     """Return a graph whose inputs and outputs are bound to memory, so that only its nodes are timed.
 
     Args:
-        graph: The graph's file.
+        graph: File of the graph.
         inputs: Sets of inputs, on the device.
-        outputs: The tensors that it writes to, by hook.
-        device: The device that runs it.
-        name: The precision.
+        outputs: Tensors that the outputs are written to, by hook.
+        device: Device that runs it.
+        name: Name of the precision.
         skip_acts_pre: Whether acts_pre is not one of its outputs.
     """
     session = open_session(graph, device, name)
@@ -137,9 +138,9 @@ def open_session(graph: Path, device: Device, name: str, profile: Path | None = 
     """Return a session of ONNX Runtime on the stream that PyTorch uses.
 
     Args:
-        graph: The graph's file.
-        device: The device that runs it.
-        name: The precision.
+        graph: File of the graph.
+        device: Device that runs it.
+        name: Name of the precision.
         profile: Prefix of the profile's path, or None for no profile.
 
     Raises:

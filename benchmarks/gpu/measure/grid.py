@@ -31,7 +31,7 @@ from benchmarks.shared.timing import quartiles
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.names import HOOK_ACTS_POST
 
-SETS = 4  # of inputs, which contenders use in turn
+SETS = 4  # number of sets of inputs, which contenders use in turn
 HOST_BYTES = 2 << 30
 """Larger results are not copied to the host: that would take seconds and measure only the bus."""
 TOO_LARGE = "the result is too large to be worth copying to the host"
@@ -44,7 +44,7 @@ class Options:
     """How the grid is measured.
 
     Attributes:
-        effort: How long.
+        effort: How long the contenders are measured.
         compiled: Whether torch.compile takes part.
         tuned: Pairs of size and rows at which torch.compile also autotunes.
     """
@@ -60,11 +60,11 @@ class Case:
 
     Attributes:
         shape: d_in and d_sae.
-        precision: The precision.
-        device: The device.
-        weights: The weights in the dtype of the precision.
-        exact: The float32 weights of the original that all are compared with.
-        sessions: The sessions of the artifact.
+        precision: Precision of the products.
+        device: Device that runs the contenders.
+        weights: Weights in the dtype of the precision.
+        exact: Weights of the float32 original with which all are compared.
+        sessions: Sessions of the artifact.
     """
 
     shape: tuple[int, int]

@@ -15,7 +15,7 @@ from benchmarks.gpu.report.goals import verdicts
 from benchmarks.report.markdown import markdown_table, ratio_cell, size_cell
 from benchmarks.shared.timing import fastest
 
-Line = dict[str, Any]  # of the results, as JSON has it
+Line = dict[str, Any]  # a line of the results, as in the JSON file
 
 NOT_A_GPU = "**These are not GPU figures.** The benchmark was rehearsed on a CPU to check that it runs."
 SHOWN_NODES = 10

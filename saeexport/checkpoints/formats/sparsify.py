@@ -27,7 +27,7 @@ NAME = f"sparsify, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("topk", "topk_transcoder", "topk_skip_transcoder")
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-WITHOUT_EFFECT = ("normalize_decoder", "multi_topk")  # of the training
+WITHOUT_EFFECT = ("normalize_decoder", "multi_topk")  # options of the training
 
 
 def recognises(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Writes what a graph is into its `metadata_props`, prefix `saeexport.`, for a graph without its folder."""
+"""Describes a graph in its `metadata_props`, under the prefix `saeexport.`, in case it is used without its folder."""
 
 import onnx_ir as ir
 

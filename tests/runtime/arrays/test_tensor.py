@@ -13,11 +13,11 @@ from runtime.arrays.dtypes import DTYPES
 from runtime.arrays.tensor import as_given
 from tests.support.samples import normal
 
-DEVICE = (dlpack.CPU, 0)  # for the tests of DLPack itself, memory that there is without a GPU
+DEVICE = (dlpack.CPU, 0)  # DLPack itself is tested with memory of the host
 
 
 class Exporter:
-    """A producer of DLPack capsules of an array of the host."""
+    """Produces DLPack capsules of an array on the host."""
 
     def __init__(self, array):
         self.array = array
@@ -31,7 +31,7 @@ class Exporter:
 
 
 class OfTheCard:
-    """The memory of a tensor, without a card."""
+    """Replaces the memory of a tensor where there is no GPU."""
 
     def __init__(self, array):
         self.array = array
@@ -70,7 +70,7 @@ def test_memory_lives_as_long_as_somebody_holds_it():
     del other
     gc.collect()
     assert len(dlpack._exported) == held
-    capsule = Exporter(normal(3)).__dlpack__()  # that nobody takes
+    capsule = Exporter(normal(3)).__dlpack__()  # no consumer takes it
     assert len(dlpack._exported) == held + 1
     del capsule
     gc.collect()

@@ -1,4 +1,4 @@
-"""How an artifact is shown: two lines in a terminal, a table in a notebook."""
+"""The representations of an artifact: two lines in a terminal, a table in a notebook."""
 
 import dataclasses
 from xml.etree import ElementTree
@@ -22,7 +22,7 @@ def test_its_repr_is_two_lines():
     assert second.startswith(f"  {graphs} graphs, parity on {parity.tokens} tokens (cpu), largest")
 
 
-def test_other_kinds_are_told_apart(half):
+def test_other_kinds_of_artifacts_are_distinguished(half):
     assert "6 -> 16 features -> 5, float32" in repr(renamed(d_out=5))
     assert "2 x 3 -> 16 features" in repr(renamed(head_shape=(2, 3)))
     assert "SAE on no hook," in repr(renamed(hook_name=""))

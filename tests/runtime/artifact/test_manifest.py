@@ -1,4 +1,4 @@
-"""sae.json: what is read, what is refused, and the words for it."""
+"""sae.json: the texts that are read, those that are refused, and the error messages."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_json_of_another_kind(text):
 
 
 def refusal_of(text):
-    """Return why a manifest is refused, and of another error what it is; None if the manifest is read."""
+    """Return why a manifest is refused, or the error if it is not a ManifestError; None if the manifest is read."""
     try:
         parse_manifest(text)
     except ManifestError as error:

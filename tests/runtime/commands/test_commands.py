@@ -173,7 +173,7 @@ def test_run_lists_the_hooks_if_one_is_unknown(capsys, tmp_path, source):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_run_does_not_replace_a_file_unasked(capsys, tmp_path, source):
+def test_run_does_not_replace_a_file_without_overwrite(capsys, tmp_path, source):
     out = tmp_path / "out.safetensors"
     out.write_text("precious")
     assert "exists. Choose another file, or overwrite it (overwrite=True, --overwrite)" in said(
@@ -203,14 +203,14 @@ def test_run_that_fails_leaves_what_was_there(capsys, tmp_path, source, monkeypa
 
 
 @pytest.mark.parametrize("target", ["folder", "fifo"])
-def test_run_refuses_a_target_that_is_no_file(capsys, tmp_path, source, target):
+def test_run_refuses_a_target_that_is_not_a_file(capsys, tmp_path, source, target):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     error = said(capsys, 2, "run", TINY, source, tmp_path / target, "--overwrite")
     assert "is not an ordinary file. Choose another path" in error
 
 
-def test_run_spares_a_file_that_appears_meanwhile(capsys, tmp_path, source, monkeypatch):
+def test_run_keeps_a_file_that_appears_during_the_run(capsys, tmp_path, source, monkeypatch):
     out, compute = tmp_path / "out.safetensors", SAESession.compute
 
     def appear(self, x, names):
@@ -236,7 +236,7 @@ sys.exit(main(["run", {str(TINY)!r}, {str(source)!r}, {str(tmp_path / "out")!r}]
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_bench_refuses_no_tokens(capsys):
+def test_bench_refuses_zero_tokens(capsys):
     assert "--tokens is 0; it must be at least 1" in said(capsys, 2, "bench", TINY, "--tokens", "5", "0")
 
 
@@ -266,7 +266,7 @@ def test_run_refuses_other_files(capsys, tmp_path, save, message):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_run_refuses_a_batch_of_nothing(capsys, tmp_path, source):
+def test_run_refuses_a_batch_of_zero(capsys, tmp_path, source):
     assert "batch is 0; it must be at least 1" in said(
         capsys, 2, "run", TINY, source, tmp_path / "out.safetensors", "--batch", "0"
     )

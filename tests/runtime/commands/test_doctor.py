@@ -1,4 +1,4 @@
-"""`python -m runtime doctor`: what a machine can run, and why not."""
+"""`python -m runtime doctor`: which devices of a machine can run artifacts, and why not."""
 
 import importlib.metadata
 
@@ -59,13 +59,13 @@ def test_an_older_gpu_lacks_dtypes(monkeypatch):
     assert line(doctor.diagnose(), "cuda:0").endswith("yes: float32, float16")
 
 
-def test_an_artifact_is_asked_about(machine, capsys, monkeypatch):
+def test_an_artifact_is_checked_for_each_device(machine, capsys, monkeypatch):
     assert main(["doctor", str(TINY)]) == 0
     assert "yes" in line(capsys.readouterr().out, "cuda:0")
     monkeypatch.setattr(doctor, "check_runs", lambda *_: no_driver())
     assert "no: no NVIDIA driver" in line(doctor.diagnose(read_artifact(TINY)), "cuda:0")
 
 
-def test_both_wheels_are_one_too_many(no_gpu, monkeypatch):
+def test_both_wheels_at_once_are_reported(no_gpu, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.1")
     assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 are both installed" in line(doctor.diagnose(), "warning")

@@ -1,4 +1,4 @@
-"""Near a threshold a correct program decides either way; the proof follows it there, and only there."""
+"""Near a threshold a correct program may decide either way. The proof accepts both decisions there, and only there."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ DECIDING = ["jumprelu", "topk", "abstopk", "gated"]
 
 
 def at_a_threshold(architecture, token, distance):
-    """Return an SAE, inputs, and a feature of which the preactivation lies `distance` off a threshold for `token`."""
+    """Return an SAE, inputs, and a feature whose preactivation for `token` is `distance` away from a threshold."""
     sae, x, feature = sae_of(architecture), torch.from_numpy(normal(40, D_IN)), 5
     with torch.no_grad():
         pre = sae.preactivations(x[token])
@@ -43,7 +43,7 @@ def failures(outputs, reference, hooks=(PRE, POST)):
     return [failure for verdict in judge("encode", hooks, outputs, reference) for failure in verdict.failures]
 
 
-# The truth, and what is uncertain
+# The truth and the uncertain features
 
 
 @pytest.mark.parametrize("architecture", DECIDING)
@@ -119,14 +119,14 @@ def test_another_decision_is_right_if_its_own_acts_pre_explains_it(architecture)
     pre[7, feature] += np.float32(-5e-7 if was_on else 5e-7) * np.sign(pre[7, feature])
     outputs[POST] = stages.activate(np.ones(40, bool), pre)
     assert (outputs[POST][7, feature] != 0) != was_on
-    assert failures(outputs, reference)  # not followed
+    assert failures(outputs, reference)  # the reference does not follow the graph here
     assert failures(outputs, follow_graph(reference, outputs, stages)) == []
-    # A graph that does not show its acts_pre is explained by one that is near.
+    # If a graph does not output its acts_pre, a nearby acts_pre explains its decision.
     assert failures({POST: outputs[POST]}, follow_graph(reference, {POST: outputs[POST]}, stages), [POST]) == []
-    # The same activations are wrong if its acts_pre says otherwise,
+    # The same activations are wrong if the acts_pre of the graph contradicts them,
     shown = {PRE: reference.original[PRE], POST: outputs[POST]}
     assert f"feature {feature} of token 7" in "".join(failures(shown, follow_graph(reference, shown, stages)))
-    # or if no acts_pre that is near says so.
+    # or if no nearby acts_pre explains them.
     last = np.argmax(np.where(outputs[POST][8] != 0, np.abs(outputs[POST][8]), -1))
     outputs[POST][8, last] = 0
     assert f"feature {last} of token 8 is off" in "".join(failures(
@@ -134,7 +134,7 @@ def test_another_decision_is_right_if_its_own_acts_pre_explains_it(architecture)
 
 
 def test_what_is_half_on_at_a_threshold_is_wrong():
-    """Both decisions are right, and nothing between them."""
+    """Both decisions are right, but a value between them is wrong."""
     sae, x, feature = at_a_threshold("gated", 7, 1e-7)
     reference = reference_of(sae, x)
     stages = stages_of(sae, reference)
@@ -145,7 +145,7 @@ def test_what_is_half_on_at_a_threshold_is_wrong():
 
 
 class Lenient(HookedSAE):
-    """On are also small negative numbers."""
+    """Also switches on features with small negative preactivations."""
 
     def activation(self, acts_pre, x):
         return acts_pre * (acts_pre > -0.5)

@@ -1,4 +1,4 @@
-"""Artifacts that decide wrongly near thresholds are seen, and those that decide otherwise, and rightly, pass."""
+"""Artifacts that decide wrongly near thresholds fail, and those that decide differently but correctly pass."""
 
 import shutil
 
@@ -24,7 +24,7 @@ POST = HOOKS[2]
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """Return a function that exports an SAE of an architecture, far from zero if asked, into a folder, once."""
+    """Return a function that exports an SAE of an architecture once. `offset` moves its inputs away from zero."""
     parent = tmp_path_factory.mktemp("originals")
 
     def original(architecture, dtype, offset):
@@ -41,7 +41,7 @@ def originals(tmp_path_factory):
 
 @pytest.fixture
 def exported(originals, tmp_path):
-    """Return a function that does, and gives a copy that may be changed."""
+    """Return a function that does the same, and returns a copy that may be changed."""
 
     def exported(architecture, dtype, offset=0.0):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
@@ -51,7 +51,7 @@ def exported(originals, tmp_path):
 
 
 def with_weight(name, change):
-    """Return an edit of a graph that holds another weight than its file, if it has it."""
+    """Return an edit that stores a changed weight in a graph, instead of a reference to the weights file."""
 
     def on_file(path):
         model = load_model(path)
@@ -99,7 +99,7 @@ def test_a_wrong_gate_is_seen(exported, dtype, offset, change):
     assert any(f"model.wide: {POST}" in failure for failure in runtime.verify(path, "cpu").failures)
 
 
-def test_the_gates_that_may_decide_otherwise_are_counted(exported):
+def test_the_gates_that_may_decide_differently_are_counted(exported):
     clean = runtime.parity.golden.load_golden(runtime.read_artifact(exported("gated", "bfloat16"))).clean
     assert clean.max_flipped == FACTOR * clean.flips.sum() + ALLOWED_CHANCE_FLIPS
     near = clean.is_uncertain & (clean.truth[POST] == 0)
@@ -114,8 +114,8 @@ def test_the_gates_that_may_decide_otherwise_are_counted(exported):
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-def test_a_wrong_k_is_seen_where_each_feature_has_a_twin(tmp_path, by):
-    """All tie for the last place with another, and still as many have one."""
+def test_a_wrong_k_is_seen_where_each_feature_has_a_copy(tmp_path, by):
+    """Every feature ties with its copy for the last place, and the number of features that are on does not change."""
     sae = sae_of("topk")
     with torch.no_grad():
         for name in ("W_enc", "b_enc"):
@@ -129,7 +129,7 @@ def test_a_wrong_k_is_seen_where_each_feature_has_a_twin(tmp_path, by):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_at_the_threshold_itself_one_decision_is_right(tmp_path, dtype):
-    """Also where a feature that is on is as large."""
+    """This also holds if another feature with the same preactivation is on."""
     sae, x = sae_of("jumprelu"), normal(64, D_IN)
     with torch.no_grad():
         for name in ("W_enc", "b_enc"):
@@ -153,16 +153,16 @@ def test_at_the_threshold_itself_one_decision_is_right(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("graph", ["activate", "encode", "acts", "features.sparse"])
-def test_a_feature_out_of_all_proportion_hides_no_wrong_threshold(tmp_path, graph):
+def test_a_very_large_feature_does_not_hide_a_wrong_threshold(tmp_path, graph):
     sae = sae_of("jumprelu")
-    sae.b_enc.data[3] = -1e9  # as one is switched off for good
+    sae.b_enc.data[3] = -1e9  # switches the feature off permanently
     path = export(sae, tmp_path / "sae", normal(64, D_IN)).path
     rewrite(path, f"{graph}.onnx", with_weight("threshold", lambda values: values + 5))
     assert any(failure.startswith(f"{graph}: {POST}") for failure in runtime.verify(path, "cpu").failures)
 
 
 def ramp(model, width):
-    """Replace the jump of a JumpReLU by a ramp."""
+    """Replace the jump of a JumpReLU with a ramp."""
     graph = model.graph
     for node in list(graph.node):
         if node.op_type != "Greater":
@@ -193,7 +193,7 @@ def test_a_ramp_instead_of_a_jump_is_seen(exported, dtype):
     assert any(f"model.wide: {POST}" in failure for failure in runtime.verify(path, "cpu").failures)
 
 
-# Artifacts that decide otherwise, and rightly
+# Artifacts that decide differently but correctly
 
 
 def bias_added_after_rounding(model):
@@ -227,12 +227,12 @@ def test_a_graph_that_rounds_elsewhere_is_right(exported, dtype, architecture, g
         assert (path / f"{graph}.wide.onnx").read_bytes() != before[graph]
     report = runtime.verify(path, "cpu")
     assert report.failures == []
-    if dtype == "bfloat16":  # else by chance there may be none
+    if dtype == "bfloat16":  # in float16 there may be none by chance
         notes |= {verdict.note for verdict in report.verdicts}
         assert any("differing from the original" in note for note in notes)
 
 
-# What cannot be judged
+# Outputs that cannot be judged
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

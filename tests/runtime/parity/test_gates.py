@@ -1,4 +1,4 @@
-"""Artifacts that are not what they should be: every gate closes and says where."""
+"""Defective artifacts: every check fails and names the place."""
 
 import json
 import re
@@ -43,8 +43,8 @@ def test_an_intact_artifact_passes(artifact, capsys):
 @pytest.mark.parametrize("factor", [1.5, 1.0001], ids=["visibly", "barely"])
 @pytest.mark.parametrize(("name", "hook"), [("W_enc", "acts_pre"), ("b_enc", "acts_pre"), ("W_dec", "recons"),
                                             ("b_dec", "recons")])  # fmt: skip
-def test_a_weight_that_changed(artifact, capsys, name, hook, factor):
-    """Even where the manifest and the graphs agree with the changed file; hashes are the next test's."""
+def test_a_changed_weight_is_seen(artifact, capsys, name, hook, factor):
+    """It is detected even if the manifest and the graphs agree with the changed file. The next test is about hashes."""
     tensors = load_file(artifact / "weights.safetensors")
     golden = load_file(artifact / "golden.safetensors")
     feature = int(np.argmax(golden["hook_sae_acts_post"].max(0)))  # a W_dec row of it is used
@@ -58,7 +58,7 @@ def test_a_weight_that_changed(artifact, capsys, name, hook, factor):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "golden.safetensors", "model.onnx"])
-def test_a_byte_that_flipped(artifact, capsys, name):
+def test_a_flipped_byte_is_seen(artifact, capsys, name):
     data = bytearray((artifact / name).read_bytes())
     data[-3] ^= 1
     (artifact / name).write_bytes(data)
@@ -90,7 +90,7 @@ def test_a_session_checks_what_it_loads(artifact):
         session(normal(6))
 
 
-def test_a_golden_number_that_was_edited(artifact, capsys):
+def test_a_changed_golden_value_is_seen(artifact, capsys):
     def change(path):
         tensors = load_file(path)
         tensors["hook_sae_recons"][2, 3] += 1e-3
@@ -129,7 +129,7 @@ def test_a_graph_with_other_sizes(artifact, capsys, tmp_path):
 
 
 def swap(model):
-    """Exchange the values behind two output names."""
+    """Exchange the values of two outputs."""
     for node in model.graph.node:
         for i, name in enumerate(node.output):
             node.output[i] = {HOOKS[3]: HOOKS[4], HOOKS[4]: HOOKS[3]}.get(name, name)
@@ -222,14 +222,14 @@ def test_a_graph_that_is_not_onnx(artifact):
         session.compute(normal(6), HOOKS[1:3])
 
 
-def test_a_hook_without_a_budget_may_not_err(artifact, capsys):
+def test_a_hook_without_a_budget_may_not_have_an_error(artifact, capsys):
     manifest = json.loads((artifact / "sae.json").read_text())
     del manifest["parity"]["hooks"]["hook_sae_recons"]
     (artifact / "sae.json").write_text(json.dumps(manifest))
     assert "hook_sae_recons: the token error" in failures_of(artifact, capsys)
 
 
-# What the verdicts rest on
+# The basis of the verdicts
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_hook_without_a_budget_may_not_err(artifact, capsys):
     ],
 )
 def test_verify_judges_every_output_that_the_graph_gives(monkeypatch, spoil, message):
-    """Were the session's own check of names not there: the verdicts do not rest on asking for the right ones."""
+    """The verdicts do not rely on the session's own check of the names."""
     run_graph = SAESession.run_graph
 
     def wrong(self, graph, feeds, names=None):
@@ -281,7 +281,7 @@ def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
 @pytest.mark.parametrize(("graph", "output"), [("encode", HOOKS[1]), ("activate", HOOKS[2]), ("decode", HOOKS[3]),
                                                ("acts", HOOKS[2]), ("decode.sparse", HOOKS[3])])  # fmt: skip
 def test_a_graph_that_is_wrong_for_a_single_token(artifact, capsys, graph, output):
-    """As a service asks."""
+    """A service may call a graph with a single token."""
 
     def doubled_if_alone(model):
         node = next(node for node in model.graph.node if output in node.output)

@@ -1,4 +1,4 @@
-"""The rule that judges closeness: right outputs pass, and every way of being wrong is seen and named."""
+"""The parity rule: correct outputs pass, and every kind of wrong output fails with a reason."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def reference(request):
 
 
 def outputs_of(reference):
-    """Return outputs that are right, to be spoilt."""
+    """Return correct outputs that a test can change."""
     return {hook: reference.original[hook].copy() for hook in HOOKS}
 
 
@@ -70,7 +70,7 @@ def test_budgets_are_calibrated_by_the_original(reference):
         assert budgets[hook] == Errors(FACTOR * own.token + floor, FACTOR * own.element + floor)
 
 
-def test_an_error_is_measured_against_what_went_in():
+def test_an_error_is_measured_relative_to_the_inputs():
     zeros, ones = np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)
     truth = {PRE: -ones.astype(float), POST: zeros.astype(float), RECONS: zeros.astype(float)}
     original = {HOOKS[0]: ones, PRE: -ones, POST: zeros, RECONS: zeros}
@@ -85,7 +85,7 @@ def test_an_error_is_measured_against_what_went_in():
 
 
 @pytest.mark.parametrize("hook", HOOKS[1:])
-def test_a_wrong_number_is_named_with_both_values_error_and_budget(reference, hook):
+def test_a_wrong_value_is_named_with_both_values_error_and_budget(reference, hook):
     outputs = outputs_of(reference)
     outputs[hook][3, 5] += np.float32(0.25)
     wrong, right = outputs[hook][3, 5], reference.original[hook][3, 5]
@@ -104,7 +104,7 @@ def test_a_spread_error_is_seen_by_the_token_rule_first(reference):
 
 
 def test_products_in_tf32_fail(reference):
-    """What CUDA would do without `use_tf32=0`: factors rounded to 10 bits."""
+    """CUDA would round factors to 10 bits like this without `use_tf32=0`."""
 
     def tf32(array):
         bits = np.asarray(array, np.float32).view(np.uint32)
@@ -176,12 +176,12 @@ def test_a_feature_may_flip_at_the_kink_within_the_error(reference, shown):
         verdicts = judge("encode", list(outputs), outputs, followed)
         assert (not any(verdict.failures for verdict in verdicts)) == passes
         if passes:
-            assert followed.diverging_tokens is None  # too little to matter behind
+            assert followed.diverging_tokens is None  # the later hooks change too little
             assert "(1 decision differing from the original)" in str(Report("title", verdicts))
 
 
 @pytest.mark.parametrize("bias", [-1e9, -1e30])
-def test_a_preactivation_that_is_out_of_all_proportion_makes_no_room_for_others(bias):
+def test_a_very_large_preactivation_does_not_widen_the_tolerance_of_the_rest(bias):
     sae = make_sae(d_in=24, d_sae=96)
     sae.b_enc.data[5] = bias
     reference, ordinary = (reference_of(each, normal(32, 24)) for each in (sae, make_sae(d_in=24, d_sae=96)))
@@ -199,7 +199,7 @@ def test_two_outputs_swapped(reference):
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_an_output_that_is_missing(reference, hook):
+def test_a_missing_output_is_seen(reference, hook):
     outputs = outputs_of(reference)
     del outputs[hook]
     assert f"model: {hook}: the output is missing; there are " in only(reference, outputs)
@@ -213,7 +213,7 @@ def test_an_output_that_is_renamed_is_missing_and_extra(reference):
     assert "there should be no such output" in seen[1]
 
 
-def test_an_output_too_many(reference):
+def test_an_extra_output_is_seen(reference):
     outputs = {**outputs_of(reference), "hook_mlp_out": np.zeros(3)}
     assert "hook_mlp_out: there should be no such output" in only(reference, outputs)
 

@@ -1,4 +1,4 @@
-"""Budgets for GPUs that round the factors of float32 products to TF32, by emulation: there is no GPU here."""
+"""Budgets for GPUs that round the factors of float32 products to TF32, tested with an emulation on the CPU."""
 
 import numpy as np
 import pytest
@@ -92,13 +92,13 @@ def test_they_are_recorded_and_read_back(tmp_path):
     assert load_golden(artifact).budgets == {hook: record.budget for hook, record in parity.steered.items()}
 
 
-def test_half_precision_has_none(tmp_path):
+def test_half_precision_has_no_tf32_budgets(tmp_path):
     parity = export(make_sae(), tmp_path / "sae", dtype="float16").manifest.parity
     assert (parity.tf32, parity.tf32_steered) == ({}, {})
 
 
 def test_verify_takes_the_budgets_of_the_precision(monkeypatch):
-    """As on a GPU: the session is told, and the graphs are held to what was measured for it."""
+    """The session gets the precision, as on a GPU, and the graphs are judged with the budgets measured for it."""
     opened, asked = runtime.verify.__globals__["SAESession"], []
 
     def on_a_cpu(path, device, *, precision):

@@ -1,4 +1,4 @@
-"""Which errors of a run or a load are ONNX Runtime's, and that all others keep their type."""
+"""Errors of ONNX Runtime during a run or a load become an SAEError, and all other errors keep their type."""
 
 import signal
 
@@ -14,7 +14,7 @@ from tests.support.samples import TINY, normal
 
 
 class SignalError(Exception):
-    """What a service's signal handler raises."""
+    """Stands for the exception of a service's signal handler."""
 
 
 def raising(error):
@@ -70,7 +70,7 @@ def test_the_exceptions_of_onnx_runtime_are_known():
     ],
 )
 def test_a_plain_error_from_inside_onnx_runtime_is_its_own(session, monkeypatch, kind, fail):
-    """As its Python code raises, and its C++ code where there is no status."""
+    """Its Python code raises such errors, and so does its C++ code without a status."""
     session(normal(6))
     (loaded,) = session._graphs.loaded.values()
     monkeypatch.setattr(session._graphs.backend, "run", lambda *args: fail(loaded))
@@ -87,7 +87,7 @@ def test_an_output_that_a_graph_does_not_compute_is_named(block_tokens):
 
 
 @pytest.mark.parametrize("k", [np.int64(3), np.array([-3]), np.array([3, 3]), np.array([3.0])])
-def test_a_k_that_is_no_number_of_features_is_an_error_in_blocks_too(k):
+def test_an_invalid_k_is_an_error_in_blocks_too(k):
     with SAESession(TINY, "cpu", block_tokens=2) as session, pytest.raises(InputError, match="one whole number"):
         session.run_graph("features", {"input": np.zeros((5, 6), np.float32), "k": k})
 

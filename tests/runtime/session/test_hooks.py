@@ -1,4 +1,4 @@
-"""run_with_hooks and hooks: the same functions, given to the original and to the artifact, have the same effect."""
+"""run_with_hooks and hooks: the same functions have the same effect on the original and on the artifact."""
 
 import asyncio
 import contextvars
@@ -103,7 +103,7 @@ def test_without_an_edit_nothing_changes(exported):
         with session.hooks([(lambda name: True, look)]):
             hooked = session.run_with_cache(x)
     for name, y in plain[1].items():
-        if name not in (RECONS, OUTPUT):  # another graph may round otherwise
+        if name not in (RECONS, OUTPUT):  # another graph may round differently
             np.testing.assert_array_equal(hooked[1][name], y)
     same(plain, hooked)
 
@@ -187,7 +187,7 @@ def test_blocks_nest_and_the_outer_functions_come_first(session):
     assert order == ["outer", "inner", "outer"]
 
 
-def test_encode_decode_and_compute_are_of_the_clean_pass(session):
+def test_encode_decode_and_compute_run_the_clean_pass(session):
     x = normal(4, 6)
     acts = session.encode(x)
     plain = acts, session.decode(acts), session.compute(x, [RECONS])[RECONS]
@@ -248,7 +248,7 @@ def test_tasks_and_threads_started_inside_do_not_see_the_functions_either(sessio
 
 
 def test_a_function_sees_another_session_untouched(session):
-    """Hooks are of one session, also where two of the same artifact are open."""
+    """Hooks belong to one session, even if two sessions of the same artifact are open."""
     x = normal(4, 6)
     with SAESession(TINY, "cpu") as other, session.hooks([(POST, double)]):
         np.testing.assert_array_equal(other(x), other.run_with_hooks(x))

@@ -1,4 +1,4 @@
-"""steer: edits of features in the graph are what a forward hook on hook_sae_acts_post does in PyTorch."""
+"""steer: edits of features in the graph have the effect of a forward hook on hook_sae_acts_post in PyTorch."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ KINDS = [Ablate(), Clamp(2.5), Clamp(-1.0), Scale(3.0), Scale(-0.5), Add(0.5), A
 
 
 def judged(sae, session, x, edits):
-    """Return why the session, steered, is not the original under the same edits; by the rule of parity."""
+    """Return the failures of a steered session, judged by the parity rule against the original with these edits."""
     intervention = edits if isinstance(edits, Intervention) else Intervention.of(edits)
     steered = steered_reference_of(sae, reference_of(sae, x), intervention)
     output, cache = session.steer(x, edits)
@@ -30,7 +30,7 @@ def judged(sae, session, x, edits):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["error_term", "no_error_term"])
 def pair(request, tmp_path_factory):
-    """An SAE with more features than inputs by far, and a session of its artifact."""
+    """An SAE with many more features than inputs, and a session of its artifact."""
     sae = make_sae(d_in=24, d_sae=96, use_error_term=request.param)
     path = export(sae, tmp_path_factory.mktemp("steered") / "sae", normal(40, 24)).path
     with SAESession(path, "cpu") as session:
@@ -143,7 +143,7 @@ def test_any_edits(data):
     np.testing.assert_allclose(output, expected, rtol=0, atol=2e-4)
 
 
-# What the session makes of it
+# Interventions in a session
 
 
 def test_the_cache_can_be_filtered_and_the_output_left_out():
@@ -178,7 +178,7 @@ def test_steering_holds_for_several_calls_and_ends():
 
 
 def test_it_composes_with_itself_and_with_hook_functions(exported):
-    """In the order of nesting, as functions on one hook do in the original."""
+    """Interventions apply in the order of nesting, like hook functions on one hook in the original."""
     sae, path = exported
     x = normal(9, 6)
     first, second = {3: Clamp(1.5), 4: Add(1.0)}, {3: Scale(2.0)}
@@ -213,7 +213,7 @@ def test_an_intervention_as_a_hook_function_at_another_hook_edits_that_one():
 
 
 def test_an_intervention_given_as_a_function_runs_in_stages(session):
-    """Where the update would cancel: the edits take away a reconstruction a million times what remains."""
+    """The update would cancel: the edits remove a reconstruction a million times as large as the remainder."""
     x = 1e6 * normal(4, 6)
     everything = Intervention(np.arange(16), 0.0, 0.0)
     with session.hooks([(POST, everything)]):
@@ -260,7 +260,7 @@ def test_the_callers_arrays_are_left_alone():
     ],
 )
 @pytest.mark.parametrize("names", [None, POST])
-def test_edits_that_make_no_sense_are_named(edits, message, names):
+def test_invalid_edits_are_named(edits, message, names):
     with pytest.raises(InputError, match=message):
         TINY_SESSION.steer(normal(9, 6), edits, names, return_output=names is None)
     with pytest.raises(InputError, match=message), TINY_SESSION.steering(edits), TINY_SESSION.hooks():
@@ -279,12 +279,12 @@ def test_edits_that_make_no_sense_are_named(edits, message, names):
         (([3, 5], 0, [0, np.nan]), "The shift of feature 5 is nan"),
     ],
 )
-def test_arrays_that_make_no_sense_are_named(arguments, message):
+def test_invalid_arrays_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         Intervention(*arguments)
 
 
-def test_arrays_and_a_dict_say_the_same():
+def test_arrays_and_a_dict_are_equivalent():
     x = normal(9, 6)
     output, _ = TINY_SESSION.steer(x, Intervention([3, 4], [0, 1], [2, 0.5]))
     np.testing.assert_array_equal(output, TINY_SESSION.steer(x, {3: Clamp(2.0), 4: Add(0.5)})[0])

@@ -1,4 +1,4 @@
-"""Which graph answers a request, in which blocks, with which threads; and that it can be told otherwise."""
+"""The choice of graph, blocks and threads for a request, and the options that change it."""
 
 import threading
 
@@ -22,7 +22,7 @@ PORTABLE = [name for name, contract in CONTRACTS.items() if not contract.for_cpu
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """Artifacts of three architectures, with what their SAEs take beside the input."""
+    """Artifacts of three architectures, with the inputs that their SAEs take in addition to `x`."""
     artifacts = []
     for name in ("standard", "skip_transcoder", "gated"):
         sae = sae_of(name, use_error_term=True)
@@ -78,13 +78,13 @@ def test_a_plan_says_where_in_how_many_blocks_and_why():
         ({"threads": 0}, "threads is 0; it must be at least 1"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(option, message):
+def test_an_impossible_option_is_refused(option, message):
     with pytest.raises(InputError, match=message):
         SAESession(TINY, "cpu", **option)
 
 
 def everything(session, x, target):
-    """Return what every way of asking gives, flat."""
+    """Return the results of every kind of request in one list."""
     edits = {3: Clamp(2.0), 5: runtime.Scale(np.linspace(0, 2, len(x)).astype(np.float32))}
     outputs, cache = session.run_with_cache(x, target=target)
     steered, edited = session.steer(x, edits, target=target)

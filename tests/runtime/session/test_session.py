@@ -19,7 +19,7 @@ ACTS = "hook_sae_acts_post"
 
 
 def close(actual, expected, scale=1.0):
-    """Compare within what rounding does to numbers of size `scale`; parity itself is judged in test_parity.py."""
+    """Compare within the rounding errors of values of size `scale`; test_parity.py tests parity itself."""
     assert actual.shape == tuple(expected.shape)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected, rtol=0, atol=3e-6 * scale)
@@ -293,7 +293,7 @@ def test_threads_do_not_spin_after_a_run(session):
     assert loaded.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
 
 
-def test_a_graph_can_be_released_and_comes_back(session):
+def test_a_released_graph_is_loaded_again(session):
     before = session(normal(6))
     session.release("model.sparse")
     session.release("model.sparse")

@@ -1,4 +1,4 @@
-"""Inside steering(), encode and top_features are of the edited activations."""
+"""Inside steering(), encode and top_features return the edited activations."""
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def test_an_intervention_that_changes_nothing_gives_what_the_graph_gives(pair):
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_the_order_is_that_of_the_portable_graph(data):
-    """Ties included: of two that are equally strong, the smaller id comes first."""
+    """Ties are included: of two equally strong features, the one with the smaller id comes first."""
     tokens, d_sae = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 20))
     k = data.draw(st.integers(1, d_sae))
     values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -3.0, 1e-40, np.inf, -np.inf])
@@ -117,7 +117,7 @@ def test_the_order_is_that_of_the_portable_graph(data):
 
 
 def test_hook_functions_do_not_reach_the_features(session):
-    """As in the original, whose encode is past the hooks."""
+    """As in the original, `encode` does not call hook functions."""
     x = normal(4, 6)
     session.add_hook(lambda name: True, lambda tensor, hook: tensor * 2)
     with session.steering(EDITS), session.hooks([(POST, lambda tensor, hook: tensor * 2)]):

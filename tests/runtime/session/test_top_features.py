@@ -1,4 +1,4 @@
-"""The sparse result: complete where it says so, and it says where not."""
+"""The sparse result: it is complete where `lossless` says so, and only there."""
 
 import numpy as np
 import onnx
@@ -45,7 +45,7 @@ def test_they_are_the_strongest_and_it_is_said_whether_any_is_missing(sae, k, le
     dense = found.dense(48)
     np.testing.assert_array_equal(dense[found.lossless], acts[found.lossless])
     if k == 1 and acts.size:
-        assert not found.lossless.all()  # else nothing of this was shown
+        assert not found.lossless.all()  # or the test would compare nothing
 
 
 @settings(max_examples=150, deadline=None)
@@ -82,13 +82,13 @@ def test_it_can_be_unpacked_and_read_by_name():
     assert (indices is found.indices, values is found.values, l0 is found.l0) == (True, True, True)
 
 
-def test_an_index_that_comes_again_behind_the_last_does_not_erase_it():
+def test_a_repeated_index_after_the_last_feature_does_not_erase_it():
     found = TopFeatures(np.array([[3, 3]]), np.array([[2.0, 0.0]], np.float32), np.array([1]))
     np.testing.assert_array_equal(found.dense(4), [[0, 0, 0, 2]])
 
 
 @pytest.mark.parametrize("index", [-1, 4])
-def test_an_index_that_is_none_is_an_error(index):
+def test_an_index_out_of_range_is_an_error(index):
     with pytest.raises(IndexError, match="d_sae is 4"):
         TopFeatures(np.array([[index]]), np.array([[1.0]]), np.array([1])).dense(4)
 
@@ -102,13 +102,13 @@ def features_gate(change):
 
 
 def weaker_first(graph, by_output):
-    """Sort the strongest features the other way round."""
+    """Sort the strongest features in ascending order."""
     (sort,) = (node for node in graph.node if node.op_type == "TopK" and "values" in node.output)
     sort.attribute.append(onnx.helper.make_attribute("largest", 0))
 
 
 def other_features(graph, by_output):
-    """Say that each feature is its neighbour."""
+    """Return the id of the next feature for each feature."""
     (maker,) = (node for node in graph.node if "indices" in node.output)
     maker.output[list(maker.output).index("indices")] = "exact"
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "one_beside"))
@@ -118,7 +118,7 @@ def other_features(graph, by_output):
 
 
 def weakest_groups(graph, by_output):
-    """Seek where the weakest are; where every group is sought, that changes nothing."""
+    """Search the groups with the smallest maxima. If every group is searched, this changes nothing."""
     first = next(node for node in graph.node if node.op_type == "TopK")
     first.attribute.append(onnx.helper.make_attribute("largest", 0))
 
@@ -148,7 +148,7 @@ def test_what_is_wrong_for_few_features_only(artifact, capsys, graph, output):
 
 
 def one_too_many(graph, by_output):
-    """Count one feature more than are on."""
+    """Count one feature too many."""
     by_output["l0"].output[0] = "exact"
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "one_more"))
     graph.node.append(onnx.helper.make_node("Add", ["exact", "one_more"], ["l0"]))

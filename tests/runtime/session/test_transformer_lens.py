@@ -240,7 +240,7 @@ def test_a_program_does_what_it_does_in_the_original(exported, program):
 
 
 def test_the_programs_are_seen_to_edit(exported):
-    """Or the comparison above would show nothing."""
+    """If they had no effect, the comparison above would show nothing."""
     _, path = exported
     with SAESession(path, "cpu") as session:
         program = Program(session, normal(4, 6))

@@ -65,7 +65,7 @@ def test_a_gated_sae_does_not_have_the_encoders_bias(tmp_path):
         assert session.W_dec.shape == (48, 10)
 
 
-def test_a_transcoders_decoder_leads_elsewhere(tmp_path):
+def test_a_transcoders_decoder_has_another_width(tmp_path):
     export(sae_of("transcoder"), tmp_path / "transcoder")
     with SAESession(tmp_path / "transcoder", "cpu") as session:
         assert (session.W_dec.shape, session.b_dec.shape) == ((48, 7), (7,))

@@ -62,7 +62,7 @@ def test_the_hubs_links_and_no_copy(tmp_path, monkeypatch):
     assert all(is_mapped(parameter, path) for parameter in sae.parameters())
 
 
-def test_a_state_dict_is_not_one(tmp_path):
+def test_a_state_dict_is_not_an_attention_sae(tmp_path):
     config = {"d_in": D_IN, "d_sae": D_SAE, "hook_name": "", "normalize_activations": "layer_norm"}
     path = write(tmp_path, config)
     assert recognise(path) is state_dict

@@ -192,6 +192,6 @@ def test_tensors_that_are_refused(tmp_path, dict_class, changes, message):
         load(folder(tmp_path, dict_class, stored(dict_class, **changes)))
 
 
-def test_k_must_be_somewhere(tmp_path):
+def test_k_must_be_in_the_config_or_the_tensors(tmp_path):
     with pytest.raises(CheckpointError, match="the tensor 'k' is missing"):
         load(folder(tmp_path, "AutoEncoderTopK", stored("AutoEncoderTopK", k=None), k="absent"))

@@ -34,7 +34,7 @@ def npz(folder, save=np.savez, **tensors):
     return folder
 
 
-def test_gemma_scope_with_a_bit_that_flipped(tmp_path):
+def test_gemma_scope_with_a_flipped_bit(tmp_path):
     """Memory-mapped members are not checked by the zip reader, so the loader checks their checksums itself."""
     np.savez(tmp_path / "params.npz", W_enc=np.ones((5, 9), np.float32), threshold=np.ones(9, np.float32))
     data = bytearray((tmp_path / "params.npz").read_bytes())

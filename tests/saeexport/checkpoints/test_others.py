@@ -141,7 +141,7 @@ def test_goodfire(tmp_path, name):
         assert is_mapped(goodfire.read(path).W_dec, path)
 
 
-def test_a_goodfire_file_with_more_is_refused(tmp_path):
+def test_a_goodfire_file_with_more_tensors_is_refused(tmp_path):
     torch.save({**linears("encoder_linear", "decoder_linear"), "k": torch.tensor(3)}, tmp_path / "sae.pt")
     with pytest.raises(CheckpointError, match=r"lacks the tensors \[\] and has the unknown tensors \['k'\]"):
         load(tmp_path / "sae.pt")
@@ -221,7 +221,7 @@ def test_nothing_else_is_unpickled(tmp_path, value):
         openai.read(path)
 
 
-def test_names_that_are_no_names(tmp_path):
+def test_a_file_that_is_not_a_dict_of_names(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "7.pt")
     with pytest.raises(CheckpointError, match="holds a list, not a dict of named values"):
         openai.read(tmp_path / "7.pt")

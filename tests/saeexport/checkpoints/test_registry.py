@@ -75,7 +75,7 @@ def test_an_artifact_with_other_weights_is_refused(artifact):
         (lambda folder: folder / "notes.txt", "is a file ending in '.txt'"),
     ],
 )
-def test_anything_else_is_refused_with_what_can_be_loaded(tmp_path, make, found):
+def test_any_other_path_is_refused_with_a_list_of_formats(tmp_path, make, found):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CheckpointError) as error:
         load(make(tmp_path))

@@ -9,7 +9,7 @@ from saeexport.checkpoints.formats import saelens_legacy
 from saeexport.checkpoints.registry import recognise
 from tests.support.equations import D_IN, D_SAE, K, check, draw, linked, reference, write
 
-# As in the published residual-stream SAEs of GPT-2 small, of which the keys that name the SAE were the last to change.
+# As in the published residual-stream SAEs of GPT-2 small. The keys that name the SAE were the last ones to change.
 FIRST = {
     "model_name": "gpt2-small",
     "hook_point": "blocks.8.hook_resid_pre",

@@ -32,7 +32,7 @@ def graph_of(folder, name):
 # What is written
 
 
-def test_graphs_are_the_least_that_computes_the_hooks(exported):
+def test_the_smallest_graph_that_computes_the_hooks_is_chosen(exported):
     sae, path = exported
     ops = {name: [node.op_type for node in graph_of(path, name).graph.node] for name in GRAPHS}
     output = "Add" if sae.cfg.use_error_term else "Identity"
@@ -54,7 +54,7 @@ def test_graphs_keep_the_contract(exported_z):
     assert [tensor.name for tensor in runtime.read_artifact(path).manifest.graphs["model"].outputs] == HOOKS
 
 
-def test_a_lone_graph_says_what_it_is(exported_z):
+def test_a_graph_without_its_folder_describes_itself(exported_z):
     sae, path = exported_z
     artifact = runtime.read_artifact(path)
     heads = artifact.manifest.sae.head_shape

@@ -105,14 +105,14 @@ def test_overwrite_takes_an_empty_folder(tmp_path):
     assert (tmp_path / "sae.json").exists()
 
 
-def test_overwrite_spares_what_is_not_an_artifact(tmp_path):
+def test_overwrite_keeps_a_folder_that_is_not_an_artifact(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ExportError, match=r"will not be overwritten, because it may not be an artifact: .*thesis.tex"):
         export(make_sae(), tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_overwrite_spares_strangers_in_an_artifact(artifact):
+def test_overwrite_keeps_foreign_files_in_an_artifact(artifact):
     (artifact / "notes.txt").write_text("precious")
     with pytest.raises(ExportError, match=r"not part of its artifact: notes.txt. Move them elsewhere first"):
         export(make_sae(), artifact, overwrite=True)
@@ -121,7 +121,7 @@ def test_overwrite_spares_strangers_in_an_artifact(artifact):
 
 @pytest.fixture(params=["exchange", "two renames"])
 def way(request, monkeypatch):
-    """Both ways to replace an artifact, the second as on a system that cannot exchange folders."""
+    """Both ways to replace an artifact. The second one is for systems that cannot exchange folders."""
     if request.param == "two renames":
         monkeypatch.setattr(staging, "exchange", lambda a, b: False)
     return request.param
@@ -158,7 +158,7 @@ def test_an_exchange_that_the_system_refuses_is_an_error(tmp_path):
 def replace_and_die(path, last):
     """Replace an artifact in a child process that is killed at its change number `last` of the file system.
 
-    Return whether it got to its end.
+    Return whether the replacement was completed.
     """
     changes = iter(range(1, last + 1))
     events = ("os.rename", "os.rmdir", "os.remove", "os.mkdir", "shutil.rmtree", "ctypes.get_errno")
@@ -178,7 +178,7 @@ def replace_and_die(path, last):
 
 
 def test_a_process_that_is_killed_at_any_step_loses_nothing(artifact, way):
-    """Each change of the file system in turn is the last one: afterwards a whole artifact is there."""
+    """Whichever change of the file system is the last one, a complete artifact is there afterwards."""
     for last in range(1, 100):
         done = replace_and_die(artifact, last)
         staging.recover(artifact)
@@ -231,7 +231,7 @@ def test_a_folder_that_another_export_is_removing_is_not_used(tmp_path, monkeypa
     assert contents(tmp_path / "sae") == {"file": b"whole"}
 
 
-def test_what_another_user_left_is_spared(tmp_path, monkeypatch):
+def test_folders_of_another_user_are_kept(tmp_path, monkeypatch):
     left = tmp_path / ".sae.01234567"
     left.mkdir()
     open_file = os.open

@@ -62,7 +62,7 @@ def run(path, x):
         return {name: widened(np.asarray(y)) for name, y in hooks.items()}
 
 
-# What is written
+# The files
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -136,7 +136,7 @@ def test_every_operator_is_rounded(artifact, dtype):
         np.testing.assert_array_equal(hooks[hook], rounded(hooks[hook], dtype), err_msg=hook)
     np.testing.assert_array_equal(hooks[ERROR], rounded(x - hooks[RECONS], dtype))
     np.testing.assert_array_equal(hooks[OUTPUT], rounded(hooks[RECONS] + hooks[ERROR], dtype))
-    assert (hooks[OUTPUT] != x).any()  # else nothing of this was shown
+    assert (hooks[OUTPUT] != x).any()  # or the test would compare nothing
 
 
 def test_the_decoder_reads_rounded_activations(tmp_path, dtype):
@@ -153,7 +153,7 @@ def test_the_decoder_reads_rounded_activations(tmp_path, dtype):
 
 @pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize("architecture", ["jumprelu", "abstopk", "gated"])
-def test_portable_graphs_say_what_their_twins_compute(half, name, architecture):
+def test_portable_graphs_compute_what_their_cpu_variants_compute(half, name, architecture):
     """The portable graphs run in the evaluator of the ONNX package, as no CPU provider computes in half precision."""
     dtype, folder = half
     path = folder / architecture
@@ -169,7 +169,7 @@ def test_portable_graphs_say_what_their_twins_compute(half, name, architecture):
     for hook in set(expected) - {"indices"}:
         size = max(1.0, float(np.abs(expected[hook]).max()))
         agree = np.abs(found[hook].astype(np.float64) - expected[hook]) <= 20 * FLOOR[dtype] * size
-        assert agree.mean() > 0.99  # of the others another decision was made
+        assert agree.mean() > 0.99  # for the rest, rounding changed a decision
 
 
 def test_portable_graphs_keep_to_what_cuda_has_in_bfloat16(half):
@@ -188,7 +188,7 @@ def test_portable_graphs_keep_to_what_cuda_has_in_bfloat16(half):
                            "Shape", "Sub", "MatMul"}  # fmt: skip
 
 
-# What is lost
+# The fidelity record
 
 
 def test_fidelity_to_float32_is_measured_and_said(tmp_path, dtype, capsys):
@@ -230,7 +230,7 @@ def test_a_user_s_class_with_a_config_that_cannot_be_changed(tmp_path, dtype):
     assert sae.cfg.dtype == torch.float32
 
 
-def test_of_mixed_dtypes_there_is_no_exact_original(tmp_path, dtype):
+def test_mixed_dtypes_have_no_exact_original(tmp_path, dtype):
     sae = make_sae()
     sae.b_enc.data = sae.b_enc.data.double()
     assert export(sae, tmp_path / "sae", normal(40, 6), dtype=dtype).manifest.fidelity is None

@@ -38,7 +38,7 @@ def artifact(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_it_computes_nearly_the_same_and_says_how_nearly(rounded, architecture):
+def test_it_computes_nearly_the_same_and_records_the_loss(rounded, architecture):
     folder, saes = rounded
     sae, path = saes[architecture], folder / architecture
     assert runtime.verify(path).failures == []
@@ -63,7 +63,7 @@ def test_it_computes_nearly_the_same_and_says_how_nearly(rounded, architecture):
     assert fidelity.hooks[HOOKS[1]].artifact.token < 0.03
 
 
-def test_contrib_operators_are_here_and_only_here(rounded):
+def test_only_these_graphs_have_contrib_operators(rounded):
     def operators(graph):
         for node in graph.node:
             yield node.domain, node.op_type
@@ -89,11 +89,11 @@ def test_the_weights_are_a_quarter(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (6, 16), (100, 24), (130, 7)])
-def test_the_rounded_numbers_are_within_half_a_step(tmp_path, shape):
+def test_the_rounded_values_are_within_half_a_step(tmp_path, shape):
     d_in, d_sae = shape
     sae = make_sae(d_in=d_in, d_sae=d_sae)
     with torch.no_grad():
-        sae.W_enc[:, 0] = 0  # a feature of nothing
+        sae.W_enc[:, 0] = 0  # a feature without weights
         sae.W_dec[1] = 0
     path = export(sae, tmp_path / "sae", weights="int8").path
     stored = load_file(path / "weights.safetensors")
@@ -197,7 +197,7 @@ def test_explained_variance():
     assert explained_variance({HOOKS[0]: x, HOOKS[3]: x * 2}, x * 2) == 1.0
 
 
-def test_of_a_transcoder_without_a_target_the_explained_variance_is_not_known(tmp_path):
+def test_the_explained_variance_of_a_transcoder_without_a_target_is_unknown(tmp_path):
     artifact = export(sae_of("transcoder"), tmp_path / "sae", normal(40, D_IN), weights="int8")
     assert artifact.manifest.fidelity.explained is None
     assert "variance explained" not in describe_fidelity(artifact.manifest.fidelity)

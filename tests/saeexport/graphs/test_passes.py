@@ -75,7 +75,7 @@ def test_a_product_that_is_an_output_keeps_its_own_value():
 
 
 @pytest.mark.parametrize("equation", ["ij,kj->ik", "...a,ba->...b"])
-def test_a_product_with_a_transposed_matrix_becomes_one_too(equation):
+def test_a_product_with_a_transposed_matrix_becomes_a_gemm_too(equation):
     einsum = helper.make_node("Einsum", ["x", "Wt"], ["p"], equation=equation)
     model = model_of(
         [einsum, helper.make_node("Add", ["p", "b"], ["y"])],
@@ -98,7 +98,7 @@ def test_products_of_a_higher_rank_are_left_alone():
     assert rewritten(model, x=normal(4, 2, 6)) == ["MatMul", "Add"]
 
 
-def test_an_added_matrix_is_no_bias():
+def test_an_added_matrix_is_not_a_bias():
     nodes = [product("MatMul"), helper.make_node("Add", ["p", "z"], ["y"])]
     model = model_of(nodes, inputs=(("x", ["n", 6]), ("z", ["n", 5])))
     assert rewritten(model, x=normal(4, 6), z=normal(4, 5)) == ["Gemm", "Add"]
@@ -116,7 +116,7 @@ def test_remarks_are_removed():
         assert word not in text
 
 
-def test_a_part_of_a_graph_is_a_model_of_its_own():
+def test_a_part_of_a_graph_is_a_separate_model():
     nodes = [helper.make_node("MatMul", ["x", "W"], ["y"]), helper.make_node("Neg", ["y"], ["z"])]
     whole = ir.from_proto(model_of(nodes, outputs=(("y", ["n", 5]), ("z", ["n", 5]))))
     before = ir.to_proto(whole).SerializeToString()

@@ -40,7 +40,7 @@ def test_the_models_here_are_portable(path):
     assert found_in(path) == {}
 
 
-def test_graphs_for_the_cpu_are_not(tmp_path):
+def test_cpu_variants_and_int8_graphs_are_not_portable(tmp_path):
     path = export(make_sae(d_in=64, d_sae=128), tmp_path / "sae", normal(50, 64), weights="int8").path
     assert any("MatMulNBits" in what and "com.microsoft" in what for what in violations(path / "model.onnx"))
     assert any("no control flow" in what for what in violations(TINY / "model.sparse.onnx"))
@@ -72,7 +72,7 @@ def constant(name, *values):
     return helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
 
 
-def test_a_portable_graph_has_nothing_to_name(file_of):
+def test_a_portable_graph_has_no_violations(file_of):
     assert violations(file_of(node("Relu"))) == []
     four = helper.make_tensor("four", TensorProto.FLOAT, [], [4.0])
     assert violations(file_of(node("Clip", "x", "", "four"), constants=[four])) == []  # an input may be left out
@@ -112,7 +112,7 @@ def test_an_operator_of_another_domain_is_named(file_of):
     ]
 
 
-def test_a_type_that_one_of_them_lacks_is_named(file_of):
+def test_a_type_that_an_engine_lacks_is_named(file_of):
     product = node("Einsum", equation="ij->ij")
     for dtype in (TensorProto.FLOAT, TensorProto.FLOAT16):
         assert violations(file_of(product, dtype=dtype)) == []
@@ -190,7 +190,7 @@ def test_the_export_refuses_what_is_not_portable(tmp_path, monkeypatch):
     assert not (tmp_path / "sae").exists()
 
 
-def test_a_class_of_a_users_own_may_use_other_operators(tmp_path, monkeypatch):
+def test_a_custom_class_may_use_other_operators(tmp_path, monkeypatch):
     monkeypatch.setitem(portable.OPERATORS, "Relu", ())
     own = type("Mine", (HookedSAE,), {})({"d_in": 6, "d_sae": 16, "hook_name": "h"})
     export(own, tmp_path / "sae")

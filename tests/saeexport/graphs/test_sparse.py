@@ -144,7 +144,7 @@ def test_a_dense_token_among_sparse_ones_does_not_widen_their_block(tmp_path):
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_features_that_lie_together_are_not_taken_for_few(tmp_path, together):
+def test_neighbouring_features_are_not_mistaken_for_few(tmp_path, together):
     """A tenth of the features is on, in a tenth of the groups or scattered over all of them."""
     acts = np.zeros((100, 4096), np.float32)
     acts[:, np.arange(409) if together else np.arange(0, 4096, 10)] = 1.0
@@ -166,7 +166,7 @@ def test_what_is_not_a_number_stays_in_its_token_and_is_not_lost(bad, tokens, ac
     np.testing.assert_allclose(recons[others], expected[others], rtol=1e-4, atol=1e-5)
 
 
-def test_the_smallest_number_is_not_overlooked():
+def test_the_smallest_value_is_not_overlooked():
     tiny = np.finfo(np.float32).smallest_subnormal
     for activation in ("Relu", "Identity"):
         session, arrays = SESSIONS[200, activation, False]
@@ -178,7 +178,7 @@ def test_the_smallest_number_is_not_overlooked():
             assert recons[0].any()
 
 
-def test_numbers_that_cancel_are_not_overlooked():
+def test_values_that_cancel_are_not_overlooked():
     acts = np.zeros((40, 200), np.float32)
     acts[:, 8], acts[:, 9] = 2.0, -2.0
     check(*SESSIONS[200, "Identity", True], acts)

@@ -141,7 +141,7 @@ def test_the_typical_intervention_shows_in_every_kind_of_edit():
 
 
 @pytest.mark.parametrize("d_sae", [1, 3, 8, 9])
-def test_small_saes_have_one_too(tmp_path, d_sae):
+def test_small_saes_are_proved_with_an_intervention_too(tmp_path, d_sae):
     path = export(make_sae(d_sae=d_sae), tmp_path / "sae").path
     with SAESession(path, "cpu") as session:
         steered = steered_reference_of(make_sae(d_sae=d_sae), reference_of(make_sae(d_sae=d_sae), normal(5, 6)),
@@ -165,7 +165,7 @@ def test_the_golden_intervention_is_verified_with_a_row_for_all_tokens_and_with_
 
 
 @pytest.mark.parametrize("name", ["acts_post", "recons", "output"])
-def test_a_golden_number_of_the_intervention_that_was_edited(artifact, capsys, name):
+def test_a_changed_golden_value_of_the_intervention_is_seen(artifact, capsys, name):
     def change(path):
         tensors = load_file(path)
         tensors[f"steered.hook_sae_{name}"][2, 3] += 1e-3
@@ -244,7 +244,7 @@ def test_a_graph_that_steers_wrongly(artifact, capsys, change, hooks):
     assert all(line.startswith("steer: ") for line in said.splitlines())
 
 
-def test_a_hook_without_a_budget_under_the_intervention_may_not_err(artifact, capsys):
+def test_a_hook_without_a_budget_under_the_intervention_may_not_have_an_error(artifact, capsys):
     manifest = json.loads((artifact / "sae.json").read_text())
     del manifest["parity"]["steered"]["hook_sae_recons"]
     (artifact / "sae.json").write_text(json.dumps(manifest))

@@ -1,4 +1,4 @@
-"""The cache of traces, which the whole suite exports with, hides nothing."""
+"""The cache of traces, which the whole test suite uses, never returns the trace of another SAE."""
 
 import pytest
 import torch

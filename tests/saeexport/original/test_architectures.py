@@ -90,7 +90,7 @@ def test_the_threshold_itself_is_off(kind):
     assert torch.equal(post[2], pre[2])
 
 
-def test_topk_keeps_k_and_of_those_the_positive_ones():
+def test_topk_keeps_the_positive_ones_of_the_k_largest():
     sae = sae_of("topk", k=3)
     pre = torch.tensor([5.0, -1.0, 3.0, 4.0, 2.0]).repeat(1, 1)
     kept = torch.zeros(1, D_SAE).fill_(-9.0)
@@ -100,7 +100,7 @@ def test_topk_keeps_k_and_of_those_the_positive_ones():
     assert sae_of("abstopk", k=3).activation(kept, None).abs().sum() == 27
 
 
-def test_a_gate_is_no_magnitude():
+def test_a_gate_is_not_a_magnitude():
     sae = sae_of("gated")
     with torch.no_grad():
         sae.b_gate[:24], sae.b_gate[24:], sae.b_mag[:] = 100.0, -100.0, 2.0
@@ -126,7 +126,7 @@ def test_the_session_is_the_original(case):
     np.testing.assert_allclose(session.decode(cache[POST], x), cache[RECONS], atol=1e-5)
 
 
-def test_the_graphs_are_the_least_that_computes_it(case):
+def test_the_smallest_graph_that_computes_it_is_run(case):
     """There is one product per matrix: those of the error term's second pass and of a gate are merged."""
     sae, session = case
     model = onnx.load(session.artifact.path / "model.onnx", load_external_data=False)

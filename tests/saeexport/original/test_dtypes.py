@@ -37,7 +37,7 @@ def test_other_values_are_refused(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["int64", torch.int32, np.int64])
-def test_integers_are_not_for_weights(dtype):
+def test_weights_cannot_be_integers(dtype):
     with pytest.raises(InputError, match="the weights of an SAE may be float32, float64, float16, bfloat16"):
         HookedSAEConfig(**CFG, dtype=dtype)
     with pytest.raises(InputError, match="the weights of an SAE may be"):

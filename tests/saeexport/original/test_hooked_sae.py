@@ -1,4 +1,4 @@
-"""The PyTorch original: every line of its contract."""
+"""The PyTorch original: its configuration, parameters, forward pass and hooks."""
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_hooks_fire_in_order_with_their_shapes():
 # What is easy to get wrong, by its number in the contract
 
 
-def test_1_a_returned_input_is_discarded_and_an_edit_in_place_is_not():
+def test_1_a_returned_input_is_discarded_but_an_edit_in_place_takes_effect():
     sae, x = make_sae(), x_of(4, 6)
     clean = sae(x)
     assert torch.equal(sae.run_with_hooks(x, fwd_hooks=[("hook_sae_input", lambda t, hook: t * 0)]), clean)
@@ -120,7 +120,7 @@ def test_1_a_returned_value_replaces_the_others(hook_name):
 
 
 @pytest.mark.parametrize("hook_name", ["hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons"])
-def test_2_the_error_is_of_the_clean_pass_bit_for_bit(hook_name):
+def test_2_the_error_is_that_of_the_clean_pass_bit_for_bit(hook_name):
     sae, x = make_sae(), x_of(4, 6)
     _, clean = sae.run_with_cache(x)
     with sae.hooks([(hook_name, lambda t, hook: t * 3 + 1)]):
@@ -192,7 +192,7 @@ def test_7_any_leading_dimensions(lead):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.uint8])
-def test_8_float32_takes_what_it_can_hold(dtype):
+def test_8_float32_accepts_the_dtypes_that_it_can_hold(dtype):
     sae = make_sae()
     x = (x_of(4, 6) * 3).abs().to(dtype)
     _, cache = sae.run_with_cache(x)
@@ -216,7 +216,7 @@ def test_8_other_dtypes_raise(weights, given):
         make_sae(dtype=weights)(torch.ones(4, 6).to(given))
 
 
-def test_8_half_takes_half():
+def test_8_half_precision_accepts_its_own_dtype():
     assert make_sae(dtype=torch.float16)(torch.ones(4, 6).half()).dtype == torch.float16
 
 
@@ -287,7 +287,7 @@ def test_an_unknown_hook_name_raises():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
-def test_8_also_where_nothing_is_subtracted_that_would_promote(dtype):
+def test_8_dtypes_are_converted_even_without_a_subtraction_that_promotes(dtype):
     sae = make_sae(apply_b_dec_to_input=False)
     x = (10 * x_of(4, 6)).to(dtype)
     assert torch.equal(sae(x), sae(x.float()))

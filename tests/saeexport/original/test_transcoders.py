@@ -21,7 +21,9 @@ def test_a_transcoder_without_the_error_term_has_no_error(tmp_path):
         assert session(normal(3, D_IN)).shape == (3, D_OUT)
         with pytest.raises(InputError, match="hook_sae_error: no such hook. There are hook_sae_input, "):
             session.compute(normal(3, D_IN), [ERROR])
-        with pytest.raises(InputError, match=r"target is \(3, 7\) float32; this SAE takes none: it is no trans"):
+        with pytest.raises(
+            InputError, match=r"target is \(3, 7\) float32; this SAE takes none, because it is not a trans"
+        ):
             session(normal(3, D_IN), normal(3, D_OUT))
 
 
@@ -73,6 +75,6 @@ def test_targets_must_fit_the_activations(tmp_path, targets, message):
         ("standard", {"k": 3}, r"HookedSAEConfig got unknown keys \['k'\]"),
     ],
 )
-def test_options_that_make_no_sense_are_named(architecture, more, message):
+def test_invalid_options_are_named(architecture, more, message):
     with pytest.raises(ValueError, match=message):
         sae_of(architecture, **more)

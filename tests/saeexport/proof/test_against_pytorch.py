@@ -38,7 +38,7 @@ def test_against_an_original_with_another_config(exported):
     assert "use_error_term is" in message
 
 
-def test_against_an_original_of_another_size(exported):
+def test_against_an_original_with_another_size(exported):
     _, path = exported
     with pytest.raises(ParityError, match=r"W_enc is \[6, 16\] torch.float32 in the artifact and \[6, 17\]"):
         saeexport.assert_parity(path, make_sae(d_sae=17), device="cpu")

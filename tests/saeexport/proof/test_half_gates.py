@@ -39,7 +39,7 @@ def artifact(tmp_path, dtype):
     return export(make_sae(), tmp_path / "sae", normal(50, 6), dtype=dtype).path
 
 
-def test_numbers_beyond_float16_are_said_to_be(tmp_path):
+def test_values_beyond_float16_are_reported(tmp_path):
     sae = make_sae()
     with torch.no_grad():
         sae.W_enc *= 1000
@@ -157,13 +157,13 @@ def test_verify_names_the_graphs_that_it_did_not_run(artifact, capsys):
 
 
 class RoundsOnce(TopKSAE):
-    """It is as correct as its base class, and decides differently only where rounding decides."""
+    """It is as correct as its base class, and decides differently only where the decision depends on rounding."""
 
     def preactivations(self, x):
         return torch.addmm(self.b_enc, self.centered(x), self.W_enc)
 
 
-def test_a_checkpoint_may_decide_otherwise_where_another_device_would(tmp_path, monkeypatch, dtype):
+def test_a_checkpoint_may_decide_differently_where_another_device_would(tmp_path, monkeypatch, dtype):
     load = proving.load
 
     def elsewhere(folder):
@@ -184,8 +184,8 @@ def test_a_checkpoint_may_decide_otherwise_where_another_device_would(tmp_path, 
         export(sae_of("topk", d_sae=512), tmp_path / "other", normal(200, D_IN), dtype=dtype)
 
 
-def test_an_edit_that_cancels_exactly_is_no_decision(tmp_path, dtype):
-    """Adding to a feature less than nothing may leave just nothing, here or there."""
+def test_an_edit_that_cancels_exactly_is_not_a_decision(tmp_path, dtype):
+    """Adding a negative value to a feature may give exactly 0 in one program and not in the other."""
     path = export(sae_of("abstopk"), tmp_path / "sae", normal(60, D_IN), dtype=dtype).path
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))
     ids, scale, shift = (getattr(steered.intervention, name) for name in ("ids", "scale", "shift"))
@@ -208,7 +208,7 @@ def test_an_edit_that_cancels_exactly_is_no_decision(tmp_path, dtype):
     lambda places, values: (places + 10**7, values), lambda places, values: (places, values[:-1]),
     lambda places, values: (places.float(), values),
 ], ids=["elsewhere", "too few", "no places"])  # fmt: skip
-def test_uncertain_features_that_are_none(tmp_path, change):
+def test_invalid_uncertain_features_are_refused(tmp_path, change):
     path = export(sae_of("gated"), tmp_path / "sae", normal(60, D_IN), dtype="bfloat16").path
 
     def spoil(file):

@@ -63,7 +63,7 @@ def test_a_relu_has_no_threshold_that_matters():
     assert reference_of(sae, x.numpy()).tokens == 40
 
 
-def test_a_token_whose_numbers_cancel_is_left_out():
+def test_a_token_whose_values_cancel_is_left_out():
     """Its error would become the budget of all tokens."""
     sae, x = make_sae(), torch.from_numpy(normal(40, 6))
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_a_token_whose_numbers_cancel_is_left_out():
     assert max(budget.token for budget in reference.budgets.values()) < 1e-4
 
 
-def test_so_is_one_that_is_only_far_less_exact_than_the_others():
+def test_a_token_that_is_only_far_less_exact_than_the_rest_is_left_out_too():
     sae, x = make_sae(), torch.from_numpy(normal(40, 6))
     with torch.no_grad():
         sae.b_enc -= 0.999 * sae.preactivations(x[7])
@@ -84,7 +84,7 @@ def test_so_is_one_that_is_only_far_less_exact_than_the_others():
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "topk", "abstopk", "standard"])
 def test_a_feature_that_is_wrongly_on_is_seen(tmp_path, monkeypatch, architecture):
-    """Off the threshold, leaving tokens out hides nothing: a graph with another threshold, gate or k is refused."""
+    """Leaving tokens out does not hide other defects: a graph with another threshold, gate or k is refused."""
     wrong = sae_of(architecture)
     with torch.no_grad():
         if architecture == "jumprelu":
@@ -162,7 +162,7 @@ def test_what_a_user_s_class_does_is_proved_with_a_budget_of_rounding(tmp_path, 
         np.testing.assert_allclose(session(x), sae.eval()(torch.from_numpy(x)), rtol=1e-4, atol=1e-3)
 
 
-def test_an_original_that_is_not_itself_in_float64_is_refused(tmp_path):
+def test_an_original_that_differs_in_float64_is_refused(tmp_path):
     message = "PyTorch's own error .* on most tokens it is more than the 1e-03 that rounding explains"
     with pytest.raises(ParityError, match=message):
         export(users(Random), tmp_path / "sae", normal(50, D_IN))
@@ -186,7 +186,7 @@ def test_a_parameter_without_dimensions_is_stored(tmp_path):
     assert (stored.shape, float(stored)) == ((), 1.5)
 
 
-def test_a_reconstruction_past_the_activations_is_refused(tmp_path):
+def test_a_reconstruction_that_bypasses_the_activations_is_refused(tmp_path):
     with pytest.raises(ExportError, match="hook_sae_recons of this Crooked depends on hook_sae_acts_pre other than"):
         export(users(Crooked), tmp_path / "sae", normal(50, D_IN))
 

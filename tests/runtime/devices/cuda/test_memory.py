@@ -1,4 +1,4 @@
-"""Memory of a simulated GPU: reused, bounded, and freed."""
+"""The memory of a simulated GPU is reused, bounded and freed."""
 
 import gc
 import threading

@@ -66,7 +66,7 @@ def test_the_package_of_another_major_version_is_not_loaded(linker, package):
     assert fake.loaded == []
 
 
-def test_a_package_that_does_not_load_is_no_error_yet(linker, package):
+def test_a_package_that_does_not_load_is_not_yet_an_error(linker, package):
     linker()
     assert not library.preload_tensorrt()
 
