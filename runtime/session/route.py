@@ -83,7 +83,7 @@ def choose_graph(
 def smallest_graph(manifest: Manifest, names: Sequence[str], for_cpu: bool) -> str:
     """Return the graph with the fewest outputs that computes `names` from the input, and the target if it is needed.
 
-    Of two graphs with as many outputs, it is the CPU variant if CPU variants are preferred.
+    If two graphs have equally many outputs, the CPU variant is chosen where CPU variants are preferred.
 
     Raises:
         ArtifactError: No graph computes these hooks.

@@ -45,8 +45,7 @@ class SAESession:
     Activations can be changed during a call. Edits of features (`steer`, `steering`) are carried out by a graph and
     affect `__call__`, `run_with_cache`, `run_with_hooks`, `encode` and `top_features`. Hook functions
     (`run_with_hooks`, `hooks`, `add_hook`) affect the first three only: as in TransformerLens, `encode` does not call
-    them.
-    `compute`, `decode` and `run_graph` always run the clean pass.
+    them. `compute`, `decode` and `run_graph` always run the clean pass.
 
     Attributes:
         artifact: Artifact that was opened.
