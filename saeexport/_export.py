@@ -30,7 +30,7 @@ from .original.running import dtype_of, to_bits
 from .proof.activations import prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
 from .proof.truth import in_tf32, reference_of, steered_reference_of, typical_intervention
-from .staging import check_target, staged_folder
+from .staging import check_output_folder, staged_folder
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
@@ -87,7 +87,7 @@ def export(
     check_hooks(sae)
     given, sae = sae, in_dtype(sae, dtype)
     check_weights(sae.state_dict())
-    check_target(path, overwrite)
+    check_output_folder(path, overwrite)
     config = config_of(sae, head_shape)
     if weights not in (None, config.dtype, INT8) or (weights == INT8 and config.dtype != FLOAT32):
         raise ExportError(

@@ -33,7 +33,7 @@ AT_FDCWD = -100
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
-def check_target(path: Path, overwrite: bool) -> None:
+def check_output_folder(path: Path, overwrite: bool) -> None:
     """Refuse a path that exists, unless it is an artifact to be overwritten and its folder holds nothing else.
 
     Raises:
@@ -87,7 +87,7 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
                 file.chmod(staging.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
                 _flush(file)
             _flush_entries(staging)
-            check_target(path, overwrite)
+            check_output_folder(path, overwrite)
             _move(staging, path, locks)
             _flush_entries(path.parent)
         except BaseException:

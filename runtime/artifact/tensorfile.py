@@ -95,19 +95,19 @@ def replaced_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
     Raises:
         InputError: At the start or at the end, `path` is not an ordinary file, or exists and `overwrite` is False.
     """
-    check_target(path, overwrite)
+    check_output_file(path, overwrite)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with partial.open("xb") as file:
             yield file
-        check_target(path, overwrite)
+        check_output_file(path, overwrite)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def check_target(path: Path, overwrite: bool) -> None:
+def check_output_file(path: Path, overwrite: bool) -> None:
     """Check that `path` can be written.
 
     Raises:
