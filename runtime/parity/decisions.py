@@ -1,4 +1,4 @@
-"""Decides which decisions of a graph are correct if a feature is on in one correct program and off in another.
+"""Says which features a graph may switch on or off where two correct programs differ.
 
 Rounding decides about a feature whose preactivation is at a threshold, or as large as the k-th largest. In half
 precision a wide SAE has such features on nearly every token. How large the difference is says nothing about which

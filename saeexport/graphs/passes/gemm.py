@@ -49,7 +49,7 @@ def _transposed_in(equation: str) -> bool | None:
 
 
 def _bias_of(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """Return the Add that is the only reader of a product and the vector that it adds; None if there is no such Add."""
+    """Return the only node that reads a product and the vector that it adds, if that node is an Add; else None."""
     output = product.outputs[0]
     uses = list(output.uses())
     if output.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
