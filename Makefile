@@ -71,7 +71,7 @@ test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 	.venv-onnxruntime-$*/bin/python -m pip install --quiet --editable . "onnxruntime==$*.*"
 	touch $@
 
-# Measures how much the errors of two correct programs differ, the basis of FACTOR in runtime/parity/reference.py.
+# Measures how much the errors of two correct programs differ, the basis of FACTOR in runtime/artifact/budgets.py.
 parity: .venv/ready
 	.venv/bin/python -m benchmarks.losses.parity
 

@@ -29,7 +29,7 @@ from .original.exportable import check_hooks, check_weights, config_of, in_dtype
 from .original.running import dtype_of, to_bits
 from .proof.activations import prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
-from .proof.truth import in_tf32, reference_of, steered_reference_of, typical_intervention
+from .proof.truth import for_tf32, reference_of, run_in_tf32, steered_reference_of, typical_intervention
 from .staging import check_output_folder, staged_folder
 
 WEIGHTS = "weights.safetensors"
@@ -108,10 +108,11 @@ def export(
             stage("running the original in its dtype and in float64")
             clean = reference_of(sae, batch, target)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
-            tf32 = in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
+            tf32 = run_in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
             source = "synthetic" if activations is None else "activations"
             golden = GoldenSpec(GOLDEN, _golden_tokens(config, clean.tokens), source)
-            save_golden(steered, golden.tokens, str(folder / GOLDEN), None if tf32 is None else tf32.clean)
+            judged_in_tf32 = None if tf32 is None else for_tf32(sae, steered, tf32).clean
+            save_golden(steered, golden.tokens, str(folder / GOLDEN), judged_in_tf32)
             manifest = _manifest(config, weights or config.dtype, graphs, golden)
             if weights == INT8:
                 stage("measuring fidelity")

@@ -6,11 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from runtime.arrays.dtypes import FLOAT32
+from runtime.artifact.budgets import FLOOR
 from runtime.artifact.manifest import INT8
 from runtime.commands.console import new_parser, run
 from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
-from runtime.parity.reference import FLOOR
 from runtime.tables import format_table
 
 from ._export import export

@@ -3,7 +3,7 @@
 Exports SAEs of several sizes and sparsities, one of every other architecture, and each in half precision. For each
 computed hook it prints the artifact's error divided by the original's: the larger of the token and the element ratio,
 with one rounding subtracted. The last column is the largest ratio under an intervention, as the exporter proves it.
-`FACTOR` in runtime/parity/reference.py must be above all of them. Writes benchmarks/results/parity.json.
+`FACTOR` in runtime/artifact/budgets.py must be above all of them. Writes benchmarks/results/parity.json.
 """
 
 import dataclasses
@@ -21,10 +21,11 @@ from benchmarks.shared.machine import RESULTS as FOLDER
 from benchmarks.shared.machine import describe_machine
 from runtime.arrays.dtypes import FLOAT32
 from runtime.arrays.tensor import Array
+from runtime.artifact.budgets import FACTOR, FLOOR
 from runtime.artifact.manifest import HookParity
 from runtime.artifact.names import HOOK_ACTS_POST
 from runtime.parity.golden import load_golden
-from runtime.parity.reference import COMPUTED_HOOKS, FACTOR, FLOOR
+from runtime.parity.reference import COMPUTED_HOOKS
 from saeexport import HookedSAE, export
 from saeexport.original.architectures import ARCHITECTURES
 from saeexport.original.hooked_sae import NORMALIZATIONS

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import ArtifactError, IntegrityError
 from .manifest import MANIFEST, FileRecord, Manifest, SAEConfig
 from .parse import parse_manifest
+from .strict_json import MAX_BYTES
 
 CHUNK = 1 << 22
 
@@ -109,11 +110,8 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
             names = sorted(entry.name for entry in folder.iterdir())
             found = f"it holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"
         raise ArtifactError(f"{folder} is not an artifact, a folder with {MANIFEST}: {found}.")
-    try:
-        text = manifest.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{manifest} is not text: {error}. Copy the whole folder again.") from None
-    return Artifact(folder, parse_manifest(text))
+    with manifest.open("rb") as file:
+        return Artifact(folder, parse_manifest(file.read(MAX_BYTES + 1)))
 
 
 def hash_file(path: Path) -> FileRecord:

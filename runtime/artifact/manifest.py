@@ -1,13 +1,14 @@
 """`sae.json`, the manifest of an artifact: the configuration, the graphs, the parity record and the checksums.
 
-The reader owns the format: these classes have the keys of `sae.json`, one for one. Unknown keys are ignored, so that a
-later release may add some; a change that an older reader would misunderstand raises `FORMAT_VERSION`.
+The reader owns the format: these classes have the keys of `sae.json`, one for one, except for the checksum of its own
+text (`checksum.py`). Unknown keys are ignored, so that a later release may add some; a change that an older reader
+would misunderstand raises `FORMAT_VERSION`.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 
+from .checksum import with_checksum
 from .names import HOOK_NAMES
 
 FORMAT_VERSION = 1
@@ -136,6 +137,14 @@ class HookParity:
 
 
 @dataclass(frozen=True)
+class HookBudget:
+    """The errors of the original at one hook in a precision that the exporter cannot run, and the artifact's budget."""
+
+    original: Errors
+    budget: Errors
+
+
+@dataclass(frozen=True)
 class ParityRecord:
     """The proof of parity made at export.
 
@@ -145,8 +154,9 @@ class ParityRecord:
         left_out: Number of further tokens that were left out because the original's own values cancel on them.
         hooks: Errors and budgets of `model`, by hook.
         steered: Errors and budgets of `steer` under an intervention, by hook.
-        tf32: Budgets of `hooks` on a GPU that rounds the factors of float32 products to TF32; empty in half precision.
-        tf32_steered: Budgets of `steered` on such a GPU.
+        tf32: Errors of the original in TF32 arithmetic, which rounds the factors of float32 products, and budgets of
+            `model` on a GPU that uses it, by hook; empty in half precision.
+        tf32_steered: The same for `steer` under the intervention.
     """
 
     device: str
@@ -154,8 +164,8 @@ class ParityRecord:
     left_out: int
     hooks: dict[str, HookParity]
     steered: dict[str, HookParity]
-    tf32: dict[str, Errors]
-    tf32_steered: dict[str, Errors]
+    tf32: dict[str, HookBudget]
+    tf32_steered: dict[str, HookBudget]
 
 
 @dataclass(frozen=True)
@@ -249,5 +259,5 @@ class Manifest:
         return record
 
     def to_json(self) -> str:
-        """Return the text of `sae.json`, the same bytes for the same manifest."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Return the text of `sae.json` with its checksum, the same bytes for the same manifest."""
+        return with_checksum(dataclasses.asdict(self))

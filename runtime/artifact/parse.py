@@ -1,117 +1,99 @@
-"""Parsing `sae.json` into a `Manifest`: required keys are checked, keys that a later release adds are ignored."""
+"""Parses `sae.json` into a `Manifest`. Keys that a later release adds are ignored; everything else is checked."""
 
 import dataclasses
-import json
+import re
 import types
 import typing
 from typing import Any
 
-from ..arrays.dtypes import FLOAT32
 from ..errors import ManifestError
-from .contracts import ACTIVATE, CPU_VARIANTS, DECODE, graph_specs
-from .manifest import FORMAT_VERSION, INT8, MANIFEST, Manifest
+from .checks import check_manifest
+from .checksum import CHECKSUM, checksum_of
+from .manifest import FORMAT_VERSION, MANIFEST, Manifest
+from .strict_json import COPY_AGAIN, read_json, shown
 
 
-def parse_manifest(text: str) -> Manifest:
-    """Return the manifest of a `sae.json` text.
+def parse_manifest(data: bytes) -> Manifest:
+    """Return the manifest of the bytes of a `sae.json`.
+
+    Args:
+        data: The whole file, or its first `strict_json.MAX_BYTES + 1` bytes, which suffice to refuse a larger one.
 
     Raises:
-        ManifestError: The text is not JSON, has a newer format, lacks a key, or has a value of another type; the
-            message names the key.
+        ManifestError: The data is not JSON within the bounds of `strict_json`, has another format version, was changed
+            since it was written, lacks a key, or has a value of another type or outside of its range; the message
+            names the key.
     """
+    text, content = read_json(data)
+    if not isinstance(content, dict):
+        raise ManifestError(f"{MANIFEST} is {shown(content)}, expected an object. {COPY_AGAIN}")
+    _check_version(content)
+    _check_checksum(text, content)
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        manifest = _build(Manifest, content, MANIFEST)
+        assert isinstance(manifest, Manifest)
+        check_manifest(manifest)
+    except ManifestError as error:  # the checksum is right, so it was written like this
+        raise ManifestError(f"{error} Export the SAE again.") from None
+    return manifest
+
+
+def _check_version(content: dict[str, Any]) -> None:
+    """Refuse a manifest of another format, whose checksum may follow another rule."""
+    version = content.get("format_version")
+    if type(version) is not int or version < 1:
         raise ManifestError(
-            f"{MANIFEST} is not JSON ({error}); it may be truncated. Copy or export the artifact again."
-        ) from None
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+            f"{MANIFEST} has the format version {shown(version)}; it must be a number from 1 on. {COPY_AGAIN}"
+        )
+    if version > FORMAT_VERSION:
         raise ManifestError(
             f"{MANIFEST} has format version {version}; this release reads {FORMAT_VERSION}. "
             "Upgrade: pip install --upgrade saeexport"
         )
-    manifest = _build(Manifest, data, MANIFEST)
-    assert isinstance(manifest, Manifest)
-    _check_files(manifest)
-    _check_graphs(manifest)
-    _check_records(manifest)
-    return manifest
 
 
-def _check_records(manifest: Manifest) -> None:
-    """Check that parity and fidelity are there or not, as the dtypes require."""
-    weights, dtype = manifest.weights_dtype, manifest.sae.dtype
-    if dtype not in CPU_VARIANTS or weights not in (dtype, INT8):
+def _check_checksum(text: str, content: dict[str, Any]) -> None:
+    """Refuse a manifest that was changed after it was written."""
+    stated = content.get(CHECKSUM)
+    if stated is None:
         raise ManifestError(
-            f"{MANIFEST}: dtype is {dtype!r} and weights_dtype {weights!r}; this release reads "
-            f"{', '.join(CPU_VARIANTS)}, with weights of the same dtype or {INT8}."
+            f"{MANIFEST} has no {CHECKSUM} of its own content: an older release wrote it, or it was edited. Export the "
+            "SAE again."
         )
-    if (manifest.parity is None) != (weights == INT8):
+    if not isinstance(stated, str) or not re.fullmatch("[0-9a-f]{64}", stated):
         raise ManifestError(
-            f"{MANIFEST}: weights_dtype is {weights!r}; "
-            f"parity must be there unless it is {INT8!r}, and then it must be null."
+            f"{MANIFEST}: {CHECKSUM} is {shown(stated)}; it must be 64 hexadecimal digits. {COPY_AGAIN}"
         )
-    if manifest.fidelity is None if weights == INT8 else manifest.fidelity is not None and dtype == FLOAT32:
+    found = checksum_of(text, stated)
+    if found != stated:
         raise ManifestError(
-            f"{MANIFEST}: weights_dtype is {weights!r}; "
-            f"fidelity must be there with {INT8!r}, and null with {FLOAT32!r}."
+            f"{MANIFEST} was changed after the export: its content has the {CHECKSUM} {found}, and it says {stated}. "
+            f"{COPY_AGAIN}"
         )
-
-
-def _check_files(manifest: Manifest) -> None:
-    """Check that every file is in the folder and has a checksum."""
-    for name in manifest.files:
-        if not name or name != name.replace("\\", "/").rsplit("/", 1)[-1] or name in (".", ".."):
-            raise ManifestError(f"{MANIFEST}: files names {name!r}, which is not a plain file name.")
-    used = [manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())]
-    for name in used:
-        if name not in manifest.files:
-            raise ManifestError(f"{MANIFEST}: {name!r} is used but has no entry in files.")
-
-
-def _check_graphs(manifest: Manifest) -> None:
-    """Check every graph against its contract; graphs without a contract come from a later release."""
-    needing_input = [
-        name for name, graph in manifest.graphs.items() if name in (ACTIVATE, DECODE) and len(graph.inputs) > 1
-    ]
-    specs = graph_specs(manifest.sae, needing_input)
-    for name, expected in specs.items():
-        if name not in manifest.graphs:
-            raise ManifestError(
-                f"{MANIFEST}: graphs has no {name!r}; every artifact in {manifest.sae.dtype} has {', '.join(specs)}."
-            )
-        if manifest.graphs[name] != expected:
-            raise ManifestError(
-                f"{MANIFEST}: graph {name!r} is {manifest.graphs[name]}; for this SAE it must be {expected}."
-            )
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     """Convert a JSON value to the annotated type `kind`; `where` names the value in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ManifestError(f"{where} is {value!r}, expected an object.")
+        content = _expect(dict, value, where)
         hints = typing.get_type_hints(kind)
         missing = [
             field.name
             for field in dataclasses.fields(kind)
-            if field.name not in value and field.default is dataclasses.MISSING
+            if field.name not in content and field.default is dataclasses.MISSING
         ]
         if missing:
             raise ManifestError(f"{where} has no key {', '.join(map(repr, missing))}.")
         return typing.cast(Any, kind)(
-            **{name: _build(hint, value[name], f"{where}: {name}") for name, hint in hints.items() if name in value}
+            **{name: _build(hint, content[name], f"{where}: {name}") for name, hint in hints.items() if name in content}
         )
     if origin is dict:
-        if not isinstance(value, dict):
-            raise ManifestError(f"{where} is {value!r}, expected an object.")
-        return {key: _build(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
+        content = _expect(dict, value, where)
+        return {key: _build(arguments[1], item, f"{where}[{shown(key)}]") for key, item in content.items()}
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ManifestError(f"{where} is {value!r}, expected a list.")
-        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        content = _expect(list, value, where)
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(content))
     if origin is types.UnionType:
         if value is None and type(None) in arguments:
             return None
@@ -120,9 +102,15 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return _scalar((kind,), value, where)
 
 
+def _expect(kind: type[dict[str, Any]] | type[list[Any]], value: Any, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise ManifestError(f"{where} is {shown(value)}, expected {'an object' if kind is dict else 'a list'}.")
+    return value
+
+
 def _scalar(kinds: tuple[type, ...], value: Any, where: str) -> Any:
     if float in kinds and int not in kinds and type(value) is int:
         return float(value)
     if type(value) not in kinds:
-        raise ManifestError(f"{where} is {value!r}, expected {' or '.join(kind.__name__ for kind in kinds)}.")
+        raise ManifestError(f"{where} is {shown(value)}, expected {' or '.join(kind.__name__ for kind in kinds)}.")
     return value

@@ -37,8 +37,9 @@ from typing import TypeAlias
 import numpy as np
 
 from ..arrays.tensor import Array
+from ..artifact.budgets import FLOOR
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_RECONS
-from .reference import FLOOR, Hooks, Reference, SteeredReference, derive_outputs
+from .reference import Hooks, Reference, SteeredReference, derive_outputs
 
 Stage: TypeAlias = Callable[[Array, Array], Array]
 """A stage as a function of some tokens of a batch: `stage(mask, values)` with the mask of the tokens, `(tokens,)` bool,

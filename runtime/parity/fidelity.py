@@ -12,17 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..arrays.tensor import Array
+from ..artifact.budgets import fidelity_budget
 from ..artifact.manifest import Errors, Features, Fidelity, HookParity
 from ..artifact.names import HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
 from .reference import COMPUTED_HOOKS, Hooks, SteeredReference
-
-MARGIN = 2.0
-"""Largest ratio of the errors on another machine to the errors measured at export. Other kernels round activations in
-other blocks."""
-
-MOST_LOST = 0.05
-"""Largest token error of a stage, given the original's values before it, with which an export still counts as the same
-SAE. Rounding to 8 bits costs about 0.01. A wrong graph would cost more, and must not become its own budget."""
 
 
 def without_budgets(steered: SteeredReference) -> SteeredReference:
@@ -35,8 +28,7 @@ def without_budgets(steered: SteeredReference) -> SteeredReference:
 def fidelity_of(original: Errors, measured: Sequence[Errors]) -> HookParity:
     """Return the record of a hook: the errors of the original, the largest of several graphs, and the budget."""
     worst = Errors(max(errors.token for errors in measured), max(errors.element for errors in measured))
-    return HookParity(original, worst, Errors(*(MARGIN * (a + b) for a, b in zip(
-        dataclasses.astuple(worst), dataclasses.astuple(original), strict=True))))  # fmt: skip
+    return HookParity(original, worst, fidelity_budget(original, worst))
 
 
 def features_of(original: Array, artifact: Array) -> Features:

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array
 from ..artifact.folder import Artifact
-from ..artifact.manifest import Errors, HookParity
+from ..artifact.manifest import HookBudget, HookParity
 from ..artifact.names import (
     FEATURE_IDS,
     FEATURE_SCALE,
@@ -45,7 +45,7 @@ from ..artifact.names import (
 from ..devices.options import TF32
 from ..errors import IntegrityError
 from ..session.interventions import Intervention
-from .reference import COMPUTED_HOOKS, Budgets, Hooks, Reference, SteeredReference
+from .reference import Budgets, Hooks, Reference, SteeredReference
 
 RESIDUAL = "residual."
 STEERED = "steered."
@@ -165,16 +165,12 @@ def _changed_hooks(tensors: Hooks, clean: Hooks, intervention: Intervention) -> 
 
 
 def _budgets(artifact: Artifact, precision: str) -> tuple[Budgets, Budgets]:
-    """Return the recorded budgets, without and with an intervention; a hook without a record gets the budget 0."""
+    """Return the recorded budgets, without and with an intervention."""
     record, parity = artifact.manifest.record, artifact.manifest.parity
-
-    def complete(recorded: Budgets) -> Budgets:
-        return {hook: recorded.get(hook, Errors(0.0, 0.0)) for hook in COMPUTED_HOOKS}
-
     if precision == TF32 and parity is not None:
-        return complete(parity.tf32), complete(parity.tf32_steered)
-    return complete(_budgets_in(record.hooks)), complete(_budgets_in(record.steered))
+        return _budgets_in(parity.tf32), _budgets_in(parity.tf32_steered)
+    return _budgets_in(record.hooks), _budgets_in(record.steered)
 
 
-def _budgets_in(recorded: Mapping[str, HookParity]) -> Budgets:
-    return {hook: parity.budget for hook, parity in recorded.items()}
+def _budgets_in(recorded: Mapping[str, HookParity | HookBudget]) -> Budgets:
+    return {hook: record.budget for hook, record in recorded.items()}

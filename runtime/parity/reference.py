@@ -25,7 +25,8 @@ same inputs:
 
     budget = FACTOR * error of the original + FLOOR[dtype] * number of roundings of the result
 
-so that one rule holds for every size, dtype and device. `Reference.floor` counts the roundings.
+so that one rule holds for every size, dtype and device. `runtime.artifact.budgets` has its constants, and counts the
+roundings.
 
 With an intervention, the graph computes the clean reconstruction and adds an update. Both passes then count:
 `s = ||input|| + ||recons|| + ||clean recons||`, the error of the original is the larger one of the two passes, and the
@@ -46,8 +47,9 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from ..arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from ..arrays.dtypes import FLOAT16, FLOAT32
 from ..arrays.tensor import Array
+from ..artifact.budgets import FACTOR, FLOOR, budget_of, count_roundings, larger_errors
 from ..artifact.manifest import Errors
 from ..artifact.names import (
     FEATURE_HOOKS,
@@ -61,16 +63,6 @@ from ..artifact.names import (
 )
 from ..errors import ParityError
 from ..session.interventions import Intervention
-
-FACTOR = 4.0
-"""Largest ratio of the artifact's error to the error of the original. Two correct programs that add the same
-products in different orders have different errors. The largest ratio that `python -m benchmarks.losses.parity`
-measures over sizes, sparsities, architectures and numbers of tokens is 2.2 (benchmarks/results), and 1.2 in half
-precision. The rest is for processors and GPUs that add in yet another order."""
-
-FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
-"""Error of one correct rounding, by dtype: half a unit in the last place of a significand of 24, 11 or 8 bits. It is
-allowed where the original happens to be exact. A dtype that is not listed cannot be judged: float64 is the truth's."""
 
 OUTLIER_RATIO = 32
 """Multiple of its token's median above which a preactivation counts as an outlier."""
@@ -133,6 +125,11 @@ class Reference:
                 raise ParityError(
                     f"{name} is {array[index]} at {list(index)}: parity is judged on finite values only. {advice}"
                 )
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether this is the reference under an intervention."""
+        return False
 
     @property
     def tokens(self) -> int:
@@ -198,8 +195,7 @@ class Reference:
         """Return the largest errors that a hook may have."""
         if self.recorded is not None:
             return self.recorded[hook]
-        own, floor = self.own_errors(hook), self.floor(hook)
-        return Errors(FACTOR * own.token + floor, FACTOR * own.element + floor)
+        return budget_of(self.own_errors(hook), hook, self.dtype, self.is_steered)
 
     def scale(self, hook: str) -> Array:
         """Return `s / sqrt(width)` as the module defines it, `(tokens, 1)`, or `(tokens, d_sae)` for features."""
@@ -221,12 +217,8 @@ class Reference:
         return self.errors(hook, self.original[hook])
 
     def floor(self, hook: str) -> float:
-        """Return the part of the budget that does not depend on the original: one unit for each rounding of the result.
-
-        The error and the output have two roundings: that of `input - recons`, and that of `recons` before it or of the
-        sum after it.
-        """
-        return FLOOR[self.dtype] * (2 if hook in (HOOK_ERROR, HOOK_OUTPUT) else 1)
+        """Return the part of the budget that does not depend on the original: one unit for each rounding."""
+        return FLOOR[self.dtype] * count_roundings(hook, self.is_steered)
 
     def errors(self, hook: str, y: Array) -> Errors:
         """Return the token error and the element error of `y`."""
@@ -261,6 +253,11 @@ class SteeredReference(Reference):
     clean: Reference = field(kw_only=True)
     intervention: Intervention = field(kw_only=True)
 
+    @property
+    def is_steered(self) -> bool:
+        """Whether this is the reference under an intervention."""
+        return True
+
     def subset(self, tokens: Array) -> "SteeredReference":
         """Return the reference of some of the tokens, given by a mask or by indices."""
         part, edits = cast(SteeredReference, super().subset(tokens)), self.intervention
@@ -291,12 +288,7 @@ class SteeredReference(Reference):
 
     def own_errors(self, hook: str) -> Errors:
         """Return the errors of the original, the larger ones of its two passes."""
-        steered, clean = super().own_errors(hook), self.clean.own_errors(hook)
-        return Errors(max(steered.token, clean.token), max(steered.element, clean.element))
-
-    def floor(self, hook: str) -> float:
-        """Return the part of the budget that does not depend on the original; adding the update is a rounding more."""
-        return super().floor(hook) + (FLOOR[self.dtype] if hook in (HOOK_RECONS, HOOK_OUTPUT) else 0.0)
+        return larger_errors(super().own_errors(hook), self.clean.own_errors(hook))
 
 
 def derive_outputs(recons: Array, error: Array | None, use_error_term: bool) -> dict[str, Array]:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from runtime.arrays.dtypes import dtype_name
+from runtime.artifact.budgets import FLOOR
 from runtime.artifact.manifest import CUSTOM, SAEConfig
 from runtime.artifact.names import HOOK_ERROR, HOOK_NAMES
 from runtime.errors import ExportError, InputError
-from runtime.parity.reference import FLOOR
 
 from .architectures import ARCHITECTURES
 from .dtypes import TORCH_DTYPES, DTypeLike

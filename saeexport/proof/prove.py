@@ -8,13 +8,25 @@ import numpy as np
 
 from runtime.arrays.dtypes import FLOAT32, widened
 from runtime.arrays.tensor import TensorValue, feed_of
+from runtime.artifact.budgets import MOST_LOST
+from runtime.artifact.checks import check_manifest
 from runtime.artifact.contracts import ACTIVATE, CONTRACTS, CPU_VARIANTS, DECODE, MODEL, PORTABLE, SPARSE, STEER
 from runtime.artifact.folder import hash_file
-from runtime.artifact.manifest import CUSTOM, MANIFEST, Features, Fidelity, HookParity, Manifest, ParityRecord
+from runtime.artifact.manifest import (
+    CUSTOM,
+    MANIFEST,
+    Errors,
+    Features,
+    Fidelity,
+    HookBudget,
+    HookParity,
+    Manifest,
+    ParityRecord,
+)
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS, INPUT, TARGET
-from runtime.errors import ExportError
+from runtime.errors import ExportError, ManifestError
 from runtime.parity.decisions import adopt_decisions, follow_graph
-from runtime.parity.fidelity import MOST_LOST, explained_variance, features_of, fidelity_of, without_budgets
+from runtime.parity.fidelity import explained_variance, features_of, fidelity_of, without_budgets
 from runtime.parity.judge import judge
 from runtime.parity.proof import judge_graphs
 from runtime.parity.reference import Hooks, Reference, SteeredReference
@@ -33,6 +45,7 @@ EVALUATED_TOKENS = 8
 """Number of tokens for the slow evaluator."""
 
 _PLACEHOLDER = Features(0.0, 0.0, 0.0, 0.0)
+_NO_ERROR = Errors(0.0, 0.0)
 
 
 def prove(
@@ -50,17 +63,19 @@ def prove(
         path: Final path of the folder, for error messages.
         manifest: Manifest without the parity record.
         steered: Reference in the artifact's dtype.
-        in_tf32: Reference for GPUs that compute in TF32, if the dtype is float32.
+        in_tf32: Reference of the original in TF32 arithmetic, if the dtype is float32.
         exact: Reference of the float32 original, if the artifact was converted to half precision.
 
     Raises:
+        ExportError: The record of the proof is not valid, such as one whose budgets prove nothing.
         ParityError: A graph does not compute what the original computes.
     """
-    record = ParityRecord("cpu", steered.tokens, steered.clean.left_out, {}, {}, {}, {})
-    if in_tf32 is not None:
-        record.tf32.update(in_tf32.clean.budgets)
-        record.tf32_steered.update(in_tf32.budgets)
-    _write_manifest(folder, manifest, parity=record)
+    record = ParityRecord(
+        "cpu", steered.tokens, steered.clean.left_out, _unmeasured(steered.clean), _unmeasured(steered),
+        *({} if reference is None else _budgets(reference)
+          for reference in (None if in_tf32 is None else in_tf32.clean, in_tf32)),
+    )  # fmt: skip
+    _write_manifest(folder, path, manifest, parity=record)
     with SAESession(folder, record.device) as session:
         report = judge_session(session, steered)
         fidelity = None if exact is None else _fidelity(session, exact)
@@ -70,12 +85,25 @@ def prove(
     measured = {(verdict.graph, verdict.hook): verdict.errors for verdict in report.verdicts}
     model, steer = (_run_at_export(graph, manifest) for graph in (MODEL, STEER))
     for graph, reference, hooks in ((model, steered.clean, record.hooks), (steer, steered, record.steered)):
-        for hook, budget in reference.budgets.items():
+        for hook in reference.truth:
             artifact = measured[graph, hook]
             assert artifact is not None, hook  # every hook without a failure has been measured
-            hooks[hook] = HookParity(reference.errors(hook, reference.original[hook]), artifact, budget)
-    _write_manifest(folder, manifest, parity=record, fidelity=fidelity)
+            hooks[hook] = dataclasses.replace(hooks[hook], artifact=artifact)
+    _write_manifest(folder, path, manifest, parity=record, fidelity=fidelity)
     verify_golden(folder, record.device).raise_for_failures()
+
+
+def _unmeasured(reference: Reference) -> dict[str, HookParity]:
+    """Return the record of each hook before the artifact has run: with budgets, and no errors of the artifact."""
+    return {hook: HookParity(record.original, _NO_ERROR, record.budget) for hook, record in _budgets(reference).items()}
+
+
+def _budgets(reference: Reference) -> dict[str, HookBudget]:
+    """Return the errors of the original and the budget at each hook."""
+    return {
+        hook: HookBudget(reference.errors(hook, reference.original[hook]), budget)
+        for hook, budget in reference.budgets.items()
+    }
 
 
 def _judge_portable(folder: Path, manifest: Manifest, steered: SteeredReference, report: Report) -> None:
@@ -126,9 +154,13 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
         ExportError: The weights lose too much.
         ParityError: The graphs differ from each other or from the golden batch.
     """
-    record = Fidelity("cpu", steered.tokens, steered.clean.left_out, {}, {}, _PLACEHOLDER, 0.0, 0.0)
-    _write_manifest(folder, manifest, fidelity=record)
     clean = steered.clean
+    hooks, edited = (
+        {hook: fidelity_of(reference.own_errors(hook), [_NO_ERROR]) for hook in reference.truth}
+        for reference in (clean, steered)
+    )
+    record = Fidelity("cpu", steered.tokens, clean.left_out, hooks, edited, _PLACEHOLDER, 0.0, 0.0)
+    _write_manifest(folder, path, manifest, fidelity=record)
     with SAESession(folder, record.device) as session:
         report = judge_session(session, without_budgets(steered))
         target = {} if clean.target is None else {TARGET: clean.target}
@@ -153,7 +185,7 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
                 "int8: use float32."
             )
     record = _with_statistics(record, clean, {name: widened(np.asarray(output)) for name, output in outputs.items()})
-    _write_manifest(folder, manifest, fidelity=record)
+    _write_manifest(folder, path, manifest, fidelity=record)
     verify_golden(folder, record.device).raise_for_failures()
 
 
@@ -184,9 +216,23 @@ def prove_checkpoint(sae: Any, folder: Path, reference: Reference) -> None:
 
 
 def _write_manifest(
-    folder: Path, manifest: Manifest, *, parity: ParityRecord | None = None, fidelity: Fidelity | None = None
+    folder: Path,
+    path: Path,
+    manifest: Manifest,
+    *,
+    parity: ParityRecord | None = None,
+    fidelity: Fidelity | None = None,
 ) -> None:
+    """Write the manifest with its records and the checksums of all files.
+
+    Raises:
+        ExportError: A reader would refuse the manifest, such as one with an option that is not finite.
+    """
     names = sorted([manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())])
     files = {name: hash_file(folder / name) for name in names}
-    text = dataclasses.replace(manifest, parity=parity, fidelity=fidelity, files=files).to_json()
-    (folder / MANIFEST).write_text(text, "utf-8")
+    complete = dataclasses.replace(manifest, parity=parity, fidelity=fidelity, files=files)
+    try:
+        check_manifest(complete)
+    except ManifestError as error:
+        raise ExportError(f"{path} was not written: {error}") from error
+    (folder / MANIFEST).write_text(complete.to_json(), "utf-8")

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32, rounded
+from runtime.arrays.dtypes import rounded
 from runtime.arrays.tensor import Array
+from runtime.artifact.budgets import MOST_OWN_ERROR
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT
 from runtime.errors import ParityError
 from runtime.parity.reference import Reference, SteeredReference, derive_outputs
@@ -19,10 +20,6 @@ from .decisions import find_uncertain, follow_decisions, true_recons
 
 EDITED_FEATURES = 8
 """Number of features that the intervention edits on which `steer.onnx` is proved: two for each kind of edit."""
-
-MOST_OWN_ERROR = {FLOAT32: 1e-3, FLOAT16: 2.0**-7, BFLOAT16: 2.0**-4}
-"""Largest token error that the original itself may have, by dtype. In float32 it is 1e-7 to 1e-6. In half precision it
-is a few roundings of 2^-11 or 2^-8; more than 16 of them are not explained by rounding and leave little to prove."""
 
 OUTLIER = 8.0
 """Largest error of the original on a token, as a multiple of its median error plus one rounding. Cancellation makes it
@@ -85,10 +82,10 @@ def steered_truth(sae: Any, clean: Reference, intervention: Intervention) -> dic
     }
 
 
-def in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
-    """Return a reference for GPUs that round the factors of float32 products to TF32.
+def run_in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
+    """Return the reference of the same inputs and edits with the original in TF32 arithmetic.
 
-    Its uncertain features and budgets are those of the original in TF32; its truth is that of `steered`.
+    In it the factors of float32 products are rounded to TF32, as some GPUs do. The truth has its decisions.
     """
     clean, x = steered.clean, steered.original[HOOK_INPUT]
     with InTF32():
@@ -96,11 +93,20 @@ def in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
         edited = all_hooks(sae, x, clean.target, (HOOK_ACTS_POST, torch_hook(steered.intervention)))
     measured = follow_decisions(sae, dataclasses.replace(clean, original=hooks))
     truth = steered_truth(sae, measured, steered.intervention)
-    edited_in_tf32 = dataclasses.replace(steered, original=edited, truth=truth, clean=measured)
+    return dataclasses.replace(steered, original=edited, truth=truth, clean=measured)
+
+
+def for_tf32(sae: Any, steered: SteeredReference, measured: SteeredReference) -> SteeredReference:
+    """Return the reference that an artifact is judged against on a GPU that rounds factors to TF32.
+
+    Args:
+        sae: The original.
+        steered: The reference in float32, whose truth is kept.
+        measured: What `run_in_tf32` returned, which gives the uncertain features and the budgets.
+    """
+    clean = find_uncertain(sae, steered.clean, measured.clean)
     return dataclasses.replace(
-        steered,
-        recorded=edited_in_tf32.budgets,
-        clean=dataclasses.replace(find_uncertain(sae, clean, measured), recorded=measured.budgets),
+        steered, recorded=measured.budgets, clean=dataclasses.replace(clean, recorded=measured.clean.budgets)
     )
 
 

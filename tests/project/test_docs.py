@@ -17,8 +17,8 @@ import saeexport
 from docs import blocks, generate
 from runtime import SAESession
 from runtime.artifact import manifest
+from runtime.artifact.budgets import FACTOR
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
-from runtime.parity.reference import FACTOR
 from tests.support.samples import HOOKS, MINILM, ROOT, TINY, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 

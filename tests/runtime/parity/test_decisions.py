@@ -6,9 +6,9 @@ import torch
 
 import saeexport
 from runtime.arrays.dtypes import rounded
+from runtime.artifact.budgets import FACTOR, FLOOR
 from runtime.parity.decisions import follow_graph
 from runtime.parity.judge import judge
-from runtime.parity.reference import FACTOR, FLOOR
 from saeexport import HookedSAE, export
 from saeexport.original.exportable import in_dtype
 from saeexport.proof.decisions import stages_of

@@ -9,10 +9,11 @@ from onnx import TensorProto, helper, load_model, numpy_helper, save_model
 
 import runtime
 from runtime.arrays.dtypes import rounded
+from runtime.artifact.budgets import FACTOR
 from runtime.artifact.contracts import contracts_of
 from runtime.parity.decisions import adopt_decisions
 from runtime.parity.judge import judge
-from runtime.parity.reference import ALLOWED_CHANCE_FLIPS, FACTOR
+from runtime.parity.reference import ALLOWED_CHANCE_FLIPS
 from saeexport import export
 from saeexport.original.exportable import in_dtype
 from tests.support.breaking import edit_graph, rewrite

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from runtime import ParityError
+from runtime.artifact.budgets import FACTOR, FLOOR
 from runtime.artifact.manifest import Errors
 from runtime.parity.decisions import Stages, follow_graph
 from runtime.parity.judge import judge
-from runtime.parity.reference import FACTOR, FLOOR, Reference
+from runtime.parity.reference import Reference
 from runtime.parity.report import Report
 from saeexport.proof.truth import reference_of
 from tests.support import oracle

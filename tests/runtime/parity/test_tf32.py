@@ -13,7 +13,7 @@ from saeexport import export
 from saeexport.original.precision import InTF32, _to_tf32
 from saeexport.original.running import all_hooks
 from saeexport.proof.decisions import stages_of
-from saeexport.proof.truth import in_tf32, reference_of, steered_reference_of, typical_intervention
+from saeexport.proof.truth import for_tf32, reference_of, run_in_tf32, steered_reference_of, typical_intervention
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 from tests.support.zoo import ARCHITECTURES, D_IN, sae_of, target_of
 
@@ -25,7 +25,7 @@ def references(architecture, tokens=64, **more):
     sae = sae_of(architecture, **more)
     clean = reference_of(sae, normal(tokens, D_IN), target_of(sae, tokens))
     steered = steered_reference_of(sae, clean, typical_intervention(clean))
-    return sae, steered, in_tf32(sae, steered)
+    return sae, steered, for_tf32(sae, steered, run_in_tf32(sae, steered))
 
 
 def failures(outputs, reference):
@@ -84,10 +84,16 @@ def test_they_are_recorded_and_read_back(tmp_path):
     sae, x = sae_of("gated"), normal(60, D_IN)
     artifact = export(sae, tmp_path / "sae", x)
     clean = reference_of(sae, x)
-    steered = in_tf32(sae, steered_reference_of(sae, clean, typical_intervention(clean)))
+    in_float32 = steered_reference_of(sae, clean, typical_intervention(clean))
+    measured = run_in_tf32(sae, in_float32)
+    steered = for_tf32(sae, in_float32, measured)
     parity, golden = artifact.manifest.parity, load_golden(artifact, "tf32")
-    assert parity.tf32 == steered.clean.budgets == golden.clean.budgets
-    assert parity.tf32_steered == steered.budgets == golden.budgets
+    for recorded, reference, ran, read in (
+        (parity.tf32, steered.clean, measured.clean, golden.clean),
+        (parity.tf32_steered, steered, measured, golden),
+    ):
+        assert {hook: record.budget for hook, record in recorded.items()} == reference.budgets == read.budgets
+        assert all(record.original == ran.errors(hook, ran.original[hook]) for hook, record in recorded.items())
     np.testing.assert_array_equal(golden.clean.is_uncertain, steered.clean.is_uncertain)
     assert load_golden(artifact).budgets == {hook: record.budget for hook, record in parity.steered.items()}
 
@@ -107,7 +113,8 @@ def test_verify_takes_the_budgets_of_the_precision(monkeypatch):
 
     monkeypatch.setitem(runtime.verify.__globals__, "SAESession", on_a_cpu)
     parity = runtime.read_artifact(TINY).manifest.parity
-    for precision, budget in (("tf32", parity.tf32), ("float32", {k: v.budget for k, v in parity.hooks.items()})):
+    for precision, record in (("tf32", parity.tf32), ("float32", parity.hooks)):
+        budget = {hook: of_hook.budget for hook, of_hook in record.items()}
         report = runtime.verify(TINY, "cpu", precision)
         assert report.failures == []
         found = {verdict.hook: verdict.budget for verdict in report.verdicts if verdict.graph == "model"}

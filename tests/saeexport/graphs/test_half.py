@@ -16,10 +16,10 @@ import saeexport
 from runtime import SAESession
 from runtime.arrays.dtypes import rounded, widened
 from runtime.arrays.tensor import feed_of
+from runtime.artifact.budgets import FLOOR
 from runtime.artifact.contracts import HALF_CONTRACTS, PORTABLE
 from runtime.commands.main import main
 from runtime.parity.fidelity import features_of
-from runtime.parity.reference import FLOOR
 from saeexport import ExportError, HookedSAE, export
 from saeexport.cli import main as saeexport_main
 from saeexport.graphs import write as graphs
