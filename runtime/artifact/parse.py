@@ -43,7 +43,7 @@ def _check_version(content: dict[str, Any]) -> None:
     version = content.get("format_version")
     if type(version) is not int or version < 1:
         raise ManifestError(
-            f"{MANIFEST} has the format version {shown(version)}; it must be a number from 1 on. {COPY_AGAIN}"
+            f"{MANIFEST}: format_version is {shown(version)}; it must be an integer from 1 on. {COPY_AGAIN}"
         )
     if version > FORMAT_VERSION:
         raise ManifestError(

@@ -11,6 +11,7 @@ import runtime
 from runtime import ParityError
 from runtime.artifact.contracts import CONTRACTS
 from runtime.commands.main import main
+from tests.support.manifests import sealed
 
 
 def rewrite(folder, name, change):
@@ -20,7 +21,7 @@ def rewrite(folder, name, change):
     manifest = json.loads((folder / "sae.json").read_text())
     data = path.read_bytes()
     manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (folder / "sae.json").write_text(json.dumps(manifest))
+    (folder / "sae.json").write_bytes(sealed(manifest))
 
 
 def edit_weight(name, index, factor):

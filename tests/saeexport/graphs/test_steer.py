@@ -244,13 +244,6 @@ def test_a_graph_that_steers_wrongly(artifact, capsys, change, hooks):
     assert all(line.startswith("steer: ") for line in said.splitlines())
 
 
-def test_a_hook_without_a_budget_under_the_intervention_may_not_have_an_error(artifact, capsys):
-    manifest = json.loads((artifact / "sae.json").read_text())
-    del manifest["parity"]["steered"]["hook_sae_recons"]
-    (artifact / "sae.json").write_text(json.dumps(manifest))
-    assert "steer: hook_sae_recons: the token error" in failures_of(artifact, capsys)
-
-
 def test_the_budget_under_an_intervention_is_calibrated_by_both_passes():
     sae = make_sae(d_in=24, d_sae=96)
     clean = reference_of(sae, normal(32, 24))
