@@ -21,6 +21,9 @@ from .strict_json import shown
 MAX_TEXT = 4096
 """Largest number of characters of a string. The longest one that is written, a description, has about 1,000."""
 
+NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""Control characters except for tab and newline, and halves of a surrogate pair, which UTF-8 cannot hold."""
+
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 """A file name that every file system can hold, and that names a file inside the folder of the artifact."""
 
@@ -61,8 +64,7 @@ def _check_values(value: Any, where: str) -> None:
         for i, item in enumerate(value):
             _check_values(item, f"{where}[{i}]")
     elif isinstance(value, str):
-        printable = not any("\ud800" <= c <= "\udfff" or (c < " " and c not in "\t\n") or c == "\x7f" for c in value)
-        if len(value) > MAX_TEXT or not printable:
+        if len(value) > MAX_TEXT or NOT_TEXT.search(value):
             raise ManifestError(
                 f"{where} is {shown(value)}; it must be a text of at most {MAX_TEXT} characters, without control "
                 "characters and single surrogates."

@@ -14,7 +14,7 @@ from typing import Any
 CHECKSUM = "checksum"
 """The key of the checksum in `sae.json`."""
 
-_STRING_OR_SPACE = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\r\n]+')
+_STRING_OR_OTHER = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^" \t\r\n]+')
 
 
 def checksum_of(text: str, stated: str = "") -> str:
@@ -24,7 +24,7 @@ def checksum_of(text: str, stated: str = "") -> str:
         text: JSON.
         stated: The checksum in the text, 64 hexadecimal digits; it may also be empty.
     """
-    content = _STRING_OR_SPACE.sub(r"\1", text).replace(stated, "")
+    content = "".join(_STRING_OR_OTHER.findall(text)).replace(stated, "")
     return hashlib.sha256(content.encode()).hexdigest()
 
 

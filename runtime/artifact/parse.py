@@ -1,6 +1,7 @@
 """Parses `sae.json` into a `Manifest`. Keys that a later release adds are ignored; everything else is checked."""
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -72,12 +73,15 @@ def _check_checksum(text: str, content: dict[str, Any]) -> None:
         )
 
 
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def _build(kind: Any, value: Any, where: str) -> Any:
     """Convert a JSON value to the annotated type `kind`; `where` names the value in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         content = _expect(dict, value, where)
-        hints = typing.get_type_hints(kind)
+        hints = _type_hints(kind)
         missing = [
             field.name
             for field in dataclasses.fields(kind)

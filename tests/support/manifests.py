@@ -1,6 +1,7 @@
 """Changes the text of a manifest on purpose and corrects its checksum, so that only its other checks can notice."""
 
 import json
+import re
 
 from runtime.artifact.checksum import CHECKSUM, checksum_of, with_checksum
 
@@ -12,7 +13,7 @@ def sealed(data):
 
 def sealed_text(text):
     """Return the bytes of a manifest's text with the right checksum; the text may be changed in any other place."""
-    stated = json.loads(text)[CHECKSUM]
+    stated = re.search(rf'"{CHECKSUM}": "(\w+)"', text)[1]
     return text.replace(stated, checksum_of(text, stated)).encode()
 
 
