@@ -1,7 +1,6 @@
 """The CPU backend: it runs graphs from numpy arrays to numpy arrays."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,9 @@ import onnxruntime as ort
 from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.pool import BufferPool
 from ..arrays.tensor import Array, TensorValue, as_given
+from ..artifact.held import HeldFiles
 from ..artifact.manifest import GraphSpec
+from ..artifact.onnxfile import Parameter
 from .blocks import output_dimensions, slice_feeds
 from .options import Options
 from .start import CPU, Device, start_session
@@ -22,10 +23,25 @@ class CpuBackend:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._memory = BufferPool(keep=options.arena)
+        self._parameters: dict[ort.InferenceSession, dict[str, ort.OrtValue]] = {}
 
-    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
-        """Start an ONNX Runtime session of a graph."""
-        return start_session(str(path), Device(CPU), threads=self._options.threads, arena=self._options.arena)
+    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph, from the bytes that were checked.
+
+        The session uses the mapped weights in place.
+        """
+        threads, arena = self._options.threads, self._options.arena
+        parameters = files.parameters(graph)
+        if not all(map(_has_ort_value, parameters.values())):
+            with files.at_path(graph) as path:
+                return start_session(str(path), Device(CPU), threads=threads, arena=arena)
+        values = {name: _ort_value(parameter) for name, parameter in parameters.items()}
+        session = start_session(
+            files.graphs[graph].content, Device(CPU), threads=threads, arena=arena, parameters=values, weights=values
+        )
+        self._parameters[session] = values
+        files.weights.forget_pages()  # ONNX Runtime has repacked most of them
+        return session
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy; see `as_given`."""
@@ -73,10 +89,24 @@ class CpuBackend:
         return array
 
     def release_session(self, session: ort.InferenceSession) -> None:
-        """Do nothing: the backend keeps nothing for a session."""
+        """Forget the parameters of a session that is no longer used."""
+        self._parameters.pop(session, None)
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""
+
+
+def _has_ort_value(parameter: Parameter) -> bool:
+    """Tell whether ONNX Runtime can use a parameter in place: releases before 1.21 cannot if it is bfloat16."""
+    return parameter.array.dtype.name != BFLOAT16 or hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")
+
+
+def _ort_value(parameter: Parameter) -> ort.OrtValue:
+    """Return a parameter as an `OrtValue` on the same memory."""
+    if parameter.array.dtype.name == BFLOAT16:
+        bits = parameter.array.view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, parameter.element_type)
+    return ort.OrtValue.ortvalue_from_numpy(parameter.array)
 
 
 def _bind_input(binding: Any, name: str, feed: Array) -> Array:

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias, final, overload
 
 from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.folder import Artifact, read_artifact
+from ..artifact.folder import Artifact
+from ..artifact.held import open_artifact
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
 from ..devices.blocks import block_sizes
@@ -100,12 +101,15 @@ class SAESession:
             graphs, precision, threads, arena, memory_limit, block_tokens, stream, tuple(cuda_graph), cache,
             check_integrity,
         )  # fmt: skip
-        self.artifact: Artifact = read_artifact(path)
+        artifact, files = open_artifact(path, options.check_integrity)
+        self.artifact: Artifact = artifact
+        self._asked_device = device
         found = choose_device(self.artifact, device, options)
         self.device: str = found.name
         for_cpu = options.graphs == "cpu" or (options.graphs == "auto" and found.kind == CPU)
         block_tokens = choose_block_tokens(self.artifact, found, options)
-        self._graphs = Graphs(self.artifact, found, options, for_cpu, block_tokens)
+        self._files = files
+        self._graphs = Graphs(self.artifact, files, found, options, for_cpu, block_tokens)
         self._hooks = HookRegistry()
         self._parameters: dict[str, Array] = {}
 
@@ -550,6 +554,7 @@ class SAESession:
 
     def _parameter(self, name: str) -> Array:
         if not self._parameters:
-            weights = self.artifact.file(self.artifact.manifest.weights, self._options.check_integrity)
-            self._parameters = map_parameters(weights)
+            self._graphs.check_open()
+            self._files.check_weights()
+            self._parameters = map_parameters(self._files.weights)
         return parameter(self._parameters, name, self.cfg.architecture)

@@ -9,7 +9,7 @@ import numpy as np
 from runtime.arrays.dtypes import FLOAT32, widened
 from runtime.arrays.tensor import TensorValue, feed_of
 from runtime.artifact.contracts import ACTIVATE, CONTRACTS, CPU_VARIANTS, DECODE, MODEL, PORTABLE, SPARSE, STEER
-from runtime.artifact.folder import hash_file
+from runtime.artifact.files import hash_file
 from runtime.artifact.manifest import CUSTOM, MANIFEST, Features, Fidelity, HookParity, Manifest, ParityRecord
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS, INPUT, TARGET
 from runtime.errors import ExportError
