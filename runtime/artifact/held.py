@@ -1,8 +1,15 @@
 """The files that a session runs on, all of one export, whatever happens at the path of the artifact afterwards.
 
-Graphs take a few kilobytes each and are read when the session opens. The weights are held open, which takes one file
-descriptor, and mapped. So a session goes on when the artifact is replaced, moved or deleted, or when the process
-changes its working directory, and ONNX Runtime gets the bytes that were checked and not a path.
+Graphs take a few kilobytes each and are read when the session opens. The weights are held open and mapped, which takes
+two file descriptors. So a session goes on when the artifact is replaced, moved or deleted, and when the process changes
+its working directory.
+
+On a CPU, ONNX Runtime gets the bytes of the graph and the mapped weights, and no path: nothing can change between the
+check and the load. `SessionOptions.add_external_initializers` puts the weights in the place of the file that the graph
+names, and `add_initializer` with the same values makes ONNX Runtime use the mapping in place, where the former alone
+copies it. That takes as much memory as a load from the path; loading takes 0.03 to 0.07 s longer for an SAE of 151 MB,
+and less than the sha256 that is computed at the same time. A GPU loads graphs from their path, which TensorRT's
+provider reads, and is refused if the path leads elsewhere before or after (`HeldFiles.at_path`).
 """
 
 import contextlib

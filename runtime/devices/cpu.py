@@ -23,7 +23,6 @@ class CpuBackend:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._memory = BufferPool(keep=options.arena)
-        self._parameters: dict[ort.InferenceSession, dict[str, ort.OrtValue]] = {}
 
     def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph, from the bytes that were checked.
@@ -39,7 +38,6 @@ class CpuBackend:
         session = start_session(
             files.graphs[graph].content, Device(CPU), threads=threads, arena=arena, parameters=values, weights=values
         )
-        self._parameters[session] = values
         files.weights.forget_pages()  # ONNX Runtime has repacked most of them
         return session
 
@@ -89,8 +87,7 @@ class CpuBackend:
         return array
 
     def release_session(self, session: ort.InferenceSession) -> None:
-        """Forget the parameters of a session that is no longer used."""
-        self._parameters.pop(session, None)
+        """Do nothing: the backend keeps nothing for a session."""
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""

@@ -58,7 +58,7 @@ def start_session(
         threads: Number of CPU threads per call. None means one per core that this process may use.
         arena: Whether to keep freed host memory for the next call.
         parameters: Values in host memory of all initializers that the model keeps in another file, by name, as
-            `onnxruntime.OrtValue`. They replace the file. Their memory has to stay valid as long as the session.
+            `onnxruntime.OrtValue`. They replace the file. The session keeps them.
         weights: Initializers by name, as `onnxruntime.OrtValue` on the device. The session uses them in place.
 
     Raises:
@@ -87,5 +87,8 @@ def start_session(
     running = session.get_providers()
     if running[0] != provider:
         raise ProviderError(f"A session for {device.name} started on {running[0]} instead.")
+    # ONNX Runtime does not own the memory of an OrtValue that was made from an array. A thread may still be running the
+    # session when its graph is released, so the parameters live exactly as long as the session.
+    session.parameters_in_use = parameters
     survive_fork(session)
     return session

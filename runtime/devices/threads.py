@@ -77,5 +77,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def _unescape(field: str) -> str:
-    """Return a field of mountinfo, in which a space is written as `\\040`."""
+    """Return a field of mountinfo, in which a space is a backslash with the number 040."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -106,8 +106,11 @@ def test_odd_contents_are_no_quota(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["proc/self/cgroup", "proc/self/mountinfo"])
-@pytest.mark.parametrize("content", [b"", b"garbage", b"::::", b"0:", b" - ", b"a b c d e f - cgroup2", b"\xff\x00\n0::",
-                                     b"0::/\x00", b"1 2 3 / /\\000 rw - cgroup2 x rw"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage", b"::::", b"0:", b" - ", b"a b c d e f - cgroup2", b"\xff\x00\n0::", b"0::/\x00",
+     b"1 2 3 / /\\000 rw - cgroup2 x rw"],
+)  # fmt: skip
 def test_odd_lists_of_groups_and_mounts_are_ignored(tmp_path, name, content):
     write(tmp_path, {**unified(), "sys/fs/cgroup/cpu.max": "max 100000", name: content})
     assert thread_limit(tmp_path) is None
