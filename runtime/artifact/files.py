@@ -39,8 +39,6 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 
-COPY_AGAIN = "Copy the whole folder again."
-
 Identity: TypeAlias = tuple[int, int, int, int]
 """Device, inode, size and time of the last change: what tells one state of one file from every other."""
 
@@ -145,7 +143,7 @@ class OpenedFile:
         if self._expected is not None and digest != self._expected.sha256:
             raise IntegrityError(
                 f"{self.path} has sha256 {digest}, {MANIFEST} says {self._expected.sha256}: it was changed after the "
-                f"export. {COPY_AGAIN}"
+                f"export. Copy the whole folder again."
             )
 
     def _chunks(self) -> Iterator[bytes]:
@@ -155,7 +153,7 @@ class OpenedFile:
         while left:
             chunk = os.read(self._descriptor, min(CHUNK, left))
             if not chunk:
-                raise IntegrityError(f"{self.path} became shorter while it was read. {COPY_AGAIN}")
+                raise IntegrityError(f"{self.path} became shorter while it was read. Copy the whole folder again.")
             left -= len(chunk)
             yield chunk
         if os.read(self._descriptor, 1):
@@ -175,7 +173,7 @@ def open_file(path: Path, expected: FileRecord | None = None) -> OpenedFile:
     try:
         descriptor = os.open(path, FLAGS)
     except (FileNotFoundError, NotADirectoryError):
-        raise IntegrityError(f"{path} is missing. {COPY_AGAIN}") from None
+        raise IntegrityError(f"{path} is missing. Copy the whole folder again.") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         loop = isinstance(error, OSError) and error.errno == errno.ELOOP
         reason = "its symbolic links lead in a circle" if loop else str(error)
@@ -185,11 +183,13 @@ def open_file(path: Path, expected: FileRecord | None = None) -> OpenedFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-            raise IntegrityError(f"{path} is {kind}; an artifact consists of ordinary files. {COPY_AGAIN}")
+            raise IntegrityError(
+                f"{path} is {kind}; an artifact consists of ordinary files. Copy the whole folder again."
+            )
         if expected is not None and status.st_size != expected.bytes:
             raise IntegrityError(
                 f"{path} has {status.st_size} bytes, {MANIFEST} says {expected.bytes}: it is truncated or from another "
-                f"export. {COPY_AGAIN}"
+                f"export. Copy the whole folder again."
             )
         return OpenedFile(path, descriptor, expected)
     except BaseException:

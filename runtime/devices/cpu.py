@@ -12,6 +12,7 @@ from ..arrays.tensor import Array, TensorValue, as_given
 from ..artifact.held import HeldFiles
 from ..artifact.manifest import GraphSpec
 from ..artifact.onnxfile import Parameter
+from ..errors import ProviderError
 from .blocks import output_dimensions, slice_feeds
 from .options import Options
 from .start import CPU, Device, start_session
@@ -28,16 +29,15 @@ class CpuBackend:
         """Start an ONNX Runtime session of a graph, from the bytes that were checked.
 
         The session uses the mapped weights in place.
+
+        Raises:
+            ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
         """
-        threads, arena = self._options.threads, self._options.arena
-        parameters = files.parameters(graph)
-        if not all(map(_has_ort_value, parameters.values())):
-            with files.at_path(graph) as path:
-                return start_session(str(path), Device(CPU), threads=threads, arena=arena)
-        values = {name: _ort_value(parameter) for name, parameter in parameters.items()}
+        values = {name: _ort_value(parameter) for name, parameter in files.parameters(graph).items()}
         session = start_session(
-            files.graphs[graph].content, Device(CPU), threads=threads, arena=arena, parameters=values, weights=values
-        )
+            files.graphs[graph].content, Device(CPU), threads=self._options.threads, arena=self._options.arena,
+            parameters=values, weights=values,
+        )  # fmt: skip
         files.weights.forget_pages()  # ONNX Runtime has repacked most of them
         return session
 
@@ -93,17 +93,16 @@ class CpuBackend:
         """Do nothing: there is nothing to free."""
 
 
-def _has_ort_value(parameter: Parameter) -> bool:
-    """Tell whether ONNX Runtime can use a parameter in place: releases before 1.21 cannot if it is bfloat16."""
-    return parameter.array.dtype.name != BFLOAT16 or hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")
-
-
 def _ort_value(parameter: Parameter) -> ort.OrtValue:
     """Return a parameter as an `OrtValue` on the same memory."""
-    if parameter.array.dtype.name == BFLOAT16:
-        bits = parameter.array.view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, parameter.element_type)
-    return ort.OrtValue.ortvalue_from_numpy(parameter.array)
+    if parameter.array.dtype.name != BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy(parameter.array)
+    if not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
+        raise ProviderError(
+            f"The artifact is in bfloat16, which runs with ONNX Runtime 1.20 or later; {ort.__version__} is installed: "
+            "pip install --upgrade onnxruntime"
+        )
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(parameter.array.view(np.uint16), parameter.element_type)
 
 
 def _bind_input(binding: Any, name: str, feed: Array) -> Array:
