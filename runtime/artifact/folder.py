@@ -6,12 +6,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ArtifactError, IntegrityError
-from .manifest import MANIFEST, FileRecord, Manifest, SAEConfig
+from ..errors import ArtifactError
+from .files import Identity, OpenedFile, identify, open_file
+from .manifest import MANIFEST, Manifest, SAEConfig
 from .parse import parse_manifest
-from .strict_json import MAX_BYTES
-
-CHUNK = 1 << 22
+from .strict_json import check_size
 
 
 @dataclass(frozen=True)
@@ -19,16 +18,21 @@ class Artifact:
     """An artifact folder whose manifest has been read; the other files are checked when they are first used.
 
     Attributes:
-        path: The folder.
+        path: The folder, as it was given.
         manifest: The content of `sae.json`.
+        folder: The absolute path of the folder, which does not depend on the working directory.
+        sha256: The sha256 of `sae.json`. It stands for the whole artifact, whose other checksums `sae.json` holds.
     """
 
     path: Path
     manifest: Manifest
-    _checked: set[str] = field(default_factory=set, repr=False, compare=False)
+    folder: Path
+    sha256: str
+    _identity: Identity = field(repr=False, compare=False)
+    _checked: dict[str, Identity] = field(default_factory=dict, repr=False, compare=False)
 
     def __fspath__(self) -> str:
-        return str(self.path)
+        return str(self.folder)
 
     def __repr__(self) -> str:
         sae = self.manifest.sae
@@ -52,35 +56,37 @@ class Artifact:
         cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
         return f"<table>{''.join(cells)}</table>"
 
+    def open(self, name: str) -> OpenedFile:
+        """Open a file of the artifact and compare its size with the manifest. `OpenedFile.check` compares its sha256.
+
+        Args:
+            name: Name of the file in the manifest.
+
+        Raises:
+            IntegrityError: The file is missing, is not an ordinary file, or has another size.
+        """
+        return open_file(self.folder / name, self.manifest.files[name])
+
     def file(self, name: str, check: bool = True) -> Path:
-        """Return the path of a file of the artifact; its size and sha256 are checked the first time.
+        """Return the path of a file of the artifact after checking its size and, unless it is unchanged, its sha256.
 
         Args:
             name: Name of the file in the manifest.
             check: Whether to compare the sha256. The size is compared in any case.
 
         Raises:
-            IntegrityError: The file is missing, or its size or sha256 differs from the manifest.
+            IntegrityError: The file is missing, is not an ordinary file, or its size or sha256 differs from the
+                manifest.
         """
-        path, expected = self.path / name, self.manifest.files[name]
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise IntegrityError(f"{path} is missing. Copy the whole folder again.") from None
-        if size != expected.bytes:
-            raise IntegrityError(
-                f"{path} has {size} bytes, {MANIFEST} says {expected.bytes}: it is truncated or from another export. "
-                "Copy the whole folder again."
-            )
-        if check and name not in self._checked:
-            digest = hash_file(path).sha256
-            if digest != expected.sha256:
-                raise IntegrityError(
-                    f"{path} has sha256 {digest}, {MANIFEST} says {expected.sha256}: it was changed after the export. "
-                    "Copy the whole folder again."
-                )
-            self._checked.add(name)
-        return path
+        with self.open(name) as file:
+            if check and self._checked.get(name) != file.identity:
+                file.check()
+                self._checked[name] = file.identity
+        return file.path
+
+    def is_current(self) -> bool:
+        """Tell whether `sae.json` is still the file that was read."""
+        return identify(self.folder / MANIFEST) == self._identity
 
     def check_files(self) -> None:
         """Check the size and sha256 of every file that the manifest names.
@@ -99,29 +105,27 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
         ArtifactError: `path` is not an artifact folder.
         ManifestError: `sae.json` cannot be read.
     """
-    folder = Path(path)
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
+    given = Path(path)
+    folder = given.absolute()
+    if not os.path.lexists(folder / MANIFEST):
+        raise ArtifactError(f"{given} is not an artifact, a folder with {MANIFEST}: {_content(given)}.")
+    with open_file(folder / MANIFEST) as file:
+        check_size(file.size)
+        content = file.read()
+    return Artifact(given, parse_manifest(content), folder, hashlib.sha256(content).hexdigest(), file.identity)
+
+
+def _content(folder: Path) -> str:
+    """Return what is at a path instead of an artifact, for an error."""
+    try:
         if not folder.exists():
-            found = "it does not exist"
-        elif not folder.is_dir():
-            found = "it is a file"
-        else:
-            names = sorted(entry.name for entry in folder.iterdir())
-            found = f"it holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"
-        raise ArtifactError(f"{folder} is not an artifact, a folder with {MANIFEST}: {found}.")
-    with manifest.open("rb") as file:
-        return Artifact(folder, parse_manifest(file.read(MAX_BYTES + 1)))
-
-
-def hash_file(path: Path) -> FileRecord:
-    """Return the size in bytes and the sha256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileRecord(digest.hexdigest(), size)
+            return "it does not exist"
+        if not folder.is_dir():
+            return "it is a file"
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    return f"it holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"
 
 
 def _sizes(sae: SAEConfig) -> str:

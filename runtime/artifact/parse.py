@@ -73,7 +73,9 @@ def _check_checksum(text: str, content: dict[str, Any]) -> None:
         )
 
 
-_type_hints = functools.cache(typing.get_type_hints)
+@functools.cache
+def _type_hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -25,17 +25,26 @@ COPY_AGAIN = "Copy the whole folder again, or export the SAE again."
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
+def check_size(size: int) -> None:
+    """Check the size of a manifest in bytes, which is known before it is read.
+
+    Raises:
+        ManifestError: It is larger than `MAX_BYTES`.
+    """
+    if size > MAX_BYTES:
+        raise ManifestError(f"{MANIFEST} has more than {MAX_BYTES:,} bytes, so it is not a manifest. {COPY_AGAIN}")
+
+
 def read_json(data: bytes) -> tuple[str, Any]:
     """Return the text of a manifest and the value that it stands for.
 
     Args:
-        data: The content of the file, or its first `MAX_BYTES + 1` bytes.
+        data: The content of the file.
 
     Raises:
         ManifestError: The data is too large, is not UTF-8, is not JSON, or exceeds one of the bounds of this module.
     """
-    if len(data) > MAX_BYTES:
-        raise ManifestError(f"{MANIFEST} has more than {MAX_BYTES:,} bytes, so it is not a manifest. {COPY_AGAIN}")
+    check_size(len(data))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,13 +1,13 @@
 """The interface of a backend, which runs the graphs of an artifact on one kind of device."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import onnxruntime as ort
 
 from ..arrays.tensor import TensorValue
 from ..artifact.folder import Artifact
+from ..artifact.held import HeldFiles
 from ..artifact.manifest import GraphSpec
 from .cpu import CpuBackend
 from .cuda.backend import CudaBackend
@@ -19,12 +19,12 @@ from .tensorrt.backend import TensorRTBackend
 class Backend(Protocol):
     """Runs graphs on a device, and moves arrays to and from it."""
 
-    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
+    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph of the artifact.
 
         Args:
             graph: Name of the graph, such as "model".
-            path: Path of its file.
+            files: Files of the artifact.
         """
 
     def import_array(self, x: Any) -> TensorValue:
@@ -65,9 +65,11 @@ class Backend(Protocol):
         """Free everything else. All sessions must have been released."""
 
 
-def create_backend(device: Device, options: Options, artifact: Artifact, block_tokens: int) -> Backend:
+def create_backend(
+    device: Device, options: Options, artifact: Artifact, files: HeldFiles, block_tokens: int
+) -> Backend:
     """Return the backend that runs an artifact's graphs on a device, at most `block_tokens` tokens at a time."""
     if device.kind == CPU:
         return CpuBackend(options)
     kind = CudaBackend if device.kind == CUDA else TensorRTBackend
-    return kind(device, options, artifact, block_tokens)
+    return kind(device, options, artifact, files, block_tokens)

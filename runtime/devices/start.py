@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime as ort
 
 from ..errors import ProviderError
+from .forks import survive_fork
 from .threads import thread_limit
 
 CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
@@ -45,6 +46,7 @@ def start_session(
     *,
     threads: int | None = None,
     arena: bool = True,
+    parameters: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> ort.InferenceSession:
     """Start an ONNX Runtime session that runs every node of a model on one device.
@@ -55,6 +57,8 @@ def start_session(
         provider_options: Options of the device's execution provider.
         threads: Number of CPU threads per call. None means one per core that this process may use.
         arena: Whether to keep freed host memory for the next call.
+        parameters: Values in host memory of all initializers that the model keeps in another file, by name, as
+            `onnxruntime.OrtValue`. They replace the file. The session keeps them.
         weights: Initializers by name, as `onnxruntime.OrtValue` on the device. The session uses them in place.
 
     Raises:
@@ -72,6 +76,8 @@ def start_session(
         options.intra_op_num_threads = threads
     if device.kind != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if parameters:
+        options.add_external_initializers(list(parameters), list(parameters.values()))
     for name, value in (weights or {}).items():
         options.add_initializer(name, value)
     provider = PROVIDERS[device.kind]
@@ -81,4 +87,8 @@ def start_session(
     running = session.get_providers()
     if running[0] != provider:
         raise ProviderError(f"A session for {device.name} started on {running[0]} instead.")
+    # ONNX Runtime does not own the memory of an OrtValue that was made from an array. A thread may still be running the
+    # session when its graph is released, so the parameters live exactly as long as the session.
+    session.parameters_in_use = parameters
+    survive_fork(session)
     return session

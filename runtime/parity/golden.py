@@ -25,7 +25,7 @@ uncertain. Tensors of bfloat16 are stored in float32, because few readers suppor
 from collections.abc import Mapping
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array
@@ -42,6 +42,7 @@ from ..artifact.names import (
     INTERVENTION,
     TARGET,
 )
+from ..artifact.tensorfile import tensors_in
 from ..devices.options import TF32
 from ..errors import IntegrityError
 from ..session.interventions import Intervention
@@ -105,8 +106,9 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
     Raises:
         IntegrityError: The file differs from the manifest's record, lacks a tensor, or has one that is not valid.
     """
-    path = artifact.file(artifact.manifest.golden.file)
-    tensors = load_file(path)
+    with artifact.open(artifact.manifest.golden.file) as file:
+        path, content = file.path, np.frombuffer(file.read(check=True), np.uint8)
+    tensors = {name: tensor.copy() for name, tensor in tensors_in(content, path).items()}  # aligned, and writable
     sae, rounded = artifact.manifest.sae, artifact.manifest.parity is None
     budgets, steered_budgets = _budgets(artifact, precision)
     computed = [*sae.hooks[1:], *(STEERED + hook for hook in CHANGED_HOOKS)]

@@ -1,5 +1,6 @@
 """The graphs of an artifact on one device. They are loaded when first needed, and checked with the manifest."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,9 +12,10 @@ from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import WEIGHTS_KEY
 from ..artifact.folder import Artifact
+from ..artifact.held import HeldFiles
 from ..artifact.manifest import TensorSpec
 from ..artifact.names import TARGET
-from ..devices.backend import create_backend
+from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes
 from ..devices.options import Options
 from ..devices.start import Device
@@ -38,17 +40,60 @@ class Graphs:
         manifest: Manifest of the artifact.
     """
 
-    def __init__(self, artifact: Artifact, device: Device, options: Options, for_cpu: bool, block_tokens: int) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        files: HeldFiles,
+        device: Device,
+        options: Options,
+        for_cpu: bool,
+        block_tokens: int,
+    ) -> None:
         self.loaded: dict[str, ort.InferenceSession] = {}
         self.for_cpu = for_cpu
         self.block_tokens = block_tokens
         self.manifest = artifact.manifest
         self._artifact = artifact
+        self._files = files
         self._device = device
-        self.backend = create_backend(device, options, artifact, block_tokens)
-        self._check_integrity = options.check_integrity
+        self._backend = create_backend(device, options, artifact, files, block_tokens)
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that runs the graphs.
+
+        Raises:
+            SAEError: The process was forked after the session was opened.
+        """
+        self.check_process()
+        return self._backend
+
+    def check_process(self) -> None:
+        """Refuse to go on in a forked process, which has none of the threads that ONNX Runtime waits for.
+
+        Raises:
+            SAEError: The process was forked after the session was opened.
+        """
+        if os.getpid() != self._process:
+            raise SAEError(
+                f"The session of {self._artifact.path} was opened in process {self._process}, from which this one was "
+                "forked, and ONNX Runtime does not work after a fork. Open the session in the process that uses it: "
+                "with gunicorn leave out --preload or open it in post_fork, with multiprocessing use the start method "
+                '"spawn" or "forkserver".'
+            )
+
+    def check_open(self) -> None:
+        """Check that the session can be used.
+
+        Raises:
+            SAEError: It was closed, or the process was forked after it was opened.
+        """
+        self.check_process()
+        if self._closed:
+            raise SAEError(f"The session of {self._artifact.path} is closed.")
 
     def run(
         self, graph: str, feeds: Mapping[str, TensorValue], names: Sequence[str] | None = None
@@ -96,26 +141,33 @@ class Graphs:
 
     def release(self, graph: str) -> None:
         """Free a graph and its weights if it is loaded."""
+        self.check_process()
         with self._lock:
             if session := self.loaded.pop(graph, None):
                 self.backend.release_session(session)
 
     def close(self) -> None:
-        """Free the graphs and their weights. A later run raises an error."""
+        """Free the graphs, their weights and the open files. A later run raises an error.
+
+        In a forked process this does nothing: everything belongs to the process that opened the session.
+        """
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
                 for session in self.loaded.values():
-                    self.backend.release_session(session)
+                    self._backend.release_session(session)
                 self.loaded.clear()
-                self.backend.close()
+                self._backend.close()
+                self._files.close()
 
     def _session(self, graph: str) -> ort.InferenceSession:
+        self.check_process()
         session = self.loaded.get(graph)
         if session is None:
             with self._lock:  # two threads that need the same graph load it once
-                if self._closed:
-                    raise SAEError(f"The session of {self._artifact.path} is closed.")
+                self.check_open()
                 if graph not in self.loaded:
                     self.loaded[graph] = self._load(graph)
                 session = self.loaded[graph]
@@ -126,12 +178,11 @@ class Graphs:
         self.inputs(graph)
         manifest = self.manifest
         spec = manifest.graphs[graph]
-        self._artifact.file(manifest.weights, check=False)
-        path = self._artifact.file(spec.file, self._check_integrity)
+        path = self._files.graphs[graph].path
         # Reading the weights for their sha256 takes about as long as loading them: both happen at once.
-        checked = _in_background(lambda: self._artifact.file(manifest.weights, self._check_integrity))
+        checked = _in_background(self._files.check_weights)
         try:
-            session = self.backend.load_graph(graph, path)
+            session = self.backend.load_graph(graph, self._files)
         except Exception as error:
             if not _is_from_onnx_runtime(error):
                 raise
@@ -140,6 +191,7 @@ class Graphs:
                 f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
             ) from error
         checked()
+        self._files.weights.check_unchanged()  # since they were checked, too
         weights = session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY)
         if weights != manifest.files[manifest.weights].sha256:
             raise IntegrityError(

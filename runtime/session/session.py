@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias, final, overload
 
 from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.folder import Artifact, read_artifact
+from ..artifact.folder import Artifact
+from ..artifact.held import open_artifact
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
 from ..devices.blocks import block_sizes
@@ -17,7 +18,7 @@ from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
 from ..devices.start import CPU
 from ..devices.threads import thread_limit
-from ..errors import InputError
+from ..errors import InputError, IntegrityError
 from .batch import Batch, NamesFilter, select_hooks
 from .features import TopFeatures
 from .forward import SteeringHook, compute, decode, encode, forward, top_features
@@ -41,6 +42,11 @@ class SAESession:
 
     A graph is loaded when it is first needed, and a request is answered by the smallest graph that computes it. Calls
     from several threads at once are safe. Use the session as a context manager, or call `close`, to free its memory.
+
+    The files of the artifact are opened once. On a CPU the session goes on if the artifact is replaced or deleted, with
+    the artifact that it opened; on a GPU a graph that was not loaded before raises an `IntegrityError` then. A session
+    does not work in a forked process. `pickle` and `copy.deepcopy` give a session that opens the same artifact with the
+    same options.
 
     Activations can be changed during a call. Edits of features (`steer`, `steering`) are carried out by a graph and
     affect `__call__`, `run_with_cache`, `run_with_hooks`, `encode` and `top_features`. Hook functions
@@ -100,12 +106,15 @@ class SAESession:
             graphs, precision, threads, arena, memory_limit, block_tokens, stream, tuple(cuda_graph), cache,
             check_integrity,
         )  # fmt: skip
-        self.artifact: Artifact = read_artifact(path)
+        artifact, files = open_artifact(path, options.check_integrity)
+        self.artifact: Artifact = artifact
+        self._asked_device = device
         found = choose_device(self.artifact, device, options)
         self.device: str = found.name
         for_cpu = options.graphs == "cpu" or (options.graphs == "auto" and found.kind == CPU)
         block_tokens = choose_block_tokens(self.artifact, found, options)
-        self._graphs = Graphs(self.artifact, found, options, for_cpu, block_tokens)
+        self._files = files
+        self._graphs = Graphs(self.artifact, files, found, options, for_cpu, block_tokens)
         self._hooks = HookRegistry()
         self._parameters: dict[str, Array] = {}
 
@@ -516,8 +525,27 @@ class SAESession:
         self._graphs.release(graph)
 
     def close(self) -> None:
-        """Free the graphs and their weights. A later call raises an error; closing twice does not."""
+        """Free the graphs, their weights and the open file. A later call raises an error; closing twice does not."""
         self._graphs.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how `pickle` and `copy` open the same artifact again, from its absolute path, with the same options.
+
+        Raises:
+            SAEError: The session is closed.
+            InputError: Hook functions or interventions apply to the caller, or the session has a CUDA stream: a copy
+                would be without them.
+        """
+        self._graphs.check_open()
+        if self._hooks.active():
+            raise InputError(
+                "This session has hook functions, or is inside `hooks` or `steering`, and a copy would be without "
+                "them. Leave the block, or call reset_hooks(including_permanent=True), before you copy the session."
+            )
+        if self._options.stream is not None:
+            raise InputError("This session has a CUDA stream, which cannot be copied. Open another with stream=.")
+        artifact = self.artifact
+        return _open_again, (str(artifact.folder), self._asked_device, vars(self._options), artifact.sha256)
 
     def __enter__(self) -> "SAESession":
         return self
@@ -550,6 +578,23 @@ class SAESession:
 
     def _parameter(self, name: str) -> Array:
         if not self._parameters:
-            weights = self.artifact.file(self.artifact.manifest.weights, self._options.check_integrity)
-            self._parameters = map_parameters(weights)
+            self._graphs.check_open()
+            self._files.check_weights()
+            self._parameters = map_parameters(self._files.weights)
         return parameter(self._parameters, name, self.cfg.architecture)
+
+
+def _open_again(path: str, device: str, options: Mapping[str, Any], sha256: str) -> SAESession:
+    """Open the artifact of a session that was pickled or copied.
+
+    Raises:
+        IntegrityError: Another artifact is at its path now.
+    """
+    session = SAESession(path, device, **options)
+    if session.artifact.sha256 != sha256:
+        session.close()
+        raise IntegrityError(
+            f"{path} holds another artifact now than when its session was pickled or copied: the sha256 of sae.json is "
+            f"{session.artifact.sha256}, and was {sha256}. Open the new artifact with SAESession({path!r})."
+        )
+    return session

@@ -1,17 +1,11 @@
 """The parameters of an SAE as arrays: the weights file of the artifact, mapped into memory."""
 
-from pathlib import Path
-
-import numpy as np
-
-from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
-from ..artifact.tensorfile import read_header
+from ..artifact.files import OpenedFile
+from ..artifact.tensorfile import tensors_in
 
-_DTYPE_OF = {dtype.safetensors: dtype.numpy for dtype in DTYPES.values()}
 
-
-def map_parameters(path: Path) -> dict[str, Array]:
+def map_parameters(weights: OpenedFile) -> dict[str, Array]:
     """Return the tensors of a safetensors file as read-only arrays, mapped and not loaded.
 
     bfloat16 is `ml_dtypes.bfloat16`.
@@ -19,14 +13,7 @@ def map_parameters(path: Path) -> dict[str, Array]:
     Raises:
         ArtifactError: The file is not safetensors.
     """
-    arrays = {}
-    file = np.memmap(path, np.uint8, "r")
-    for name, stored in read_header(path).items():
-        if stored.dtype not in _DTYPE_OF:  # such as a mask of booleans, which is not a parameter
-            continue
-        content = np.asarray(file[stored.offset : stored.offset + stored.nbytes])
-        arrays[name] = content.view(_DTYPE_OF[stored.dtype]).reshape(stored.shape)
-    return arrays
+    return tensors_in(weights.map(), weights.path)
 
 
 def parameter(parameters: dict[str, Array], name: str, architecture: str) -> Array:

@@ -24,7 +24,7 @@ from runtime.artifact.contracts import (
     WIDE,
     graph_specs,
 )
-from runtime.artifact.folder import hash_file
+from runtime.artifact.files import hash_file
 from runtime.artifact.manifest import CUSTOM, GraphSpec, SAEConfig
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_RECONS, INPUT
 from runtime.errors import ExportError

@@ -11,7 +11,7 @@ from runtime.arrays.tensor import TensorValue, feed_of
 from runtime.artifact.budgets import MOST_LOST
 from runtime.artifact.checks import check_manifest
 from runtime.artifact.contracts import ACTIVATE, CONTRACTS, CPU_VARIANTS, DECODE, MODEL, PORTABLE, SPARSE, STEER
-from runtime.artifact.folder import hash_file
+from runtime.artifact.files import hash_file
 from runtime.artifact.manifest import (
     CUSTOM,
     MANIFEST,

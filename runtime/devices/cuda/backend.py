@@ -14,7 +14,6 @@ handed to another stream, the next call that reads the tensor waits for that str
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ...arrays.dtypes import DTYPES
 from ...arrays.pool import BufferPool
 from ...arrays.tensor import Array, Tensor, TensorValue, as_given
 from ...artifact.folder import Artifact
+from ...artifact.held import HeldFiles
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
 from ...errors import InputError, SAEError
@@ -51,10 +51,13 @@ class CudaBackend:
         device: GPU to run on.
         options: Options of the session.
         artifact: Artifact whose graphs are run.
+        files: Files of the artifact.
         block_tokens: Largest number of tokens that are run at a time.
     """
 
-    def __init__(self, device: Device, options: Options, artifact: Artifact, block_tokens: int) -> None:
+    def __init__(
+        self, device: Device, options: Options, artifact: Artifact, files: HeldFiles, block_tokens: int
+    ) -> None:
         self._device = device
         self._options = options
         self._card = driver().card(device.index)
@@ -69,7 +72,7 @@ class CudaBackend:
         self._pinned = BufferPool(options.arena, self._card.pinned, KEPT_CALLS)
         self._staging = BufferPool(options.arena, self._card.pinned, KEPT_CALLS)
         self._staged: list[Array] = []
-        self._weights = DeviceWeights(artifact.path / artifact.manifest.weights, self._memory)
+        self._weights = DeviceWeights(files.weights, self._memory)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._adders: dict[str, ort.InferenceSession] = {}
         # Frees the memory of a session that is dropped without being closed.
@@ -93,9 +96,13 @@ class CudaBackend:
             options["enable_cuda_graph"] = "1"
         return options
 
-    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
-        """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU."""
-        with self._card.exclusive():
+    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU.
+
+        Raises:
+            IntegrityError: The artifact was replaced after it was opened.
+        """
+        with self._card.exclusive(), files.at_path(graph) as path:
             self._check_open()
             return start_session(
                 str(path), self._device, self.cuda_options(), threads=self._options.threads,

@@ -7,15 +7,14 @@ that they are not, and copies them.
 Source: https://github.com/microsoft/onnxruntime/pull/5092.
 """
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from ...arrays.dtypes import DTYPES, SAE_DTYPES
 from ...arrays.tensor import Tensor
-from ...artifact.tensorfile import read_header
+from ...artifact.files import OpenedFile
+from ...artifact.tensorfile import parse_header
 from .memory import DeviceMemory
 
 PARAMETER_DTYPES = {DTYPES[name].safetensors: name for name in SAE_DTYPES}
@@ -27,12 +26,12 @@ class DeviceWeights:
     """The parameters of one file, copied to the GPU when they are first needed.
 
     Args:
-        path: Path of the safetensors file.
+        file: The safetensors file, open.
         memory: Memory of the GPU.
     """
 
-    def __init__(self, path: Path, memory: DeviceMemory) -> None:
-        self._path = path
+    def __init__(self, file: OpenedFile, memory: DeviceMemory) -> None:
+        self._file = file
         self._memory = memory
         self._values: dict[str, Any] | None = None
 
@@ -54,11 +53,13 @@ class DeviceWeights:
         self._values = None
 
     def _load(self) -> dict[str, Tensor]:
-        stored = {name: tensor for name, tensor in read_header(self._path).items() if tensor.dtype in PARAMETER_DTYPES}
+        content = self._file.map()
+        header = parse_header(content, self._file.path)
+        stored = {name: tensor for name, tensor in header.items() if tensor.dtype in PARAMETER_DTYPES}
         tensors = self._memory.tensors([(tensor.shape, PARAMETER_DTYPES[tensor.dtype]) for tensor in stored.values()])
-        file = np.memmap(self._path, np.uint8, "r")
         for source, target in zip(stored.values(), tensors, strict=True):
-            address = file.ctypes.data + source.offset
+            address = content.ctypes.data + source.offset
             self._memory.card.copy(target.pointer, address, target.nbytes, self._memory.stream)
         self._memory.card.synchronize(self._memory.stream)  # before the file may be unmapped
+        self._file.forget_pages()
         return dict(zip(stored, tensors, strict=True))

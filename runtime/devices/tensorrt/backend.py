@@ -5,6 +5,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ...artifact.folder import Artifact
+from ...artifact.held import HeldFiles
 from ...errors import InputError, ProviderError
 from ..cuda.backend import CudaBackend
 from ..cuda.driver import driver
@@ -20,22 +21,25 @@ USUAL_TOKENS = 64
 class TensorRTBackend(CudaBackend):
     """Runs graphs with TensorRT. Memory, streams and their order are those of `CudaBackend`."""
 
-    def __init__(self, device: Device, options: Options, artifact: Artifact, block_tokens: int) -> None:
+    def __init__(
+        self, device: Device, options: Options, artifact: Artifact, files: HeldFiles, block_tokens: int
+    ) -> None:
         if options.cuda_graph:
             raise InputError(
                 'cuda_graph is for device="cuda": TensorRT does not tell captures of different sizes apart.'
             )
-        super().__init__(device, options, artifact, block_tokens)
+        super().__init__(device, options, artifact, files, block_tokens)
         self._artifact = artifact
         self._shapes = Shapes(block_tokens, usual_tokens=min(USUAL_TOKENS, block_tokens))
 
-    def load_graph(self, graph: str, path: Path) -> ort.InferenceSession:
+    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph.
 
         The first time on a kind of GPU, TensorRT builds an engine, which takes from seconds to minutes.
 
         Raises:
             ProviderError: TensorRT is missing, or it cannot run the graph.
+            IntegrityError: The artifact was replaced after it was opened.
         """
         version = tensorrt_version()
         if version is None:
@@ -52,6 +56,6 @@ class TensorRTBackend(CudaBackend):
             stream=self.stream,
             extra={} if asked.memory_limit is None else {"trt_max_workspace_size": str(asked.memory_limit)},
         )
-        with self._card.exclusive(), building(options):
+        with self._card.exclusive(), building(options), files.at_path(graph) as path:
             self._check_open()
             return start_session(str(path), self._device, options, threads=asked.threads)

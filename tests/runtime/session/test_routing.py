@@ -11,7 +11,6 @@ import runtime
 from runtime import Clamp, InputError, Plan, SAESession
 from runtime.arrays.pool import BufferPool
 from runtime.artifact.contracts import CONTRACTS, SPARSE
-from runtime.devices import threads as limits
 from runtime.devices.blocks import FEATURE_BYTES, FEWEST_TOKENS, block_sizes, default_block
 from saeexport import export
 from tests.support.samples import HOOKS, MINILM, TINY, normal
@@ -190,26 +189,6 @@ def test_every_sparse_graph_has_its_dense_one():
         assert CONTRACTS[sparse].inputs == CONTRACTS[dense].inputs
         assert CONTRACTS[sparse].outputs == CONTRACTS[dense].outputs
         assert dense in PORTABLE
-
-
-@pytest.mark.parametrize(("quota", "threads"), [("max 100000", None), ("50000 100000", 1), ("150000 100000", 2)])
-def test_a_container_with_a_quota_gets_no_more_threads_than_it_may_use(tmp_path, monkeypatch, quota, threads):
-    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert limits.thread_limit(tmp_path) == threads
-
-
-def test_a_quota_of_the_first_cgroups_and_an_affinity_count_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    assert limits.thread_limit(tmp_path) == 12
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert limits.thread_limit(tmp_path) == 12
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
-    assert limits.thread_limit(tmp_path) == 4
 
 
 def test_the_threads_are_those_that_were_asked_for():

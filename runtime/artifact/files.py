@@ -1,0 +1,220 @@
+"""Opens a file once, checks what it opened, and reads only from there.
+
+A path can lead to another file a moment later: an export replaces an artifact, a download is still writing. So a file
+is opened once, and its kind, its size, its sha256 and its content all come from that handle.
+
+Only ordinary files are read. Opening a FIFO would wait for a writer, and a device may have no end. Symbolic links are
+followed, because the cache of the Hugging Face Hub consists of them.
+"""
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+
+from ..arrays.tensor import Array
+from ..errors import IntegrityError
+from .manifest import MANIFEST, FileRecord
+
+CHUNK = 1 << 22
+
+FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
+"""Opening a FIFO does not wait, a child process does not get the handle, and Windows does not translate line ends."""
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+Identity: TypeAlias = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change: what tells one state of one file from every other."""
+
+
+class OpenedFile:
+    """An ordinary file that is open for reading. Threads may share it.
+
+    Attributes:
+        path: Path that was opened.
+        size: Size of the file in bytes when it was opened.
+        identity: Identity of the file when it was opened.
+    """
+
+    def __init__(self, path: Path, descriptor: int, expected: FileRecord | None) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        self._finalizer.atexit = False
+        self._expected = expected
+        self.identity = _identity(os.fstat(descriptor))
+        self.size = self.identity[2]
+        self._lock = threading.Lock()  # the position in the file belongs to one reader at a time
+        self._mapping: mmap.mmap | None = None
+        self._is_checked = False
+
+    def read(self, check: bool = False) -> bytes:
+        """Return the content of the file.
+
+        Args:
+            check: Whether to compare the sha256 of these bytes with the manifest.
+
+        Raises:
+            IntegrityError: The file became shorter or longer while it was read, or its sha256 differs.
+        """
+        with self._lock:
+            content = b"".join(self._chunks())
+        if check:
+            self._compare(hashlib.sha256(content).hexdigest())
+        return content
+
+    def sha256(self) -> str:
+        """Return the sha256 of the content.
+
+        Raises:
+            IntegrityError: The file became shorter or longer while it was read.
+        """
+        digest = hashlib.sha256()
+        with self._lock:
+            for chunk in self._chunks():
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """Compare the sha256 of the content with the manifest, once.
+
+        Raises:
+            IntegrityError: It differs, or the file changed while it was read.
+        """
+        if not self._is_checked:
+            self._compare(self.sha256())
+            self.check_unchanged()
+            self._is_checked = True
+
+    def check_unchanged(self) -> None:
+        """Check that nothing was written to the file since it was opened.
+
+        Raises:
+            IntegrityError: Something was.
+        """
+        if _identity(os.fstat(self._descriptor)) != self.identity:
+            raise IntegrityError(
+                f"{self.path} was changed while it was in use. Replace an artifact as a whole (saeexport export "
+                "--overwrite does), and never write into its files."
+            )
+
+    def map(self) -> Array:
+        """Return the content as a read-only array of bytes, mapped into memory and not read."""
+        with self._lock:
+            if self._mapping is None and self.size:  # an empty file cannot be mapped
+                self._mapping = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
+        return np.frombuffer(b"" if self._mapping is None else self._mapping, np.uint8)
+
+    def forget_pages(self) -> None:
+        """Return the memory of the mapping to the system, which reads the file again where it is needed."""
+        if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the file. Arrays that `map` returned stay valid."""
+        self._finalizer()
+        self._mapping = None
+
+    def __enter__(self) -> "OpenedFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _compare(self, digest: str) -> None:
+        if self._expected is not None and digest != self._expected.sha256:
+            raise IntegrityError(
+                f"{self.path} has sha256 {digest}, {MANIFEST} says {self._expected.sha256}: it was changed after the "
+                f"export. Copy the whole folder again."
+            )
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yield the content, and stop after the bytes that the file had when it was opened."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        left = self.size
+        while left:
+            chunk = os.read(self._descriptor, min(CHUNK, left))
+            if not chunk:
+                raise IntegrityError(f"{self.path} became shorter while it was read. Copy the whole folder again.")
+            left -= len(chunk)
+            yield chunk
+        if os.read(self._descriptor, 1):
+            raise IntegrityError(f"{self.path} became longer while it was read. Wait until it is complete.")
+
+
+def open_file(path: Path, expected: FileRecord | None = None) -> OpenedFile:
+    """Open an ordinary file, or a symbolic link to one.
+
+    Args:
+        path: Path of the file.
+        expected: Size and sha256 in the manifest. The size is compared now, the sha256 by `OpenedFile.check`.
+
+    Raises:
+        IntegrityError: The file is missing, cannot be read, is not an ordinary file, or has another size.
+    """
+    try:
+        descriptor = os.open(path, FLAGS)
+    except (FileNotFoundError, NotADirectoryError):
+        raise IntegrityError(f"{path} is missing. Copy the whole folder again.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        loop = isinstance(error, OSError) and error.errno == errno.ELOOP
+        reason = "its symbolic links lead in a circle" if loop else str(error)
+        raise IntegrityError(f"{path} cannot be opened: {reason}. Check its permissions, or copy the folder again.") \
+            from None  # fmt: skip
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise IntegrityError(
+                f"{path} is {kind}; an artifact consists of ordinary files. Copy the whole folder again."
+            )
+        if expected is not None and status.st_size != expected.bytes:
+            raise IntegrityError(
+                f"{path} has {status.st_size} bytes, {MANIFEST} says {expected.bytes}: it is truncated or from another "
+                f"export. Copy the whole folder again."
+            )
+        return OpenedFile(path, descriptor, expected)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        raise
+
+
+def identify(path: Path) -> Identity | None:
+    """Return the identity of the file that a path leads to now; None if it leads to none."""
+    try:
+        return _identity(os.stat(path))
+    except OSError:
+        return None
+
+
+def hash_file(path: Path) -> FileRecord:
+    """Return the size in bytes and the sha256 of a file.
+
+    Raises:
+        IntegrityError: It is not an ordinary file, or changed while it was read.
+    """
+    with open_file(path) as file:
+        return FileRecord(file.sha256(), file.size)
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,195 @@
+"""Reads from an ONNX file which of its initializers are stored in another file, and where.
+
+Only the fields that say so are read. The result is a table of a dozen entries, for which the package `onnx`, which an
+installation without PyTorch does not have, is not needed.
+
+Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3, `ModelProto`, `GraphProto` and `TensorProto`;
+https://protobuf.dev/programming-guides/encoding/.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arrays.dtypes import DTYPES
+from ..arrays.tensor import Array
+from ..errors import ArtifactError, IntegrityError
+
+MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
+DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14
+KEY, VALUE = 1, 2
+EXTERNAL = 1
+VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}
+"""Wire types; those with a fixed size, and that size in bytes."""
+
+LONGEST_VARINT = 10
+
+NUMPY_DTYPES: dict[int, "np.dtype[Any]"] = {
+    **{dtype.onnx: dtype.numpy for dtype in DTYPES.values()},
+    9: np.dtype(np.bool_),
+}
+"""The dtypes of stored initializers by their number in ONNX, `TensorProto.DataType`."""
+
+
+@dataclass(frozen=True)
+class ExternalTensor:
+    """An initializer whose bytes are in another file.
+
+    Attributes:
+        element_type: Number of its dtype in ONNX.
+        shape: Its shape.
+        location: Name of the file.
+        offset: Offset in the file, in bytes.
+        nbytes: Size in bytes.
+    """
+
+    element_type: int
+    shape: tuple[int, ...]
+    location: str
+    offset: int
+    nbytes: int
+
+    def view(self, content: Array) -> Array:
+        """Return the tensor as a view of the content of its file, an array of bytes.
+
+        Raises:
+            ValueError: The dtype is not known, or the tensor does not fit into the file.
+        """
+        dtype = NUMPY_DTYPES.get(self.element_type)
+        if dtype is None or math.prod(self.shape) * dtype.itemsize != self.nbytes:
+            raise ValueError(f"{self.shape} of the ONNX type {self.element_type} in {self.nbytes} bytes")
+        if self.offset + self.nbytes > content.size:
+            raise ValueError(f"bytes {self.offset} to {self.offset + self.nbytes} of a file with {content.size}")
+        return content[self.offset : self.offset + self.nbytes].view(dtype).reshape(self.shape)
+
+
+def external_tensors(model: bytes, path: Path) -> dict[str, ExternalTensor]:
+    """Return the initializers of a model that are stored in another file, by name.
+
+    Args:
+        model: Content of the ONNX file.
+        path: Path of the file, for the error.
+
+    Raises:
+        ArtifactError: The file is not ONNX.
+    """
+    try:
+        return {
+            name: tensor
+            for graph in _submessages(memoryview(model), MODEL_GRAPH)
+            for name, tensor in map(_tensor, _submessages(graph, GRAPH_INITIALIZER))
+            if tensor is not None
+        }
+    except (ValueError, IndexError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} is not an ONNX model: {type(error).__name__}: {error}. Copy the whole folder again."
+        ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """The value of an initializer; `element_type` is the number of its dtype in ONNX."""
+
+    element_type: int
+    array: Array
+
+
+def parameters(model: bytes, path: Path, location: str, content: Array) -> dict[str, Parameter]:
+    """Return the initializers that a model keeps in the weights file, as views of its content, by name.
+
+    Args:
+        model: Content of the ONNX file.
+        path: Path of the ONNX file, for the error.
+        location: Name of the weights file.
+        content: Content of the weights file, an array of bytes.
+
+    Raises:
+        ArtifactError: The file is not ONNX.
+        IntegrityError: It refers to another file, or to bytes that the weights file does not have.
+    """
+    found = {}
+    for name, tensor in external_tensors(model, path).items():
+        if tensor.location != location:
+            raise IntegrityError(f"{path} keeps {name} in {tensor.location!r}, and not in {location}.")
+        try:
+            found[name] = Parameter(tensor.element_type, tensor.view(content))
+        except ValueError as error:
+            raise IntegrityError(f"{path} says that {name} is {error}. Export the SAE again.") from None
+    return found
+
+
+def _tensor(message: memoryview) -> tuple[str, ExternalTensor | None]:
+    """Return the name of an initializer, and where it is stored if it is stored in another file."""
+    name, shape, element_type, is_external = "", [], 0, False
+    where = {}
+    for field, value in _fields(message):
+        if field == DIMS:  # packed into one value, or one by one
+            shape += [value] if isinstance(value, int) else _varints(value)
+        elif field == DATA_TYPE and isinstance(value, int):
+            element_type = value
+        elif field == DATA_LOCATION:
+            is_external = value == EXTERNAL
+        elif field == NAME:
+            name = _text(value)
+        elif field == EXTERNAL_DATA and not isinstance(value, int):
+            entry = dict(_fields(value))
+            where[_text(entry[KEY])] = _text(entry[VALUE])
+    if not is_external:
+        return name, None
+    offset, nbytes = int(where.get("offset", "0")), int(where["length"])
+    if offset < 0 or nbytes < 0:
+        raise ValueError(f"{name}: offset {offset}, length {nbytes}")
+    return name, ExternalTensor(element_type, tuple(shape), where["location"], offset, nbytes)
+
+
+def _submessages(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    return (value for field, value in _fields(message) if field == wanted and not isinstance(value, int))
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
+    """Yield the number and the value of each field of a protobuf message."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        kind = key & 7
+        if kind == VARINT:
+            value, position = _varint(message, position)
+            yield key >> 3, value
+            continue
+        if kind == BYTES:
+            size, position = _varint(message, position)
+        elif kind in FIXED:
+            size = FIXED[kind]
+        else:
+            raise ValueError(f"a field has the unknown wire type {kind}")
+        if position + size > len(message):
+            raise ValueError("a field ends outside of its message")
+        yield key >> 3, message[position : position + size]
+        position += size
+
+
+def _varints(message: memoryview) -> list[int]:
+    values, position = [], 0
+    while position < len(message):
+        value, position = _varint(message, position)
+        values.append(value)
+    return values
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Return an integer of seven bits in each byte, and the position after it."""
+    value = 0
+    for i in range(LONGEST_VARINT):
+        byte = message[position + i]
+        value |= (byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            return value, position + i + 1
+    raise ValueError("a number has more than ten bytes")
+
+
+def _text(value: "int | memoryview") -> str:
+    return "" if isinstance(value, int) else bytes(value).decode()
