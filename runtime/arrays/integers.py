@@ -1,0 +1,31 @@
+"""Whole numbers as callers pass them: everything that Python accepts as an index, except bool."""
+
+import operator
+from typing import Any
+
+from ..errors import InputError
+
+
+def as_integer(name: str, value: Any, least: int | None = None, most: int | None = None, hint: str = "") -> int:
+    """Return a whole number as an int.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: An int, an integer of numpy, or another object with `__index__`. A bool is refused: it is a slip.
+        least: Smallest number that is accepted; None for no bound.
+        most: Largest number that is accepted; None for no bound.
+        hint: What the message adds about other values that are accepted.
+
+    Raises:
+        InputError: `value` is something else, or out of range.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; it must be a whole number{hint}.") from None
+    if (least is not None and number < least) or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name} is {number}; it must be {bounds}{hint}.")
+    return number
