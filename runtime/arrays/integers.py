@@ -6,7 +6,9 @@ from typing import Any
 from ..errors import InputError
 
 
-def as_integer(name: str, value: Any, least: int | None = None, most: int | None = None, hint: str = "") -> int:
+def as_integer(
+    name: str, value: Any, least: int | None = None, most: int | None = None, hint: str = "", most_is: str = ""
+) -> int:
     """Return a whole number as an int.
 
     Args:
@@ -14,7 +16,9 @@ def as_integer(name: str, value: Any, least: int | None = None, most: int | None
         value: An int, an integer of numpy, or another object with `__index__`. A bool is refused: it is a slip.
         least: Smallest number that is accepted; None for no bound.
         most: Largest number that is accepted; None for no bound.
-        hint: What the message adds about other values that are accepted.
+        hint: What the message says about other values that are accepted.
+
+        most_is: What the message calls the largest number, such as "d_sae = ".
 
     Raises:
         InputError: `value` is something else, or out of range.
@@ -26,6 +30,6 @@ def as_integer(name: str, value: Any, least: int | None = None, most: int | None
     except TypeError:
         raise InputError(f"{name} is {value!r}; it must be a whole number{hint}.") from None
     if (least is not None and number < least) or (most is not None and number > most):
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        bounds = f"at least {least}" if most is None else f"from {least} to {most_is}{most}"
         raise InputError(f"{name} is {number}; it must be {bounds}{hint}.")
     return number

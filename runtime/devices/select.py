@@ -26,6 +26,20 @@ _PROBING = threading.Lock()  # all threads share the standard output, which a pr
 INSTALL_GPU = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
+def check_device_name(name: str) -> re.Match[str] | None:
+    """Return the kind and the index of a GPU as a match, or None for "auto" and "cpu".
+
+    Raises:
+        ProviderError: The name is not that of a device.
+    """
+    match = re.fullmatch(rf"({CUDA}|{TENSORRT})(?::([0-9]{{1,4}}))?", name) if isinstance(name, str) else None
+    if not match and not (isinstance(name, str) and name in ("auto", CPU)):
+        raise ProviderError(
+            f'device is {name!r}; it must be "auto", "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".'
+        )
+    return match
+
+
 def find_device(name: str) -> Device:
     """Return the device with a name, after checking that sessions start on it.
 
@@ -36,13 +50,9 @@ def find_device(name: str) -> Device:
     Raises:
         ProviderError: The name is not one of these, or sessions do not start on that GPU. The message says why.
     """
+    match = check_device_name(name)
     if name == CPU:
         return Device(CPU)
-    match = re.fullmatch(rf"({CUDA}|{TENSORRT})(?::(\d+))?", name)
-    if name != "auto" and not match:
-        raise ProviderError(
-            f'device is {name!r}; it must be "auto", "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".'
-        )
     if name == "auto" and not _has_driver():
         return Device(CPU)
     device = Device(match[1], int(match[2] or 0)) if match else Device(CUDA)

@@ -93,7 +93,7 @@ def strongest_features(acts: Array, k: int) -> TopFeatures[Array]:
     strongest = np.sort(np.partition(keys, first, axis=-1)[..., first:], axis=-1)[..., ::-1]
     indices = (_LAST - (strongest & _LAST)).astype(np.int64)
     values = np.take_along_axis(acts, indices, axis=-1)
-    has_nan = np.isnan(acts).any(axis=-1)
+    has_nan = np.asarray(np.isnan(acts).any(axis=-1))
     values[has_nan] = np.nan
     indices[has_nan[..., None] | (values == 0)] = -1
     l0 = np.where(has_nan, -1, (acts != 0).sum(axis=-1, dtype=np.int64))
