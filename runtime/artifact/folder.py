@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..arrays.arguments import as_path
 from ..errors import ArtifactError, IntegrityError
 from .manifest import MANIFEST, FileRecord, Manifest, SAEConfig
 from .parse import parse_manifest
@@ -97,8 +98,9 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         ArtifactError: `path` is not an artifact folder.
         ManifestError: `sae.json` cannot be read.
+        InputError: `path` is not a path.
     """
-    folder = Path(path)
+    folder = as_path("path", path)
     manifest = folder / MANIFEST
     if not manifest.is_file():
         if not folder.exists():

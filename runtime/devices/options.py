@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.arguments import as_integer
 from ..arrays.dlpack import LEGACY_STREAM, PER_THREAD_STREAM
 from ..arrays.dtypes import FLOAT32
-from ..arrays.integers import as_integer
 from ..errors import InputError
 
 FAMILIES = ("auto", "cpu", "portable")

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from ..errors import ProviderError, SAEError
 from .cuda.driver import driver
-from .start import CPU, CUDA, PROVIDERS, TENSORRT, Device, start_session
+from .start import CPU, CUDA, ORT_ERRORS, PROVIDERS, TENSORRT, Device, start_session
 from .tensorrt.library import missing_tensorrt, preload_tensorrt
 
 PROBE = Path(__file__).with_name("probe.onnx")
@@ -90,6 +90,9 @@ def unavailable_reason(device: Device) -> str:
         try:
             start_session(PROBE.read_bytes(), device, {"device_id": str(device.index)})
         except Exception as error:  # ONNX Runtime's exceptions do not share a base class
+            plain = (Exception, RuntimeError, ValueError)
+            if type(error) not in plain and not isinstance(error, (ProviderError, *ORT_ERRORS)):
+                raise
             return f"{device.kind} does not start: {'; '.join(missing_parts(device)) or error}{_describe_gpus()}"
     return ""
 

@@ -4,7 +4,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..arrays.integers import as_integer
+from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array, TensorValue
 from ..errors import InputError
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from ..arrays.dtypes import DTYPES
 from ..arrays.limits import check_fits
@@ -18,16 +17,9 @@ from ..artifact.names import TARGET, TOKENS, K
 from ..devices.backend import create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.options import Options
-from ..devices.start import Device
+from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, InputError, IntegrityError, SAEError
 from .route import variant_of
-
-ORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    error
-    for error in vars(onnxruntime_pybind11_state).values()
-    if isinstance(error, type) and issubclass(error, Exception)
-)
-"""The exceptions of ONNX Runtime's statuses, such as `Fail` and `InvalidArgument`. They do not share a base class."""
 
 
 class Graphs:
@@ -75,7 +67,7 @@ class Graphs:
         try:
             arrays = self.backend.run(session, spec, given, list(names), block_sizes(tokens, self.block_tokens))
         except Exception as error:
-            if not _is_from_onnx_runtime(error):
+            if not is_from_onnx_runtime(error):
                 raise
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(
@@ -164,7 +156,7 @@ class Graphs:
         try:
             session = self.backend.load_graph(graph, path)
         except Exception as error:
-            if not _is_from_onnx_runtime(error):
+            if not is_from_onnx_runtime(error):
                 raise
             checked()
             raise ArtifactError(
@@ -184,20 +176,6 @@ class Graphs:
             if tensors != expected:
                 raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
         return session
-
-
-def _is_from_onnx_runtime(error: Exception) -> bool:
-    """Tell whether ONNX Runtime raised an exception.
-
-    Its C++ code can throw without a status, and its Python code checks arguments. The result is a plain Exception,
-    RuntimeError or ValueError, which counts if the innermost Python frame is one of ONNX Runtime's.
-    """
-    if type(error) not in (Exception, RuntimeError, ValueError):
-        return isinstance(error, ORT_ERRORS)
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("onnxruntime.")
 
 
 def _in_background(check: Callable[[], object]) -> Callable[[], None]:

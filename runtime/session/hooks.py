@@ -9,7 +9,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ..arrays.integers import as_integer
+from ..arrays.arguments import as_integer
 from ..artifact.names import HOOK_NAMES
 from ..errors import InputError, UnknownHookError
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, final, overload
 
+from ..arrays.arguments import as_integer
 from ..arrays.dtypes import FLOAT32
-from ..arrays.integers import as_integer
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import SAEConfig

@@ -1,6 +1,8 @@
-"""Whole numbers as callers pass them: everything that Python accepts as an index, except bool."""
+"""Whole numbers and paths as callers pass them."""
 
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -33,3 +35,19 @@ def as_integer(
         bounds = f"at least {least}" if most is None else f"from {least} to {most_is}{most}"
         raise InputError(f"{name} is {number}; it must be {bounds}{hint}.")
     return number
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Return the path of a file or folder.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: A string or an `os.PathLike`.
+
+    Raises:
+        InputError: `value` is something else, or contains a null character, which no file system allows.
+    """
+    path = Path(value) if isinstance(value, (str, os.PathLike)) else None
+    if path is None or "\0" in str(path):
+        raise InputError(f"{name} is {value!r}; it must be the path of a file or folder, as a str or an os.PathLike.")
+    return path
