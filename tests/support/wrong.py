@@ -1,5 +1,7 @@
 """Arguments that a function must refuse, and a check that it does so with an error of `runtime.errors`."""
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -21,6 +23,12 @@ NOT_A_PATH = [None, 3, 2.5, b"tiny", ["tiny"], object(), "a\0b"]
 
 def arrays_of(width):
     """Return arrays, by what is wrong with them, that an SAE of this width in float32 cannot take."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the kinds of tensors that it is about to give up
+        return _arrays_of(width)
+
+
+def _arrays_of(width):
     ones, zeros = np.ones((3, width), np.float32), torch.zeros(3, width)
     return {
         "none": None,

@@ -189,7 +189,7 @@ def test_run_that_fails_leaves_what_was_there(capsys, tmp_path, source, monkeypa
     out.write_text("precious")
     compute, calls = SAESession.compute, []
 
-    def fail(self, x, names):
+    def fail(self, x, names, target):
         calls.append(len(x))
         if len(calls) == 3:
             raise OSError("No space left on device")
@@ -213,7 +213,7 @@ def test_run_refuses_a_target_that_is_not_a_file(capsys, tmp_path, source, targe
 def test_run_keeps_a_file_that_appears_during_the_run(capsys, tmp_path, source, monkeypatch):
     out, compute = tmp_path / "out.safetensors", SAESession.compute
 
-    def appear(self, x, names):
+    def appear(self, x, names, target):
         out.write_text("precious")
         return compute(self, x, names)
 

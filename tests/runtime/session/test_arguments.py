@@ -1,10 +1,11 @@
-"""Every function of a session with arguments of the wrong type, shape or value: each is an error of `runtime.errors`."""
+"""Functions of a session with arguments of the wrong type, shape or value: each is an error of `runtime.errors`."""
 
 import numpy as np
 import pytest
 
 import runtime
 from runtime import Ablate, Add, Clamp, Edit, InputError, Intervention, SAESession, Scale, TopFeatures
+from saeexport import export
 from tests.support.samples import TINY, normal
 from tests.support.wrong import NOT_A_NUMBER, NOT_A_PATH, accepted, arrays_of
 from tests.support.zoo import D_IN, D_OUT, sae_of
@@ -12,17 +13,7 @@ from tests.support.zoo import D_IN, D_OUT, sae_of
 X = normal(3, 6)
 POST, ACTS = "hook_sae_acts_post", normal(3, 16)
 
-NOT_NAMES = [
-    None,
-    3,
-    "hook_sae_recons",
-    ["nothing"],
-    [None],
-    [3],
-    [["hook_sae_recons"]],
-    [np.ones(2)],
-    [b"hook_sae_recons"],
-]
+NOT_NAMES = [None, 3, POST, ["nothing"], [None], [3], [[POST]], [np.ones(2)], [POST.encode()]]
 NOT_FUNCTIONS = [None, 3, "f", [print]]
 OF_X = {
     "__call__": lambda s, x: s(x),
@@ -39,8 +30,7 @@ OF_X = {
 
 @pytest.mark.parametrize("call", OF_X.values(), ids=OF_X)
 def test_activations(session, call):
-    accepting = {"number", "0-d", "0-d array"} & set()  # no call takes a single number
-    assert not accepted(lambda x: call(session, x), {k: v for k, v in arrays_of(6).items() if k not in accepting})
+    assert not accepted(lambda x: call(session, x), arrays_of(6))
 
 
 def test_activations_to_decode(session):
@@ -49,8 +39,6 @@ def test_activations_to_decode(session):
 
 @pytest.fixture(scope="module")
 def transcoder(tmp_path_factory):
-    from saeexport import export
-
     path = export(sae_of("transcoder", use_error_term=True), tmp_path_factory.mktemp("arguments") / "sae").path
     with SAESession(path, "cpu") as opened:
         yield opened
@@ -132,10 +120,7 @@ def test_what_a_function_of_the_caller_raises_is_the_callers(session, error):
         lambda: session.run_with_hooks(X, [(POST, fail)]),
         lambda: session.run_with_hooks(X, [(fail, print)]),
         lambda: session.run_with_cache(X, fail),
-        lambda: session.run_graph("model", {"input": type("Own", (), {"__array__": fail})()}),
     ):
-        if isinstance(error, TypeError) and call.__code__.co_consts[-1] == "__array__":
-            continue
         with pytest.raises(type(error)) as caught:
             call()
         assert caught.value is error
@@ -151,22 +136,10 @@ def test_edits(session):
         lambda key: session.steer(X, {key: Ablate()}), [None, "3", 2.5, -1, 16, 2**70, (3,), b"3", True]
     )
     assert not accepted(lambda edits: session.steer(X, edits), [None, 3, "3", [Ablate()], {3: 1.0}, {3: Ablate}, [3]])
-    ids = [
-        None,
-        3,
-        "3",
-        [1.5],
-        [1, [2]],
-        [[1]],
-        [1, 1],
-        [-1],
-        [2**70],
-        [True],
-        object(),
-        np.ma.masked_array([1], [True]),
-    ]
+    masked = np.ma.masked_array([1], [True])
+    ids = [None, 3, "3", [1.5], [1, [2]], [[1]], [1, 1], [-1], [2**70], [True], object(), masked]
     assert not accepted(lambda wrong: Intervention(wrong, 1.0, 0.0), ids)
-    assert not accepted(lambda scale: Intervention([3], scale, 0.0), numbers[:10])
+    assert not accepted(lambda scale: Intervention([3], scale, 0.0), numbers[:9])
     intervention = Intervention([3, 9], 1.0, 0.0)
     assert not accepted(intervention, [None, 3, "a", normal(3, 4), np.ones((3, 16), int), np.ma.masked_array(ACTS)])
     with session.steering({3: Ablate()}):
@@ -207,8 +180,6 @@ def test_paths():
 
 def test_a_device_that_does_not_exist_is_named_whatever_the_weights_are(tmp_path):
     """With int8 weights it was said that they run on a CPU only, as if the name were that of a GPU."""
-    from saeexport import export
-
     path = export(sae_of("standard"), tmp_path / "sae", weights="int8").path
     with pytest.raises(runtime.ProviderError, match='device is \'foo\'; it must be "auto", "cpu", "cuda"'):
         SAESession(path, "foo")
