@@ -1,5 +1,8 @@
 """The exceptions of both packages.
 
+Whatever a caller can do wrong raises one of these errors. What the caller's own functions raise, hook functions and
+signal handlers among them, passes through unchanged. Any other exception is a bug, and keeps its type and traceback.
+
 SAEError
 |-- ArtifactError            a folder is not an artifact, or cannot be used as one
 |   |-- ManifestError        sae.json is not JSON, lacks a key, or has a newer format

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
+from runtime.arrays.arguments import as_path
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import FORMAT_VERSION, INT8, GoldenSpec, GraphSpec, Manifest, SAEConfig
@@ -83,7 +84,7 @@ def export(
         InputError: The activations do not fit the SAE.
         ParityError: The graphs do not compute what the SAE computes.
     """
-    path = Path(path)
+    path = as_path("path", path)
     check_hooks(sae)
     given, sae = sae, in_dtype(sae, dtype)
     check_weights(sae.state_dict())
@@ -125,6 +126,8 @@ def export(
                 )  # fmt: skip
                 prove_checkpoint(sae, folder, clean)
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # not of the system: a signal handler that raises TimeoutError, for example
         raise ExportError(f"{path} was not written: {error}") from error
     return read_artifact(path)
 

@@ -71,12 +71,15 @@ class Tensor:
         """Return the same memory in another shape, given as integers or as one tuple; one of them may be -1.
 
         Raises:
-            ValueError: The shape has another number of elements.
+            InputError: The shape has another number of elements, or is not made of whole numbers; it is a ValueError.
         """
-        wanted = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        wanted = shape[0] if len(shape) == 1 else shape
         # numpy knows the rules; one element, broadcast to the whole shape, takes no memory.
-        new = np.broadcast_to(np.empty((), np.int8), self.shape).reshape(wanted).shape if self.size else \
-            np.empty(self.shape, np.int8).reshape(wanted).shape  # fmt: skip
+        one = np.broadcast_to(np.empty((), np.int8), self.shape) if self.size else np.empty(self.shape, np.int8)
+        try:
+            new = one.reshape(wanted).shape
+        except (TypeError, ValueError) as error:
+            raise InputError(f"A {self!r} does not take the shape {wanted!r}: {error}.") from None
         return Tensor(self.pointer, new, self.dtype, self.device, self._owner)
 
     def __len__(self) -> int:
@@ -159,6 +162,14 @@ def feed_of(array: Array, dtype: str) -> Array:
     return array.astype(DTYPES[dtype].numpy, copy=False)
 
 
+_UNREADABLE = (TypeError, ValueError, RuntimeError, BufferError, OverflowError)
+"""What numpy and the libraries of arrays raise for an array that they cannot convert."""
+
+_LAZY_SIGNS = {"is_neg": "resolve_neg", "is_conj": "resolve_conj"}
+"""Methods of a torch tensor that tell that its memory holds other values than the tensor, and those that compute them.
+DLPack has no word for either, and would hand over the memory."""
+
+
 def as_given(x: Any, on_device: Callable[[Any], Tensor] | None = None) -> TensorValue:
     """Return the array that a caller passed, without a copy: as a numpy array, or as a `Tensor` if it is on a GPU.
 
@@ -168,32 +179,62 @@ def as_given(x: Any, on_device: Callable[[Any], Tensor] | None = None) -> Tensor
 
     Raises:
         InputError: `x` is on a GPU that this session does not use, or is not contiguous, or neither numpy nor DLPack
-            can read it.
+            can read it, or its memory does not hold its values: a masked array, or a tensor of torch that is the
+            negative or the conjugate of another.
     """
-    if isinstance(x, np.ndarray):
+    if type(x) is np.ndarray:
         return x
-    if hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] in (dlpack.CUDA, dlpack.CUDA_MANAGED):
+    check_holds_its_values(x)
+    try:
+        if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
+            return np.asarray(x)
+        kind, index = x.__dlpack_device__()
+    except _UNREADABLE as error:
+        raise _unreadable(x, error) from error
+    if kind in (dlpack.CUDA, dlpack.CUDA_MANAGED):
         if on_device is None:
             raise InputError(
-                f"The {type(x).__name__} is on cuda:{x.__dlpack_device__()[1]}, this session on the CPU. Pass x.cpu(), "
+                f"The {type(x).__name__} is on cuda:{index}, this session on the CPU. Pass x.cpu(), "
                 'or open the artifact with device="cuda".'
             )
         return on_device(x)
     try:
         return np.asarray(x)
-    except (TypeError, RuntimeError):  # numpy does not know the dtype, as torch's bfloat16, or the library refuses
-        if not hasattr(x, "__dlpack__"):
-            raise
+    except _UNREADABLE:  # numpy does not know the dtype, as torch's bfloat16, or the library refuses
         return _from_host(x)
+
+
+def check_holds_its_values(x: Any) -> None:
+    """Refuse arrays whose memory holds other values than the array does.
+
+    Raises:
+        InputError: `x` is a masked array, or a list of them, or a tensor of torch whose negative bit or conjugate bit
+            is set.
+    """
+    rows = x if isinstance(x, (list, tuple)) else ()
+    if isinstance(x, np.ma.MaskedArray) or any(isinstance(row, np.ma.MaskedArray) for row in rows):
+        raise InputError("A masked array was given, and its mask would be ignored. Pass x.filled(value).")
+    for bit, resolve in _LAZY_SIGNS.items():
+        is_set = getattr(x, bit, None)
+        if callable(is_set) and is_set() is True:
+            raise InputError(
+                f"The {type(x).__name__} has the bit of {bit}(): its memory holds other values. Pass x.{resolve}()."
+            )
 
 
 def _from_host(x: Any) -> Array:
     try:
         imported = dlpack.import_capsule(x)
-    except BufferError as error:
-        raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise _unreadable(x, error) from error
     check_contiguous(imported, x)
     return imported.numpy()
+
+
+def _unreadable(x: Any, error: Exception) -> InputError:
+    return InputError(f"The {type(x).__name__} cannot be read: {error}")
 
 
 def check_contiguous(imported: dlpack.ImportedTensor, x: Any) -> None:

@@ -70,8 +70,10 @@ PORTABLE = {
         (INPUT, K),
         (INDICES, VALUES, L0),
         "The k features of each token with the largest activations in absolute value, the largest first, and l0, the "
-        "number of features that are on. If l0 <= k, all of them are among the k. Features that are off have the value "
-        "0. k is from 1 to d_sae.",
+        "number of features that are on. If l0 <= k, all of them are among the k. Places after the last feature "
+        "that is on have the index -1 and the value 0. A token with NaN among its activations has the index -1 and the "
+        "value NaN in every place, and l0 = -1. Of equally strong features, the one with the smaller id comes first in "
+        "ONNX Runtime on a CPU; other devices may order them differently. k is from 1 to d_sae.",
     ),
 }
 """The graphs that run on every device, for an SAE that predicts its input and has six hooks."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..arrays.arguments import as_path
 from ..errors import ArtifactError
 from .files import Identity, OpenedFile, identify, open_file
 from .manifest import MANIFEST, Manifest, SAEConfig
@@ -104,8 +105,9 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         ArtifactError: `path` is not an artifact folder.
         ManifestError: `sae.json` cannot be read.
+        InputError: `path` is not a path.
     """
-    given = Path(path)
+    given = as_path("path", path)
     folder = given.absolute()
     if not os.path.lexists(folder / MANIFEST):
         raise ArtifactError(f"{given} is not an artifact, a folder with {MANIFEST}: {_content(given)}.")

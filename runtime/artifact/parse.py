@@ -18,7 +18,7 @@ def parse_manifest(data: bytes) -> Manifest:
     """Return the manifest of the bytes of a `sae.json`.
 
     Args:
-        data: The whole file, or its first `strict_json.MAX_BYTES + 1` bytes, which suffice to refuse a larger one.
+        data: The content of the file.
 
     Raises:
         ManifestError: The data is not JSON within the bounds of `strict_json`, has another format version, was changed
@@ -83,7 +83,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         content = _expect(dict, value, where)
-        hints = _type_hints(kind)
+        hints = _type_hints(typing.cast(Any, kind))
         missing = [
             field.name
             for field in dataclasses.fields(kind)

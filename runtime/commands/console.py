@@ -1,7 +1,10 @@
 """Code that both command lines share: the base parser, and how an error becomes a line on stderr and an exit code."""
 
 import argparse
+import contextlib
 import importlib.metadata
+import io
+import os
 import signal
 import sys
 
@@ -14,6 +17,7 @@ EXIT_CODES = """exit codes:
   1    the artifact failed verification
   2    the command could not be carried out; stderr has the reason
   130  interrupted with Ctrl-C
+  141  the reader of standard output has closed it, as in `| head -1`
   143  terminated (SIGTERM)"""
 
 
@@ -29,12 +33,31 @@ def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
     """Parse the arguments, call the function that the parser set as `command`, and return the exit code.
 
-    The exit codes are those of `EXIT_CODES`. After Ctrl-C or SIGTERM, too, partly written files are removed.
+    The exit codes are those of `EXIT_CODES`. After Ctrl-C or SIGTERM, too, partly written files are removed. What
+    standard output cannot encode is written as a backslash escape, and if it is closed, the output is discarded.
     """
+    _prepare_streams()
+    try:
+        try:
+            return _carry_out(parser, arguments)
+        finally:
+            sys.stdout.flush()  # when the interpreter exits, it could only print that this failed
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except OSError as error:
+        _discard_output()
+        print(f"error: standard output cannot be written: {error}", file=sys.stderr)
+        return 2
+
+
+def _carry_out(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
     options = parser.parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         return int(options.command(options))
+    except BrokenPipeError:
+        raise
     except (SAEError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,6 +66,24 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _prepare_streams() -> None:
+    """Make standard output and standard error take every text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed when Python started, and the next file would get its number
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Discard what standard output still holds, which Python would try to write again at exit."""
+    with contextlib.suppress(OSError, ValueError):  # it is not a file of the system
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _versions() -> str:

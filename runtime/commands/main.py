@@ -56,6 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"hooks to write, of {', '.join(HOOK_NAMES)} (default: all that fire in the original)",
     )
     sub.add_argument(
+        "--targets",
+        metavar="FILE",
+        help=".npy file of the activations that a transcoder with the error term predicts, (..., d_out)",
+    )
+    sub.add_argument(
         "--batch", type=int, metavar="N", help="tokens to run at a time (default: as many as make 256 MiB of output)"
     )
     sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")

@@ -19,5 +19,8 @@ def run_command(options: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        stream(session, options.source, options.target, options.hooks, options.batch, options.overwrite, progress)
+        stream(
+            session, options.source, options.target, options.hooks, options.batch, options.overwrite, progress,
+            options.targets,
+        )  # fmt: skip
     return 0

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.arguments import as_integer
 from ..arrays.dtypes import BFLOAT16
 from ..arrays.tensor import Array, feed_of
-from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
+from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, TARGET
 from ..artifact.tensorfile import TensorWriter, replaced_file
 from ..errors import InputError
-from ..session.batch import Batch, as_dtype, flat_shape
+from ..session.batch import Batch, as_dtype, check_target, flat_shape
 from ..session.session import SAESession
 
 BLOCK_BYTES = 256 << 20
@@ -27,6 +28,7 @@ def stream(
     batch: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
+    targets: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write hooks of the activations in `source` to `target`, a safetensors file with one tensor per hook.
 
@@ -39,23 +41,25 @@ def stream(
         batch: Number of tokens to run at a time; None makes about 256 MiB of output at a time.
         overwrite: Whether to replace a target that exists.
         progress: Function that is called after each block with the number of tokens done and the total.
+        targets: A `.npy` file of the activations that a transcoder with the error term predicts, `(..., d_out)`, one
+            for each of `source`. Only hooks after the encoder need it.
 
     Raises:
-        InputError: `source` is not such an array, a name is not a hook, `batch` is not positive, or `target` must not
-            be written.
+        InputError: `source` or `targets` is not such an array, or is missing, a name is not a hook, `batch` is not
+            positive, or `target` must not be written.
         OSError: The target cannot be written.
     """
     cfg = session.cfg
     names = [name for name in HOOK_NAMES if name in (cfg.fired_hooks if hooks is None else hooks)]
     if unknown := [name for name in hooks or () if name not in HOOK_NAMES]:
         raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(HOOK_NAMES)}.")
-    if batch is not None and batch < 1:
-        raise InputError(f"batch is {batch}; it must be at least 1.")
+    if batch is not None:
+        batch = as_integer("batch", batch, 1)
     x = _map_array(Path(source))
     lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
     given = _as_input(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # raises before anything is written
-    token_shape = x.shape[len(lead) :]
-    rows = x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
+    rows = _rows(x, x.shape[len(lead) :])
+    target_rows = _target_rows(session, targets, lead, names)
     shape = Batch(cfg, x, lead, None).shape
     tensors = {name: (shape(name), given.dtype if name == HOOK_INPUT else cfg.dtype) for name in names}
     batch = batch or max(1, BLOCK_BYTES // (4 * (len(FEATURE_HOOKS) * cfg.d_sae + 4 * cfg.d_in)))
@@ -63,9 +67,40 @@ def stream(
         writer = TensorWriter(file, tensors)
         for start in range(0, len(rows), batch):
             block = _as_input(rows[start : start + batch], cfg.dtype, str(source))
-            for name, tensor in session.compute(block, names).items():
+            given_targets = None if target_rows is None else _as_input(
+                target_rows[start : start + batch], cfg.dtype, str(targets)
+            )  # fmt: skip
+            for name, tensor in session.compute(block, names, given_targets).items():
                 writer.write(name, start, np.asarray(tensor))
             progress(min(start + batch, len(rows)), len(rows))
+
+
+def _target_rows(
+    session: SAESession, targets: str | os.PathLike[str] | None, lead: tuple[int, ...], names: Sequence[str]
+) -> Array | None:
+    """Return the targets, `(tokens, d_out)`, or None if none are given and the hooks do not need them.
+
+    Raises:
+        InputError: They are missing or do not fit.
+    """
+    cfg = session.cfg
+    if targets is None:
+        graph = session.explain(names).graph
+        if graph is not None and TARGET in {tensor.name for tensor in session.artifact.manifest.graphs[graph].inputs}:
+            raise InputError(
+                "The error of this transcoder is taken against the activations that it predicts, of shape "
+                f"{(*lead, cfg.d_out)}. Give their file (--targets FILE), or choose hooks of the encoder (--hooks "
+                f"{' '.join(FEATURE_HOOKS)})."
+            )
+        return None
+    given = _map_array(Path(targets))
+    check_target(given, cfg, lead, str(targets))
+    _as_input(given[:0] if given.ndim > 1 else given, cfg.dtype, str(targets))
+    return _rows(given, given.shape[len(lead) :])
+
+
+def _rows(x: Array, token_shape: tuple[int, ...]) -> Array:
+    return x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
 
 
 def _as_input(x: Array, dtype: str, source: str) -> Array:

@@ -1,7 +1,9 @@
 """Blocks: large batches run some tokens at a time, so that the memory of a call is bounded apart from its result."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -48,10 +50,38 @@ def token_bytes(cfg: SAEConfig) -> int:
     return (4 * cfg.d_sae + 8 * max(cfg.d_in, cfg.d_out or 0)) * DTYPES[cfg.dtype].numpy.itemsize
 
 
-def block_sizes(tokens: int, block: int) -> list[int]:
-    """Return the sizes of the fewest blocks of at most `block` tokens that hold `tokens`, as equal as possible."""
-    blocks = max(1, -(-tokens // block))
-    return [tokens * (i + 1) // blocks - tokens * i // blocks for i in range(blocks)]
+@dataclass(frozen=True)
+class Blocks(Sequence[int]):
+    """The numbers of tokens of the blocks of a batch, as equal as possible; the last block is the largest.
+
+    They are computed when they are asked for: a batch that is a broadcast view may have millions of blocks.
+
+    Attributes:
+        tokens: Number of tokens of the batch.
+        blocks: Number of blocks.
+    """
+
+    tokens: int
+    blocks: int
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        block = range(self.blocks)[index]
+        return self._size(block) if isinstance(block, int) else [self._size(i) for i in block]
+
+    def _size(self, i: int) -> int:
+        return self.tokens * (i + 1) // self.blocks - self.tokens * i // self.blocks
+
+
+def block_sizes(tokens: int, block: int) -> Blocks:
+    """Return the fewest blocks of at most `block` tokens that hold `tokens`."""
+    return Blocks(tokens, max(1, -(-tokens // block)))
 
 
 def output_dimensions(spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> dict[str, int]:
@@ -67,6 +97,21 @@ def output_dimensions(spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> dict
     if k.shape != (1,) or k.dtype.kind not in "iu" or k[0] < 0:
         raise InputError(f"k is {k!r}; it must be an array with one whole number, 0 or more.")
     return {TOKENS: tokens, K: int(k[0])}
+
+
+def output_bytes(spec: GraphSpec, feeds: Mapping[str, TensorValue], names: Sequence[str]) -> int:
+    """Return the size in bytes of some of a graph's outputs.
+
+    Raises:
+        InputError: As for `output_dimensions`.
+    """
+    sizes = output_dimensions(spec, feeds)
+    return sum(
+        math.prod(sizes.get(d, 1) if isinstance(d, str) else d for d in tensor.shape)
+        * DTYPES[tensor.dtype].numpy.itemsize
+        for tensor in spec.outputs
+        if tensor.name in names
+    )
 
 
 def slice_feeds(spec: GraphSpec, feeds: Mapping[str, _Value], tokens: int, part: slice) -> dict[str, _Value]:

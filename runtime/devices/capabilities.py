@@ -7,7 +7,7 @@ from ..errors import InputError, ProviderError, SAEError
 from .blocks import default_block, token_bytes
 from .cuda.driver import driver
 from .options import TF32, Options
-from .select import find_device
+from .select import check_device_name, find_device
 from .start import CPU, Device
 
 MIN_CAPABILITY = {FLOAT16: (5, 3), BFLOAT16: (8, 0), TF32: (8, 0)}
@@ -52,8 +52,9 @@ def resolve_device_name(artifact: Artifact, device: str) -> str:
     """Return the name of the device to look for: int8 weights run on the CPU only, so "auto" is "cpu" for them.
 
     Raises:
-        ProviderError: A GPU was asked for, and the weights are int8.
+        ProviderError: The name is not that of a device, or a GPU was asked for and the weights are int8.
     """
+    check_device_name(device)
     if artifact.manifest.weights_dtype != INT8 or device == CPU:
         return device
     if device == "auto":

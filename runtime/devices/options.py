@@ -3,8 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
+import numpy as np
+
+from ..arrays.arguments import as_integer
 from ..arrays.dlpack import LEGACY_STREAM, PER_THREAD_STREAM
 from ..arrays.dtypes import FLOAT32
 from ..errors import InputError
@@ -12,6 +16,9 @@ from ..errors import InputError
 FAMILIES = ("auto", "cpu", "portable")
 TF32 = "tf32"
 PRECISIONS = (FLOAT32, TF32)
+
+MOST_THREADS = 4096
+"""Largest number of threads that may be asked for. ONNX Runtime starts every one of them, for every graph."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +38,27 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, value, known in (("graphs", self.graphs, FAMILIES), ("precision", self.precision, PRECISIONS)):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}.")
-        if self.block_tokens is not None and self.block_tokens < 1:
-            raise InputError(f"block_tokens is {self.block_tokens}; it must be at least 1.")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; it must be at least 1, or None for one per core.")
-        if self.memory_limit is not None and self.memory_limit < 1:
-            raise InputError(f"memory_limit is {self.memory_limit}; it must be a positive number of bytes, or None.")
-        if any(isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1 for tokens in self.cuda_graph):
-            raise InputError(f"cuda_graph is {self.cuda_graph!r}; it must be a list of batch sizes, such as [1, 8].")
+        for name, most, hint in (
+            ("block_tokens", None, ", or None for the default"),
+            ("threads", MOST_THREADS, ", or None for one per core"),
+            ("memory_limit", None, " (bytes), or None for no limit"),
+        ):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_integer(name, given, 1, most, hint))
+        for name in ("arena", "check_integrity"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        try:
+            sizes = tuple(as_integer("A batch size", tokens, 1) for tokens in self.cuda_graph)
+        except (TypeError, InputError):
+            raise InputError(
+                f"cuda_graph is {self.cuda_graph!r}; it must be a list of batch sizes, such as [1, 8]."
+            ) from None
+        object.__setattr__(self, "cuda_graph", sizes)
+        if not isinstance(self.cache, (str, os.PathLike, NoneType)):
+            raise InputError(f"cache is {self.cache!r}; it must be the path of a folder, or None.")
 
     @property
     def only_for_gpus(self) -> list[str]:

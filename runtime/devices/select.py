@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from ..errors import ProviderError, SAEError
 from .cuda.driver import driver
-from .start import CPU, CUDA, PROVIDERS, TENSORRT, Device, start_session
+from .start import CPU, CUDA, ORT_ERRORS, PROVIDERS, TENSORRT, Device, start_session
 from .tensorrt.library import missing_tensorrt, preload_tensorrt
 
 PROBE = Path(__file__).with_name("probe.onnx")
@@ -26,6 +26,20 @@ _PROBING = threading.Lock()  # all threads share the standard output, which a pr
 INSTALL_GPU = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
+def check_device_name(name: str) -> re.Match[str] | None:
+    """Return the kind and the index of a GPU as a match, or None for "auto" and "cpu".
+
+    Raises:
+        ProviderError: The name is not that of a device.
+    """
+    match = re.fullmatch(rf"({CUDA}|{TENSORRT})(?::([0-9]{{1,4}}))?", name) if isinstance(name, str) else None
+    if not match and not (isinstance(name, str) and name in ("auto", CPU)):
+        raise ProviderError(
+            f'device is {name!r}; it must be "auto", "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".'
+        )
+    return match
+
+
 def find_device(name: str) -> Device:
     """Return the device with a name, after checking that sessions start on it.
 
@@ -36,13 +50,9 @@ def find_device(name: str) -> Device:
     Raises:
         ProviderError: The name is not one of these, or sessions do not start on that GPU. The message says why.
     """
+    match = check_device_name(name)
     if name == CPU:
         return Device(CPU)
-    match = re.fullmatch(rf"({CUDA}|{TENSORRT})(?::(\d+))?", name)
-    if name != "auto" and not match:
-        raise ProviderError(
-            f'device is {name!r}; it must be "auto", "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".'
-        )
     if name == "auto" and not _has_driver():
         return Device(CPU)
     device = Device(match[1], int(match[2] or 0)) if match else Device(CUDA)
@@ -80,6 +90,9 @@ def unavailable_reason(device: Device) -> str:
         try:
             start_session(PROBE.read_bytes(), device, {"device_id": str(device.index)})
         except Exception as error:  # ONNX Runtime's exceptions do not share a base class
+            plain = (Exception, RuntimeError, ValueError)
+            if type(error) not in plain and not isinstance(error, (ProviderError, *ORT_ERRORS)):
+                raise
             return f"{device.kind} does not start: {'; '.join(missing_parts(device)) or error}{_describe_gpus()}"
     return ""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from ..errors import ProviderError
 from .forks import survive_fork
@@ -19,6 +20,14 @@ PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORR
 
 LOG_FATAL = 4
 """The ONNX Runtime log severity that silences a session. Its errors are raised as exceptions as well."""
+
+
+ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    error
+    for error in vars(onnxruntime_pybind11_state).values()
+    if isinstance(error, type) and issubclass(error, Exception)
+)
+"""The exceptions of ONNX Runtime's statuses, such as `Fail` and `InvalidArgument`. They do not share a base class."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +101,17 @@ def start_session(
     session.parameters_in_use = parameters
     survive_fork(session)
     return session
+
+
+def is_from_onnx_runtime(error: Exception) -> bool:
+    """Tell whether ONNX Runtime raised an exception.
+
+    Its C++ code can throw without a status, and its Python code checks arguments. The result is a plain Exception,
+    RuntimeError or ValueError, which counts if the innermost Python frame is one of ONNX Runtime's.
+    """
+    if type(error) not in (Exception, RuntimeError, ValueError):
+        return isinstance(error, ORT_ERRORS)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("onnxruntime.")

@@ -22,7 +22,7 @@ from ..artifact.names import (
     VALUES,
     K,
 )
-from ..errors import ArtifactError, ProviderError, SAEError
+from ..errors import ArtifactError, InputError, ProviderError, SAEError
 from ..session.features import TopFeatures
 from .decisions import Stage, Stages, adopt_decisions, follow_graph, follow_steered_graph
 from .judge import judge
@@ -196,18 +196,20 @@ def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, clean: Reference, 
     d_sae = clean.original[HOOK_ACTS_POST].shape[1]
     try:
         dense = {HOOK_ACTS_POST: top.dense(d_sae)}
-    except IndexError as error:
+    except InputError as error:
         return [Verdict(graph, INDICES, None, None, (f"{graph}: {INDICES}: {error}",))]
     verdicts = judge(graph, [HOOK_ACTS_POST], dense, _follow(dense, clean, stages))
     size = np.abs(top.values)
     k = size.shape[1]
-    is_on = np.arange(PROBE_K) < np.minimum(top.l0, PROBE_K)[:, None]
     named = np.take_along_axis(dense[HOOK_ACTS_POST], np.clip(fewer[INDICES], 0, d_sae - 1), axis=1)
-    same = ((fewer[VALUES] == outputs[VALUES][:, :PROBE_K]) & ((fewer[VALUES] == named) | ~is_on)).all(axis=1)
-    # Places with the value 0 may name any feature: a negative number for each makes them distinct.
+    is_off = fewer[VALUES] == 0
+    same = ((fewer[VALUES] == outputs[VALUES][:, :PROBE_K]) & ((fewer[VALUES] == named) | is_off)).all(axis=1)
+    unused = ((top.indices == -1) == (top.values == 0)).all(axis=1) & ((fewer[INDICES] == -1) == is_off).all(axis=1)
+    # A negative number for each place without a feature makes the places distinct.
     places = np.sort(np.where(top.values != 0, top.indices, -1 - np.arange(k)), axis=1)
     for name, correct, what in (
         (INDICES, (places[:, 1:] != places[:, :-1]).all(axis=1), "indices name a feature twice for token {}"),
+        (INDICES, unused, "indices are not -1 exactly where values are 0 for token {}"),
         (L0, top.l0 == (dense[HOOK_ACTS_POST] != 0).sum(axis=1), "l0 is not the number of features on for token {}"),
         (VALUES, (size[:, :-1] >= size[:, 1:]).all(axis=1), "values are not in descending order for token {}"),
         (

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..arrays.dtypes import BFLOAT16, DTYPES, is_float
+from ..arrays.limits import check_fits
 from ..arrays.tensor import Array as Array
 from ..arrays.tensor import Tensor, TensorValue, as_given
 from ..artifact.manifest import SAEConfig
@@ -41,7 +42,8 @@ def as_dtype(array: Any, dtype: str, what: str) -> TensorValue:
     tensor on a GPU is not converted.
 
     Raises:
-        InputError: The original would raise an error, or would read other values than the array holds.
+        InputError: The original would raise an error, or would read other values than the array holds, or the converted
+            array does not fit in memory.
     """
     array = array if isinstance(array, Tensor) else np.asarray(array)
     if isinstance(array, np.ndarray) and not array.dtype.isnative:
@@ -57,6 +59,7 @@ def as_dtype(array: Any, dtype: str, what: str) -> TensorValue:
         convert = "Pass x.astype(ml_dtypes.bfloat16)." if dtype == BFLOAT16 else f'Pass x.astype("{dtype}").'
         fix = convert if integer or is_float(found) or found.kind == "b" else "Pass an array of numbers."
         raise InputError(f"{what} is {array.shape} {found.name}; this SAE is {dtype}. {fix}")
+    check_fits(what, array.size * wanted.itemsize)
     return array.astype(wanted)
 
 
@@ -118,9 +121,10 @@ class Batch:
             InputError: A dtype does not fit.
         """
         dtype, tokens = self.cfg.dtype, math.prod(self.lead)
-        feeds = {INPUT: as_dtype(self.given, dtype, "x").reshape(tokens, *self.cfg.input_shape)}
+        feeds = {INPUT: _in_shape(as_dtype(self.given, dtype, "x"), (tokens, *self.cfg.input_shape), "x")}
         if self.target is not None:
-            feeds[TARGET] = as_dtype(self.target, dtype, "target").reshape(tokens, *self.cfg.output_shape)
+            target = as_dtype(self.target, dtype, "target")
+            feeds[TARGET] = _in_shape(target, (tokens, *self.cfg.output_shape), "target")
         return feeds
 
     def feature_rows(self, tensor: TensorValue) -> TensorValue:
@@ -140,20 +144,31 @@ class Batch:
         return (*self.lead, self.cfg.d_out)
 
 
+def _in_shape(array: TensorValue, shape: tuple[int, ...], what: str) -> TensorValue:
+    """Return an array in another shape: a view where that is possible, or else a copy.
+
+    Raises:
+        InputError: The copy does not fit in memory.
+    """
+    if isinstance(array, np.ndarray) and array.shape != shape and not array.flags.c_contiguous:
+        check_fits(what, array.nbytes)
+    return array.reshape(shape)
+
+
 def select_hooks(names_filter: NamesFilter) -> list[str]:
     """Return the hooks that a TransformerLens `names_filter` selects, in firing order; unknown names are ignored.
 
     Raises:
-        ValueError: The filter is not None, a string, a list of strings or a function.
+        InputError: The filter is not None, a string, a list of strings or a function; it is a ValueError.
     """
     if names_filter is None:
         return list(HOOK_NAMES)
     if isinstance(names_filter, str):
         return [name for name in HOOK_NAMES if name == names_filter]
     if isinstance(names_filter, list):
-        return [name for name in HOOK_NAMES if name in names_filter]
+        return [name for name in HOOK_NAMES if any(isinstance(one, str) and one == name for one in names_filter)]
     if callable(names_filter):
         return [name for name in HOOK_NAMES if names_filter(name)]
-    raise ValueError(
+    raise InputError(
         f"names_filter is {names_filter!r}; it must be None, a string, a list of strings, or a function of a name."
     )

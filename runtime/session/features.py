@@ -4,7 +4,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array, TensorValue
+from ..errors import InputError
 
 Value = TypeVar("Value", bound=TensorValue)
 
@@ -16,6 +18,10 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
     """The k features with the largest activations, in absolute value, of each token.
 
     It can be unpacked: `indices, values, l0 = sae.top_features(x, k)`.
+
+    Where fewer than k features are on, the places after them have the index -1 and the value 0. A token with NaN among
+    its activations, as NaN in the input gives, has the index -1 and the value NaN in every place, and l0 = -1. Of
+    features that are equally strong, the one with the smaller id comes first on a CPU; on a GPU the order may differ.
     """
 
     # Not a NamedTuple: before Python 3.11 those cannot be generic.
@@ -30,37 +36,45 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
 
     @property
     def indices(self) -> Value:
-        """Ids of the features, `(..., k)` int64, the strongest first."""
+        """Ids of the features, `(..., k)` int64, the strongest first; -1 after the last feature that is on."""
         return self[0]
 
     @property
     def values(self) -> Value:
-        """Activations of the features, `(..., k)`; 0 after the last feature that is on, where the index is unused."""
+        """Activations of the features, `(..., k)`; 0 after the last feature that is on."""
         return self[1]
 
     @property
     def l0(self) -> Value:
-        """The number of features that are on, `(...)` int64."""
+        """The number of features that are on, `(...)` int64; -1 for a token with NaN."""
         return self[2]
 
     @property
     def lossless(self) -> Array:
-        """Whether the result is complete for each token, `(...)` bool: at most k features are on."""
-        return np.asarray(np.asarray(self.l0) <= self.indices.shape[-1])
+        """Whether the result is complete for each token, `(...)` bool: at most k features are on, and none is NaN."""
+        l0 = np.asarray(self.l0)
+        return np.asarray((l0 >= 0) & (l0 <= self.indices.shape[-1]))
 
     def dense(self, d_sae: int) -> Array:
         """Return the activations, `(..., d_sae)`, with 0 for the features that the result leaves out.
 
+        They are NaN for every feature of a token with NaN.
+
+        Args:
+            d_sae: Number of features of the SAE.
+
         Raises:
-            IndexError: An index is not in `[0, d_sae)`.
+            InputError: A feature that is on has an index that is not in `[0, d_sae)`.
         """
-        indices, values = np.asarray(self.indices), np.asarray(self.values)
-        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
-            raise IndexError(f"The indices range from {indices.min()} to {indices.max()}, but d_sae is {d_sae}.")
+        d_sae = as_integer("d_sae", d_sae, 0)
+        indices, values, l0 = (np.asarray(array) for array in self)
+        *where, place = np.nonzero((values != 0) & (l0 >= 0)[..., None])
+        on = indices[(*where, place)]
+        if on.size and not 0 <= int(on.min()) <= int(on.max()) < d_sae:
+            raise InputError(f"The indices range from {on.min()} to {on.max()}, but d_sae is {d_sae}.")
         dense = np.zeros((*indices.shape[:-1], d_sae), values.dtype)
-        # After the last feature that is on, an index may repeat a feature that is on: nothing is written there.
-        *where, place = np.nonzero(values)
-        dense[(*where, indices[(*where, place)])] = values[(*where, place)]
+        dense[(*where, on)] = values[(*where, place)]
+        dense[l0 < 0] = np.nan
         return dense
 
     def __repr__(self) -> str:
@@ -78,6 +92,9 @@ def strongest_features(acts: Array, k: int) -> TopFeatures[Array]:
     first = acts.shape[-1] - k
     strongest = np.sort(np.partition(keys, first, axis=-1)[..., first:], axis=-1)[..., ::-1]
     indices = (_LAST - (strongest & _LAST)).astype(np.int64)
-    return TopFeatures(
-        indices, np.take_along_axis(acts, indices, axis=-1), np.asarray((acts != 0).sum(axis=-1, dtype=np.int64))
-    )
+    values = np.take_along_axis(acts, indices, axis=-1)
+    has_nan = np.asarray(np.isnan(acts).any(axis=-1))
+    values[has_nan] = np.nan
+    indices[has_nan[..., None] | (values == 0)] = -1
+    l0 = np.where(has_nan, -1, (acts != 0).sum(axis=-1, dtype=np.int64))
+    return TopFeatures(indices, values, l0)

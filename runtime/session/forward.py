@@ -74,28 +74,35 @@ def forward(
     hooks: Sequence[PlacedHook],
     points: dict[str, HookPoint],
 ) -> dict[str, TensorValue]:
-    """Return the named hooks, in that order, of a pass with hook functions and interventions."""
+    """Return the named hooks, in that order, of a pass with hook functions and interventions.
+
+    Functions at `hook_sae_error` are called with the error term only, also if the names contain that hook.
+    """
     if not hooks:
         return compute(graphs, batch, names)
-    if len(hooks) == 1 and isinstance(hooks[0].function, SteeringHook):
-        return compute(graphs, batch, names, hooks[0].function.intervention)
-    fired = _run_in_stages(graphs, batch, hooks, points, graphs.manifest.sae.use_error_term)
+    interventions = [hook.function.intervention for hook in hooks if isinstance(hook.function, SteeringHook)]
+    if len(interventions) == len(hooks):
+        if len(hooks) == 1:
+            return compute(graphs, batch, names, interventions[0])
+        if set(names) <= {HOOK_INPUT, *FEATURE_HOOKS}:
+            tensors = compute(graphs, batch, names)
+            if HOOK_ACTS_POST in tensors:
+                tensors[HOOK_ACTS_POST] = _edited(graphs, tensors[HOOK_ACTS_POST], interventions)
+            return tensors
+    fired = _run_in_stages(graphs, batch, hooks, points, names)
     return {name: fired[name] for name in names}
 
 
 def encode(graphs: Graphs, batch: Batch, interventions: Sequence[Intervention] = ()) -> TensorValue:
     """Return the activations of the features, edited by the interventions one after the other."""
-    acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
-    if not interventions:
-        return acts_post
-    return graphs.backend.move_to_device_of(_edited(acts_post, interventions), acts_post)
+    return _edited(graphs, compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST], interventions)
 
 
 def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[Intervention] = ()) -> TopFeatures[Any]:
     """Return the k strongest features of each token, of the edited activations if there are interventions."""
     if interventions:
         acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
-        found = strongest_features(_edited(acts_post, interventions), k)
+        found = strongest_features(_edited_on_host(acts_post, interventions), k)
         return TopFeatures(*(graphs.backend.move_to_device_of(array, acts_post) for array in found))
     outputs = graphs.run(graphs.variant(FEATURES), batch.feeds() | {K: np.array([k], np.int64)})
     indices, values = (outputs[name].reshape(*batch.lead, k) for name in (INDICES, VALUES))
@@ -126,7 +133,13 @@ def _on_host(tensor: TensorValue) -> Array:
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
-def _edited(acts_post: TensorValue, interventions: Sequence[Intervention]) -> Array:
+def _edited(graphs: Graphs, acts_post: TensorValue, interventions: Sequence[Intervention]) -> TensorValue:
+    if not interventions:
+        return acts_post
+    return graphs.backend.move_to_device_of(_edited_on_host(acts_post, interventions), acts_post)
+
+
+def _edited_on_host(acts_post: TensorValue, interventions: Sequence[Intervention]) -> Array:
     edited = _on_host(acts_post)
     for intervention in interventions:
         edited = intervention(edited)
@@ -134,9 +147,11 @@ def _edited(acts_post: TensorValue, interventions: Sequence[Intervention]) -> Ar
 
 
 def _run_in_stages(
-    graphs: Graphs, batch: Batch, hooks: Sequence[PlacedHook], points: dict[str, HookPoint], use_error_term: bool
+    graphs: Graphs, batch: Batch, hooks: Sequence[PlacedHook], points: dict[str, HookPoint], names: Sequence[str]
 ) -> dict[str, TensorValue]:
-    """Run the SAE in stages, call the hook functions between them, and return the hooks that fire, in order.
+    """Run the SAE in stages, call the hook functions between them, and return the tensors of the hooks, in order.
+
+    The error is computed if it is one of the names or the SAE has the error term.
 
     As in the original, an array that a function returns at `hook_sae_input` reaches only the next function and the
     result, and an edit in place changes the caller's array. The error is that of the clean pass.
@@ -145,11 +160,13 @@ def _run_in_stages(
         InputError: A function returned something that is not an array of the tensor's shape and dtype.
     """
     fired: dict[str, TensorValue] = {}
+    use_error_term = graphs.manifest.sae.use_error_term
+    with_error = use_error_term or HOOK_ERROR in names
 
     def fire(name: str, tensor: TensorValue) -> TensorValue:
         for hook in hooks:
             if hook.name == name:
-                returned = hook.function(tensor, hook=points[name])
+                returned = _call(hook, tensor, points[name])
                 if returned is not None:
                     array = graphs.backend.move_to_device_of(graphs.backend.import_array(returned), tensor)
                     tensor = array if name == HOOK_INPUT else _checked(array, tensor, name)
@@ -159,7 +176,7 @@ def _run_in_stages(
     fire(HOOK_INPUT, batch.given)
     hooked = {hook.name for hook in hooks}
     feeds = batch.feeds()
-    clean = graphs.run(graphs.variant(MODEL if use_error_term else ENCODE), feeds)
+    clean = graphs.run(graphs.variant(MODEL if with_error else ENCODE), feeds)
 
     acts_pre = fire(HOOK_ACTS_PRE, batch.shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
     acts_post = clean[HOOK_ACTS_POST]
@@ -175,12 +192,31 @@ def _run_in_stages(
         recons = graphs.run(graphs.variant(DECODE), feeds)[HOOK_RECONS]
     recons = fire(HOOK_RECONS, batch.shaped(HOOK_RECONS, recons))
 
+    if with_error:
+        fired[HOOK_ERROR] = batch.shaped(HOOK_ERROR, clean[HOOK_ERROR])
     if use_error_term:
-        error = fire(HOOK_ERROR, batch.shaped(HOOK_ERROR, clean[HOOK_ERROR]))
+        error = fire(HOOK_ERROR, fired[HOOK_ERROR])
         fire(HOOK_OUTPUT, graphs.backend.add(recons, error))
     else:
         fire(HOOK_OUTPUT, recons)  # the same array: as in PyTorch, editing the output in place edits recons
     return fired
+
+
+def _call(hook: PlacedHook, tensor: TensorValue, point: HookPoint) -> Any:
+    """Call a hook function. What it raises itself passes through.
+
+    Raises:
+        InputError: The function does not take a tensor and `hook`.
+    """
+    try:
+        return hook.function(tensor, hook=point)
+    except TypeError as error:
+        # With a frame below this one, the function was entered, and the error is its own.
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise
+        raise InputError(
+            f"The function {hook.function!r} for {hook.name} was called as function(tensor, hook=point): {error}"
+        ) from error
 
 
 def _checked(array: TensorValue, tensor: TensorValue, name: str) -> TensorValue:

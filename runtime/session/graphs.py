@@ -5,29 +5,23 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from ..arrays.dtypes import DTYPES
+from ..arrays.limits import check_fits
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import WEIGHTS_KEY
 from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
 from ..artifact.manifest import TensorSpec
-from ..artifact.names import TARGET
+from ..artifact.names import TARGET, TOKENS, K
 from ..devices.backend import Backend, create_backend
-from ..devices.blocks import block_sizes
+from ..devices.blocks import block_sizes, output_bytes
 from ..devices.options import Options
-from ..devices.start import Device
+from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, InputError, IntegrityError, SAEError
 from .route import variant_of
-
-ORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    error
-    for error in vars(onnxruntime_pybind11_state).values()
-    if isinstance(error, type) and issubclass(error, Exception)
-)
-"""The exceptions of ONNX Runtime's statuses, such as `Fail` and `InvalidArgument`. They do not share a base class."""
 
 
 class Graphs:
@@ -99,24 +93,26 @@ class Graphs:
         self, graph: str, feeds: Mapping[str, TensorValue], names: Sequence[str] | None = None
     ) -> dict[str, TensorValue]:
         """Run a graph, a large batch in blocks; see `SAESession.run_graph`."""
-        session = self._session(graph)
+        needed = self.inputs(graph)
         known = {tensor.name for spec in self.manifest.graphs.values() for tensor in spec.inputs}
         if unknown := set(feeds) - known:  # the inputs of other graphs may be passed too, and are ignored
-            raise InputError(f"No graph takes {', '.join(sorted(unknown))}; {graph!r} takes {self.inputs(graph)}.")
-        if missing := set(self.inputs(graph)) - set(feeds):
+            raise InputError(f"No graph takes {', '.join(sorted(map(str, unknown)))}; {graph!r} takes {needed}.")
+        if missing := set(needed) - set(feeds):
             raise InputError(_missing(missing, graph))
         spec = self.manifest.graphs[graph]
         outputs = [tensor.name for tensor in spec.outputs]
         if unknown := set(names or ()) - set(outputs):
             raise InputError(f"{graph!r} does not compute {', '.join(sorted(unknown))}; it computes {outputs}.")
         names = outputs if names is None else names
-        tokens = next(iter(feeds[spec.inputs[0].name].shape), 0)  # ONNX Runtime refuses an array without dimensions
-        sizes = block_sizes(tokens, self.block_tokens)
+        given = {name: feeds[name] for name in needed}
+        tokens = next(iter(given[needed[0]].shape), 0)  # ONNX Runtime refuses an array without dimensions
+        if isinstance(given[needed[0]], np.ndarray):
+            check_fits(f"The result of {tokens} tokens", output_bytes(spec, given, names))
+        session = self._session(graph)
         try:
-            given = {name: feeds[name] for name in self.inputs(graph)}
-            arrays = self.backend.run(session, spec, given, list(names), sizes)
+            arrays = self.backend.run(session, spec, given, list(names), block_sizes(tokens, self.block_tokens))
         except Exception as error:
-            if not _is_from_onnx_runtime(error):
+            if not is_from_onnx_runtime(error):
                 raise
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
             raise SAEError(
@@ -131,9 +127,35 @@ class Graphs:
             ArtifactError: The artifact does not contain the graph.
         """
         graphs = self.manifest.graphs
-        if graph not in graphs:
+        if not isinstance(graph, str) or graph not in graphs:
             raise ArtifactError(f"{self._artifact.path} has no graph {graph!r}; it has {', '.join(graphs)}.")
         return [tensor.name for tensor in graphs[graph].inputs]
+
+    def feeds(self, graph: str, given: Mapping[str, Any]) -> dict[str, TensorValue]:
+        """Return arrays that a caller gave as the inputs of a graph.
+
+        Raises:
+            ArtifactError: The artifact does not contain the graph.
+            InputError: An array cannot be read, or has another shape or dtype than the input.
+        """
+        self.inputs(graph)
+        if not isinstance(given, Mapping):
+            raise InputError(f"feeds is {given!r}; it must be a dict from the names of inputs to arrays.")
+        feeds = {name: self.backend.import_array(array) for name, array in given.items()}
+        specs = [spec for spec in self.manifest.graphs[graph].inputs if spec.name in feeds and spec.name != K]
+        tokens = {spec.name: feeds[spec.name].shape[:1] for spec in specs if spec.shape[0] == TOKENS}
+        for spec in specs:
+            array = feeds[spec.name]
+            fits = len(array.shape) == len(spec.shape) and all(
+                isinstance(size, str) or size == n for size, n in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits or DTYPES[spec.dtype].numpy != np.dtype(array.dtype):
+                raise InputError(
+                    f"{spec.name} is {array.shape} {array.dtype}; {graph!r} takes {list(spec.shape)} {spec.dtype}."
+                )
+        if len(set(tokens.values())) > 1:
+            raise InputError(f"The inputs of {graph!r} have different numbers of tokens: {tokens}.")
+        return feeds
 
     def variant(self, graph: str) -> str:
         """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""
@@ -142,6 +164,7 @@ class Graphs:
     def release(self, graph: str) -> None:
         """Free a graph and its weights if it is loaded."""
         self.check_process()
+        self.inputs(graph)  # raises for a name that is not a graph
         with self._lock:
             if session := self.loaded.pop(graph, None):
                 self.backend.release_session(session)
@@ -184,7 +207,7 @@ class Graphs:
         try:
             session = self.backend.load_graph(graph, self._files)
         except Exception as error:
-            if not _is_from_onnx_runtime(error):
+            if not is_from_onnx_runtime(error):
                 raise
             checked()
             raise ArtifactError(
@@ -205,20 +228,6 @@ class Graphs:
             if tensors != expected:
                 raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
         return session
-
-
-def _is_from_onnx_runtime(error: Exception) -> bool:
-    """Tell whether ONNX Runtime raised an exception.
-
-    Its C++ code can throw without a status, and its Python code checks arguments. The result is a plain Exception,
-    RuntimeError or ValueError, which counts if the innermost Python frame is one of ONNX Runtime's.
-    """
-    if type(error) not in (Exception, RuntimeError, ValueError):
-        return isinstance(error, ORT_ERRORS)
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("onnxruntime.")
 
 
 def _in_background(check: Callable[[], object]) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ..arrays.arguments import as_integer
 from ..artifact.names import HOOK_NAMES
 from ..errors import InputError, UnknownHookError
 
@@ -17,6 +18,8 @@ HookFunction: TypeAlias = Callable[..., Any]
 
 HookSelector: TypeAlias = str | Callable[[str], bool]
 """The name of a hook, or a predicate on names."""
+
+DIRECTIONS = ("fwd", "bwd")
 
 FwdHooks: TypeAlias = Sequence[tuple[HookSelector, HookFunction]]
 
@@ -103,7 +106,10 @@ class HookRegistry:
 
         Raises:
             UnknownHookError: `where` is not the name of a hook.
+            InputError: `where` is neither a string nor a function, or `function` cannot be called.
         """
+        if level is not None:
+            level = as_integer("level", level, hint=", or None")
         placed = self._place(where, function, level, is_permanent, prepend)
         self._add(placed)
 
@@ -113,7 +119,9 @@ class HookRegistry:
 
         Raises:
             UnknownHookError: A name is not a hook.
+            InputError: `fwd_hooks` are not pairs of a hook and a function.
         """
+        pairs = _checked_pairs(fwd_hooks)
         blocks = self._current()
         if blocks is None:
             blocks = _Blocks(_caller())
@@ -121,7 +129,7 @@ class HookRegistry:
         blocks.level += 1
         level = blocks.level
         try:
-            for where, function in fwd_hooks:
+            for where, function in pairs:
                 blocks.placed += self._place(where, function, level)
             yield
         finally:
@@ -155,6 +163,10 @@ class HookRegistry:
         prepend: bool = False,
     ) -> list[PlacedHook]:
         """Return a function at every hook that `where` selects."""
+        if not isinstance(where, str) and not callable(where):
+            raise InputError(f"A hook is {where!r}; it must be a name or a predicate on names.")
+        if not callable(function):
+            raise InputError(f"The function for the hook {where!r} is {function!r}, which cannot be called.")
         if isinstance(where, str) and where not in HOOK_NAMES:
             raise UnknownHookError(f"{where!r}: no such hook. There are {', '.join(HOOK_NAMES)}.")
         names = [where] if isinstance(where, str) else [name for name in HOOK_NAMES if where(name)]
@@ -189,12 +201,23 @@ class HookRegistry:
         return blocks if blocks is not None and blocks.owner == _caller() else None
 
 
+def _checked_pairs(fwd_hooks: FwdHooks) -> list[tuple[HookSelector, HookFunction]]:
+    try:
+        return [(where, function) for where, function in fwd_hooks]
+    except (TypeError, ValueError):  # it is not a sequence, or not one of pairs
+        raise InputError(f"fwd_hooks is {fwd_hooks!r}; it must be a list of pairs of a hook and a function.") from None
+
+
 def refuse_backward(bwd_hooks: Sequence[Any], direction: str = "fwd") -> None:
     """Refuse hooks on gradients, which a graph does not compute.
 
     Raises:
-        InputError: A backward hook was given.
+        InputError: A backward hook was given, or something that is not a direction.
     """
+    if not isinstance(direction, str) or direction not in DIRECTIONS:
+        raise InputError(f"The direction of a hook is {direction!r}; it must be one of {', '.join(DIRECTIONS)}.")
+    if not isinstance(bwd_hooks, Sequence):
+        raise InputError(f"bwd_hooks is {bwd_hooks!r}; it must be an empty list.")
     if len(bwd_hooks) or direction != "fwd":
         raise InputError(
             "A backward hook was given; an artifact does not compute gradients, so only forward hooks can run. Run the "

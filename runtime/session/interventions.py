@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.dtypes import rounded
-from ..arrays.tensor import Array, TensorValue
+from ..arrays.dtypes import is_float, rounded
+from ..arrays.tensor import Array, Tensor, TensorValue, as_given, check_holds_its_values
 from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
 from ..errors import InputError
 
@@ -113,8 +113,7 @@ class Intervention:
         Raises:
             InputError: A feature does not exist, or a value is infinite in `dtype`.
         """
-        if (outside := self.ids[self.ids >= d_sae]).size:
-            raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
+        self._check_ids(d_sae)
         for name, values in (("scale", self.scale), ("shift", self.shift)):
             with np.errstate(over="ignore"):
                 _check_finite(name, values, rounded(values, dtype), dtype, self.ids)
@@ -123,8 +122,15 @@ class Intervention:
         """Return an edited copy of `acts_post`, `(..., d_sae)`.
 
         Raises:
-            InputError: Scale or shift have a row for each token, and `acts_post` has other leading dimensions.
+            InputError: `acts_post` is not an array of floats, or lacks a feature, or scale or shift have a row for each
+                token and it has other leading dimensions.
         """
+        acts_post = np.asarray(acts_post if isinstance(acts_post, Tensor) else as_given(acts_post))
+        if not acts_post.ndim or not is_float(acts_post.dtype):
+            raise InputError(
+                f"The activations are {acts_post.shape} {acts_post.dtype}; they must be floats, (..., d_sae)."
+            )
+        self._check_ids(acts_post.shape[-1])
         self._check_lead(acts_post.shape[:-1])
         scale, shift = self.scale.astype(acts_post.dtype), self.shift.astype(acts_post.dtype)
         edited = acts_post.copy()
@@ -147,6 +153,10 @@ class Intervention:
 
         return {FEATURE_IDS: self.ids, FEATURE_SCALE: flat(self.scale), FEATURE_SHIFT: flat(self.shift)}
 
+    def _check_ids(self, d_sae: int) -> None:
+        if (outside := self.ids[self.ids >= d_sae]).size:
+            raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
+
     def _check_lead(self, lead: tuple[int, ...]) -> None:
         for name, values in (("scale", self.scale), ("shift", self.shift)):
             own = values.shape[:-1]
@@ -159,7 +169,11 @@ class Intervention:
 
 
 def _checked_ids(ids: Any) -> Array:
-    array = np.asarray(ids)
+    try:
+        check_holds_its_values(ids)
+        array = np.asarray(ids)
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths; a tensor that numpy cannot read
+        array = np.asarray(None)
     if array.shape == (0,):
         return np.zeros(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -183,11 +197,12 @@ def _checked_numbers(name: str, values: npt.ArrayLike, ids: Array) -> Array:
 
 
 def _numbers(name: str, values: npt.ArrayLike) -> Array:
+    check_holds_its_values(values)
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError):  # rows of different lengths; a tensor that requires grad
         array = np.asarray(None)
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iu" and not is_float(array.dtype):
         raise InputError(f"The {name} is {values!r}; it must be numbers.")
     return array.astype(np.float64)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..artifact.contracts import CPU_VARIANTS, STEER, contracts_of
 from ..artifact.manifest import Manifest
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, INPUT, TARGET
+from ..devices.blocks import Blocks
 from ..errors import ArtifactError
 
 
@@ -18,14 +19,14 @@ class Plan:
         graph: Name of the graph that runs; None if nothing has to be computed.
         device: Name of the device, "cpu", "cuda:N" or "tensorrt:N".
         threads: Number of CPU threads; None leaves it to ONNX Runtime, one per core.
-        blocks: Number of tokens in each block.
+        blocks: Number of tokens in each block, a sequence.
         why: Reason why this graph is run.
     """
 
     graph: str | None
     device: str
     threads: int | None
-    blocks: tuple[int, ...]
+    blocks: Blocks
     why: str
 
     def __str__(self) -> str:
@@ -35,9 +36,9 @@ class Plan:
         threads = "a thread per core" if self.threads is None else "1 thread" if self.threads == 1 else \
             f"{self.threads} threads"  # fmt: skip
         where = f"cpu with {threads}" if self.device == "cpu" else self.device
-        total = sum(self.blocks)
+        total = self.blocks.tokens
         tokens = f"{total} token{'s' * (total != 1)}"
-        parts = "at once" if len(self.blocks) == 1 else f"in {len(self.blocks)} blocks of at most {max(self.blocks)}"
+        parts = "at once" if len(self.blocks) == 1 else f"in {len(self.blocks)} blocks of at most {self.blocks[-1]}"
         return f"{self.graph} on {where}, {tokens} {parts}: {self.why}"
 
 

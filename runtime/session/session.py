@@ -1,12 +1,12 @@
 """SAESession: a HookedSAE, run by ONNX Runtime, with the names, shapes and order of the PyTorch original."""
 
-import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, final, overload
 
+from ..arrays.arguments import as_integer
 from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.folder import Artifact
@@ -21,9 +21,9 @@ from ..devices.threads import thread_limit
 from ..errors import InputError, IntegrityError
 from .batch import Batch, NamesFilter, select_hooks
 from .features import TopFeatures
-from .forward import SteeringHook, compute, decode, encode, forward, top_features
+from .forward import SteeringHook, decode, encode, forward, top_features
 from .graphs import Graphs
-from .hooks import FwdHooks, HookFunction, HookPoint, HookRegistry, HookSelector, refuse_backward
+from .hooks import DIRECTIONS, FwdHooks, HookFunction, HookPoint, HookRegistry, HookSelector, refuse_backward
 from .interventions import Edit, Intervention
 from .route import Plan, choose_graph
 from .weights import map_parameters, parameter
@@ -49,9 +49,10 @@ class SAESession:
     same options.
 
     Activations can be changed during a call. Edits of features (`steer`, `steering`) are carried out by a graph and
-    affect `__call__`, `run_with_cache`, `run_with_hooks`, `encode` and `top_features`. Hook functions
+    affect `__call__`, `run_with_cache`, `run_with_hooks`, `encode`, `top_features` and `compute`. Hook functions
     (`run_with_hooks`, `hooks`, `add_hook`) affect the first three only: as in TransformerLens, `encode` does not call
-    them. `compute`, `decode` and `run_graph` always run the clean pass.
+    them. `decode` and `run_graph` compute what they are given, without edits. Both kinds of block apply to the thread
+    or asyncio task that entered them, and to no other; see `steering`.
 
     Attributes:
         artifact: Artifact that was opened.
@@ -103,7 +104,7 @@ class SAESession:
         check_integrity: bool = True,
     ) -> None:
         self._options = options = Options(
-            graphs, precision, threads, arena, memory_limit, block_tokens, stream, tuple(cuda_graph), cache,
+            graphs, precision, threads, arena, memory_limit, block_tokens, stream, cuda_graph, cache,
             check_integrity,
         )  # fmt: skip
         artifact, files = open_artifact(path, options.check_integrity)
@@ -330,7 +331,14 @@ class SAESession:
             direction: Direction of the functions to remove: "fwd", "bwd" or "both". There are none of "bwd".
             including_permanent: Whether to remove permanent functions too.
             level: Depth of the block whose functions are removed; None for all.
+
+        Raises:
+            InputError: The direction is none of these, or the level is not a whole number.
         """
+        if not isinstance(direction, str) or direction not in (*DIRECTIONS, "both"):
+            raise InputError(f'direction is {direction!r}; it must be "fwd", "bwd" or "both".')
+        if level is not None:
+            level = as_integer("level", level, hint=", or None for all")
         if clear_contexts:
             self._hooks.clear_contexts()
         if direction != "bwd":
@@ -388,7 +396,15 @@ class SAESession:
 
     @contextmanager
     def steering(self, edits: Edits) -> Iterator["SAESession"]:
-        """Edit features in every call inside the `with` block, as `steer` does, also in `encode` and `top_features`.
+        """Edit features in the calls inside the `with` block, as `steer` does.
+
+        The edits are those of a forward hook on `hook_sae_acts_post`: `encode`, `top_features` and `compute` return the
+        edited activations, too. `decode` takes activations that the caller has, edited or not, and does not edit them;
+        `run_graph` runs the graph with the inputs that it is given.
+
+        The edits apply to the thread or asyncio task that entered the block. A call that another thread or task makes
+        meanwhile runs without them, also one that was started inside the block, as by `asyncio.to_thread`,
+        `asyncio.create_task` or an executor: enter the block there, or call `steer`.
 
         Blocks can be nested like those of `hooks`. A single block runs in a graph; several blocks, or a block together
         with hook functions, run in stages.
@@ -442,9 +458,10 @@ class SAESession:
     @overload
     def compute(self, x: Any, names: Sequence[str], target: Any = None) -> dict[str, TensorValue]: ...
     def compute(self, x: Any, names: Sequence[str], target: Any = None) -> dict[str, Any]:
-        """Return the named hooks of the clean pass, in that order, by the smallest graph that computes them all.
+        """Return the named hooks, in that order, by the smallest graph that computes them all.
 
-        Unlike a cache, the result can contain `hook_sae_error` even if that hook does not fire in the original.
+        Hook functions are not called. Inside `steering` the edits are carried out, as in `steer`. Unlike a cache, the
+        result can contain `hook_sae_error` even if that hook does not fire in the original.
 
         Args:
             x: Activations, as for `__call__`.
@@ -454,7 +471,8 @@ class SAESession:
         Raises:
             InputError: `x` or `target` has another shape or dtype, or a name is not a hook.
         """
-        return compute(self._graphs, self._batch(x, target), self._known(names))
+        steering = [hook for hook in self._hooks.active() if isinstance(hook.function, SteeringHook)]
+        return forward(self._graphs, self._batch(x, target), self._known(names), steering, self._hooks.points)
 
     @overload
     def top_features(self, x: Array, k: int) -> TopFeatures[Array]: ...
@@ -474,12 +492,7 @@ class SAESession:
         Raises:
             InputError: `x` has another shape or dtype, or k is out of range.
         """
-        try:
-            k = operator.index(k)
-        except TypeError:
-            raise InputError(f"k is {k!r}; it must be a whole number.") from None
-        if not 1 <= k <= self.cfg.d_sae:
-            raise InputError(f"k is {k}; it must be from 1 to d_sae = {self.cfg.d_sae}.")
+        k = as_integer("k", k, 1, self.cfg.d_sae, most_is="d_sae = ")
         return top_features(self._graphs, self._batch(x), k, self._interventions())
 
     def explain(self, names: Sequence[str] | None = None, tokens: int = 1, *, steered: bool = False) -> Plan:
@@ -491,8 +504,9 @@ class SAESession:
             steered: Whether an intervention is carried out.
 
         Raises:
-            InputError: A name is not a hook.
+            InputError: A name is not a hook, or the number of tokens is not a whole number from 0 on.
         """
+        tokens = as_integer("tokens", tokens, 0)
         known, options = self._known(self.hook_names if names is None else names), self._options
         choice = choose_graph(self.artifact.manifest, known, self._graphs.for_cpu, steered=steered)
         family = "CPU variants" if self._graphs.for_cpu else "portable graphs"
@@ -500,7 +514,7 @@ class SAESession:
         why = choice.why if choice.graph is None else f"{choice.why}; {family} are preferred ({because})."
         if choice.graph is not None and tokens in options.cuda_graph:
             why += " Its launches are captured at the first call and replayed."
-        blocks = tuple(block_sizes(tokens, self._graphs.block_tokens))
+        blocks = block_sizes(tokens, self._graphs.block_tokens)
         return Plan(choice.graph, self.device, options.threads or thread_limit(), blocks, why)
 
     def run_graph(
@@ -515,13 +529,21 @@ class SAESession:
 
         Raises:
             ArtifactError: The artifact does not contain the graph, or it cannot be loaded.
-            InputError: An input is missing, or the graph does not have an input or output with a given name.
+            InputError: An input is missing, or has another shape or dtype than in the manifest, or the graph does not
+                have an input or output with a given name.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
-        return self._graphs.run(graph, feeds, names)
+        if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
+            raise InputError(f"names is {names!r}; it must be a list of outputs, or None for all.")
+        names = None if names is None else [str(name) for name in names]
+        return self._graphs.run(graph, self._graphs.feeds(graph, feeds), names)
 
     def release(self, graph: str) -> None:
-        """Free one graph's copy of the weights; a later call loads it again."""
+        """Free one graph's copy of the weights; a later call loads it again.
+
+        Raises:
+            ArtifactError: The artifact does not contain the graph.
+        """
         self._graphs.release(graph)
 
     def close(self) -> None:
@@ -563,8 +585,11 @@ class SAESession:
         return Batch.of(x, self.cfg, target, self._graphs.backend.import_array)
 
     def _known(self, names: Sequence[str]) -> Sequence[str]:
-        if unknown := [name for name in names if name not in self.hook_names]:
-            raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(self.hook_names)}.")
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise InputError(f"names is {names!r}; it must be a list of hooks, of {', '.join(self.hook_names)}.")
+        names = list(names)
+        if unknown := [name for name in names if not isinstance(name, str) or name not in self.hook_names]:
+            raise InputError(f"{', '.join(map(str, unknown))}: no such hook. There are {', '.join(self.hook_names)}.")
         return names
 
     def _interventions(self) -> list[Intervention]:

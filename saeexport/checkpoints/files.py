@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
 
+from .damage import is_of_a_reader
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
@@ -47,6 +49,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
+        if not is_of_a_reader(error):
+            raise
         raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict of named tensors.")

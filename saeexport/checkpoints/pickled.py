@@ -7,6 +7,8 @@ import torch
 
 from runtime.errors import CheckpointError
 
+from .damage import is_of_a_reader
+
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dict in a `.pt` or `.pth` file: tensors, which are views of the file, and plain values by name.
@@ -17,6 +19,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
+        if not is_of_a_reader(error):
+            raise
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not a dict of named values.")

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from runtime.errors import CheckpointError
+from runtime.arrays.arguments import as_path
+from runtime.errors import CheckpointError, InputError
 
 from ..original.dtypes import DTypeLike, torch_dtype
 from ..original.hooked_sae import HookedSAE
@@ -61,9 +62,11 @@ def load(path: str | os.PathLike[str], *, hook_name: str | None = None, dtype: D
     Raises:
         CheckpointError: No format recognises `path`, a file is damaged, or an option is unknown.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
-        InputError: `dtype` is not a dtype that weights may have.
+        InputError: `dtype` is not a dtype that weights may have, or `path` or `hook_name` has another type.
     """
-    path = Path(path)
+    path = as_path("path", path)
+    if hook_name is not None and not isinstance(hook_name, str):
+        raise InputError(f"hook_name is {hook_name!r}; it must be a string, or None for the checkpoint's.")
     wanted = None if dtype is None else torch_dtype(dtype)
     sae: HookedSAE = recognise(path).read(path)
     if hook_name is not None:

@@ -23,6 +23,7 @@ import einops
 import torch
 from torch import Tensor, nn
 
+from runtime.arrays.arguments import as_integer
 from runtime.errors import InputError
 
 from .hooked_sae import HookedSAE, HookedSAEConfig
@@ -83,8 +84,7 @@ class TopKConfig(HookedSAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.k <= self.d_sae:
-            raise ValueError(f"k is {self.k}; it must lie in [1, d_sae = {self.d_sae}].")
+        self.k = as_integer("k", self.k, 1, self.d_sae, most_is="d_sae = ")
 
 
 class TopKSAE(HookedSAE):
@@ -126,10 +126,9 @@ class TranscoderConfig(HookedSAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d_out < 1:
-            raise ValueError(f"d_out is {self.d_out}; it must be the width of the predicted activation.")
+        self.d_out = as_integer("d_out", self.d_out, 1)
         if self.apply_b_dec_to_input or self.normalize_activations != "none":
-            raise ValueError(
+            raise InputError(
                 f"apply_b_dec_to_input is {self.apply_b_dec_to_input} and normalize_activations is "
                 f"{self.normalize_activations!r}; a transcoder's output is another activation than its input, so they "
                 "must be False and 'none'."

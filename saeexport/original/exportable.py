@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from runtime.arrays.arguments import as_integer
 from runtime.arrays.dtypes import dtype_name
 from runtime.artifact.budgets import FLOOR
 from runtime.artifact.manifest import CUSTOM, SAEConfig
@@ -32,10 +33,14 @@ def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
 
     Raises:
         ExportError: The SAE does not take `(tokens, *head_shape)`.
+        InputError: `head_shape` is not a pair of whole numbers.
     """
     cfg = sae.cfg
     if head_shape is not None:
-        n_heads, d_head = head_shape
+        try:
+            n_heads, d_head = (as_integer("head_shape", size) for size in head_shape)
+        except (TypeError, ValueError):  # it is not a pair, or not one of whole numbers
+            raise InputError(f"head_shape is {head_shape!r}; it must be (n_heads, d_head), or None.") from None
         if not cfg.hook_name.endswith("_z") or n_heads * d_head != cfg.d_in or n_heads < 2:
             raise ExportError(
                 f"head_shape is {tuple(head_shape)}; it needs a hook_name that ends in _z (it is {cfg.hook_name!r}) "

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from runtime.arrays.arguments import as_integer
 from runtime.errors import InputError
 from runtime.session.batch import flat_shape
 
@@ -76,24 +77,25 @@ class HookedSAEConfig:
 
     def __post_init__(self) -> None:
         self.dtype = torch_dtype(self.dtype)
+        self.d_sae, self.d_in = as_integer("d_sae", self.d_sae, 1), as_integer("d_in", self.d_in, 1)
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.normalize_activations not in NORMALIZATIONS:
+        if not isinstance(self.normalize_activations, str) or self.normalize_activations not in NORMALIZATIONS:
             known = ", ".join(NORMALIZATIONS)
-            raise ValueError(f"normalize_activations is {self.normalize_activations!r}; it must be one of {known}.")
+            raise InputError(f"normalize_activations is {self.normalize_activations!r}; it must be one of {known}.")
 
     @classmethod
     def from_dict(cls: type[Config], config: dict[str, Any]) -> Config:
         """Return the config with the keys and values of a dict.
 
         Raises:
-            ValueError: A key is unknown, or a key without a default is missing.
+            InputError: A key is unknown, or a key without a default is missing.
         """
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         unknown, missing = sorted(set(config) - known), sorted(needed - set(config))
         if unknown or missing:
-            raise ValueError(
+            raise InputError(
                 f"{cls.__name__} got unknown keys {unknown} and misses {missing}; its keys are {sorted(known)}."
             )
         return cls(**config)
@@ -133,7 +135,7 @@ class HookedSAE(HookedRootModule):
         if isinstance(cfg, dict):
             cfg = self.Config.from_dict(cfg)
         if not isinstance(cfg, self.Config):
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} takes a {self.Config.__name__} or a dict of its keys, not {cfg!r}."
             )
         self.cfg = cfg

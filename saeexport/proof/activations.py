@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from runtime.arrays.dtypes import FLOAT32, rounded
-from runtime.arrays.tensor import Array
+from runtime.arrays.tensor import Array, as_given, check_holds_its_values
 from runtime.artifact.manifest import SAEConfig
 from runtime.errors import ExportError, InputError
 from runtime.session.batch import as_dtype, check_target, flat_shape
@@ -44,26 +44,28 @@ def prepare_activations(
     if not given:
         return _synthetic(sae, config, limit)
     activations = _as_numpy(activations)
-    shape = flat_shape(np.shape(activations), config.d_in, config.hook_name, "activations")
-    rows = np.asarray(activations).reshape(-1, *config.input_shape)
+    shape = flat_shape(activations.shape, config.d_in, config.hook_name, "activations")
+    rows = activations.reshape(-1, *config.input_shape)
     if shape[:-1] and not len(rows):
-        raise ExportError(f"activations has shape {np.shape(activations)}, without a token. Pass at least one.")
+        raise ExportError(f"activations has shape {activations.shape}, without a token. Pass at least one.")
     sample = np.linspace(0, len(rows) - 1, min(limit, len(rows)), dtype=np.int64)
     if targets is None:
         return _to_finite(rows[sample], config, "activations"), None
-    targets = np.asarray(_as_numpy(targets))
+    targets = _as_numpy(targets)
     check_target(targets, config, shape[:-1], "targets")
     target_rows = targets.reshape(-1, *config.output_shape)[sample]
     return _to_finite(rows[sample], config, "activations"), _to_finite(target_rows, config, "targets")
 
 
-def _as_numpy(array: Any) -> Any:
-    if not isinstance(array, torch.Tensor):
-        return array
-    array = array.detach().cpu()
-    if array.dtype == torch.bfloat16:  # numpy lacks bfloat16; float32 holds its values exactly
-        array = array.float()
-    return array.numpy()
+def _as_numpy(array: Any) -> Array:
+    check_holds_its_values(array)
+    if isinstance(array, torch.Tensor):
+        if array.is_meta:
+            raise InputError("A tensor on the device meta was given, which has no values.")
+        array = array.detach().cpu()
+        if array.dtype == torch.bfloat16:  # numpy lacks bfloat16; float32 holds its values exactly
+            array = array.float()
+    return np.asarray(as_given(array))
 
 
 def _to_finite(rows: Array, config: SAEConfig, name: str) -> Array:

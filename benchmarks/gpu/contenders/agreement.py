@@ -62,11 +62,11 @@ def scatter_top(indices: Tensor, values: Tensor, d_sae: int) -> Tensor:
     """Return the strongest features among zeros, `(rows, d_sae)`, for the rows that are compared.
 
     The weakest value is subtracted from each: rounding may choose either of two equally strong features, and both then
-    count as zero.
+    count as zero. Places without a feature have the index -1 and the value 0, which adds nothing.
     """
     indices, values = checked_rows(indices), checked_rows(values)
     values = values - values[:, -1:]
-    return values.new_zeros((len(values), d_sae)).scatter_(1, indices, values)
+    return values.new_zeros((len(values), d_sae)).scatter_add_(1, indices.clamp(min=0), values)
 
 
 def bind_contenders(

@@ -1,4 +1,8 @@
-"""Makes a graph return the k strongest features of each token instead of all `d_sae` activations."""
+"""Makes a graph return the k strongest features of each token instead of all `d_sae` activations.
+
+A token with NaN in its activations has no order. It gets the index -1 and the value NaN in every place, and l0 = -1.
+Where fewer than k features are on, the places after them get the index -1 and the value 0.
+"""
 
 import math
 
@@ -22,17 +26,19 @@ def keep_strongest(model: ir.Model, spec: GraphSpec) -> ir.Model:
     """
     at, acts, k = _with_k(model)
     signed = not is_nonnegative(model.graph.outputs[-1])
-    values, indices = at.multi_output("TopK", [at("Abs", [acts]) if signed else acts, k], 2, axis=1)
-    if signed:
-        values = at("GatherElements", [acts, indices], axis=1)
-    return _set_outputs(model, spec, at, indices, values, _count_on(at, acts))
+    size = at("Abs", [acts]) if signed else acts
+    nan = _NaN(at, acts, at("ReduceSum", [size, at.vector([1])], keepdims=1))
+    strength, indices = at.multi_output("TopK", [nan.removed_from(size), k], 2, axis=1)
+    values = at("GatherElements", [acts, indices], axis=1) if signed else strength
+    return _set_outputs(model, spec, at, nan, indices, strength, values, _count_on(at, acts))
 
 
 def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
     """Turn a graph into the CPU variant of `features`, which sorts less, because sorting is slow on a CPU.
 
     The k strongest features lie in the k groups with the largest maxima, so only these groups are sorted. The features
-    that are on are counted in these groups as well, unless more groups have active features: then all are counted.
+    that are on are counted in these groups as well, unless more groups have active features: then all are counted. The
+    groups are put in the order of their features, so that of equal activations the one with the smaller id comes first.
     """
     at, acts, k = _with_k(model)
     assert acts.shape is not None
@@ -42,26 +48,29 @@ def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
     groups = d_sae // group
     signed = not is_nonnegative(model.graph.outputs[-1])
     tokens = at("Shape", [acts], start=0, end=1)
+    nan = _NaN(at, acts, at("ReduceL1" if signed else "ReduceSum", [acts, at.vector([1])], keepdims=1))
 
     grouped = at("Reshape", [acts, at.vector([0, groups, group])])
-    strength = at("ReduceMax", [at("Abs", [grouped]) if signed else grouped, at.vector([2])], keepdims=0)
+    sizes = at("Abs", [grouped]) if signed else grouped
+    most = nan.removed_from(at("ReduceMax", [sizes, at.vector([2])], keepdims=0))
     sought = at("Min", [k, at.vector([groups])])
-    _, chosen = at.multi_output("TopK", [strength, sought], 2, axis=1, sorted=0)
+    _, strongest = at.multi_output("TopK", [most, sought], 2, axis=1, sorted=0)
+    chosen, _ = at.multi_output("TopK", [strongest, sought], 2, axis=1, largest=0)
     every_token = at("Range", [at.scalar(0), at("Squeeze", [tokens]), at.scalar(1)])
     first = at("Mul", [at("Unsqueeze", [every_token, at.vector([1])]), at.scalar(groups)])
     members = at("Gather", [at("Reshape", [acts, at.vector([-1, group])]), at("Add", [chosen, first])])
     members = at("Reshape", [members, at("Concat", [tokens, at("Mul", [sought, at.vector([group])])], axis=0)])
-    values, places = at.multi_output("TopK", [at("Abs", [members]) if signed else members, k], 2, axis=1)
-    if signed:
-        values = at("GatherElements", [members, places], axis=1)
+    size = at("Abs", [members]) if signed else members
+    strength, places = at.multi_output("TopK", [nan.removed_from(size), k], 2, axis=1)
+    values = at("GatherElements", [members, places], axis=1) if signed else strength
     place = at("Div", [places, at.scalar(group)])
     inside = at("Sub", [places, at("Mul", [place, at.scalar(group)])])
     indices = at("Add", [at("Mul", [at("GatherElements", [chosen, place], axis=1), at.scalar(group)]), inside])
 
-    beyond = at.cast(at("Greater", [_count_on(at, strength), sought]), ir.DataType.INT64)
+    beyond = at.cast(at("Greater", [_count_on(at, most), sought]), ir.DataType.INT64)
     all_found = at("Equal", [at("ReduceSum", [beyond], keepdims=0), at.scalar(0)])
     (count,) = at.if_else(all_found, [INT64], lambda at: [_count_on(at, members)], lambda at: [_count_on(at, acts)])
-    return _set_outputs(model, spec, at, indices, values, count)
+    return _set_outputs(model, spec, at, nan, indices, strength, values, count)
 
 
 def _with_k(model: ir.Model) -> tuple[Nodes, ir.Value, ir.Value]:
@@ -78,18 +87,53 @@ def _with_k(model: ir.Model) -> tuple[Nodes, ir.Value, ir.Value]:
     return at, wide, k
 
 
+class _NaN:
+    """Which tokens have NaN among their activations, and the nodes that keep it from the search.
+
+    A search over NaN has no order that it could rely on.
+
+    Args:
+        at: Writes the nodes.
+        acts: The activations, `[T, S]`.
+        total: The sum of the absolute activations of each token, `[T, 1]`. It is NaN only if one of them is.
+    """
+
+    def __init__(self, at: Nodes, acts: ir.Value, total: ir.Value) -> None:
+        self._at, self._total = at, total
+        self.zero = at.number(0, acts)
+        self.found = at("IsNaN", [total])
+
+    def removed_from(self, sizes: ir.Value) -> ir.Value:
+        """Return values with a row per token, and 0 in the rows of tokens with NaN."""
+        return self._at("Where", [self.found, self.zero, sizes])
+
+    def put_into(self, values: ir.Value) -> ir.Value:
+        """Return values with a row per token, and NaN in the rows of tokens with NaN."""
+        return self._at("Where", [self.found, self._total, values])
+
+
 def _count_on(at: Nodes, cells: ir.Value) -> ir.Value:
     on = at.cast(at.cast(cells, ir.DataType.BOOL), ir.DataType.FLOAT)  # exact up to 2^24 features
-    return at.cast(at("ReduceSum", [on, at.vector([1])], keepdims=0), ir.DataType.INT64)
+    return at.cast(at("ReduceSum", [on, at.vector([1])], keepdims=1), ir.DataType.INT64)
 
 
 def _set_outputs(
-    model: ir.Model, spec: GraphSpec, at: Nodes, indices: ir.Value, values: ir.Value, count: ir.Value
+    model: ir.Model,
+    spec: GraphSpec,
+    at: Nodes,
+    nan: _NaN,
+    indices: ir.Value,
+    strength: ir.Value,
+    values: ir.Value,
+    count: ir.Value,
 ) -> ir.Model:
-    """Set the outputs of the graph."""
+    """Set the outputs of the graph: places without a feature have no index, and tokens with NaN have no features."""
     graph = model.graph
     given = graph.outputs[-1]
     assert given.dtype is not None
+    indices = at("Where", [at("Greater", [strength, nan.zero]), indices, at.vector([-1])])
+    values = nan.put_into(values)
+    count = at("Squeeze", [at("Where", [nan.found, at.vector([-1]), count]), at.vector([1])])
     if given.dtype != ir.DataType.FLOAT:
         values = at.cast(values, given.dtype)
     graph.outputs.clear()

@@ -23,7 +23,7 @@ from runtime.commands.main import main as run
 from saeexport import export
 from saeexport.cli import main as saeexport
 from tests.support.samples import HOOKS, TINY, make_sae, normal
-from tests.support.zoo import D_IN, sae_of
+from tests.support.zoo import D_IN, D_OUT, sae_of
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_run_that_fails_leaves_what_was_there(capsys, tmp_path, source, monkeypa
     out.write_text("precious")
     compute, calls = SAESession.compute, []
 
-    def fail(self, x, names):
+    def fail(self, x, names, target):
         calls.append(len(x))
         if len(calls) == 3:
             raise OSError("No space left on device")
@@ -213,7 +213,7 @@ def test_run_refuses_a_target_that_is_not_a_file(capsys, tmp_path, source, targe
 def test_run_keeps_a_file_that_appears_during_the_run(capsys, tmp_path, source, monkeypatch):
     out, compute = tmp_path / "out.safetensors", SAESession.compute
 
-    def appear(self, x, names):
+    def appear(self, x, names, target):
         out.write_text("precious")
         return compute(self, x, names)
 
@@ -281,18 +281,25 @@ def test_run_reports_progress_and_bounds_what_it_holds(tmp_path, source):
 
 @pytest.mark.parametrize("use_error_term", [False, True])
 def test_run_and_bench_of_a_transcoder(capsys, tmp_path, use_error_term):
-    """Its output is not as wide as its input. `bench` takes the targets of the golden batch, `run` has none."""
+    """Its output is not as wide as its input. `bench` takes the targets of the golden batch, `run` a file of them."""
     path = export(sae_of("transcoder", use_error_term=use_error_term), tmp_path / "sae").path
     said(capsys, 0, "bench", path, "--tokens", "3", "--seconds", "0.01", "--device", "cpu")
     x = normal(4, 5, D_IN)
     np.save(tmp_path / "x.npy", x)
     arguments = ["run", path, tmp_path / "x.npy", tmp_path / "out.safetensors", "--batch", "7", "--device", "cpu"]
+    target = None
     if use_error_term:
-        assert "pass target=" in said(capsys, 2, *arguments)
-        return
+        assert "Give their file (--targets FILE), or choose hooks of the encoder" in said(capsys, 2, *arguments)
+        assert not (tmp_path / "out.safetensors").exists()
+        said(capsys, 0, *arguments, "--hooks", "hook_sae_acts_post")
+        np.save(tmp_path / "short.npy", normal(4, 4, D_OUT))
+        assert "short.npy is (4, 4, 7) float32" in said(capsys, 2, *arguments, "--targets", tmp_path / "short.npy")
+        target = normal(4, 5, D_OUT, seed=3)
+        np.save(tmp_path / "y.npy", target)
+        arguments += ["--targets", tmp_path / "y.npy", "--overwrite"]
     said(capsys, 0, *arguments)
     with SAESession(path, "cpu") as session:
-        expected = session.compute(x, session.hook_names)
+        expected = session.compute(x, session.hook_names, target)
     written = load_file(tmp_path / "out.safetensors")
     assert written.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -8,8 +8,8 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, NoSuchFile, RuntimeException
 
 from runtime import ArtifactError, IntegrityError, ProviderError, SAEError, SAESession
+from runtime.devices.start import ORT_ERRORS
 from runtime.errors import InputError, UnknownHookError
-from runtime.session.graphs import ORT_ERRORS
 from tests.support.samples import TINY, normal
 
 

@@ -271,8 +271,19 @@ def test_an_unknown_graph_is_an_error(session):
 
 
 def test_what_onnx_runtime_says_of_a_run_is_passed_on(session):
-    with pytest.raises(SAEError, match=r"cannot run .model. on cpu with input \(4, 5\) float32: .*invalid dimensions"):
-        session.run_graph("model", {"input": normal(4, 5)})
+    edit = {"feature_ids": np.array([99]), "feature_scale": normal(1, 1), "feature_shift": normal(1, 1)}
+    message = r"cannot run .steer. on cpu with input \(4, 6\) float32, .*: .*99"
+    with pytest.raises(SAEError, match=message) as caught:
+        session.run_graph("steer", {"input": normal(4, 6), **edit})
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("x", [normal(4, 5), normal(6), normal(1, 4, 6), normal(4, 6).astype(">f4"), np.ones((4, 6))])
+def test_a_graph_gets_only_what_the_manifest_describes(session, x):
+    """ONNX Runtime would read the bytes of a big-endian array in the wrong order."""
+    with pytest.raises(InputError, match=r"input is \(.*; 'model' takes \['tokens', 6\] float32"):
+        session.run_graph("model", {"input": x})
+    assert not session._graphs.loaded  # a graph is loaded after its inputs are checked
 
 
 def test_threads_can_be_set():

@@ -3,10 +3,11 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import InputError, SAESession, read_artifact
+from runtime import InputError, SAESession, Scale, read_artifact
 from runtime.parity.decisions import Stages
 from runtime.parity.golden import load_golden
 from runtime.parity.proof import _judge_features
@@ -42,6 +43,7 @@ def test_they_are_the_strongest_and_it_is_said_whether_any_is_missing(sae, k, le
     np.testing.assert_array_equal(np.abs(found.values), strongest(acts, k))
     on = found.values != 0
     np.testing.assert_array_equal(np.take_along_axis(acts, found.indices, -1)[on], found.values[on])
+    assert (found.indices[~on] == -1).all()
     dense = found.dense(48)
     np.testing.assert_array_equal(dense[found.lossless], acts[found.lossless])
     if k == 1 and acts.size:
@@ -82,14 +84,14 @@ def test_it_can_be_unpacked_and_read_by_name():
     assert (indices is found.indices, values is found.values, l0 is found.l0) == (True, True, True)
 
 
-def test_a_repeated_index_after_the_last_feature_does_not_erase_it():
-    found = TopFeatures(np.array([[3, 3]]), np.array([[2.0, 0.0]], np.float32), np.array([1]))
+def test_a_place_without_a_feature_does_not_erase_one():
+    found = TopFeatures(np.array([[3, -1]]), np.array([[2.0, 0.0]], np.float32), np.array([1]))
     np.testing.assert_array_equal(found.dense(4), [[0, 0, 0, 2]])
 
 
 @pytest.mark.parametrize("index", [-1, 4])
 def test_an_index_out_of_range_is_an_error(index):
-    with pytest.raises(IndexError, match="d_sae is 4"):
+    with pytest.raises(InputError, match="d_sae is 4"):
         TopFeatures(np.array([[index]]), np.array([[1.0]]), np.array([1])).dense(4)
 
 
@@ -103,7 +105,7 @@ def features_gate(change):
 
 def weaker_first(graph, by_output):
     """Sort the strongest features in ascending order."""
-    (sort,) = (node for node in graph.node if node.op_type == "TopK" and "values" in node.output)
+    *_, sort = (node for node in graph.node if node.op_type == "TopK")
     sort.attribute.append(onnx.helper.make_attribute("largest", 0))
 
 
@@ -115,6 +117,13 @@ def other_features(graph, by_output):
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(16), "all"))
     graph.node.append(onnx.helper.make_node("Add", ["exact", "one_beside"], ["beside"]))
     graph.node.append(onnx.helper.make_node("Mod", ["beside", "all"], ["indices"]))
+
+
+def keep_the_tail(graph, by_output):
+    """Return whatever index the search found for a place without a feature, as a plain TopK does."""
+    node = by_output["indices"]
+    assert node.op_type == "Where"
+    node.op_type, node.input[:] = "Identity", [node.input[1]]
 
 
 def weakest_groups(graph, by_output):
@@ -159,6 +168,7 @@ def one_too_many(graph, by_output):
     [
         (weaker_first, "values are not in descending order for token 0 (and 15 more like it)"),
         (other_features, ""),
+        (keep_the_tail, "indices are not -1 exactly where values are 0 for token 0"),
         (one_too_many, "l0 is not the number of features on for token 0"),
     ],
 )
@@ -166,6 +176,80 @@ def one_too_many(graph, by_output):
 def test_strongest_features_that_are_wrong(artifact, capsys, graph, change, reason):
     rewrite(artifact, f"{graph}.onnx", features_gate(change))
     assert f"{graph}: {reason}" in failures_of(artifact, capsys)
+
+
+NAN_SAES = ["standard", "abstopk", "topk", "jumprelu", "gated"]
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in NAN_SAES for dtype in ("float32", "bfloat16")])
+def families(request, tmp_path_factory):
+    """The sessions of an artifact that run different graphs."""
+    name, dtype = request.param
+    path = export(sae_of(name), tmp_path_factory.mktemp("nan") / name, dtype=dtype).path
+    with (
+        SAESession(path, "cpu") as first,
+        SAESession(path, "cpu", graphs="auto" if dtype == "bfloat16" else "portable") as other,
+    ):
+        yield first, other
+
+
+@pytest.mark.parametrize("k", [1, 9, 31, 48])
+def test_a_token_with_nan_has_no_features_in_every_graph(families, k):
+    for session in families:
+        x = normal(40, 10).astype(session.cfg.dtype)
+        clean = session.top_features(x, k)
+        x[7, 3] = np.nan
+        x[20] = np.nan
+        found = session.top_features(x, k)
+        with session.steering({5: Scale(1.0)}):
+            steered = session.top_features(x, k)
+        lost = np.isin(np.arange(40), [7, 20])
+        for indices, values, l0 in (found, steered):
+            assert (indices[lost] == -1).all()
+            assert np.isnan(values[lost].astype(np.float32)).all()
+            assert (l0[lost] == -1).all()
+        np.testing.assert_array_equal(found.lossless, clean.lossless & ~lost)
+        for array, expected in zip(found, clean, strict=True):
+            np.testing.assert_array_equal(array[~lost], expected[~lost])
+        dense = found.dense(48).astype(np.float32)
+        assert np.isnan(dense[lost]).all()
+        assert np.isfinite(dense[~lost]).all()
+
+
+@pytest.mark.parametrize("k", [1, 8, 20, 40])
+def test_some_nan_or_infinity_among_many_features(tmp_path_factory, k):
+    """NaN that reaches some features only, as `inf * 0` does, counts for the whole token."""
+    sae = sae_of("abstopk", k=20)
+    with torch.no_grad():
+        sae.W_enc[0, :24] = 0.0
+        sae.b_dec.zero_()
+    path = export(sae, tmp_path_factory.mktemp("partly") / "sae").path
+    x = normal(6, 10)
+    x[2, 0] = np.inf  # inf * 0 is NaN for the first 24 features, and inf or -inf for the rest
+    x[4, 0] = 3e38
+    with SAESession(path, "cpu") as sparse, SAESession(path, "cpu", graphs="portable") as portable:
+        for session in (sparse, portable):
+            indices, values, l0 = session.top_features(x, k)
+            assert (indices[2] == -1).all()
+            assert np.isnan(values[2]).all()
+            assert l0[2] == -1
+            assert (l0[[0, 1, 3, 4, 5]] == 20).all()
+        np.testing.assert_array_equal(*(session.top_features(x, k).indices for session in (sparse, portable)))
+
+
+@pytest.mark.parametrize("graphs", ["cpu", "portable"])
+def test_of_equally_strong_features_the_smaller_id_comes_first(tmp_path, graphs):
+    sae = sae_of("standard")
+    with torch.no_grad():
+        sae.W_enc[:] = sae.W_enc[:, :6].repeat(1, 8)
+        sae.b_enc[:] = sae.b_enc[:6].repeat(8)
+    path, x = export(sae, tmp_path / "sae").path, normal(40, 10)
+    with SAESession(path, "cpu", graphs=graphs) as session:
+        acts = session.encode(x)
+        for k in (1, 5, 11, 24, 48):
+            order = np.argsort(-acts, axis=-1, kind="stable")[:, :k]
+            values = np.take_along_axis(acts, order, -1)
+            np.testing.assert_array_equal(session.top_features(x, k).indices, np.where(values == 0, -1, order))
 
 
 def test_a_feature_that_is_named_twice_is_seen(artifact):

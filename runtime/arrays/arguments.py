@@ -1,0 +1,53 @@
+"""Whole numbers and paths as callers pass them."""
+
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+
+def as_integer(
+    name: str, value: Any, least: int | None = None, most: int | None = None, hint: str = "", most_is: str = ""
+) -> int:
+    """Return a whole number as an int.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: An int, an integer of numpy, or another object with `__index__`. A bool is refused: it is a slip.
+        least: Smallest number that is accepted; None for no bound.
+        most: Largest number that is accepted; None for no bound.
+        hint: What the message says about other values that are accepted.
+
+        most_is: What the message calls the largest number, such as "d_sae = ".
+
+    Raises:
+        InputError: `value` is something else, or out of range.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; it must be a whole number{hint}.") from None
+    if (least is not None and number < least) or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most_is}{most}"
+        raise InputError(f"{name} is {number}; it must be {bounds}{hint}.")
+    return number
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Return the path of a file or folder.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: A string or an `os.PathLike`.
+
+    Raises:
+        InputError: `value` is something else, or contains a null character, which no file system allows.
+    """
+    path = Path(value) if isinstance(value, (str, os.PathLike)) else None
+    if path is None or "\0" in str(path):
+        raise InputError(f"{name} is {value!r}; it must be the path of a file or folder, as a str or an os.PathLike.")
+    return path
