@@ -17,10 +17,8 @@ from ..devices.select import unavailable_reason
 from ..devices.start import CPU, CUDA, TENSORRT, Device
 from ..devices.threads import thread_limit
 from ..errors import SAEError
+from ..parity.versions import ONNXRUNTIMES
 from ..tables import format_table
-
-WHEELS = ("onnxruntime", "onnxruntime-gpu")
-"""Distributions of ONNX Runtime. They share an import name: the one installed last replaces the files of the other."""
 
 
 def doctor_command(options: argparse.Namespace) -> int:
@@ -49,14 +47,14 @@ def _software() -> Iterator[tuple[str, str]]:
     cuda = getattr(ort, "cuda_version", "")
     yield "onnxruntime", f"{ort.__version__}, {f'built for CUDA {cuda}' if cuda else 'built without CUDA'}"
     installed = []
-    for wheel in WHEELS:
+    for wheel in ONNXRUNTIMES:  # they share an import name: the one installed last replaces the other's files
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed.append(f"{wheel} {importlib.metadata.version(wheel)}")
     if len(installed) > 1:
         yield (
             "warning",
             f"{' and '.join(installed)} are both installed and share their files: "
-            f"pip uninstall -y {' '.join(WHEELS)}, then install the one that you need",
+            f"pip uninstall -y {' '.join(ONNXRUNTIMES)}, then install the one that you need",
         )
 
 
