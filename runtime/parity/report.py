@@ -31,6 +31,15 @@ class Verdict:
     failures: tuple[str, ...] = ()
     note: str = ""
 
+    def describe_errors(self) -> str:
+        """Return the errors with their budgets, or "exact" if the output is compared exactly."""
+        if not self.errors or not self.budget:
+            return "exact"
+        return ", ".join(
+            f"{kind} error {getattr(self.errors, kind):.3e} of {getattr(self.budget, kind):.3e}"
+            for kind in ("token", "element")
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -66,17 +75,24 @@ class Report:
             ParityError: Something failed.
         """
         if self.failures:
-            raise ParityError("\n".join([self.title, *(f"- {failure}" for failure in self.failures), *self._versions()]))
+            raise ParityError(
+                "\n".join([self.title, *(f"- {failure}" for failure in self.failures), *self._versions()])
+            )
 
     def __str__(self) -> str:
         """Return the title, the table of verdicts, and below it the failures and the versions that differ."""
         table = format_table([_row(verdict) for verdict in self.verdicts], header=HEADER, rule=True)
-        return "\n".join([self.title, table, *(f"FAIL: {failure}" for failure in self.failures), *self._versions()])
+        return self._below(f"{self.title}\n{table}", "FAIL: ")
 
-    def _versions(self) -> list[str]:
-        """Return a line about the versions that differ, if any do."""
-        line = describe_differences(self.artifact.manifest.provenance) if self.artifact else ""
-        return [line] if line else []
+    def _below(self, text: str, mark: str) -> str:
+        """Return the text, and below it a line for each failure and one for versions that differ."""
+        lines = [text, *(f"{mark}{failure}" for failure in self.failures), self.differing_versions]
+        return "\n".join(line for line in lines if line)
+
+    @property
+    def differing_versions(self) -> str:
+        """A sentence about the packages that have another version here than at export; "" if none does."""
+        return describe_differences(self.artifact.manifest.provenance) if self.artifact else ""
 
 
 def count(n: int, noun: str) -> str:

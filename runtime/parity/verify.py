@@ -132,11 +132,20 @@ def skipped_graphs(manifest: Manifest, device: str) -> dict[str, str]:
     return skipped
 
 
-def judged_outputs(manifest: Manifest, graph: str) -> tuple[str, ...]:
-    """Return the names in the verdicts of a graph: its outputs, or for `features` what its outputs amount to."""
-    if graph.partition(".")[0] == FEATURES:
-        return HOOK_ACTS_POST, L0, VALUES
-    return tuple(tensor.name for tensor in manifest.graphs[graph].outputs)
+def judged_outputs(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return graph and name of every verdict that a verification gives if no graph is skipped and nothing fails.
+
+    The verdicts of `features` are about what its outputs amount to.
+    """
+    return [
+        (graph, name)
+        for graph in contracts_of(manifest.sae.dtype)
+        for name in (
+            (HOOK_ACTS_POST, L0, VALUES)
+            if graph.partition(".")[0] == FEATURES
+            else [tensor.name for tensor in manifest.graphs[graph].outputs]
+        )
+    ]
 
 
 def _run(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:

@@ -107,7 +107,7 @@ def test_another_key_is_refused(signed, tmp_path):
 
 def test_a_claim_to_be_signed_by_a_key_does_not_suffice(signed, keys, tmp_path):
     """The signature names its key by a hash, which anyone can write into a signature of their own."""
-    private, public = make_key(tmp_path, "other")
+    private, _ = make_key(tmp_path, "other")
     theirs = (signed / SIGNATURE).read_text().split('"hint":"')[1][:64]
     sign(signed, private, overwrite=True)
     text = (signed / SIGNATURE).read_text()
