@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..artifact.folder import hash_file
-from ..artifact.manifest import MANIFEST
+from ..artifact.manifest import MANIFEST, Errors
 from ..errors import SAEError
 from ..parity.report import Report, Verdict
 from ..parity.versions import differing_versions, installed_versions
@@ -126,7 +127,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 def as_junit(outcome: Outcome) -> ElementTree.Element:
     """Return an outcome as a test suite with a test case for each output of each graph."""
     report = outcome.report or Report("")
-    name = f"sae-artifact.{_in_xml(Path(outcome.path).resolve().name)}"
+    name = f"sae-artifact.{_in_xml(os.path.basename(os.path.abspath(outcome.path)))}"
     cases = [_case(f"{name}.{verdict.graph}", verdict.hook, verdict.failures, verdict) for verdict in report.verdicts]
     for graph, reason in report.skipped.items():
         cases.append(case := _case(name, graph))
@@ -179,18 +180,19 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "graph": verdict.graph,
         "hook": verdict.hook,
         "passed": not verdict.failures,
-        "token_error": _number(errors and errors.token),
-        "token_budget": _number(budget and budget.token),
-        "element_error": _number(errors and errors.element),
-        "element_budget": _number(budget and budget.element),
+        "token_error": _number(errors, "token"),
+        "token_budget": _number(budget, "token"),
+        "element_error": _number(errors, "element"),
+        "element_budget": _number(budget, "element"),
         "failures": [_printable(failure) for failure in verdict.failures],
         "note": verdict.note,
     }
 
 
-def _number(value: float | None) -> float | None:
-    """Return the value, or None in place of an infinite one, which JSON cannot hold."""
-    return value if value is not None and math.isfinite(value) else None
+def _number(errors: Errors | None, kind: str) -> float | None:
+    """Return one of the errors; None if there is none, or if it is infinite, which JSON cannot hold."""
+    value = math.inf if errors is None else getattr(errors, kind)
+    return value if math.isfinite(value) else None
 
 
 def _case(group: str, name: str, failures: tuple[str, ...] = (), verdict: Verdict | None = None) -> ElementTree.Element:

@@ -75,9 +75,7 @@ class Report:
             ParityError: Something failed.
         """
         if self.failures:
-            raise ParityError(
-                "\n".join([self.title, *(f"- {failure}" for failure in self.failures), *self._versions()])
-            )
+            raise ParityError(self._below(self.title, "- "))
 
     def __str__(self) -> str:
         """Return the title, the table of verdicts, and below it the failures and the versions that differ."""
