@@ -20,7 +20,7 @@ from saeexport import export, sign
 from saeexport.cli import main as saeexport
 from tests.support.breaking import claim_weights, edit_weight, rewrite
 from tests.support.keys import make_key
-from tests.support.samples import TINY, make_sae, normal
+from tests.support.samples import ROOT, TINY, make_sae, normal
 from tests.support.zoo import sae_of
 
 NUMBERS = ("token_error", "token_budget", "element_error", "element_budget")
@@ -247,9 +247,16 @@ def test_what_a_library_prints_is_not_in_the_document(capsys, monkeypatch):
     assert written(capsys, "json", TINY)[0] == 0
 
 
-def test_the_exit_codes_are_listed_once():
-    codes = re.findall(r"^  (\d+) ", console.EXIT_CODES, re.MULTILINE)
-    assert codes == ["0", "1", "2", "130", "143"]
+def test_the_page_has_the_exit_codes_and_every_key():
+    page = (ROOT / "docs" / "verifying.md").read_text()
+    codes = re.findall(r"^  (\d+) +(.*)$", console.EXIT_CODES, re.MULTILINE)
+    assert (
+        [code for code, _ in codes] == re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == ["0", "1", "2", "130", "143"]
+    )
+    assert dict(codes)["1"] in page
+    document = reports.as_json(reports.Outcome("", Report("", [Verdict("model", "a", None, None)]), "", 0.0))
+    listed = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    assert {key for cell in listed for key in re.findall(r"`(\w+)`", cell)} == {*document, *document["verdicts"][0]}
 
 
 def test_a_report_of_make_sae_names_its_artifact(tmp_path):
