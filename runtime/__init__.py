@@ -12,6 +12,7 @@ from .errors import (
     ParityError,
     ProviderError,
     SAEError,
+    SignatureError,
     UnknownHookError,
 )
 from .parity.report import Report, Verdict
@@ -43,6 +44,7 @@ __all__ = [
     "SAEError",
     "SAESession",
     "Scale",
+    "SignatureError",
     "Tensor",
     "TopFeatures",
     "UnknownHookError",

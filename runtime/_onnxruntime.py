@@ -10,10 +10,13 @@ Source: https://github.com/microsoft/onnxruntime/pull/27379
 import os
 import sys
 
-_SWITCH = "ORT_DISABLE_TELEMETRY"
-_imported_before, _chosen_by_user = "onnxruntime" in sys.modules, _SWITCH in os.environ
+SWITCH = "ORT_DISABLE_TELEMETRY"
+IMPORTED_BEFORE = "onnxruntime" in sys.modules
+CHOSEN_BY_USER = os.environ.get(SWITCH)
+"""Value of the variable before this module set it; None if there was none."""
+OFF = ("1", "true", "yes", "on", "y")  # in letters of any case; with any other value ONNX Runtime sends telemetry
 
-os.environ.setdefault(_SWITCH, "1")
+os.environ.setdefault(SWITCH, "1")
 
 try:
     import onnxruntime
@@ -26,5 +29,11 @@ except ModuleNotFoundError as error:
         name="onnxruntime",
     ) from None
 
-if _imported_before and not _chosen_by_user:  # too late for the thread and the files, not for the events
+
+def is_allowed(value: str | None) -> bool:
+    """Return whether a user's value of the variable asks for telemetry. None, no value, does not."""
+    return value is not None and value.strip().lower() not in OFF
+
+
+if IMPORTED_BEFORE and not is_allowed(CHOSEN_BY_USER):  # too late for the thread and the files, not for the events
     onnxruntime.disable_telemetry_events()

@@ -6,7 +6,8 @@ signal handlers among them, passes through unchanged. Any other exception is a b
 SAEError
 |-- ArtifactError            a folder is not an artifact, or cannot be used as one
 |   |-- ManifestError        sae.json is not JSON, lacks a key, or has a newer format
-|   `-- IntegrityError       a file is missing, truncated, changed, or from another export
+|   |-- IntegrityError       a file is missing, truncated, changed, or from another export
+|   `-- SignatureError       the artifact does not have the signature that was asked for
 |-- InputError               an array or option has a shape, dtype or value that is not accepted
 |-- UnknownHookError         a name is not one of the six hooks
 |-- ProviderError            the requested device cannot run the SAE
@@ -30,6 +31,10 @@ class ManifestError(ArtifactError):
 
 class IntegrityError(ArtifactError):
     """A file of the artifact is missing, truncated, changed, or from another export."""
+
+
+class SignatureError(ArtifactError):
+    """The artifact does not have the signature that was asked for, or was changed after it was signed."""
 
 
 class InputError(SAEError, ValueError, RuntimeError):

@@ -6,6 +6,7 @@ from ._export import export
 from .checkpoints.registry import load
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
+from .signing import sign
 
 __all__ = [
     "ArtifactError",
@@ -20,5 +21,6 @@ __all__ = [
     "assert_parity",
     "export",
     "load",
+    "sign",
     "verify",
 ]

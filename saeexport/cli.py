@@ -1,4 +1,4 @@
-"""The command line `saeexport`: export, verify and inspect, and list the formats of checkpoints."""
+"""The command line `saeexport`: export, sign, verify and inspect, and list the formats of checkpoints."""
 
 import argparse
 import sys
@@ -9,8 +9,10 @@ from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.budgets import FLOOR
 from runtime.artifact.manifest import INT8
 from runtime.commands.console import new_parser, run
+from runtime.commands.reports import add_report_options, report_command
 from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
+from runtime.parity.report import Report
 from runtime.tables import format_table
 
 from ._export import export
@@ -18,6 +20,7 @@ from .checkpoints.registry import FORMATS, load, recognise
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
+from .signing import sign
 
 CHECKPOINT = "file or folder of a format that `saeexport formats` lists"
 
@@ -80,6 +83,21 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="device that runs the artifact: auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N (default: auto)",
     )
+    add_report_options(sub)
+
+    text = "Sign every file of an artifact with a private key; the signature is written to model.sig in its folder."
+    sub = commands.add_parser("sign", help=text, description=text)
+    sub.set_defaults(command=sign_command)
+    sub.add_argument("artifact", help="folder with sae.json")
+    sub.add_argument(
+        "--private-key", metavar="FILE", required=True,
+        help="PEM file with an elliptic curve key (P-256, P-384 or P-521), without a password",
+    )  # fmt: skip
+    sub.add_argument(
+        "--certificate", metavar="FILE",
+        help="PEM file with the certificate of the key and the intermediate ones (default: sign with the key alone)",
+    )  # fmt: skip
+    sub.add_argument("--overwrite", action="store_true", help="replace a signature that is there")
 
     text = "Print the format, architecture, config and tensors of a checkpoint or an artifact."
     sub = commands.add_parser("inspect", help=text, description=text)
@@ -129,12 +147,21 @@ def export_command(options: argparse.Namespace) -> int:
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    """Verify an artifact and print the report."""
-    sae = None if options.against is None else load(options.against)
-    activations = None if options.activations is None else read_activations(options.activations)
-    report = verify(options.artifact, sae, activations, options.device)
-    print(report)
-    return 1 if report.failures else 0
+    """Verify an artifact and write the report."""
+
+    def compare() -> Report:
+        sae = None if options.against is None else load(options.against)
+        activations = None if options.activations is None else read_activations(options.activations)
+        return verify(options.artifact, sae, activations, options.device)
+
+    return report_command(options, compare)
+
+
+def sign_command(options: argparse.Namespace) -> int:
+    """Sign an artifact."""
+    artifact = sign(options.artifact, options.private_key, options.certificate, overwrite=options.overwrite)
+    print(f"{artifact.path} is signed. Check it: python -m runtime verify {artifact.path} --public-key FILE")
+    return 0
 
 
 def inspect_command(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import MANIFEST
+from runtime.artifact.signature import SIGNATURE
 from runtime.errors import ArtifactError, ExportError
 
 try:
@@ -53,7 +54,7 @@ def check_output_folder(path: Path, overwrite: bool) -> None:
         raise ExportError(
             f"{path} exists and will not be overwritten, because it may not be an artifact: {error}"
         ) from None
-    strangers = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *artifact.manifest.files})
+    strangers = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, SIGNATURE, *artifact.manifest.files})
     if strangers:
         raise ExportError(
             f"{path} exists and will not be overwritten, because it holds files that are not part of its artifact: "

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import onnxruntime as ort
 
+from .. import _onnxruntime
+from .._onnxruntime import SWITCH
 from ..artifact.folder import Artifact, read_artifact
 from ..devices.capabilities import MIN_CAPABILITY, check_runs, missing_capability, resolve_device_name
 from ..devices.cuda.driver import driver
@@ -17,10 +19,8 @@ from ..devices.select import unavailable_reason
 from ..devices.start import CPU, CUDA, TENSORRT, Device
 from ..devices.threads import thread_limit
 from ..errors import SAEError
+from ..parity.versions import ONNXRUNTIMES
 from ..tables import format_table
-
-WHEELS = ("onnxruntime", "onnxruntime-gpu")
-"""Distributions of ONNX Runtime. They share an import name: the one installed last replaces the files of the other."""
 
 
 def doctor_command(options: argparse.Namespace) -> int:
@@ -48,16 +48,32 @@ def _software() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     cuda = getattr(ort, "cuda_version", "")
     yield "onnxruntime", f"{ort.__version__}, {f'built for CUDA {cuda}' if cuda else 'built without CUDA'}"
+    yield "telemetry", _telemetry()
     installed = []
-    for wheel in WHEELS:
+    for wheel in ONNXRUNTIMES:  # they share an import name: the one installed last replaces the other's files
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed.append(f"{wheel} {importlib.metadata.version(wheel)}")
     if len(installed) > 1:
         yield (
             "warning",
             f"{' and '.join(installed)} are both installed and share their files: "
-            f"pip uninstall -y {' '.join(WHEELS)}, then install the one that you need",
+            f"pip uninstall -y {' '.join(ONNXRUNTIMES)}, then install the one that you need",
         )
+
+
+def _telemetry() -> str:
+    """Return whether ONNX Runtime, in wheels from 1.29 on, sends telemetry from this process, and what to set."""
+    chosen = _onnxruntime.CHOSEN_BY_USER
+    if _onnxruntime.is_allowed(chosen):
+        return f"on: {SWITCH} is {chosen!r}; set it to 1 before Python starts to turn it off"
+    if _onnxruntime.IMPORTED_BEFORE and chosen is None:
+        return (
+            "events off, but onnxruntime was imported before runtime and may have made a device id and an uploader "
+            f"thread; set {SWITCH}=1 before Python starts, or import runtime first"
+        )
+    if chosen is None:
+        return f"off: runtime has set {SWITCH}=1; set it yourself for programs that use onnxruntime without runtime"
+    return f"off: {SWITCH} is {chosen!r}"
 
 
 def _gpus() -> Iterator[tuple[str, str]]:

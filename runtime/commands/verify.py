@@ -1,12 +1,13 @@
-"""`python -m runtime verify`: the parity table of an artifact."""
+"""`python -m runtime verify`: the verdicts on an artifact, as a table, JSON or JUnit XML."""
 
 import argparse
 
 from ..parity.verify import verify
+from .reports import report_command
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    """Print the verdicts on every graph that runs on the device; return 1 if any of them fails."""
-    report = verify(options.artifact, options.device, options.precision)
-    print(report)
-    return 1 if report.failures else 0
+    """Write the verdicts on every graph that runs on the device; return 1 if any of them fails."""
+    return report_command(
+        options, lambda: verify(options.artifact, options.device, options.precision, public_key=options.public_key)
+    )

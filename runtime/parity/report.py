@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ..artifact.folder import Artifact
 from ..artifact.manifest import Errors
 from ..errors import ParityError
 from ..tables import format_table
+from .versions import describe_differences
 
 HEADER = ("graph", "output", "token error", "budget", "element error", "budget", "verdict")
 
@@ -29,6 +31,15 @@ class Verdict:
     failures: tuple[str, ...] = ()
     note: str = ""
 
+    def describe_errors(self) -> str:
+        """Return the errors with their budgets, or "exact" if the output is compared exactly."""
+        if not self.errors or not self.budget:
+            return "exact"
+        return ", ".join(
+            f"{kind} error {getattr(self.errors, kind):.3e} of {getattr(self.budget, kind):.3e}"
+            for kind in ("token", "element")
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -38,11 +49,19 @@ class Report:
         title: What was verified, on which device and on how many tokens.
         verdicts: One verdict per output of each graph that was run.
         problems: Failures that belong to no output, as sentences, such as a file that is missing.
+        skipped: Why a graph was not run, for each graph that was not.
+        artifact: What was verified; None if it could not be opened.
+        device: Name of the device; "" if nothing was run.
+        tokens: Number of tokens; 0 if nothing was run.
     """
 
     title: str
     verdicts: list[Verdict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    artifact: Artifact | None = None
+    device: str = ""
+    tokens: int = 0
 
     @property
     def failures(self) -> list[str]:
@@ -56,12 +75,22 @@ class Report:
             ParityError: Something failed.
         """
         if self.failures:
-            raise ParityError(f"{self.title}\n" + "\n".join(f"- {failure}" for failure in self.failures))
+            raise ParityError(self._below(self.title, "- "))
 
     def __str__(self) -> str:
-        """Return the title, the table of verdicts, and the failures below it."""
+        """Return the title, the table of verdicts, and below it the failures and the versions that differ."""
         table = format_table([_row(verdict) for verdict in self.verdicts], header=HEADER, rule=True)
-        return "\n".join([self.title, table, *(f"FAIL: {failure}" for failure in self.failures)])
+        return self._below(f"{self.title}\n{table}", "FAIL: ")
+
+    def _below(self, text: str, mark: str) -> str:
+        """Return the text, and below it a line for each failure and one for versions that differ."""
+        lines = [text, *(f"{mark}{failure}" for failure in self.failures), self.differing_versions]
+        return "\n".join(line for line in lines if line)
+
+    @property
+    def differing_versions(self) -> str:
+        """A sentence about the packages that have another version here than at export; "" if none does."""
+        return describe_differences(self.artifact.manifest.provenance) if self.artifact else ""
 
 
 def count(n: int, noun: str) -> str:

@@ -9,9 +9,12 @@ from ..arrays.dtypes import FLOAT32, widened
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import FEATURES, contracts_of
 from ..artifact.folder import read_artifact
+from ..artifact.manifest import Manifest
+from ..artifact.names import HOOK_ACTS_POST, L0, VALUES
+from ..artifact.signature import check_signature
 from ..devices.blocks import slice_feeds
-from ..devices.start import TENSORRT
-from ..errors import ArtifactError, ParityError
+from ..devices.start import CPU, TENSORRT
+from ..errors import ArtifactError, ParityError, SignatureError
 from ..session.session import SAESession
 from .golden import load_golden
 from .proof import judge_graphs
@@ -22,24 +25,40 @@ SERVICE_BATCH = 8
 """Tokens per call of a service that answers single requests."""
 
 
-def verify(path: str | os.PathLike[str], device: str = "auto", precision: str = FLOAT32) -> Report:
+def verify(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    precision: str = FLOAT32,
+    *,
+    public_key: str | os.PathLike[str] | None = None,
+) -> Report:
     """Verify the files of an artifact, and every output of every graph that runs on the device.
 
-    The title of the report names the graphs that were not run, such as those that no CPU computes in half precision.
+    The report names the graphs that were not run, such as those that no CPU computes in half precision, and the
+    packages that have another version here than where the artifact was made.
 
     Args:
         path: Folder of the artifact.
         device: Device to run on, as `SAESession` takes it.
         precision: "float32", or "tf32" for a GPU that computes float32 products in TF32. TF32 has wider budgets of its
             own, measured at export.
+        public_key: PEM file with the key or the certificates that the artifact must be signed with, as `SAESession`
+            takes it. None does not ask for a signature.
 
     Returns:
-        The report. `report.failures` is empty if the artifact passes. If a file was changed, nothing is run.
+        The report. `report.failures` is empty if the artifact passes. If a file was changed, or the signature is not
+        the one that was asked for, nothing is run.
 
     Raises:
         ArtifactError: The folder is not an artifact.
         ProviderError: The device cannot be used.
+        InputError: `public_key` cannot be read.
     """
+    if public_key is not None:
+        try:
+            check_signature(path, public_key)
+        except SignatureError as error:
+            return Report(f"{path}: not signed as asked", problems=[str(error)])
     artifact = read_artifact(path)
     problems = []
     for name in artifact.manifest.files:
@@ -48,7 +67,7 @@ def verify(path: str | os.PathLike[str], device: str = "auto", precision: str = 
         except ArtifactError as error:
             problems.append(str(error))
     if problems:  # do not run what was changed
-        return Report(f"{path}: not intact", problems=problems)
+        return Report(f"{path}: not intact", problems=problems, artifact=artifact)
     with SAESession(path, device, precision=precision) as session:
         return judge_session(session, load_golden(artifact, precision))
 
@@ -78,23 +97,17 @@ def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
 
 
 def judge_session(session: SAESession, steered: SteeredReference) -> Report:
-    """Run the graphs of an open session on the inputs of a reference and return the verdicts.
-
-    CPU variants are run on a CPU only. Portable graphs in half precision are run on a GPU only, because a CPU does not
-    compute in half precision. `features` is not run on TensorRT, which cannot take its input `k`.
-    """
-    manifest, on_cpu = session.artifact.manifest, session.device == "cpu"
+    """Run the graphs of an open session on the inputs of a reference and return the verdicts."""
+    manifest, artifact = session.artifact.manifest, session.artifact
+    skipped = skipped_graphs(manifest, session.device)
     contracts = contracts_of(manifest.sae.dtype)
-    graphs = [
-        name
-        for name, contract in contracts.items()
-        if (contract.for_cpu == on_cpu or (on_cpu and manifest.sae.dtype == FLOAT32))
-        and not (name == FEATURES and session.device.startswith(TENSORRT))
-    ]
     held_to = "; int8 weights, held to twice the errors at export: fidelity, not parity" if not manifest.parity else ""
-    unseen = [name for name, contract in contracts.items() if not contract.for_cpu and name not in graphs]
+    unseen = [name for name in skipped if not contracts[name].for_cpu]
     not_run = f"; not run here: {', '.join(unseen)}" if unseen else ""
-    report = Report(f"{session.artifact.path} on {session.device}: {steered.tokens} tokens{held_to}{not_run}")
+    report = Report(
+        f"{artifact.path} on {session.device}: {steered.tokens} tokens{held_to}{not_run}",
+        skipped=skipped, artifact=artifact, device=session.device, tokens=steered.tokens,
+    )  # fmt: skip
 
     def run(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
         try:
@@ -102,8 +115,37 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
         finally:
             session.release(graph)  # one copy of the weights at a time
 
-    judge_graphs(graphs, manifest, steered, run, report)
+    judge_graphs([name for name in contracts if name not in skipped], manifest, steered, run, report)
     return report
+
+
+def skipped_graphs(manifest: Manifest, device: str) -> dict[str, str]:
+    """Return the graphs that a verification does not run on a device, with the reason."""
+    skipped = {}
+    for name, contract in contracts_of(manifest.sae.dtype).items():
+        if contract.for_cpu and device != CPU:
+            skipped[name] = "it is a CPU variant, which runs on a CPU only"
+        elif not contract.for_cpu and device == CPU and manifest.sae.dtype != FLOAT32:
+            skipped[name] = f"a CPU does not compute in {manifest.sae.dtype}; this graph runs on a GPU only"
+        elif name == FEATURES and device.startswith(TENSORRT):
+            skipped[name] = "TensorRT cannot take its input k"
+    return skipped
+
+
+def judged_outputs(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return graph and name of every verdict that a verification gives if no graph is skipped and nothing fails.
+
+    The verdicts of `features` are about what its outputs amount to.
+    """
+    return [
+        (graph, name)
+        for graph in contracts_of(manifest.sae.dtype)
+        for name in (
+            (HOOK_ACTS_POST, L0, VALUES)
+            if graph.partition(".")[0] == FEATURES
+            else [tensor.name for tensor in manifest.graphs[graph].outputs]
+        )
+    ]
 
 
 def _run(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:

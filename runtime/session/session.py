@@ -13,6 +13,7 @@ from ..artifact.folder import Artifact
 from ..artifact.held import open_artifact
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
+from ..artifact.signature import check_signature
 from ..devices.blocks import block_sizes
 from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
@@ -80,9 +81,14 @@ class SAESession:
         cache: Folder for TensorRT's engines; None means the default folder in the user's cache.
         check_integrity: Whether to compare the sha256 of every file that is loaded with the manifest. This reads the
             weights once more (about a second per 2 GB). Sizes are compared in any case.
+        public_key: PEM file with the public key of the person who signed the artifact (`saeexport sign`), or with the
+            certificates of the authorities that the signer's certificate must come from. An artifact without that
+            signature is refused before anything else is read from its folder. This reads every file once more. None
+            does not ask for a signature.
 
     Raises:
         ArtifactError: The folder is not an artifact, or one of its files differs from the manifest.
+        SignatureError: `public_key` is given, and the artifact does not have that signature.
         ProviderError: The device cannot be used, or cannot run this artifact.
         InputError: An option has an invalid value.
     """
@@ -102,11 +108,14 @@ class SAESession:
         cuda_graph: Sequence[int] = (),
         cache: str | os.PathLike[str] | None = None,
         check_integrity: bool = True,
+        public_key: str | os.PathLike[str] | None = None,
     ) -> None:
         self._options = options = Options(
             graphs, precision, threads, arena, memory_limit, block_tokens, stream, cuda_graph, cache,
             check_integrity,
         )  # fmt: skip
+        if public_key is not None:
+            check_signature(path, public_key)
         artifact, files = open_artifact(path, options.check_integrity)
         self.artifact: Artifact = artifact
         self._asked_device = device

@@ -65,7 +65,7 @@ def verify(
     config = artifact.manifest.sae
     original = load(path) if sae is None else in_dtype(sae, config.dtype)
     if sae is not None and (problems := _differences(artifact, original)):  # of another shape it cannot run
-        return Report(f"{artifact.path} is not an export of this SAE", problems=problems)
+        return Report(f"{artifact.path} is not an export of this SAE", problems=problems, artifact=artifact)
     if activations is None:
         golden = load_golden(artifact)
         batch, target = golden.original[HOOK_INPUT], golden.target

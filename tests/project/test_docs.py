@@ -4,12 +4,14 @@ import ast
 import dataclasses
 import json
 import re
+import shlex
 import typing
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import yaml
 from safetensors import safe_open
 
 import runtime
@@ -19,6 +21,7 @@ from runtime import SAESession
 from runtime.artifact import manifest
 from runtime.artifact.budgets import FACTOR
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
+from runtime.commands.main import build_parser
 from tests.support.samples import HOOKS, MINILM, ROOT, TINY, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 
@@ -67,6 +70,17 @@ def test_a_block_that_prints_something_else_is_found(tmp_path):
     page.write_text("```console\n$ false\n```\n")
     with pytest.raises(RuntimeError, match="`false` exits with 1"):
         blocks.run_apart(page)
+
+
+def test_the_workflow_is_one_of_github_actions():
+    (workflow,) = [block.code for block in blocks.blocks_of(DOCS / "verifying.md") if block.language == "yaml"]
+    (job,) = yaml.safe_load(workflow)["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    (command,) = [command for command in commands if command.startswith("python -m runtime ")]
+    options = build_parser().parse_args(shlex.split(command.removeprefix("python -m runtime ")))
+    (upload,) = [step for step in job["steps"] if step.get("uses", "").startswith("actions/upload-artifact")]
+    assert options.format == "junit"
+    assert (upload["with"]["path"], upload["if"]) == (options.output, "always()")  # a failure is uploaded, too
 
 
 def test_the_blocks_for_a_gpu_run_on_a_simulated_one(monkeypatch):

@@ -26,13 +26,14 @@ def test_the_wings_are_in_order():
         ("runtime/arrays/tensor.py", "from ..session import session", "runtime: each wing"),
         ("runtime/devices/options.py", "from ..commands.main import main", "runtime: each wing"),
         ("saeexport/original/hooked_sae.py", "from ..proof import prove", "saeexport: each wing"),
-        ("runtime/parity/verify.py", "import saeexport", "runtime runs where"),
-        ("runtime/session/session.py", "def late():\n    import torch", "runtime runs where"),
+        ("runtime/parity/verify.py", "import saeexport", "runtime and its pytest plugin run"),
+        ("runtime/session/session.py", "def late():\n    import torch", "runtime and its pytest plugin run"),
+        ("pytest_saeexport/__init__.py", "import saeexport", "runtime and its pytest plugin run"),
         ("runtime/new_wing/__init__.py", "", "runtime: each wing"),
     ],
 )
 def test_an_import_in_the_wrong_direction_is_found(tmp_path, module, line, broken):
-    for path in [ROOT / "pyproject.toml", *(p for package in ("runtime", "saeexport")
+    for path in [ROOT / "pyproject.toml", *(p for package in ("runtime", "saeexport", "pytest_saeexport")
                                             for p in (ROOT / package).rglob("*.py"))]:  # fmt: skip
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from runtime._onnxruntime import is_allowed
 from tests.support.samples import ROOT, TINY
 
 BLOCK = """
@@ -75,3 +76,19 @@ def test_imported_too_late_its_events_are_still_turned_off():
     code = "import onnxruntime; onnxruntime.disable_telemetry_events = lambda: print('off'); import runtime"
     assert run(code).stdout == "off\n"
     assert run(code, **{SWITCH: "0"}).stdout == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows decides in another way")
+@pytest.mark.parametrize("value", ["1", "true", "Yes", "ON", "y", "1 ", "0", "", "off", "2"])
+def test_the_values_that_turn_it_off_are_those_of_onnxruntime(tmp_path, value):
+    done = run("import onnxruntime; print(onnxruntime.__version__)", tmp_path, **{SWITCH: value})
+    if tuple(map(int, done.stdout.split(".")[:2])) < (1, 29):
+        pytest.skip("wheels before 1.29 do not send telemetry")
+    assert bool(list(tmp_path.rglob("Microsoft"))) == is_allowed(value)
+
+
+def test_the_doctor_of_a_process_says_its_state():
+    say = "from runtime.commands.doctor import diagnose; print(diagnose())"
+    assert "runtime has set ORT_DISABLE_TELEMETRY=1" in run(say).stdout
+    assert "events off, but" in run(f"import onnxruntime; {say}").stdout
+    assert "on: ORT_DISABLE_TELEMETRY is '0'" in run(say, **{SWITCH: "0"}).stdout

@@ -5,7 +5,7 @@ import importlib.metadata
 import onnxruntime as ort
 import pytest
 
-from runtime import ProviderError, read_artifact
+from runtime import ProviderError, _onnxruntime, read_artifact
 from runtime.commands import doctor
 from runtime.commands.main import main
 from runtime.devices import capabilities
@@ -69,3 +69,24 @@ def test_an_artifact_is_checked_for_each_device(machine, capsys, monkeypatch):
 def test_both_wheels_at_once_are_reported(no_gpu, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.1")
     assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 are both installed" in line(doctor.diagnose(), "warning")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "imported_before", "says"),
+    [
+        (
+            None,
+            False,
+            "off: runtime has set ORT_DISABLE_TELEMETRY=1; set it yourself for programs that use onnxruntime",
+        ),
+        ("1", False, "off: ORT_DISABLE_TELEMETRY is '1'"),
+        (" TRUE", True, "off: ORT_DISABLE_TELEMETRY is ' TRUE'"),
+        (None, True, "events off, but onnxruntime was imported before runtime"),
+        ("0", False, "on: ORT_DISABLE_TELEMETRY is '0'; set it to 1 before Python starts"),
+        ("", True, "on: ORT_DISABLE_TELEMETRY is ''; set it to 1 before Python starts"),
+    ],
+)
+def test_the_state_of_telemetry(no_gpu, monkeypatch, chosen, imported_before, says):
+    monkeypatch.setattr(_onnxruntime, "CHOSEN_BY_USER", chosen)
+    monkeypatch.setattr(_onnxruntime, "IMPORTED_BEFORE", imported_before)
+    assert says in line(doctor.diagnose(), "telemetry")

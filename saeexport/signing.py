@@ -1,0 +1,69 @@
+"""Signs an artifact in the format of OpenSSF Model Signing; `runtime.artifact.signature` checks the signature."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from runtime.artifact.folder import Artifact, read_artifact
+from runtime.artifact.signature import SIGNATURE, hashing_config
+from runtime.errors import ExportError
+
+
+def sign(
+    path: str | os.PathLike[str],
+    private_key: str | os.PathLike[str],
+    certificates: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Artifact:
+    """Sign every file of an artifact with a private key, and return the artifact.
+
+    The signature is written to `model.sig` in the folder. It covers every other file, so the artifact must be complete
+    before it is signed. The network is not used. Needs `pip install "saeexport[signing]"`.
+
+    Args:
+        path: Folder of the artifact. Its files are checked before they are signed.
+        private_key: PEM file with an elliptic curve key (P-256, P-384 or P-521), without a password.
+        certificates: PEM file with the certificate of that key, followed by the intermediate certificates if there are
+            any. The signature then contains them, and is checked with the certificate of the authority. None signs
+            with the key alone, and the signature is checked with its public key.
+        overwrite: Whether to replace a signature that is there.
+
+    Raises:
+        ArtifactError: The folder is not an artifact, or is damaged.
+        ExportError: The artifact is signed already, or the key or the certificates cannot be used.
+        SAEError: model-signing is not installed.
+    """
+    artifact = read_artifact(path)
+    artifact.check_files()
+    signature = artifact.path / SIGNATURE
+    if signature.exists() and not overwrite:
+        raise ExportError(
+            f"{artifact.path} is signed already. Replace the signature with overwrite=True (--overwrite), or leave it."
+        )
+    hashing, key = hashing_config(), Path(private_key)
+    from model_signing import signing
+
+    try:
+        config = signing.Config().set_hashing_config(hashing)
+        if certificates is None:
+            config.use_elliptic_key_signer(private_key=key)
+        else:  # the library wants a chain; the first certificate of a file is that of the key
+            config.use_certificate_signer(
+                private_key=key, signing_certificate=certificates, certificate_chain=[certificates]
+            )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ExportError(
+            f"{artifact.path} was not signed: {key}{f' with {certificates}' if certificates else ''} cannot be used: "
+            f"{error}. The key must be a PEM file without a password, on the curve P-256, P-384 or P-521."
+        ) from error
+    staged = signature.with_name(f"{SIGNATURE}.new")
+    try:
+        staged.unlink(missing_ok=True)  # of a signing that was killed; it must not be signed
+        with tempfile.TemporaryDirectory() as elsewhere:
+            config.sign(artifact.path, Path(elsewhere) / SIGNATURE)
+            staged.write_bytes((Path(elsewhere) / SIGNATURE).read_bytes())
+        staged.replace(signature)  # whole, or not at all
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{artifact.path} was not signed: {error}") from error
+    return artifact
