@@ -10,7 +10,8 @@ import numpy as np
 from ..arrays.dtypes import BFLOAT16
 from ..arrays.tensor import Array, feed_of
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES
-from ..artifact.tensorfile import TensorWriter, replaced_file
+from ..artifact.tensorfile import TensorWriter
+from ..artifact.writing import replaced_file
 from ..errors import InputError
 from ..session.batch import Batch, as_dtype, flat_shape
 from ..session.session import SAESession
