@@ -51,6 +51,7 @@ def main(arguments=None):
     """Run a soak, print its table, and return the exit code."""
     parser = argparse.ArgumentParser("python -m tests.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="how long (default: %(default)g)")
+    parser.add_argument("--actions", type=int, metavar="N", help="stop after N actions, if the time is not over before")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of every choice (default: a new one)")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S",
                         help="seconds that an action may take (default: %(default)g)")  # fmt: skip
@@ -70,7 +71,7 @@ def main(arguments=None):
             subjects = [Subject(sae, export(sae, Path(folder) / f"sae{i}").path) for i, sae in enumerate(saes)]
             worker = Worker(actions_on(subjects, Path(folder) / "checkpoints"), seed, options.timeout)
             with contextlib.closing(worker):
-                soak(worker, list(worker.actions), kills, 60 * options.minutes, seed, table)
+                soak(worker, list(worker.actions), kills, 60 * options.minutes, options.actions, seed, table)
     for failure in table.failures:
         print(failure)
     print(f"\n{kills}\n\n{table}")
@@ -88,11 +89,11 @@ def warm():
         yield
 
 
-def soak(worker, kinds, kills, seconds, seed, table):
-    """Carry out random actions until the time is over."""
+def soak(worker, kinds, kills, seconds, most, seed, table):
+    """Carry out random actions until the time is over, or `most` of them."""
     rng, end, number = random.Random(seed), time.monotonic() + seconds, 0
     with progress(seconds) as bar:
-        while (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0 and number != most:
             number += 1
             bar.n = round(seconds - left)
             bar.set_postfix_str(f"{number:,} actions, {table.total(*FAILURES)} failures")

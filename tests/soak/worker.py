@@ -17,7 +17,9 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -32,6 +34,9 @@ FIRST, LAST = 4, 4  # samples that are compared, after as many that are not
 
 ALLOCATOR = "jemalloc_bg_thd"
 """Name of the thread of an allocator, which starts when there is something to give back to the system."""
+
+SETTLED = 0.5
+"""Seconds in which threads that have been told to end have ended."""
 
 
 class Memory:
@@ -164,21 +169,27 @@ class Worker:
     def _held(self):
         threads = [path.read_text().strip() for path in Path(f"/proc/{self._process}/task").glob("*/comm")]
         return {
-            "descriptors": len(os.listdir(f"/proc/{self._process}/fd")),
-            "threads": len([name for name in threads if name != ALLOCATOR]),
-            "files": len(list(self._folder.iterdir())),
+            "descriptors": [os.readlink(path) for path in Path(f"/proc/{self._process}/fd").iterdir()],
+            "threads": [name for name in threads if name != ALLOCATOR],
+            "files": [path.name for path in self._folder.iterdir()],
         }
 
     def _kept(self):
-        """Return what the process holds more than after its first actions, as text; from now on, that is the norm."""
-        held = self._held()
-        kept = [f"{held[name] - count} {name}" for name, count in self._baseline.items() if held[name] > count]
-        self._baseline = {name: max(count, held[name]) for name, count in self._baseline.items()}
-        return ", ".join(kept)
+        """Return what the process holds more than after the action before, as text."""
+        before, end = self._baseline, time.monotonic() + SETTLED
+        while True:
+            held = self._held()
+            grown = [name for name in held if len(held[name]) > len(before[name])]
+            if not grown or time.monotonic() > end:
+                break
+            time.sleep(0.02)
+        self._baseline = held
+        more = {name: Counter(held[name]) - Counter(before[name]) for name in grown}
+        return "; ".join(f"{name} {', '.join(found.elements())}" for name, found in more.items())
 
     def _end(self, kind, number):
         """End a process that hangs or has died, and return which."""
-        log = (self._folder / "log").read_text(errors="replace")[-600:]
+        log = (self._folder / "log").read_text(errors="replace").rpartition("Timeout (")[2][:1000]
         code = self._stop()
         if code == -signal.SIGKILL:
             return HUNG, f"{kind} {number}: no answer after {self._timeout:g} s\n{log}"
@@ -211,6 +222,7 @@ def start(function):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, 1)
             os.dup2(nothing, 2)
+            torch.set_num_threads(1)  # threads do not outlive a fork
             function()
             os._exit(0)
         os._exit(1)
