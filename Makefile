@@ -37,7 +37,7 @@ test-quick: .venv/develop
 MINUTES ?= 10
 soak: .venv/develop
 	.venv/bin/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
-	FUZZING=soak .venv/bin/python -m pytest $(PARALLEL) -k fuzz
+	FUZZ_PROFILE=soak .venv/bin/python -m pytest $(PARALLEL) -k fuzzed
 
 check: .venv/develop
 	.venv/bin/ruff check .

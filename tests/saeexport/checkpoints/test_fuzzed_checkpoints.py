@@ -13,8 +13,9 @@ from runtime import SAEError
 from saeexport import load
 from saeexport.checkpoints.registry import FORMATS, recognise
 from tests.support import checkpoints
-from tests.support.fuzzing import examples, within
+from tests.support.fuzzing import fuzz
 from tests.support.mutations import mutate_folder
+from tests.support.waiting import within
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_every_format_has_a_checkpoint(written):
 
 
 @pytest.mark.parametrize("name", checkpoints.WRITERS)
-@examples(15)
+@fuzz(30)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_changed_checkpoint_is_loaded_or_refused(written, name, rng):
     root, paths = written

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from runtime import SAEError, SAESession, verify
 from tests.support import mutations
-from tests.support.fuzzing import TooLong, examples, within
+from tests.support.fuzzing import fuzz
 from tests.support.mutations import mutate_folder
 from tests.support.samples import HOOKS, TINY, normal
+from tests.support.waiting import TooLong, within
 
 X = normal(5, 6)
 
@@ -37,7 +38,7 @@ def use(path):
     return hooks
 
 
-@examples(60)
+@fuzz(60)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_changed_file_is_noticed_or_does_no_harm(right, rng):
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +53,7 @@ def test_a_changed_file_is_noticed_or_does_no_harm(right, rng):
             np.testing.assert_array_equal(hooks[name], tensor)
 
 
-@examples(60)
+@fuzz(60)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_file_that_was_changed_with_its_checksum_is_used_or_refused(rng):
     with tempfile.TemporaryDirectory() as folder:
