@@ -55,8 +55,8 @@ def draw_case(subject, rng, intervention=None, hooks=()):
         again = all_hooks(subject.sae, nudged, target, *functions)[HOOK_ACTS_POST]
     certain = (abs(again - tensors[HOOK_ACTS_POST]) < 1e-3).all(-1)
     given = {name: tensor.reshape(*shape, *tensor.shape[1:]) for name, tensor in tensors.items()}
-    lead = None if target is None else target.reshape(*shape, -1)
-    return Case(flat.reshape(*shape, cfg.d_in), lead, given, certain.reshape(shape))
+    shaped = None if target is None else target.reshape(*shape, cfg.d_out)
+    return Case(flat.reshape(*shape, cfg.d_in), shaped, given, certain.reshape(shape))
 
 
 def compare(name, found, expected, certain):
