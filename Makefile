@@ -1,6 +1,7 @@
 # make demo   the main job on a real SAE: export it, compare it byte for byte, run it without PyTorch
 # make test   the whole test suite
 # make test-quick  the same without the tests that take seconds each
+# make soak   ten minutes of use, abuse and kills, and a table of what came of them; MINUTES=60 for an hour
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make docs   the documentation as a site in site/, its tables from the latest measurements
@@ -18,7 +19,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -30,6 +31,13 @@ test: .venv/develop .venv-runtime/ready
 
 test-quick: .venv/develop
 	.venv/bin/python -m pytest $(PARALLEL) -m "not slow"
+
+# Random calls, threads, kills, and changed files and inputs; then the property-based tests with many more examples.
+# A soak prints its seed, and SEED repeats its choices.
+MINUTES ?= 10
+soak: .venv/develop
+	.venv/bin/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	FUZZ_PROFILE=soak .venv/bin/python -m pytest $(PARALLEL) -k fuzzed
 
 check: .venv/develop
 	.venv/bin/ruff check .

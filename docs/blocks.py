@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from docs.generate import ROOT, pages
+from runtime.artifact.writing import write_text
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -109,7 +110,7 @@ def main() -> None:
                 text = text[: output.start] + output.printed + text[output.start + len(output.shown) :]
             elif output.printed:
                 print(f"{page.name}: a block prints {output.printed!r}, and no text block shows it")
-        page.write_text(text, "utf-8")
+        write_text(page, text)
 
 
 if __name__ == "__main__":

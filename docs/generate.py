@@ -23,6 +23,7 @@ from benchmarks.losses import half, int8
 from benchmarks.report import tables
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
 from runtime.artifact.names import HOOK_NAMES
+from runtime.artifact.writing import write_text
 from saeexport.checkpoints import registry
 from saeexport.original.architectures import ARCHITECTURES
 
@@ -56,7 +57,7 @@ def main() -> None:
         text = page.read_text("utf-8")
         filled = fill(text)
         if filled != text:
-            page.write_text(filled, "utf-8")
+            write_text(page, filled)
             print(f"{page.relative_to(ROOT)} was filled")
     (DOCS / "images").mkdir(exist_ok=True)
     for name, source in IMAGES.items():

@@ -9,9 +9,6 @@ Source: Linux, renameat2(2), `RENAME_EXCHANGE`.
 """
 
 import contextlib
-import ctypes
-import errno
-import os
 import re
 import secrets
 import shutil
@@ -21,17 +18,10 @@ from pathlib import Path
 from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signature import SIGNATURE
+from runtime.artifact.writing import RENAME_EXCHANGE, flush, flush_entries, lock, rename
 from runtime.errors import ArtifactError, ExportError
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing can be told about other processes, so what they left stays
-    fcntl = None  # type: ignore[assignment]
-
 REPLACED = ".replaced"
-RENAME_EXCHANGE = 2
-AT_FDCWD = -100
-CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 def check_output_folder(path: Path, overwrite: bool) -> None:
@@ -82,15 +72,15 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
             while staging is None or not staging.exists():
                 staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
                 staging.mkdir()
-                _lock(staging, locks, wait=True)  # another export may think that it is abandoned, and remove it first
+                lock(staging, locks, wait=True)  # another export may think that it is abandoned, and remove it first
             yield staging
             for file in staging.iterdir():
                 file.chmod(staging.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
-                _flush(file)
-            _flush_entries(staging)
+                flush(file)
+            flush_entries(staging)
             check_output_folder(path, overwrite)
             _move(staging, path, locks)
-            _flush_entries(path.parent)
+            flush_entries(path.parent)
         except BaseException:
             if staging is not None:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -103,14 +93,18 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
 def recover(path: Path) -> None:
     """Put back an artifact that a killed process had moved away from `path`, and remove what such processes left."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}({re.escape(REPLACED)})?")
-    left = sorted(entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name) and entry.is_dir())
+    left = sorted(entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name))
     for folder in left:
+        if folder.is_symlink() or not folder.is_dir():
+            continue
         with contextlib.ExitStack() as locks:
-            if not _lock(folder, locks):
+            locked = lock(folder, locks)
+            if locked is False:  # its process lives
                 continue
             if folder.name.endswith(REPLACED) and not path.exists():
-                folder.rename(path)
-            else:
+                with contextlib.suppress(OSError):  # another process has put it back, or a new one in its place
+                    folder.rename(path)
+            elif locked:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -120,15 +114,7 @@ def exchange(a: Path, b: Path) -> bool:
     Raises:
         OSError: The system can, and refuses.
     """
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if renameat2 is None:  # not Linux, or a C library before glibc 2.28
-        return False
-    if renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in CANNOT_EXCHANGE:  # the file system
-        return False
-    raise OSError(code, os.strerror(code), str(a), None, str(b))
+    return rename(a, b, RENAME_EXCHANGE)
 
 
 def _move(staging: Path, path: Path, locks: contextlib.ExitStack) -> None:
@@ -139,7 +125,7 @@ def _move(staging: Path, path: Path, locks: contextlib.ExitStack) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         return
     replaced = staging.with_name(f"{staging.name}{REPLACED}")
-    _lock(path, locks)
+    lock(path, locks)
     path.rename(replaced)
     try:
         staging.rename(path)
@@ -148,40 +134,3 @@ def _move(staging: Path, path: Path, locks: contextlib.ExitStack) -> None:
             replaced.rename(path)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _lock(folder: Path, locks: contextlib.ExitStack, wait: bool = False) -> bool:
-    """Lock a folder until `locks` is closed or the process ends, and return whether this process holds the lock.
-
-    Args:
-        folder: Folder to lock.
-        locks: Stack that holds the lock.
-        wait: Whether to wait for another process that has locked the folder in order to remove it.
-    """
-    if fcntl is None:
-        return False
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # its process has just removed it, or it is another user's
-        return False
-    locks.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # it is locked, or the file system has no locks
-        return False
-    return True
-
-
-def _flush(path: Path) -> None:
-    """Write a file or a folder's entries to the disk, so that a power failure cannot leave an empty one."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows only flushes what can be written
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush_entries(folder: Path) -> None:
-    """Write a folder's entries to the disk, if the system can: Windows and some file systems refuse it."""
-    with contextlib.suppress(OSError):
-        _flush(folder)

@@ -16,6 +16,7 @@ from encoder import MiniLM
 from tqdm import tqdm
 from train import ARTIFACT, HELD_OUT, HERE
 
+from runtime.artifact.writing import write_text
 from saeexport import load
 
 RESULT = HERE / "evaluation.json"
@@ -37,7 +38,7 @@ def main() -> None:
         "transformers": importlib.metadata.version("transformers"),
         "python": platform.python_version(),
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_text(RESULT, json.dumps(result, indent=2) + "\n")
     print(RESULT.read_text())
 
 

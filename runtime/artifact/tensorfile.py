@@ -4,12 +4,9 @@ Source: the format, 8 bytes of header length (little-endian), a JSON header, the
 (https://github.com/huggingface/safetensors#format).
 """
 
-import contextlib
 import json
 import math
-import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +15,7 @@ import numpy as np
 
 from ..arrays.dtypes import DTYPES, dtype_name
 from ..arrays.tensor import Array
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError
 from .files import open_file
 
 LARGEST_HEADER = 100_000_000
@@ -163,34 +160,3 @@ class TensorWriter:
         row = block.nbytes // len(block) if len(block) else 0
         self._file.seek(self._start + self._offset[name] + first * row)
         self._file.write(block.reshape(-1).view(np.uint8).data if block.size else b"")
-
-
-@contextlib.contextmanager
-def replaced_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` when the block succeeds, and is removed when it fails.
-
-    Raises:
-        InputError: At the start or at the end, `path` is not an ordinary file, or exists and `overwrite` is False.
-    """
-    check_output_file(path, overwrite)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-        check_output_file(path, overwrite)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def check_output_file(path: Path, overwrite: bool) -> None:
-    """Check that `path` can be written.
-
-    Raises:
-        InputError: It is not an ordinary file, or exists and `overwrite` is False.
-    """
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not an ordinary file. Choose another path.")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists. Choose another file, or overwrite it (overwrite=True, --overwrite).")

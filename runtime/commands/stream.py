@@ -11,7 +11,8 @@ from ..arrays.arguments import as_integer
 from ..arrays.dtypes import BFLOAT16
 from ..arrays.tensor import Array, feed_of
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, TARGET
-from ..artifact.tensorfile import TensorWriter, replaced_file
+from ..artifact.tensorfile import TensorWriter
+from ..artifact.writing import replaced_file
 from ..errors import InputError
 from ..session.batch import Batch, as_dtype, check_target, flat_shape
 from ..session.session import SAESession

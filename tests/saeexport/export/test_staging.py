@@ -212,7 +212,7 @@ def test_the_staging_folder_of_a_living_export_is_spared(tmp_path):
 
 def test_a_folder_that_another_export_is_removing_is_not_used(tmp_path, monkeypatch):
     """Between its making and its lock, a folder looks abandoned to an export that starts at that moment."""
-    lock, others = staging._lock, []
+    lock, others = staging.lock, []
 
     def lock_after_another(folder, locks, wait=False):
         if not others:
@@ -224,7 +224,7 @@ def test_a_folder_that_another_export_is_removing_is_not_used(tmp_path, monkeypa
             others[0].start()
         return lock(folder, locks, wait)
 
-    monkeypatch.setattr(staging, "_lock", lock_after_another)
+    monkeypatch.setattr(staging, "lock", lock_after_another)
     with staging.staged_folder(tmp_path / "sae", overwrite=False) as folder:
         others[0].join()
         (folder / "file").write_text("whole")
@@ -241,21 +241,21 @@ def test_folders_of_another_user_are_kept(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return open_file(path, flags)
 
-    monkeypatch.setattr("saeexport.staging.os.open", refuse)
+    monkeypatch.setattr("runtime.artifact.writing.os.open", refuse)
     staging.recover(tmp_path / "sae")
     assert left.exists()
 
 
 def test_a_system_that_does_not_flush_folders(artifact, monkeypatch):
     """The files are on the disk then; what the file system does with their names is up to it."""
-    flush = staging._flush
+    flush = staging.flush
 
     def refuse(path):
         if path.is_dir():
             raise OSError(22, "Invalid argument", str(path))
         flush(path)
 
-    monkeypatch.setattr(staging, "_flush", refuse)
+    monkeypatch.setattr(staging, "flush", refuse)
     export(make_sae(), artifact, overwrite=True)
     assert list(artifact.parent.iterdir()) == [artifact]
 
