@@ -23,31 +23,10 @@ INDEX = ".index.json"
 STATE_DICTS = ("state_dict", "model_state_dict")
 CONFIG_KEYS = ("cfg", "config")
 
-_TRAINING = frozenset(
-    [
-        "optimizer",
-        "optimizer_state_dict",
-        "optimizer_states",
-        "scheduler",
-        "scheduler_state_dict",
-        "lr_scheduler",
-        "lr_schedulers",
-        "scaler",
-        "epoch",
-        "step",
-        "global_step",
-        "iteration",
-        "loss",
-        "losses",
-        "best_loss",
-        "metrics",
-        "history",
-        "callbacks",
-        "loops",
-        "rng_state",
-        "seed",
-        "pytorch-lightning_version",
-    ]
+_TRAINING = (
+    "optimizer optimizer_state_dict optimizer_states scheduler scheduler_state_dict lr_scheduler lr_schedulers scaler "
+    "epoch step global_step iteration loss losses best_loss metrics history callbacks loops rng_state seed "
+    "pytorch-lightning_version"
 )
 """Names of what a training script stores beside a state dict to continue the training."""
 
@@ -86,7 +65,7 @@ def unwrap(values: dict[str, Any], source: str | Path) -> Wrapped:
         raise CheckpointError(
             f"{source} holds {', '.join(found + configs)}; it must hold one state dict and one config."
         )
-    unknown = sorted(map(str, set(values) - {*found, *configs} - _TRAINING))
+    unknown = sorted(map(str, set(values) - {*found, *configs} - set(_TRAINING.split())))
     if unknown:
         raise CheckpointError(
             f"{source} holds {', '.join(unknown)} beside its {found[0]}, which may change what the SAE computes. Save "
@@ -160,6 +139,6 @@ def check_shard(index: Path, shard: Path, expected: Iterable[str], found: Iterab
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         raise CheckpointError(
-            f"{shard} lacks the tensors {missing} and has the unknown tensors {extra}, as {index.name} says; one of the "
-            "two is of another checkpoint."
+            f"{shard} lacks the tensors {missing} and has the unknown tensors {extra}, compared with {index.name}; one "
+            "of the two is of another checkpoint."
         )
