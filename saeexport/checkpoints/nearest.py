@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from runtime.errors import CheckpointError
-
-from .files import is_stored, read_tensors
+from .containers import is_stored
+from .files import read_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".npz")
 """Endings of the files whose tensors are looked at."""
@@ -20,6 +19,9 @@ def describe_nearest(path: Path, forms: Iterable[ModuleType]) -> str:
 
     A folder is near to the formats whose file of weights it has. A file is near to the formats with the most names of
     tensors in common, by the `TENSORS` or `NAMES` of their modules.
+
+    Raises:
+        CheckpointError: A file is damaged, or holds something else than tensors.
     """
     if path.is_dir():
         return _by_files(path, list(forms))
@@ -33,28 +35,25 @@ def _by_files(folder: Path, forms: list[ModuleType]) -> str:
         if not owners or not is_stored(folder / weights) or any((folder / form.CONFIG).is_file() for form in owners):
             continue
         configs = " or ".join(sorted({form.CONFIG for form in owners}))
-        return f" {weights} is a file of {_titles(owners)}, but {configs} is missing beside it."
+        return f"{weights} is a file of {_titles(owners)}, but {configs} is missing beside it."
     return ""
 
 
 def _by_tensors(path: Path, forms: list[ModuleType]) -> str:
     """Return the formats with the most names of tensors in common with a file, and the names that differ."""
-    try:
-        found = set(read_tensors(path))
-    except CheckpointError as error:
-        return f" {error}"
+    found = set(read_tensors(path))
     scored = [
         (len(found & names) / len(found | names), names, form) for form in forms for names in _names_of(form) if names
     ]
     best = max((score for score, _, _ in scored), default=0.0)
     if best < ENOUGH:
-        return f" Its tensors are {', '.join(sorted(found))}, which are near to none of these." if found else ""
+        return ""
     names = next(names for score, names, _ in scored if score == best)
-    near = [form for score, others, form in scored if score == best and others == names]
+    near = list(dict.fromkeys(form for score, others, form in scored if score == best and others == names))
     lacks, has = sorted(names - found), sorted(found - names)
     differs = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(has)}"] * bool(has)
     how = f"but {' and '.join(differs)}" if differs else "but it has another name, place or shape of its tensors"
-    return f" It is nearest to {_titles(near)}: {'; '.join(form.NAME for form in near)}; {how}."
+    return f"It is nearest to {_titles(near)} ({'; '.join(form.NAME for form in near)}), {how}."
 
 
 def _names_of(form: ModuleType) -> list[frozenset[str]]:

@@ -180,6 +180,6 @@ def recognise(path: Path) -> ModuleType:
     else:
         found = f"is a file ending in {path.suffix!r}" if path.suffix else "is a file without an ending"
     nearest = describe_nearest(path, FORMATS)
-    raise CheckpointError(
-        f"{path} {found}.{nearest} What can be loaded: {'; '.join(form.NAME for form in FORMATS)}."
-    )
+    if nearest:
+        raise CheckpointError(f"{path} {found}. {nearest} `saeexport formats` lists what can be loaded.")
+    raise CheckpointError(f"{path} {found}. What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from runtime.errors import CheckpointError
 
-from .files import folder_with, is_stored
+from .containers import is_stored
+from .files import folder_with
 
 
 class Layout(NamedTuple):

@@ -94,7 +94,9 @@ def test_circuit_tracer_clt(tmp_path, monkeypatch):
     for layer in range(3):
         stored = tensors()
         encoder = {f"{name}_{layer}": stored[name] for name in ("b_enc", "b_dec")}
-        save_file({**encoder, f"W_enc_{layer}": stored["W_enc"].T.contiguous()}, tmp_path / f"W_enc_{layer}.safetensors")
+        save_file(
+            {**encoder, f"W_enc_{layer}": stored["W_enc"].T.contiguous()}, tmp_path / f"W_enc_{layer}.safetensors"
+        )
         decoders = torch.randn(D_SAE, 3 - layer, D_IN, generator=DRAWS)
         save_file({f"W_dec_{layer}": decoders}, tmp_path / f"W_dec_{layer}.safetensors")
     config = {"model_name": "g", "feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}

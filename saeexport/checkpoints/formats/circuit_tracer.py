@@ -86,9 +86,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     return build(f"{'jumprelu_' if 'threshold' in tensors else ''}{skip}transcoder", config, tensors, source)
 
 
-def read_hooks(
-    path: Path, layer: int, kind: str, without_effect: tuple[str, ...], request: Request
-) -> dict[str, Any]:
+def read_hooks(path: Path, layer: int, kind: str, without_effect: tuple[str, ...], request: Request) -> dict[str, Any]:
     """Return the options of a HookedSAE that a `config.yaml` of circuit-tracer gives; empty names if it is missing.
 
     Args:

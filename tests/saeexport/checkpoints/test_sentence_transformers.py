@@ -48,7 +48,10 @@ def test_a_tied_sae_is_exported(tmp_path):
     [
         ({"names": []}, r"lacks the tensors \['encoder.weight'\]"),
         ({"encoder.bias": W["b_enc"].clone()}, r"has the unknown tensors \['encoder.bias'\]"),
-        ({"encoder.weight": W["W_enc"].T.contiguous() * 2}, "holds a encoder.weight and a decoder.linear.weight that differ"),
+        (
+            {"encoder.weight": W["W_enc"].T.contiguous() * 2},
+            "holds a encoder.weight and a decoder.linear.weight that differ",
+        ),
         ({"normalise": True}, "unknown options, .*: normalise = True"),
         ({"k": "4"}, "k is '4'; it must be of the type int"),
         ({"input_dim": 7}, r"holds .*W_enc \[6, 16\].* of its config has .*W_enc \[7, 16\]"),
