@@ -239,9 +239,7 @@ def test_gemma_scope_2_without_a_config(tmp_path, place, architecture, hook_name
 def test_gemma_scope_2_without_anything_that_tells_what_it_is(tmp_path):
     path = folder(tmp_path, SAE, draw("jumprelu"))
     (path / "config.json").unlink()
-    with pytest.raises(
-        CheckpointError, match="no folder above it is named after an activation"
-    ):
+    with pytest.raises(CheckpointError, match="no folder above it is named after an activation"):
         load(path)
     assert load(path, transcoder=False).architecture == "jumprelu"
     assert load(path, transcoder=True).architecture == "jumprelu_transcoder"

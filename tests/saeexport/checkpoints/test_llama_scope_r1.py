@@ -90,9 +90,7 @@ def test_the_norm_may_be_folded_already(tmp_path):
 
 def test_the_norm_may_be_given(tmp_path):
     path = write(tmp_path, absent=[f"dataset_average_activation_norm.{HOOK}"])
-    with pytest.raises(
-        CheckpointError, match=r"does not hold the average norm .*norm_scaling_factor=F"
-    ):
+    with pytest.raises(CheckpointError, match=r"does not hold the average norm .*norm_scaling_factor=F"):
         load(path)
     check(load(path, norm_scaling_factor=SCALE), expected())
 

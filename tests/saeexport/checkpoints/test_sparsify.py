@@ -7,7 +7,7 @@ from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import sparsify
 from saeexport.checkpoints.registry import recognise
 from saeexport.checkpoints.request import Request
-from tests.support.equations import D_IN, D_SAE, K, X, check, draw, is_mapped, largest, linked, write
+from tests.support.equations import D_IN, D_SAE, K, X, check, draw, is_mapped, largest, linked, reference, write
 
 # As sparsify 1.3.3 writes it, and as its first releases did.
 CONFIG = {
@@ -143,3 +143,18 @@ def test_configs_that_are_refused(tmp_path, changes, message):
 def test_tensors_that_are_refused(tmp_path, stored, config, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder(tmp_path, CONFIG | config, stored))
+
+
+def test_a_signed_sae_keeps_the_largest_absolute_values(tmp_path):
+    path = folder(tmp_path, OLD | {"signed": True})
+    sae = load(path)
+    assert (sae.architecture, sae.cfg.k, sae.cfg.hook_name) == ("abstopk", K, "blocks.3.hook_resid_post")
+    expected = reference("abstopk", W)
+    assert (expected["hook_sae_acts_post"] < 0).any()
+    check(sae, expected)
+
+
+def test_an_sae_in_a_folder_of_huggingface_hub(tmp_path):
+    path = write(tmp_path / "layers.3", CONFIG, tensors(), "config.json", "model.safetensors")
+    assert recognise(path) is sparsify
+    check(load(path), equations())
