@@ -1,34 +1,39 @@
 """Reads the files of checkpoints: JSON, and tensors, mapped into memory where the format allows it."""
 
 import json
-import struct
-import zipfile
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
 
-from .containers import INDEX, Wrapped, check_shard, index_of, is_stored, read_index, unwrap, without_prefixes
+from .archives import check_saved, read_npz
+from .containers import INDEX, check_shard, index_of, is_stored, read_index, unwrap, without_prefixes
 
-HUB_WEIGHTS = "model.safetensors"
-HUB_CONFIGS = ("config.json", "cfg.json")
-"""Names of the files that huggingface_hub's PyTorchModelHubMixin writes for a module of any class."""
+MAX_CONFIG_BYTES = 16 << 20
+"""Largest config that is read; those of published checkpoints have a few kilobytes."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file, which may begin with a byte order mark.
 
     Raises:
-        CheckpointError: The file is missing, or is not a JSON object.
+        CheckpointError: The file is missing or too large, is not a JSON object, has a key twice or a number that is
+            not finite or does not fit 64 bits.
     """
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(
+            _read_text(path),
+            object_pairs_hook=_without_duplicates,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_parse_float,
+        )
+        json.dumps(config, ensure_ascii=False).encode()  # fails on half of a surrogate pair
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
@@ -38,6 +43,41 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def _read_text(path: Path) -> str:
+    """Return the text of a config, without a byte order mark.
+
+    Raises:
+        CheckpointError: The file is not an ordinary one, or is too large.
+        OSError, UnicodeDecodeError: It cannot be read, or is not UTF-8.
+    """
+    check_is_file(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path} has more than {MAX_CONFIG_BYTES:,} bytes, too many for a config.")
+    return data.decode("utf-8-sig")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return values
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the integer {digits[:24]} of {len(digits)} characters does not fit 64 bits")
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:24]} is not a finite number")
+    return value
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, which may hold plain values only.
 
@@ -45,7 +85,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, or is not a mapping of names to plain values.
     """
     try:
-        config = yaml.safe_load(path.read_text("utf-8"))
+        config = yaml.safe_load(_read_text(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -55,49 +95,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return config
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a safetensors file, by its header only; none if it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return {}
-
-
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a `.safetensors`, `.pt` or `.npz` file, on the CPU, and out of the containers they are in.
 
     Tensors are views of the file and read when they are used, except those of a compressed `.npz`. Only tensors are
-    unpickled: a `.pt` that holds other objects is refused. A safetensors file may be an index of shards, or be missing
-    and have one.
+    unpickled: a `.pt` that holds other objects is refused. The checksums of `.pt` and `.npz` are checked. A safetensors
+    file may be an index of shards, or be missing and have one.
 
     Raises:
         CheckpointError: The file is damaged, or is not a dict of named tensors.
     """
-    if path.name.endswith(INDEX) or (not path.is_file() and index_of(path).is_file()):
+    if path.name.endswith(INDEX) or (not path.exists() and index_of(path).is_file()):
         return _read_shards(index_of(path))
-    return read_wrapped(path).tensors
-
-
-def read_wrapped(path: Path) -> Wrapped:
-    """Return the tensors of a file, as `read_tensors` does, and the config that a `.pt` may hold beside them.
-
-    Raises:
-        CheckpointError: The file is damaged, or is not a dict of named tensors.
-    """
+    check_is_file(path)
     try:
         if path.suffix == ".npz":
-            tensors: Any = {name: torch.from_numpy(array) for name, array in _read_npz(path).items()}
+            tensors: Any = {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
         elif path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
+            check_saved(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
     wrapped = unwrap(tensors, path) if isinstance(tensors, dict) else None
     if wrapped is None or not all(isinstance(value, torch.Tensor) for value in wrapped.tensors.values()):
         raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict of named tensors.")
-    return wrapped
+    return wrapped.tensors
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -108,6 +132,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     """
     tensors: dict[str, torch.Tensor] = {}
     for shard, names in read_index(index).items():
+        check_is_file(shard)
         try:
             found = load_file(shard)
         except Exception as error:  # a damaged file can raise anything
@@ -117,36 +142,14 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     return without_prefixes(tensors, index)
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    """Return the arrays of a `.npz`; uncompressed members, as `numpy.savez` writes them, are memory-mapped.
+def check_is_file(path: Path) -> None:
+    """Refuse a pipe or a device, which a read would wait for.
 
-    Source: the zip format. A member's local file header has 30 bytes, the last four of which are the lengths of the two
-    fields that follow it; the member itself is a `.npy` file.
+    Raises:
+        CheckpointError: `path` exists and is not an ordinary file.
     """
-    arrays = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        if damaged := archive.testzip():  # reads the file once; mapped data is never checked
-            raise ValueError(f"{damaged} does not match its checksum")
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            if member.compress_type != zipfile.ZIP_STORED:
-                with archive.open(member) as stream:
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-                continue
-            file.seek(member.header_offset + 26)
-            name_length, extra_length = struct.unpack("<HH", file.read(4))
-            file.seek(name_length + extra_length, 1)
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read_header(file)
-            if dtype.hasobject:
-                raise ValueError(f"{member.filename} holds Python objects")
-            # Copy on write: torch asks for writable arrays, and the file must not be written to.
-            arrays[name] = np.memmap(path, dtype, "c", file.tell(), shape, "F" if fortran else "C") if shape else \
-                np.lib.format.read_array(archive.open(member), allow_pickle=False)  # fmt: skip
-    return arrays
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not an ordinary file.")
 
 
 def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path) -> torch.dtype:
@@ -189,47 +192,3 @@ def folder_with(path: Path, *names: str) -> Path | None:
     """
     folder = path.parent if path.name.removesuffix(INDEX) in names and path.is_file() else path
     return folder if all(is_stored(folder / name) for name in names) else None
-
-
-class Found(NamedTuple):
-    """A config, and where the tensors are.
-
-    Attributes:
-        config: The config.
-        config_source: Where the config is from, for error messages.
-        weights: Path that `read_tensors` takes.
-        named: Whether the files have the names of the format, and not those that any library may write.
-    """
-
-    config: dict[str, Any]
-    config_source: str
-    weights: Path
-    named: bool
-
-
-def find(path: Path, config: str, weights: str) -> Found | None:
-    """Return the config and the place of the tensors of a checkpoint; None if `path` is not one.
-
-    A checkpoint is a folder with files of these names, or of the names that huggingface_hub gives, or one of the files;
-    or a `.pt` that holds a state dict and a config.
-
-    Args:
-        path: Folder or file.
-        config: Name of the config's file in this format.
-        weights: Name of the tensors' file in this format.
-
-    Raises:
-        CheckpointError: There are both files, and the config is not a JSON object.
-    """
-    for config_name, weights_name in ((config, weights), *((name, HUB_WEIGHTS) for name in HUB_CONFIGS)):
-        folder = folder_with(path, config_name, weights_name)
-        if folder is not None:
-            file = folder / config_name
-            return Found(read_json(file), str(file), folder / weights_name, weights_name == weights)
-    if path.suffix in (".pt", ".pth") and path.is_file():
-        try:
-            stored = read_wrapped(path).config
-        except CheckpointError:
-            return None
-        return None if stored is None else Found(stored, f"the config in {path}", path, False)
-    return None

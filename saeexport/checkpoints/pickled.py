@@ -7,11 +7,27 @@ import torch
 
 from runtime.errors import CheckpointError
 
-from .containers import unwrap
+from .archives import check_saved
+from .containers import Wrapped, unwrap
+from .files import check_is_file
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dict in a `.pt` or `.pth` file: tensors, which are views of the file, and plain values by name.
+
+    Raises:
+        CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
+    """
+    check_is_file(path)
+    try:
+        check_saved(path)
+    except Exception as error:  # a damaged file can raise anything
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return peek(path).tensors
+
+
+def peek(path: Path) -> Wrapped:
+    """Return the dict in a file, and the config in it, for a look at their names: the checksums are not checked.
 
     Raises:
         CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
@@ -22,7 +38,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not a dict of named values.")
-    return unwrap(values, path).tensors
+    return unwrap(values, path)
 
 
 def holds(path: Path, *names: str) -> bool:
@@ -30,6 +46,6 @@ def holds(path: Path, *names: str) -> bool:
     if path.suffix not in (".pt", ".pth") or not path.is_file():
         return False
     try:
-        return set(names) <= set(read_pickle(path))
+        return set(names) <= set(peek(path).tensors)
     except CheckpointError:
         return False

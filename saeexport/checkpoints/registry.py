@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from runtime.errors import CheckpointError
 
@@ -118,19 +118,31 @@ def load(
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
         InputError: `dtype` is not a dtype that weights may have.
     """
-    request = Request(
-        None if dtype is None else torch_dtype(dtype),
-        norm_scaling_factor,
-        already_folded,
-        normalize_activations,
-        transcoder,
-        tuple(ignore_config),
-        index,
+    request = request_of(
+        dtype=dtype,
+        norm_scaling_factor=norm_scaling_factor,
+        already_folded=already_folded,
+        normalize_activations=normalize_activations,
+        transcoder=transcoder,
+        ignore_config=ignore_config,
+        index=index,
     )
     sae = read(Path(path), request).sae
     if hook_name is not None:
         sae.cfg.hook_name = hook_name
     return sae
+
+
+def request_of(*, dtype: DTypeLike | None = None, ignore_config: Iterable[str] = (), **said: Any) -> Request:
+    """Return the request that arguments of `load` make.
+
+    Raises:
+        InputError: `dtype` is not a dtype that weights may have.
+        CheckpointError: `ignore_config` is a string instead of several.
+    """
+    if isinstance(ignore_config, str):
+        raise CheckpointError(f"ignore_config is {ignore_config!r}; pass a list of keys: [{ignore_config!r}].")
+    return Request(None if dtype is None else torch_dtype(dtype), ignore_config=tuple(ignore_config), **said)
 
 
 def read(path: Path, request: Request) -> Reading:

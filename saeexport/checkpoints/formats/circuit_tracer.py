@@ -23,7 +23,8 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors, read_yaml, tensor_shapes
+from ..files import matrix_shape, only_dtype, read_tensors, read_yaml
+from ..finding import tensor_shapes
 from ..options import Options
 from ..renaming import rename
 from ..request import Request

@@ -27,7 +27,8 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import Found, find, matrix_shape, only_dtype, read_json, read_tensors
+from ..files import matrix_shape, only_dtype, read_json, read_tensors
+from ..finding import Found, find
 from ..options import Options
 from ..renaming import rename
 from ..request import Request, Source

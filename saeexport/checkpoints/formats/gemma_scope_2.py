@@ -21,7 +21,8 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors, tensor_shapes
+from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
+from ..finding import tensor_shapes
 from ..options import Options
 from ..request import Request
 

@@ -24,7 +24,8 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import find, only_dtype, read_tensors
+from ..files import only_dtype, read_tensors
+from ..finding import find
 from ..folding import fold, row_norms
 from ..options import Options
 from ..renaming import rename

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
-from ...original.hooked_sae import HookedSAE
+from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
-from ..files import find, read_tensors
+from ..files import read_tensors
+from ..finding import find
 from ..folding import fold
+from ..normalization import AVERAGE
 from ..options import Options
 from ..request import Request, Source
 from . import state_dict
@@ -83,10 +85,10 @@ def from_parts(
     """
     contents = dict(contents)
     if isinstance(switch := contents.get("normalize_activations"), bool):
-        contents["normalize_activations"] = "expected_average_only_in" if switch else "none"
+        contents["normalize_activations"] = AVERAGE if switch else NORMALIZATIONS[0]
     options = Options(contents, source.config, request)
     hook_name = options.take("hook_name", str, None) or options.take("hook_point", str, "")
-    config = read_config(options, hook_name)
+    config, input_scale = read_config(options, hook_name)
     architecture, k = _activation(options)
     if k is not None:
         config["k"] = k
@@ -98,7 +100,7 @@ def from_parts(
     config["dtype"] = dtype_wanted(stored, config["dtype"], source, request)
     tensors = dict(stored)
     factor = _scaling_factor(tensors, scaled, options)
-    tensors = fold(tensors, config["dtype"], decoder_scale=factor)
+    tensors = fold(tensors, config["dtype"], input_scale=input_scale, decoder_scale=factor)
     return note_head(build(architecture, config, tensors, source.tensors), head, request)
 
 

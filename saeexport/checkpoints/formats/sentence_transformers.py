@@ -21,7 +21,8 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import find, only_dtype, read_tensors
+from ..files import only_dtype, read_tensors
+from ..finding import find
 from ..options import Options
 from ..request import Request, Source
 

@@ -22,7 +22,8 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import find, only_dtype, read_tensors
+from ..files import only_dtype, read_tensors
+from ..finding import find
 from ..folding import fold, product
 from ..options import Options
 from ..renaming import rename

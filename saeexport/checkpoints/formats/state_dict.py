@@ -15,7 +15,8 @@ from runtime.errors import CheckpointError
 from ...original import architectures
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import HUB_CONFIGS, HUB_WEIGHTS, Found, find, only_dtype, read_json, read_tensors
+from ..files import only_dtype, read_json, read_tensors
+from ..finding import HUB_CONFIGS, HUB_WEIGHTS, Found, find, tensor_shapes
 from ..request import Request
 
 TITLE = "HookedSAE state dict"
@@ -92,14 +93,9 @@ def _find(path: Path) -> Found | None:
 
 def _fits(path: Path) -> bool:
     """Tell whether a file holds the parameters of an architecture, in the orientation of HookedSAE."""
-    try:
-        tensors = read_tensors(path)
-    except CheckpointError:
-        return False
-    if set(tensors) not in TENSORS:
-        return False
-    biases = [tensors[name] for name in ("b_enc", "b_gate") if name in tensors]
-    return all(tensors["W_enc"].shape[1:] == bias.shape for bias in biases)
+    shapes = tensor_shapes(path)
+    biases = [shapes[name] for name in ("b_enc", "b_gate") if name in shapes]
+    return set(shapes) in TENSORS and all(shapes["W_enc"][1:] == bias for bias in biases)
 
 
 def _configs(path: Path) -> list[Path]:
