@@ -30,8 +30,8 @@ _TRAINING = (
 )
 """Names of what a training script stores beside a state dict to continue the training."""
 
-_FIRST = ("module.",)
-_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.")
+_FIRST = "module"
+_ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module")
 
 
 class Wrapped(NamedTuple):
@@ -77,31 +77,20 @@ def unwrap(values: dict[str, Any], source: str | Path) -> Wrapped:
 def without_prefixes(values: dict[str, Any], source: str | Path) -> dict[str, Any]:
     """Return `values` without the prefixes that wrappers of modules give to the names of parameters.
 
-    `module.` is removed only if all names have it, since a module of that name is possible.
+    `module.` is removed only if all names begin with it, since a module may have that name.
 
     Raises:
         CheckpointError: A name is not a string, or two names are the same without the prefixes.
     """
     if not all(isinstance(name, str) for name in values):
         raise CheckpointError(f"{source} holds a dict, not a state dict of named tensors: its names are not strings.")
-    names = {name: name for name in values}
-    while True:
-        shorter = {name: _shortened(short) for name, short in names.items()}
-        for prefix in _FIRST:
-            if shorter and all(short.startswith(prefix) for short in shorter.values()):
-                shorter = {name: short.removeprefix(prefix) for name, short in shorter.items()}
-        if shorter == names:
-            break
-        names = shorter
+    parts = {name: [part for part in name.split(".") if part not in _ANYWHERE] for name in values}
+    while parts and all(len(rest) > 1 and rest[0] == _FIRST for rest in parts.values()):
+        parts = {name: rest[1:] for name, rest in parts.items()}
+    names = {name: ".".join(rest) for name, rest in parts.items()}
     if len(set(names.values())) != len(names):
         raise CheckpointError(f"{source} holds a parameter twice, with and without a prefix of {', '.join(_ANYWHERE)}.")
     return {names[name]: value for name, value in values.items()}
-
-
-def _shortened(name: str) -> str:
-    for prefix in _ANYWHERE:
-        name = name.replace(prefix, "") if name.startswith(prefix) or f".{prefix}" in name else name
-    return name
 
 
 def is_stored(path: Path) -> bool:

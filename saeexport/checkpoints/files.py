@@ -152,22 +152,22 @@ def check_is_file(path: Path) -> None:
         raise CheckpointError(f"{path} is not an ordinary file.")
 
 
-def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path) -> torch.dtype:
-    """Return the floating-point dtype that all tensors share.
+def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path, wanted: torch.dtype | None = None) -> torch.dtype:
+    """Return the floating-point dtype that all tensors share, or the one that is `wanted`.
 
     Raises:
-        CheckpointError: There are no tensors, or they have several dtypes or one that is not floating-point.
+        CheckpointError: There are no tensors, one is not floating-point, or they have several dtypes and none is
+            wanted.
     """
     if not tensors:
         raise CheckpointError(f"{source} holds no tensor.")
     dtypes = {tensor.dtype for tensor in tensors.values()}
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    if len(dtypes) != 1:
+    if wanted is None and len(dtypes) != 1:
         raise CheckpointError(f"{source} mixes the dtypes {names}. Convert it to one of them.")
-    (dtype,) = dtypes
-    if not dtype.is_floating_point:
+    if not all(dtype.is_floating_point for dtype in dtypes):
         raise CheckpointError(f"{source} holds {names}; weights must be floating-point.")
-    return dtype
+    return wanted or next(iter(dtypes))
 
 
 def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path) -> tuple[int, int]:

@@ -5,6 +5,9 @@ the architectures that it can hold; `recognises(path)`; and `read(path, request)
 parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
 fields that it uses, and the others are refused here.
 
+A refusal names the nearest format (`nearest.py`). For that, a module may also have `CONFIG` and `WEIGHTS`, the names of
+its files, and `NAMES`, or `TENSORS`, the names of its tensors.
+
 Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
 takes the config and the state dict, and does everything that `read` does after reading the files.
 """

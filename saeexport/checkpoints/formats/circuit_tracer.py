@@ -80,9 +80,10 @@ def read(path: Path, request: Request) -> HookedSAE:
         "d_in": matrix_shape(tensors, "W_enc", source)[0],
         "d_sae": d_sae,
         "d_out": d_out,
-        "dtype": only_dtype(tensors, source),
+        "dtype": only_dtype(tensors, source, request.dtype),
         **read_hooks(path.with_name(CONFIG), int(layer[1]), KIND, WITHOUT_EFFECT, request),
     }
+    tensors = {name: tensor.to(config["dtype"]) for name, tensor in tensors.items()}
     skip = "skip_" if "W_skip" in tensors else ""
     return build(f"{'jumprelu_' if 'threshold' in tensors else ''}{skip}transcoder", config, tensors, source)
 

@@ -72,20 +72,19 @@ def read(path: Path, request: Request) -> HookedSAE:
     tensors = rename(stored, {f"{name}_{layer}": name for name in renamed}, source, transposed=(f"W_enc_{layer}",))
     tensors |= rename(read_tensors(decoder), {f"W_dec_{layer}": "W_dec"}, str(decoder))
     d_in, d_sae = matrix_shape(tensors, "W_enc", source)
-    dtype = only_dtype(tensors, source)
-    wanted = request.dtype or dtype
-    tensors["W_dec"] = _summed(tensors["W_dec"], wanted, str(decoder))
+    dtype = only_dtype(tensors, source, request.dtype)
+    tensors["W_dec"] = _summed(tensors["W_dec"], dtype, str(decoder))
     if "threshold" in tensors:
         tensors["threshold"] = positive_thresholds(tensors["threshold"], d_sae, source)
     config = {
         "d_in": d_in,
         "d_sae": d_sae,
         "d_out": tensors["b_dec"].numel(),
-        "dtype": wanted,
+        "dtype": dtype,
         **read_hooks(folder / CONFIG, layer, KIND, WITHOUT_EFFECT, request),
     }
     request.notes.append(NOTE)
-    tensors = {name: tensor.to(wanted) for name, tensor in tensors.items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     return build("jumprelu_transcoder" if "threshold" in tensors else "transcoder", config, tensors, source)
 
 

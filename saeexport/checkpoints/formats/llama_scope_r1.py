@@ -84,7 +84,6 @@ def read(path: Path, request: Request) -> HookedSAE:
     norms = {name.removeprefix(NORM): stored.pop(name) for name in sorted(stored) if name.startswith(NORM)}
     tensors = rename(stored, LATER_NAMES if "W_E" in stored else NAMES, source)
     threshold = tensors.pop("threshold").double().exp()
-    dtype = only_dtype(tensors, source)
 
     options = Options(found.config, found.config_source, request)
     options.choose("sae_type", ("sae",), "sae")
@@ -98,7 +97,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     config = {
         "d_in": options.take("d_model", int),
         "hook_name": hook_name,
-        "dtype": request.dtype or dtype,
+        "dtype": only_dtype(tensors, source, request.dtype),
         "apply_b_dec_to_input": False,
     }
     config["d_sae"] = round(config["d_in"] * options.take("expansion_factor", float))

@@ -163,3 +163,12 @@ def test_the_sum_of_the_decoders_is_rounded_once(tmp_path):
 def test_cross_layer_transcoder_refusals(tmp_path, changes, index, message):
     with pytest.raises(CheckpointError, match=message):
         load(clt(tmp_path, **changes), index=index)
+
+
+def test_tensors_of_several_dtypes_take_the_dtype_that_is_asked_for(tmp_path):
+    path = transcoder(tmp_path, "transcoder", b_dec=draw("transcoder")["b_dec"].astype(np.float16))
+    with pytest.raises(CheckpointError, match="mixes the dtypes float16, float32"):
+        load(path)
+    sae = load(path, dtype="float32")
+    tensors = {**draw("transcoder"), "b_dec": draw("transcoder")["b_dec"].astype(np.float16)}
+    check(sae, reference("transcoder", tensors, subtract=False))
