@@ -57,31 +57,37 @@ def read(path: Path, request: Request) -> HookedSAE:
     tensors = {LOWER_CASE.get(name, name): tensor for name, tensor in read_tensors(file).items()}
     dtype = only_dtype(tensors, file)
     d_in, d_sae = matrix_shape(tensors, "W_enc", file)
-    names = _names(file)
+    names, transcoder = _from_path(file)
     config = {"d_in": d_in, "d_sae": d_sae, "dtype": dtype, "apply_b_dec_to_input": False, **names}
-    told: bool | None = request.take("transcoder")
-    if told is False or (told is None and not any("transcoder" in part for part in file.absolute().parts)):
+    if (told := request.take("transcoder")) is not None:
+        transcoder = told
+    elif transcoder:
+        request.notes.append(f"It is read as a transcoder, because its path says so: {file.absolute()}.")
+    if not transcoder:
         config.pop("hook_name_out")
         return build("jumprelu", config, tensors, str(file))
-    if told is None:
-        request.notes.append(f"It is read as a transcoder, because the path says so: {file.absolute()}.")
     config["d_out"] = matrix_shape(tensors, "W_dec", file)[1]
     return build("jumprelu_transcoder", config, tensors, str(file))
 
 
-def _names(file: Path) -> dict[str, Any]:
-    """Return the names of the hooks and of the model that the folders above a file tell; empty names if they do not."""
+def _from_path(file: Path) -> tuple[dict[str, Any], bool]:
+    """Return the names of the hooks and of the model, and whether it is a transcoder, as the folders above a file say.
+
+    Names that they do not say are empty. Outside of a repository, a folder with "transcoder" in its name decides.
+    """
     parts = file.absolute().parts
     repository = next(filter(None, (_REPOSITORY.search(part) for part in reversed(parts))), None)
     layer = next(filter(None, (_LAYER.fullmatch(part) for part in reversed(parts))), None)
     if repository is None or layer is None:
-        return {"hook_name": "", "hook_name_out": ""}
+        said = parts if repository is None else [repository[0]]
+        return {"hook_name": "", "hook_name_out": ""}, any("transcoder" in part for part in said)
     point_in, point_out = HOOKS[repository[3]]
-    return {
+    names = {
         "hook_name": f"blocks.{layer[1]}.{point_in}",
         "hook_name_out": f"blocks.{layer[1]}.{point_out}" if point_out else "",
         "model_name": f"google/gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}",
     }
+    return names, bool(point_out)
 
 
 def _file(path: Path) -> Path:

@@ -41,7 +41,6 @@ HOOKS = {
 }
 """TransformerLens names within a block, by Hugging Face's names within `model.layers.<n>`."""
 
-
 PLACES = {
     "transcoder": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
     "resid_post": ("output", "output"),
@@ -110,7 +109,9 @@ def read(path: Path, request: Request) -> HookedSAE:
 
 
 def _inferred(folder: Path, tensors: dict[str, torch.Tensor], request: Request) -> dict[str, Any]:
-    """Return the config of a folder without one, from the names of the folders above its file and its tensors.
+    """Return the config of a folder without one, from its tensors and the names of the folders above them.
+
+    The nearest folder that is named after an activation decides.
 
     Raises:
         CheckpointError: Neither these nor the caller tell whether it is a transcoder.
@@ -118,12 +119,12 @@ def _inferred(folder: Path, tensors: dict[str, torch.Tensor], request: Request) 
     parts = folder.absolute().parts[::-1]
     repository = next(filter(None, map(_REPOSITORY.search, parts)), None)
     layer = next(filter(None, (re.match(r"layer_(\d+)", part) for part in parts)), None)
-    place = next((place for place in PLACES if any(part.startswith(place) for part in parts)), None)
+    place = next((place for part in parts for place in PLACES if part.startswith(place)), None)
     skip = "W_skip" in tensors
     transcoder: bool | None = request.take("transcoder")
     if transcoder is None:
-        transcoder = None if place is None else place == "transcoder"
-    if transcoder is None and not skip:
+        transcoder = place == "transcoder" if place is not None else skip or None
+    if transcoder is None:
         raise CheckpointError(
             f"{folder} has no {CONFIG}, and no folder above it is named after an activation ({', '.join(PLACES)}), so "
             "that it may be an SAE or a transcoder. Say which: --transcoder or --no-transcoder, or in Python "
@@ -131,7 +132,7 @@ def _inferred(folder: Path, tensors: dict[str, torch.Tensor], request: Request) 
         )
     config: dict[str, Any] = {
         "architecture": "jump_relu",
-        "type": "transcoder" if transcoder or skip else "sae",
+        "type": "transcoder" if transcoder else "sae",
         "affine_connection": skip,
     }
     if repository is not None:

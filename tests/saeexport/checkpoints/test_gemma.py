@@ -193,6 +193,7 @@ def test_gemma_scope_with_names_in_lower_case(tmp_path, lower):
         ),
         ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "", "", None),
         ("elsewhere/layer_3", "", "", None),
+        ("my-gates/gemma-scope-2b-pt-mlp/layer_0", "blocks.0.hook_mlp_out", "", "google/gemma-2-2b"),
     ],
 )
 def test_gemma_scope_in_the_folders_of_its_repository(tmp_path, folder, hook_name, hook_name_out, model_name):
@@ -243,6 +244,16 @@ def test_gemma_scope_2_without_anything_that_tells_what_it_is(tmp_path):
         load(path)
     assert load(path, transcoder=False).architecture == "jumprelu"
     assert load(path, transcoder=True).architecture == "jumprelu_transcoder"
-    skip = folder(tmp_path / "skip", SAE, draw("jumprelu_skip_transcoder"))
+    skip = folder(tmp_path / "with_skip", SAE, draw("jumprelu_skip_transcoder"))
     (skip / "config.json").unlink()
     assert load(skip).architecture == "jumprelu_skip_transcoder"
+    with pytest.raises(CheckpointError, match="only a transcoder can have a skip connection"):
+        load(skip, transcoder=False)
+
+
+def test_the_nearest_folder_says_what_it_is(tmp_path):
+    path = folder(tmp_path / "transcoder" / "resid_post" / "layer_9_width_16k_l0_small", SAE, draw("jumprelu"))
+    (path / "config.json").unlink()
+    assert load(path).architecture == "jumprelu"
+    scope = npz(tmp_path / "transcoders" / "gemma-scope-2b-pt-res" / "layer_1", **draw("jumprelu"))
+    assert load(scope).architecture == "jumprelu"
