@@ -30,6 +30,7 @@ from ..folding import fold, row_norms
 from ..options import Options
 from ..renaming import rename
 from ..request import Request
+from ..unsupported import OTHER_TOKENS, SEVERAL_LAYERS
 
 CONFIG = "config.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -52,6 +53,7 @@ LATER_NAMES = {
     "b_D": "b_dec",
     "activation_function.log_jumprelu_threshold": "threshold",
 }
+TENSORS = [set(NAMES), set(LATER_NAMES)]
 NORM = "dataset_average_activation_norm."
 
 _OTHERS = (  # options of the training, of kernels and of other activation functions
@@ -60,6 +62,14 @@ _OTHERS = (  # options of the training, of kernels and of other activation funct
     "force_unit_decoder_norm"
 )
 WITHOUT_EFFECT = frozenset(_OTHERS.split())
+
+UNSUPPORTED = {
+    "crosscoder": SEVERAL_LAYERS,
+    "clt": SEVERAL_LAYERS,
+    "lorsa": OTHER_TOKENS,
+    "molt": "its features are linear maps of the input, not directions",
+}
+"""Kinds of lm_saes that a HookedSAE cannot be, with the reason."""
 
 REQUIRED = {"use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False, "use_glu_encoder": False}
 """Options with their defaults, which are the only values that the reader supports."""
@@ -79,14 +89,8 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
-    source = str(found.weights)
-    stored = read_tensors(found.weights)
-    norms = {name.removeprefix(NORM): stored.pop(name) for name in sorted(stored) if name.startswith(NORM)}
-    tensors = rename(stored, LATER_NAMES if "W_E" in stored else NAMES, source)
-    threshold = tensors.pop("threshold").double().exp()
-
     options = Options(found.config, found.config_source, request)
-    options.choose("sae_type", ("sae",), "sae")
+    options.choose("sae_type", ("sae",), "sae", unsupported=UNSUPPORTED)
     options.choose("act_fn", ("jumprelu",))
     for key, needed in REQUIRED.items():
         if (value := options.take(key, bool, needed)) != needed:
@@ -94,6 +98,12 @@ def read(path: Path, request: Request) -> HookedSAE:
     hook_name = options.take("hook_point_in", str)
     if (hook_out := options.take("hook_point_out", str, hook_name)) != hook_name:
         raise options.refused("hook_point_out", hook_out, "it must equal hook_point_in: transcoders are not supported")
+
+    source = str(found.weights)
+    stored = read_tensors(found.weights)
+    norms = {name.removeprefix(NORM): stored.pop(name) for name in sorted(stored) if name.startswith(NORM)}
+    tensors = rename(stored, LATER_NAMES if "W_E" in stored else NAMES, source)
+    threshold = tensors.pop("threshold").double().exp()
     config = {
         "d_in": options.take("d_model", int),
         "hook_name": hook_name,

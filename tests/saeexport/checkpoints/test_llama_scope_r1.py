@@ -108,7 +108,7 @@ def test_weights_are_widened_before_they_are_folded(tmp_path):
     ("changes", "message"),
     [
         ({"act_fn": "topk"}, "act_fn is 'topk'; it must be one of jumprelu"),
-        ({"sae_type": "crosscoder"}, "sae_type is 'crosscoder'; it must be one of sae"),
+        ({"sae_type": "crosscoder"}, "sae_type is 'crosscoder'; it is not supported: its features read or write"),
         (
             {"norm_activation": "token-wise"},
             "norm_activation is 'token-wise'; it must be one of dataset-wise",
