@@ -103,6 +103,11 @@ def index_of(path: Path) -> Path:
     return path if path.name.endswith(INDEX) else path.with_name(path.name + INDEX)
 
 
+def without_index(path: Path) -> Path:
+    """Return the path that the tensors of an index would have in a single file; other paths as they are."""
+    return path.with_name(path.name.removesuffix(INDEX))
+
+
 def read_index(index: Path) -> dict[Path, list[str]]:
     """Return the files that an index names, with the names of the tensors in each.
 

@@ -15,6 +15,7 @@ from runtime.errors import CheckpointError
 from ...original import architectures
 from ...original.hooked_sae import HookedSAE
 from ..build import build
+from ..containers import is_stored, without_index
 from ..files import only_dtype, read_json, read_tensors
 from ..finding import HUB_CONFIGS, HUB_WEIGHTS, Found, find, tensor_shapes
 from ..request import Request
@@ -35,7 +36,8 @@ def recognises(path: Path) -> bool:
     """Tell whether `path` is a file of tensors with a config, or with the parameters of a HookedSAE."""
     if (found := _find(path)) is not None:
         return {"d_in", "d_sae"} <= set(found.config)
-    if not path.is_file() or path.suffix not in (".safetensors", ".pt"):
+    path = without_index(path)
+    if not is_stored(path) or path.suffix not in (".safetensors", ".pt"):
         return False
     return any(place.is_file() for place in _configs(path)) or _fits(path)
 
@@ -47,8 +49,8 @@ def read(path: Path, request: Request) -> HookedSAE:
         CheckpointError: The config is missing or does not fit, or a file is damaged.
     """
     found = _find(path)
+    path = without_index(path) if found is None else found.weights
     config = _read_config(path) if found is None else dict(found.config)
-    path = path if found is None else found.weights
     tensors = read_tensors(path)
     dtype = only_dtype(tensors, path)
     _check_types(config, path)

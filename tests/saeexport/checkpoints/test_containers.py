@@ -63,6 +63,13 @@ def test_shards(tmp_path, given):
     right(linked(folder, tmp_path) / given, saelens)
 
 
+@pytest.mark.parametrize("given", ["my-sae.safetensors", "my-sae.safetensors.index.json"])
+def test_shards_of_a_state_dict(tmp_path, given):
+    shard(tmp_path, "my-sae.safetensors", W)
+    (tmp_path / "my-sae.json").write_text(json.dumps(OWN))
+    right(tmp_path / given, state_dict)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
