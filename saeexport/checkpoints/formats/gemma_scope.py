@@ -1,12 +1,14 @@
 """Gemma Scope: `params.npz` with the tensors of a JumpReLU SAE or transcoder, without a config.
 
-The names may be in lower case (`w_enc`). `d_in`, `d_sae` and `d_out` are taken from the shapes. The file tells neither
-its hook nor whether it is a transcoder: `b_dec` of both has the width of the model. The folders above it do, if they
-are named as in the repositories, `google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`; without them the
-hook's name is empty, and the caller says whether it is a transcoder. `b_dec` is not subtracted from the input.
+The names may be in lower case (`w_enc`). `d_in`, `d_sae` and `d_out` are taken from the shapes, and `b_dec` is not
+subtracted from the input. The file does not name its hook. The folders above it do, if they are named as in the
+repositories, `google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`; without them `hook_name` is empty. The
+SAEs on the embedding take the embedding as it is stored, before the model multiplies it by `sqrt(d_in)`; their
+`hook_name` is empty.
 
-The SAEs on the embedding take the embedding as it is stored, before the model multiplies it by `sqrt(d_in)`; their
-hook's name is empty.
+The files of transcoders are the same as those of SAEs. The caller tells them apart (`Request.transcoder`), or else the
+path does, whose last part that is named after a release decides: `gemma-scope-2b-pt-transcoders` is of transcoders,
+`gemma-scope-2b-pt-res` of SAEs. A transcoder's error term is taken against its target instead of its input.
 
 Source: Lieberum et al. 2024 (arXiv:2408.05147); SAELens 6.54, `gemma_2_sae_huggingface_loader` and
 `gemma_2_transcoder_huggingface_loader`.
@@ -26,6 +28,9 @@ WEIGHTS = "params.npz"
 TITLE = "Gemma Scope"
 NAME = f"Gemma Scope, {WEIGHTS} or a folder with it"
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
+
+RELEASES = {"transcoder": True, "transcoders": True, "res": False, "mlp": False, "att": False}
+"""Words in the names of the published releases, and whether they are of transcoders."""
 
 LOWER_CASE = {"w_enc": "W_enc", "w_dec": "W_dec"}
 TENSORS = [{"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}]
@@ -57,37 +62,58 @@ def read(path: Path, request: Request) -> HookedSAE:
     tensors = {LOWER_CASE.get(name, name): tensor for name, tensor in read_tensors(file).items()}
     dtype = only_dtype(tensors, file)
     d_in, d_sae = matrix_shape(tensors, "W_enc", file)
-    names, transcoder = _from_path(file)
-    config = {"d_in": d_in, "d_sae": d_sae, "dtype": dtype, "apply_b_dec_to_input": False, **names}
-    if (told := request.take("transcoder")) is not None:
-        transcoder = told
-    elif transcoder:
-        request.notes.append(f"It is read as a transcoder, because its path says so: {file.absolute()}.")
-    if not transcoder:
-        config.pop("hook_name_out")
+    hook_name, hook_name_out, model_name = _names(file)
+    config: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "hook_name": hook_name,
+        "model_name": model_name,
+        "dtype": dtype,
+        "apply_b_dec_to_input": False,
+    }
+    if not _is_transcoder(file, request):
         return build("jumprelu", config, tensors, str(file))
-    config["d_out"] = matrix_shape(tensors, "W_dec", file)[1]
+    config |= {"d_out": matrix_shape(tensors, "W_dec", file)[1], "hook_name_out": hook_name_out}
     return build("jumprelu_transcoder", config, tensors, str(file))
 
 
-def _from_path(file: Path) -> tuple[dict[str, Any], bool]:
-    """Return the names of the hooks and of the model, and whether it is a transcoder, as the folders above a file say.
+def _names(file: Path) -> tuple[str, str, str | None]:
+    """Return the names of the two hooks and of the model that the folders above a file tell.
 
-    Names that they do not say are empty. Outside of a repository, a folder with "transcoder" in its name decides.
+    Names that they do not tell are empty, and that of the model is None.
     """
-    parts = file.absolute().parts
-    repository = next(filter(None, (_REPOSITORY.search(part) for part in reversed(parts))), None)
-    layer = next(filter(None, (_LAYER.fullmatch(part) for part in reversed(parts))), None)
+    parts = file.absolute().parts[::-1]
+    repository = next(filter(None, map(_REPOSITORY.search, parts)), None)
+    layer = next(filter(None, map(_LAYER.fullmatch, parts)), None)
     if repository is None or layer is None:
-        said = parts if repository is None else [repository[0]]
-        return {"hook_name": "", "hook_name_out": ""}, any("transcoder" in part for part in said)
-    point_in, point_out = HOOKS[repository[3]]
-    names = {
-        "hook_name": f"blocks.{layer[1]}.{point_in}",
-        "hook_name_out": f"blocks.{layer[1]}.{point_out}" if point_out else "",
-        "model_name": f"google/gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}",
-    }
-    return names, bool(point_out)
+        return "", "", None
+    size, variant, place = repository.groups()
+    block, (point_in, point_out) = f"blocks.{layer[1]}", HOOKS[place]
+    model_name = f"google/gemma-2-{size}{'-it' if variant == 'it' else ''}"
+    return f"{block}.{point_in}", f"{block}.{point_out}" if point_out else "", model_name
+
+
+def _is_transcoder(file: Path, request: Request) -> bool:
+    """Tell whether a file is a transcoder, and note who says so."""
+    said: bool | None = request.take("transcoder")
+    by = "as was said"
+    if said is None:
+        part, said = _release(file)
+        by = f"as the name {part!r} in its path says" if part else "because nothing in its path says transcoder"
+    other = "--no-transcoder" if said else "--transcoder"
+    request.notes.append(
+        f"It is read as {'a transcoder' if said else 'an SAE'}, {by}. Its files do not tell; otherwise use {other}."
+    )
+    return said
+
+
+def _release(file: Path) -> tuple[str, bool]:
+    """Return the last part of a path that is named after a release, "" if none is, and whether it is of transcoders."""
+    for part in reversed(file.absolute().parts[:-1]):
+        for word in reversed(re.split(r"[^a-z]+", part.lower())):
+            if word in RELEASES:
+                return part, RELEASES[word]
+    return "", False
 
 
 def _file(path: Path) -> Path:

@@ -45,9 +45,14 @@ _TRAINING = (  # options of the training
     "lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles use_ghost_grads feature_sampling_window "
     "dead_feature_window dead_feature_threshold n_eval_batches eval_batch_size_prompts resume seed verbose "
     "n_checkpoints checkpoint_path log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb "
-    "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name"
+    "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name log_weights_to_wandb "
+    "decoder_heuristic_init_norm n_eval_seqs store_batch_size train_batch_size"
 )
-WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
+_BEFORE_RELEASES = (  # options of the training in configs that are older than SAELens 0.1, as of gpt2-small-res-jb
+    "dead_feature_estimation_method feature_reinit_scale feature_sampling_method resample_batches"
+)
+WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING} {_BEFORE_RELEASES}".split())
+"""Options of every release before 6, from 0.1 to 5.11, that do not change what a trained SAE computes."""
 
 
 def recognises(path: Path) -> bool:
