@@ -27,8 +27,9 @@ from runtime.parity.reference import Reference
 from .graphs.write import quantize_weights, trace_model, write_graphs
 from .original.dtypes import DTypeLike
 from .original.exportable import check_hooks, check_weights, config_of, in_dtype
+from .original.hooked_sae import HookedSAE
 from .original.running import dtype_of, to_bits
-from .proof.activations import prepare_activations
+from .proof.activations import check_features, prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
 from .proof.truth import for_tf32, reference_of, run_in_tf32, steered_reference_of, typical_intervention
 from .staging import check_output_folder, staged_folder
@@ -108,13 +109,15 @@ def export(
             graphs = write_graphs(model, config, folder / WEIGHTS)
             stage("running the original in its dtype and in float64")
             clean = reference_of(sae, batch, target)
+            check_features(clean, activations is not None)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
             tf32 = run_in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
             source = "synthetic" if activations is None else "activations"
             golden = GoldenSpec(GOLDEN, _golden_tokens(config, clean.tokens), source)
             judged_in_tf32 = None if tf32 is None else for_tf32(sae, steered, tf32).clean
             save_golden(steered, golden.tokens, str(folder / GOLDEN), judged_in_tf32)
-            manifest = _manifest(config, weights or config.dtype, graphs, golden)
+            read = sae.provenance if isinstance(sae, HookedSAE) else {}
+            manifest = _manifest(config, weights or config.dtype, graphs, golden, read)
             if weights == INT8:
                 stage("measuring fidelity")
                 record_fidelity(folder, path, manifest, steered)
@@ -167,9 +170,15 @@ def _golden_tokens(config: SAEConfig, tokens: int) -> int:
     return min(tokens, GOLDEN_TOKENS, max(1, GOLDEN_BYTES // (4 * (features + activations))))
 
 
-def _manifest(config: SAEConfig, weights: str, graphs: dict[str, GraphSpec], golden: GoldenSpec) -> Manifest:
-    """Return the manifest without its parity record and checksums, which are added later."""
-    return Manifest(FORMAT_VERSION, config, WEIGHTS, weights, graphs, golden, None, None, _versions(), {})
+def _manifest(
+    config: SAEConfig, weights: str, graphs: dict[str, GraphSpec], golden: GoldenSpec, read: dict[str, str]
+) -> Manifest:
+    """Return the manifest without its parity record and checksums, which are added later.
+
+    Args:
+        read: How the checkpoint was read, which becomes part of the provenance.
+    """
+    return Manifest(FORMAT_VERSION, config, WEIGHTS, weights, graphs, golden, None, None, _versions() | read, {})
 
 
 def _versions() -> dict[str, str]:

@@ -4,9 +4,11 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.budgets import FLOOR
+from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import INT8
 from runtime.commands.console import new_parser, run
 from runtime.commands.reports import add_report_options, report_command
@@ -16,13 +18,15 @@ from runtime.parity.report import Report
 from runtime.tables import format_table
 
 from ._export import export
-from .checkpoints.registry import FORMATS, load, recognise
+from .checkpoints.registry import FORMATS, load, read, request_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
 from .signing import sign
 
 CHECKPOINT = "file or folder of a format that `saeexport formats` lists"
+READING = ("norm_scaling_factor", "already_folded", "normalize_activations", "transcoder", "ignore_config", "index")
+"""Arguments of `load` that the command line has options for, with the names of `Request`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the weights as they are)",
     )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace an artifact at OUT")
+    _add_reading(sub)
 
     text = "Verify on this machine that an artifact computes what PyTorch computes; exit with 1 if it does not."
     sub = commands.add_parser("verify", help=text, description=text)
@@ -83,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="device that runs the artifact: auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N (default: auto)",
     )
+    _add_reading(sub)
     add_report_options(sub)
 
     text = "Sign every file of an artifact with a private key; the signature is written to model.sig in its folder."
@@ -103,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("inspect", help=text, description=text)
     sub.set_defaults(command=inspect_command)
     sub.add_argument("checkpoint", help=CHECKPOINT)
+    _add_reading(sub)
 
     text = "Print the checkpoint formats that can be read, with their files and architectures."
     sub = commands.add_parser("formats", help=text, description=text)
@@ -110,9 +117,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_reading(sub: argparse.ArgumentParser) -> None:
+    """Add the options for what the caller knows about a checkpoint and its files do not hold, as `load` takes them."""
+    group = sub.add_argument_group(
+        "what the files of the checkpoint do not tell",
+        "An option that the checkpoint does not need is refused. The manifest records them under provenance.",
+    )
+    group.add_argument(
+        "--norm-scaling-factor", type=float, metavar="F",
+        help="factor that the inputs are multiplied by, for a config that says expected_average_only_in; it is folded "
+        "into the weights",
+    )  # fmt: skip
+    group.add_argument(
+        "--already-folded", action="store_true", help="the weights of such a checkpoint already include the factor"
+    )
+    group.add_argument(
+        "--normalize-activations", metavar="NAME", help="normalisation of the input, instead of the config's"
+    )
+    group.add_argument(
+        "--transcoder", action=argparse.BooleanOptionalAction,
+        help="whether the checkpoint is a transcoder, for formats whose files do not tell (default: the path's name)",
+    )  # fmt: skip
+    group.add_argument(
+        "--ignore-config", action="append", default=[], metavar="KEY",
+        help="ignore a key of the config whose effect is unknown; may be given several times",
+    )  # fmt: skip
+    group.add_argument(
+        "--index", type=int, metavar="N", help="number of one SAE in a file that holds several, counted from 0"
+    )
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load` that `_add_reading` added."""
+    return {name: getattr(options, name) for name in READING}
+
+
+def _widened(dtype: str | None) -> str | None:
+    """Return the dtype to load a checkpoint in whose artifact has `dtype`; None for the checkpoint's own.
+
+    What the reader folds into the weights is rounded once if it is read in float32. In half precision the export
+    converts, because it also measures what the conversion loses.
+    """
+    return dtype if dtype == FLOAT32 else None
+
+
 def export_command(options: argparse.Namespace) -> int:
     """Export a checkpoint and print a summary of the artifact."""
-    sae = load(options.checkpoint, hook_name=options.hook_name)
+    sae = load(options.checkpoint, hook_name=options.hook_name, dtype=_widened(options.dtype), **_reading(options))
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
     head_shape = None
@@ -148,9 +199,12 @@ def export_command(options: argparse.Namespace) -> int:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Verify an artifact and write the report."""
+    if options.against is None and any(_reading(options).values()):
+        raise SAEError("The options about a checkpoint need --against CHECKPOINT.")
 
     def compare() -> Report:
-        sae = None if options.against is None else load(options.against)
+        dtype = _widened(read_artifact(options.artifact).manifest.sae.dtype)
+        sae = None if options.against is None else load(options.against, dtype=dtype, **_reading(options))
         activations = None if options.activations is None else read_activations(options.activations)
         return verify(options.artifact, sae, activations, options.device)
 
@@ -166,8 +220,7 @@ def sign_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Print the config and the tensors of a checkpoint."""
-    form = recognise(Path(options.checkpoint))
-    sae = load(options.checkpoint)
+    form, sae, notes = read(Path(options.checkpoint), request_of(**_reading(options)))
     config = {field.name: getattr(sae.cfg, field.name) for field in fields(sae.cfg) if field.name != "device"}
     lines = {"format": f"{form.TITLE}: {form.NAME}", "architecture": sae.architecture, **config}
     tensors = [
@@ -181,6 +234,9 @@ def inspect_command(options: argparse.Namespace) -> int:
     print(format_table(rows))
     print()
     print(format_table(tensors))
+    if notes:
+        print()
+        print("\n".join(notes))
     return 0
 
 

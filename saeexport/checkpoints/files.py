@@ -1,28 +1,40 @@
 """Reads the files of checkpoints: JSON, and tensors, mapped into memory where the format allows it."""
 
 import json
-import struct
-import zipfile
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
 
-from .damage import is_of_a_reader
+from .archives import check_saved, read_npz
+from .containers import INDEX, check_shard, index_of, is_stored, read_index, unwrap, without_prefixes
+from .damage import reading
+
+MAX_CONFIG_BYTES = 16 << 20
+"""Largest config that is read; those of published checkpoints have a few kilobytes."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file, which may begin with a byte order mark.
 
     Raises:
-        CheckpointError: The file is missing, or is not a JSON object.
+        CheckpointError: The file is missing or too large, is not a JSON object, has a key twice or a number that is
+            not finite or does not fit 64 bits.
     """
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(
+            _read_text(path),
+            object_pairs_hook=_without_duplicates,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_parse_float,
+        )
+        json.dumps(config, ensure_ascii=False).encode()  # fails on half of a surrogate pair
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
@@ -32,79 +44,127 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def _read_text(path: Path) -> str:
+    """Return the text of a config, without a byte order mark.
+
+    Raises:
+        CheckpointError: The file is not an ordinary one, or is too large.
+        OSError, UnicodeDecodeError: It cannot be read, or is not UTF-8.
+    """
+    check_is_file(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path} has more than {MAX_CONFIG_BYTES:,} bytes, too many for a config.")
+    return data.decode("utf-8-sig")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return values
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the integer {digits[:24]} of {len(digits)} characters does not fit 64 bits")
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:24]} is not a finite number")
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, which may hold plain values only.
+
+    Raises:
+        CheckpointError: The file is missing, or is not a mapping of names to plain values.
+    """
+    try:
+        config = yaml.safe_load(_read_text(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} is not YAML: {error}.") from None
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise CheckpointError(f"{path} is not a mapping of names to values.")
+    return config
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a `.safetensors`, `.pt` or `.npz` file, on the CPU.
+    """Return the tensors of a `.safetensors`, `.pt` or `.npz` file, on the CPU, and out of the containers they are in.
 
     Tensors are views of the file and read when they are used, except those of a compressed `.npz`. Only tensors are
-    unpickled: a `.pt` that holds other objects is refused.
+    unpickled: a `.pt` that holds other objects is refused. The checksums of `.pt` and `.npz` are checked. A safetensors
+    file may be an index of shards, or be missing and have one.
 
     Raises:
         CheckpointError: The file is damaged, or is not a dict of named tensors.
     """
-    try:
+    if path.name.endswith(INDEX) or (not path.exists() and index_of(path).is_file()):
+        return _read_shards(index_of(path))
+    check_is_file(path)
+    with reading(path):
         if path.suffix == ".npz":
-            tensors: Any = {name: torch.from_numpy(array) for name, array in _read_npz(path).items()}
+            tensors: Any = {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
         elif path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
+            check_saved(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file can raise anything
-        if not is_of_a_reader(error):
-            raise
-        raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    wrapped = unwrap(tensors, path) if isinstance(tensors, dict) else None
+    if wrapped is None or not all(isinstance(value, torch.Tensor) for value in wrapped.tensors.values()):
         raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict of named tensors.")
-    return tensors
+    return wrapped.tensors
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    """Return the arrays of a `.npz`; uncompressed members, as `numpy.savez` writes them, are memory-mapped.
-
-    Source: the zip format. A member's local file header has 30 bytes, the last four of which are the lengths of the two
-    fields that follow it; the member itself is a `.npy` file.
-    """
-    arrays = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        if damaged := archive.testzip():  # reads the file once; mapped data is never checked
-            raise ValueError(f"{damaged} does not match its checksum")
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            if member.compress_type != zipfile.ZIP_STORED:
-                with archive.open(member) as stream:
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-                continue
-            file.seek(member.header_offset + 26)
-            name_length, extra_length = struct.unpack("<HH", file.read(4))
-            file.seek(name_length + extra_length, 1)
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read_header(file)
-            if dtype.hasobject:
-                raise ValueError(f"{member.filename} holds Python objects")
-            # Copy on write: torch asks for writable arrays, and the file must not be written to.
-            arrays[name] = np.memmap(path, dtype, "c", file.tell(), shape, "F" if fortran else "C") if shape else \
-                np.lib.format.read_array(archive.open(member), allow_pickle=False)  # fmt: skip
-    return arrays
-
-
-def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path) -> torch.dtype:
-    """Return the floating-point dtype that all tensors share.
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of all shards that an index names.
 
     Raises:
-        CheckpointError: There are no tensors, or they have several dtypes or one that is not floating-point.
+        CheckpointError: The index or a shard is damaged, or they do not belong together.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for shard, names in read_index(index).items():
+        check_is_file(shard)
+        with reading(shard):
+            found = load_file(shard)
+        check_shard(index, shard, names, found)
+        tensors |= found
+    return without_prefixes(tensors, index)
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse a pipe or a device, which a read would wait for.
+
+    Raises:
+        CheckpointError: `path` exists and is not an ordinary file.
+    """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not an ordinary file.")
+
+
+def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path, wanted: torch.dtype | None = None) -> torch.dtype:
+    """Return the floating-point dtype that all tensors share, or the one that is `wanted`.
+
+    Raises:
+        CheckpointError: There are no tensors, one is not floating-point, or they have several dtypes and none is
+            wanted.
     """
     if not tensors:
         raise CheckpointError(f"{source} holds no tensor.")
     dtypes = {tensor.dtype for tensor in tensors.values()}
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    if len(dtypes) != 1:
+    if wanted is None and len(dtypes) != 1:
         raise CheckpointError(f"{source} mixes the dtypes {names}. Convert it to one of them.")
-    (dtype,) = dtypes
-    if not dtype.is_floating_point:
+    if not all(dtype.is_floating_point for dtype in dtypes):
         raise CheckpointError(f"{source} holds {names}; weights must be floating-point.")
-    return dtype
+    return wanted or next(iter(dtypes))
 
 
 def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path) -> tuple[int, int]:
@@ -124,7 +184,8 @@ def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path
 def folder_with(path: Path, *names: str) -> Path | None:
     """Return `path` if it is a folder with all these files, or its parent if `path` is one of them; None otherwise.
 
-    Symbolic links are not resolved: in the Hugging Face Hub's cache the link, not its target, has the file's name.
+    An index of shards stands for its file. Symbolic links are not resolved: in the Hugging Face Hub's cache the link,
+    not its target, has the file's name.
     """
-    folder = path.parent if path.name in names and path.is_file() else path
-    return folder if all((folder / name).is_file() for name in names) else None
+    folder = path.parent if path.name.removesuffix(INDEX) in names and path.is_file() else path
+    return folder if all(is_stored(folder / name) for name in names) else None

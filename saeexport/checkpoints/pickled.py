@@ -7,7 +7,10 @@ import torch
 
 from runtime.errors import CheckpointError
 
-from .damage import is_of_a_reader
+from .archives import check_saved
+from .containers import Wrapped, unwrap
+from .damage import reading
+from .files import check_is_file
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -16,15 +19,23 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
     """
-    try:
+    check_is_file(path)
+    with reading(path):
+        check_saved(path)
+    return peek(path).tensors
+
+
+def peek(path: Path) -> Wrapped:
+    """Return the dict in a file, and the config in it, for a look at their names: the checksums are not checked.
+
+    Raises:
+        CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
+    """
+    with reading(path):
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file can raise anything
-        if not is_of_a_reader(error):
-            raise
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not a dict of named values.")
-    return values
+    return unwrap(values, path)
 
 
 def holds(path: Path, *names: str) -> bool:
@@ -32,6 +43,6 @@ def holds(path: Path, *names: str) -> bool:
     if path.suffix not in (".pt", ".pth") or not path.is_file():
         return False
     try:
-        return set(names) <= set(read_pickle(path))
+        return set(names) <= set(peek(path).tensors)
     except CheckpointError:
         return False

@@ -1,13 +1,22 @@
 """Loads a HookedSAE from a path: finds the format that recognises it and calls its reader.
 
 A format is a module with five names: `TITLE`, its short name; `NAME`, the files that it consists of; `ARCHITECTURES`,
-the architectures that it can hold; `recognises(path)`; and `read(path)`, which returns the HookedSAE, its parameters
-views of the file where possible.
+the architectures that it can hold; `recognises(path)`; and `read(path, request)`, which returns the HookedSAE, its
+parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
+fields that it uses, and the others are refused here.
+
+A refusal names the nearest format (`nearest.py`). For that, a module may also have `CONFIG` and `WEIGHTS`, the names of
+its files, and `NAMES`, or `TENSORS`, the names of its tensors.
+
+Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
+takes the config and the state dict, and does everything that `read` does after reading the files.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 from runtime.arrays.arguments import as_path
 from runtime.errors import CheckpointError, InputError
@@ -17,17 +26,26 @@ from ..original.hooked_sae import HookedSAE
 from .formats import (
     artifact,
     attention_gpt2,
+    circuit_tracer,
+    circuit_tracer_clt,
+    deepseek_r1,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
     goodfire,
     llama_scope,
+    llama_scope_r1,
     openai,
+    qwen_scope,
     saelens,
     saelens_legacy,
+    sentence_transformers,
     sparsify,
     state_dict,
 )
+from .nearest import describe_nearest
+from .request import Request
+from .unsupported import refuse
 
 # Specific formats come first: any file of tensors may be a state dict.
 FORMATS = (
@@ -36,21 +54,52 @@ FORMATS = (
     saelens_legacy,
     gemma_scope,
     gemma_scope_2,
-    attention_gpt2,
+    llama_scope,
+    llama_scope_r1,
+    qwen_scope,
+    circuit_tracer,
+    circuit_tracer_clt,
     sparsify,
     dictionary_learning,
-    llama_scope,
+    sentence_transformers,
+    attention_gpt2,
     goodfire,
+    deepseek_r1,
     openai,
     state_dict,
 )
 
 
-def load(path: str | os.PathLike[str], *, hook_name: str | None = None, dtype: DTypeLike | None = None) -> HookedSAE:
+class Reading(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        form: Module of its format.
+        sae: The HookedSAE.
+        notes: Sentences about the checkpoint that its reader noted.
+    """
+
+    form: ModuleType
+    sae: HookedSAE
+    notes: tuple[str, ...]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    hook_name: str | None = None,
+    dtype: DTypeLike | None = None,
+    norm_scaling_factor: float | None = None,
+    already_folded: bool = False,
+    normalize_activations: str | None = None,
+    transcoder: bool | None = None,
+    ignore_config: Iterable[str] = (),
+    index: int | None = None,
+) -> HookedSAE:
     """Load a checkpoint of any format that `saeexport formats` lists as a HookedSAE.
 
     The HookedSAE is on CUDA if CUDA is available, otherwise on the CPU. Options that the checkpoint leaves out take the
-    defaults of `HookedSAEConfig`.
+    defaults of `HookedSAEConfig`. Arguments that the checkpoint does not need are refused.
 
     Args:
         path: File or folder of the checkpoint. The symbolic links of the Hugging Face Hub's cache are followed.
@@ -58,22 +107,78 @@ def load(path: str | os.PathLike[str], *, hook_name: str | None = None, dtype: D
             which is empty in formats that do not store one.
         dtype: Dtype to convert the parameters to: a name ("float16"), a `torch.dtype` or a numpy dtype. None keeps the
             checkpoint's.
+        norm_scaling_factor: Factor that the inputs are multiplied by before encoding, for a checkpoint whose config
+            says "expected_average_only_in". It is folded into the weights.
+        already_folded: Whether the weights of such a checkpoint already include the factor.
+        normalize_activations: Normalisation of the input, one of those of `HookedSAEConfig`, instead of the one in the
+            checkpoint's config.
+        transcoder: Whether the checkpoint is a transcoder, for formats whose files do not tell.
+        ignore_config: Keys of the checkpoint's config to ignore although their effect is unknown.
+        index: Number of one SAE in a file that holds several, such as one head or layer.
 
     Raises:
-        CheckpointError: No format recognises `path`, a file is damaged, or an option is unknown.
+        CheckpointError: No format recognises `path`, a file is damaged, an option is unknown, or an argument is not
+            needed or missing.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
         InputError: `dtype` is not a dtype that weights may have, or `path` or `hook_name` has another type.
     """
     path = as_path("path", path)
     if hook_name is not None and not isinstance(hook_name, str):
         raise InputError(f"hook_name is {hook_name!r}; it must be a string, or None for the checkpoint's.")
-    wanted = None if dtype is None else torch_dtype(dtype)
-    sae: HookedSAE = recognise(path).read(path)
+    request = request_of(
+        dtype=dtype,
+        norm_scaling_factor=norm_scaling_factor,
+        already_folded=already_folded,
+        normalize_activations=normalize_activations,
+        transcoder=transcoder,
+        ignore_config=ignore_config,
+        index=index,
+    )
+    sae = read(path, request).sae
     if hook_name is not None:
         sae.cfg.hook_name = hook_name
-    if wanted is not None:
-        sae.cfg.dtype = wanted
-        sae = sae.to(wanted)
+    return sae
+
+
+def request_of(*, dtype: DTypeLike | None = None, ignore_config: Iterable[str] = (), **said: Any) -> Request:
+    """Return the request that arguments of `load` make.
+
+    Raises:
+        InputError: `dtype` is not a dtype that weights may have.
+        CheckpointError: `ignore_config` is a string instead of several.
+    """
+    if isinstance(ignore_config, str):
+        raise CheckpointError(f"ignore_config is {ignore_config!r}; pass a list of keys: [{ignore_config!r}].")
+    return Request(None if dtype is None else torch_dtype(dtype), ignore_config=tuple(ignore_config), **said)
+
+
+def read(path: Path, request: Request) -> Reading:
+    """Read a checkpoint of any format.
+
+    Raises:
+        CheckpointError, ArtifactError: As for `load`.
+    """
+    form = recognise(path)
+    sae: HookedSAE = form.read(path, request)
+    return Reading(form, finish(sae, f"{path}, which is read as {form.TITLE},", request), tuple(request.notes))
+
+
+def finish(sae: HookedSAE, source: str, request: Request) -> HookedSAE:
+    """Return the SAE in the dtype that is wanted, with a record of what the caller said in its `provenance`.
+
+    Args:
+        sae: SAE that a reader returned.
+        source: The checkpoint or object and its format, for error messages.
+        request: What the caller said, after the reader took what it uses.
+
+    Raises:
+        CheckpointError: The reader did not use something that the caller said.
+    """
+    request.finish(source)
+    sae.provenance |= request.record()
+    if request.dtype is not None:
+        sae.cfg.dtype = request.dtype
+        sae = sae.to(request.dtype)
     return sae
 
 
@@ -81,8 +186,9 @@ def recognise(path: Path) -> ModuleType:
     """Return the module of the format that recognises `path`.
 
     Raises:
-        CheckpointError: No format does.
+        CheckpointError: No format does; the message has the nearest one, or why the layout is not supported.
     """
+    refuse(path)
     for form in FORMATS:
         if form.recognises(path):
             return form
@@ -92,4 +198,7 @@ def recognise(path: Path) -> ModuleType:
         found = f"is a folder with {', '.join(sorted(entry.name for entry in path.iterdir())[:6]) or 'nothing in it'}"
     else:
         found = f"is a file ending in {path.suffix!r}" if path.suffix else "is a file without an ending"
+    nearest = describe_nearest(path, FORMATS)
+    if nearest:
+        raise CheckpointError(f"{path} {found}. {nearest} `saeexport formats` lists what can be loaded.")
     raise CheckpointError(f"{path} {found}. What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")

@@ -8,18 +8,29 @@ The tensors have the names and the orientation of HookedSAE's parameters. Two op
 Features and reconstruction are those of SAELens. Its `hook_sae_acts_pre` is before the multiplication by n; that of
 HookedSAE is after it, where the k largest are chosen.
 
-Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`).
+With `hook_head_index`, the SAE takes one attention head of its hook, `[..., d_head]`.
+
+Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`);
+for heads `sae_lens/training/activations_store.py`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
+from runtime.errors import CheckpointError
+
+from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, only_dtype, read_json, read_tensors
+from ..files import only_dtype, read_json, read_tensors
+from ..finding import find
+from ..folding import fold, row_norms
+from ..normalization import read_normalization
 from ..options import Options
+from ..request import RECORDED, Request, Source
+from ..unsupported import LOOPS, OTHER_TOKENS
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -39,11 +50,14 @@ ARCHITECTURES = (
     "jumprelu_skip_transcoder",
 )
 
+UNSUPPORTED = {"matching_pursuit": LOOPS, "temporal": OTHER_TOKENS}
+"""Architectures of SAELens that a HookedSAE cannot be, with the reason."""
+
 IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 """Architectures of checkpoints in training; finished SAEs are saved as jumprelu."""
 
 _BELONGS = (  # where the SAE belongs
-    "device hook_name hook_name_out hook_layer hook_head_index hook_head_index_out hf_hook_name "
+    "device hook_name hook_name_out hook_layer hf_hook_name "
     "hf_hook_name_out model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens context_size "
     "seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version sae_lens_training_version"
 )
@@ -58,26 +72,40 @@ WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
 
 def recognises(path: Path) -> bool:
     """Tell whether `path` is a folder with both files, or one of the files, and the config has `metadata`."""
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    return folder is not None and "metadata" in read_json(folder / CONFIG)
+    found = find(path, CONFIG, WEIGHTS)
+    return found is not None and "metadata" in found.config
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a SAELens folder in the dtype of its config, as SAELens loads it.
 
     Raises:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    assert folder is not None
-    options = Options(read_json(folder / CONFIG), str(folder / CONFIG))
-    metadata = Options(options.take("metadata", dict), f"The metadata of {options.source}")
-    architecture = options.choose("architecture", ARCHITECTURES + IN_TRAINING)
+    found = find(path, CONFIG, WEIGHTS)
+    assert found is not None
+    refuse_unfolded(found.weights.parent)
+    return from_parts(
+        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
+    )
+
+
+def from_parts(
+    contents: dict[str, Any], stored: dict[str, torch.Tensor], source: Source, request: Request
+) -> HookedSAE:
+    """Return the HookedSAE of a config, as `SAEConfig.to_dict` returns it, and a state dict.
+
+    Raises:
+        CheckpointError: An option is unknown, or a tensor does not fit; the message names it.
+    """
+    options = Options(contents, source.config, request)
+    metadata = Options(options.take("metadata", dict), f"The metadata of {options.source}", request)
+    architecture = options.choose("architecture", ARCHITECTURES + IN_TRAINING, unsupported=UNSUPPORTED)
     hook_name = metadata.take("hook_name", str, None) or options.take("hook_name", str, "")
 
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = dict(stored)
     threshold = tensors.pop("topk_threshold", None) if architecture in IN_TRAINING else None
-    config = read_config(options, hook_name, folder)
+    config, factor = read_config(options, hook_name)
     for key in ("model_name", "neuronpedia_id"):
         config[key] = metadata.take(key, str, None) or config[key]
     if architecture.endswith("transcoder"):
@@ -90,20 +118,52 @@ def read(path: Path) -> HookedSAE:
     rescaled = options.take("rescale_acts_by_decoder_norm", bool, False)
     if rescaled and architecture not in ("topk", "abstopk", *IN_TRAINING):
         raise options.refused("rescale_acts_by_decoder_norm", True, f"a {architecture} SAE has no such option")
+    head = read_head(metadata, hook_name)
+    head = read_head(options, hook_name) if head is None else head
     options.finish(WITHOUT_EFFECT)
 
-    convert(tensors, config, str(folder / WEIGHTS))
-    if rescaled:
-        _fold_decoder_norms(tensors)
+    config["dtype"] = dtype_wanted(tensors, config["dtype"], source, request)
     if architecture in IN_TRAINING:
         architecture = "jumprelu"
         if threshold is not None and threshold.numel() == 1:
-            tensors["threshold"] = threshold.to(config["dtype"]).reshape(1).repeat(config["d_sae"])
-    return build(architecture, config, tensors, str(folder / WEIGHTS))
+            tensors["threshold"] = threshold.reshape(1).repeat(config["d_sae"])
+    norms = None
+    if rescaled and "W_dec" in tensors:
+        # The norms are those of the decoder that is divided by the factor. A row of zeros stays zero, where SAELens
+        # divides by zero.
+        norms = row_norms(tensors["W_dec"]) / factor
+        if architecture == "jumprelu" and "threshold" in tensors:
+            tensors["threshold"] = tensors["threshold"].double() / factor
+    tensors = fold(tensors, config["dtype"], input_scale=factor, feature_scale=norms)
+    return note_head(build(architecture, config, tensors, source.tensors), head, request)
 
 
-def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any]:
-    """Return the options that all architectures share, from keys common to SAELens 6 and earlier releases.
+def read_head(options: Options, hook_name: str, key: str = "hook_head_index") -> int | None:
+    """Return the number of the only attention head that the SAE reads; None if it reads the whole activation.
+
+    Raises:
+        CheckpointError: The hook is not one of attention heads, or the SAE predicts a single head.
+    """
+    head: int | None = options.take(key, int, None)
+    if head is not None and not re.search(r"hook_(rot_)?(z|q|k|v|result)$", hook_name):
+        raise options.refused(key, head, f"{hook_name!r} is not an activation of attention heads")
+    if (out := options.take("hook_head_index_out", int, None)) is not None:
+        raise options.refused("hook_head_index_out", out, "transcoders that predict a single head are not supported")
+    return head
+
+
+def note_head(sae: HookedSAE, head: int | None, request: Request) -> HookedSAE:
+    """Record in the SAE and in the notes which attention head it reads; return the SAE."""
+    if head is not None:
+        request.notes.append(f"It reads head {head} of {sae.cfg.hook_name}: pass x[..., {head}, :].")
+        sae.provenance[f"{RECORDED}hook_head_index"] = str(head)
+    return sae
+
+
+def read_config(options: Options, hook_name: str) -> tuple[dict[str, Any], float]:
+    """Return the options that all architectures share, and the factor of the input to fold into the weights.
+
+    The keys are common to SAELens 6 and earlier releases.
 
     Raises:
         CheckpointError: An option is not supported.
@@ -113,23 +173,11 @@ def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any
         raise options.refused(
             "reshape_activations", reshaping, f"it needs a hook_name that ends in '_z', not {hook_name!r}"
         )
-    normalization = options.choose(
-        "normalize_activations", (*NORMALIZATIONS, "expected_average_only_in"), NORMALIZATIONS[0]
-    )
-    if normalization == "expected_average_only_in":
-        # The trainer folds this constant into the weights at the end of the training, and SAELens ignores the option
-        # when it runs the SAE. No key tells whether that was done: if it was not, SAELens is wrong in the same way.
-        if (folder / SCALER).is_file() and read_json(folder / SCALER).get("scaling_factor") is not None:
-            raise options.refused(
-                "normalize_activations",
-                normalization,
-                f"{SCALER} still has the scaling factor: this is a checkpoint in training, without the factor in its "
-                "weights. Export the finished SAE",
-            )
-        normalization = "none"
-    return {
+    d_sae = options.take("d_sae", int)
+    normalization, factor = read_normalization(options, hook_name, d_sae)
+    config = {
         "d_in": options.take("d_in", int),
-        "d_sae": options.take("d_sae", int),
+        "d_sae": d_sae,
         "hook_name": hook_name,
         "model_name": options.take("model_name", str, None),
         "neuronpedia_id": options.take("neuronpedia_id", str, None),
@@ -137,28 +185,29 @@ def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any
         "apply_b_dec_to_input": options.take("apply_b_dec_to_input", bool, True),
         "normalize_activations": normalization,
     }
+    return config, factor
 
 
-def convert(tensors: dict[str, torch.Tensor], config: dict[str, Any], source: str) -> None:
-    """Convert the tensors in place to the dtype of the config; a config without a dtype takes that of the tensors.
+def dtype_wanted(
+    tensors: dict[str, torch.Tensor], configured: torch.dtype | None, source: Source, request: Request
+) -> torch.dtype:
+    """Return the dtype of the parameters: the caller's, or that of the config, or that of the tensors.
 
     Raises:
         CheckpointError: The tensors have several dtypes, or one that is not floating-point.
     """
-    stored = only_dtype(tensors, source)
-    config["dtype"] = config["dtype"] or stored
-    for name in tensors:
-        tensors[name] = tensors[name].to(config["dtype"])
+    stored = only_dtype(tensors, source.tensors)
+    return request.dtype or configured or stored
 
 
-def _fold_decoder_norms(tensors: dict[str, torch.Tensor]) -> None:
-    """Scale the rows of the decoder to unit norms, and multiply the encoder by their norms."""
-    shapes = [tensors[name].shape for name in ("W_enc", "b_enc", "W_dec") if name in tensors]
-    if len(shapes) != 3 or not shapes[0][1:] == shapes[1] == shapes[2][:-1]:
-        return  # `build` refuses these shapes
-    dtype = tensors["W_dec"].dtype
-    norms = torch.linalg.vector_norm(tensors["W_dec"], dim=-1, dtype=torch.promote_types(dtype, torch.float32))
-    tensors["W_enc"] = (tensors["W_enc"] * norms).to(dtype)
-    tensors["b_enc"] = (tensors["b_enc"] * norms).to(dtype)
-    # A row of zeros stays zero, where SAELens divides by zero.
-    tensors["W_dec"] = (tensors["W_dec"] / norms.clamp(min=torch.finfo(dtype).tiny)[:, None]).to(dtype)
+def refuse_unfolded(folder: Path) -> None:
+    """Refuse a checkpoint in training, whose scaling factor is in a file of its own and not yet in the weights.
+
+    Raises:
+        CheckpointError: The folder has such a file, with a factor in it.
+    """
+    if (folder / SCALER).is_file() and read_json(folder / SCALER).get("scaling_factor") is not None:
+        raise CheckpointError(
+            f"{folder / SCALER} still has the scaling factor: this is a checkpoint in training, without the "
+            "factor in its weights. Export the finished SAE."
+        )

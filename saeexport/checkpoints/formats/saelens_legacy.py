@@ -9,22 +9,28 @@ Source: SAELens 6.54, `handle_pre_6_0_config` and `read_sae_components_from_disk
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ...original.hooked_sae import HookedSAE
+from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
-from ..files import folder_with, read_json, read_tensors
+from ..files import read_tensors
+from ..finding import find
+from ..folding import fold
+from ..normalization import AVERAGE
 from ..options import Options
-from .saelens import CONFIG, WEIGHTS, convert, read_config
+from ..request import Request, Source
+from . import state_dict
+from .saelens import CONFIG, WEIGHTS, dtype_wanted, note_head, read_config, read_head, refuse_unfolded
 
 TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
 _BELONGS = (  # where the SAE belongs
-    "model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval hook_head_index "
-    "hook_point_layer hook_point_eval hook_point_head_index hook_point_template prepend_bos "
+    "model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval "
+    "hook_point_layer hook_point_eval hook_point_template prepend_bos "
     "context_size seqpos_slice exclude_special_tokens sae_lens_version sae_lens_training_version device dataset_path "
     "dataset_trust_remote_code is_dataset_tokenized streaming"
 )
@@ -39,41 +45,68 @@ _TRAINING = (  # options of the training
     "lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles use_ghost_grads feature_sampling_window "
     "dead_feature_window dead_feature_threshold n_eval_batches eval_batch_size_prompts resume seed verbose "
     "n_checkpoints checkpoint_path log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb "
-    "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name"
+    "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name log_weights_to_wandb "
+    "decoder_heuristic_init_norm n_eval_seqs store_batch_size train_batch_size"
 )
-WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
+_BEFORE_RELEASES = (  # options of the training in configs that are older than SAELens 0.1, as of gpt2-small-res-jb
+    "dead_feature_estimation_method feature_reinit_scale feature_sampling_method resample_batches"
+)
+WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING} {_BEFORE_RELEASES}".split())
+"""Options of every release before 6, from 0.1 to 5.11, that do not change what a trained SAE computes."""
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a folder with both files, or one of the files, and the config lacks `metadata`."""
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    return folder is not None and "metadata" not in read_json(folder / CONFIG)
+    """Tell whether `path` is a folder with both files, or one of the files, and the config lacks `metadata`.
+
+    In a container of any library, the config must have a key that that of a HookedSAE state dict does not have.
+    """
+    found = find(path, CONFIG, WEIGHTS)
+    if found is None or "metadata" in found.config:
+        return False
+    return found.named or ({"d_in", "d_sae"} <= set(found.config) and not set(found.config) <= set(state_dict.TYPES))
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a SAELens folder in the dtype of its config, as SAELens loads it.
 
     Raises:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    assert folder is not None
-    contents = read_json(folder / CONFIG)
+    found = find(path, CONFIG, WEIGHTS)
+    assert found is not None
+    refuse_unfolded(found.weights.parent)
+    return from_parts(
+        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
+    )
+
+
+def from_parts(
+    contents: dict[str, Any], stored: dict[str, torch.Tensor], source: Source, request: Request
+) -> HookedSAE:
+    """Return the HookedSAE of a flat config and a state dict.
+
+    Raises:
+        CheckpointError: An option is unknown, or a tensor does not fit; the message names it.
+    """
+    contents = dict(contents)
     if isinstance(switch := contents.get("normalize_activations"), bool):
-        contents["normalize_activations"] = "expected_average_only_in" if switch else "none"
-    options = Options(contents, str(folder / CONFIG))
+        contents["normalize_activations"] = AVERAGE if switch else NORMALIZATIONS[0]
+    options = Options(contents, source.config, request)
     hook_name = options.take("hook_name", str, None) or options.take("hook_point", str, "")
-    config = read_config(options, hook_name, folder)
+    config, input_scale = read_config(options, hook_name)
     architecture, k = _activation(options)
     if k is not None:
         config["k"] = k
     scaled = options.take("finetuning_scaling_factor", bool, False)
+    head = read_head(options, hook_name)
+    head = read_head(options, hook_name, "hook_point_head_index") if head is None else head
     options.finish(WITHOUT_EFFECT)
 
-    tensors = read_tensors(folder / WEIGHTS)
-    convert(tensors, config, str(folder / WEIGHTS))
-    _fold_scaling_factor(tensors, scaled, options)
-    return build(architecture, config, tensors, str(folder / WEIGHTS))
+    config["dtype"] = dtype_wanted(stored, config["dtype"], source, request)
+    tensors = dict(stored)
+    factor = _scaling_factor(tensors, scaled, options)
+    tensors = fold(tensors, config["dtype"], input_scale=input_scale, decoder_scale=factor)
+    return note_head(build(architecture, config, tensors, source.tensors), head, request)
 
 
 def _activation(options: Options) -> tuple[str, int | None]:
@@ -82,7 +115,9 @@ def _activation(options: Options) -> tuple[str, int | None]:
     key = "activation_fn_str"
     name = options.take(key, str, None) or options.take(key := "activation_fn", str, None)
     name = name or ("topk" if architecture == "topk" else "relu")
-    arguments = Options(options.take("activation_fn_kwargs", dict, {}), f"activation_fn_kwargs of {options.source}")
+    arguments = Options(
+        options.take("activation_fn_kwargs", dict, {}), f"activation_fn_kwargs of {options.source}", options.request
+    )
     if name == "relu" and architecture != "topk":
         arguments.finish()
         return architecture, None
@@ -94,16 +129,20 @@ def _activation(options: Options) -> tuple[str, int | None]:
     raise options.refused(key, name, f"for a {architecture} SAE it must be {known}")
 
 
-def _fold_scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Options) -> None:
-    """Multiply the rows of the decoder by `scaling_factor`, unless it is missing or all ones."""
+def _scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Options) -> torch.Tensor | None:
+    """Take `scaling_factor` from the tensors, and return it unless it is all ones.
+
+    Raises:
+        CheckpointError: The config says that there is none.
+    """
     factor = tensors.pop("scaling_factor", None)
     if factor is None or torch.allclose(factor, torch.ones_like(factor)):
-        return
+        return None
     if not scaled:
         raise options.refused(
             "finetuning_scaling_factor", False, f"{WEIGHTS} has a scaling_factor that is not all ones"
         )
     if "W_dec" in tensors and factor.shape == tensors["W_dec"].shape[:1]:
-        tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
-    else:
-        tensors["scaling_factor"] = factor  # the shapes differ: `build` refuses it
+        return factor
+    tensors["scaling_factor"] = factor  # the shapes differ: `build` refuses it
+    return None

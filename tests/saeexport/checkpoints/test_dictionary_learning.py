@@ -9,6 +9,7 @@ import torch
 from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import dictionary_learning
 from saeexport.checkpoints.registry import recognise
+from saeexport.checkpoints.request import Request
 from tests.support.equations import D_IN, D_SAE, PARAMETERS, K, X, check, draw, is_mapped, linked, reference
 
 THRESHOLD = 0.4
@@ -145,7 +146,7 @@ def test_a_file_of_the_folder_and_links(tmp_path):
 
 def test_nothing_is_copied(tmp_path):
     path = folder(tmp_path, "BatchTopKSAE")
-    sae = dictionary_learning.read(path)
+    sae = dictionary_learning.read(path, Request())
     if sae.W_enc.device.type == "cpu":
         assert is_mapped(sae.W_enc, path / "ae.pt")
         assert is_mapped(sae.W_dec, path / "ae.pt")
@@ -157,8 +158,13 @@ KNOWN = ", ".join(NAMES)
 @pytest.mark.parametrize(
     ("dict_class", "changes", "message"),
     [
-        ("AutoEncoder", {"dict_class": "CrossCoder"}, f"dict_class is 'CrossCoder'; it must be one of {KNOWN}"),
-        ("AutoEncoder", {"dict_class": "IdentityDict"}, "dict_class is 'IdentityDict'; it must be one of"),
+        ("AutoEncoder", {"dict_class": "Lista"}, f"dict_class is 'Lista'; it must be one of {KNOWN}"),
+        (
+            "AutoEncoder",
+            {"dict_class": "CrossCoder"},
+            "dict_class is 'CrossCoder'; it is not supported: it reads",
+        ),
+        ("AutoEncoder", {"dict_class": "IdentityDict"}, "dict_class is 'IdentityDict'; it is not supported: it has"),
         ("AutoEncoder", {"dict_class": "absent"}, "The trainer of .*config.json has no 'dict_class'"),
         ("AutoEncoder", {"norm_factor": 2.5}, "unknown options, .*: norm_factor = 2.5"),
         ("AutoEncoder", {"dict_size": 15}, r"W_enc \[6, 16\].* of its config has .*W_enc \[6, 15\]"),
@@ -195,3 +201,32 @@ def test_tensors_that_are_refused(tmp_path, dict_class, changes, message):
 def test_k_must_be_in_the_config_or_the_tensors(tmp_path):
     with pytest.raises(CheckpointError, match="the tensor 'k' is missing"):
         load(folder(tmp_path, "AutoEncoderTopK", stored("AutoEncoderTopK", k=None), k="absent"))
+
+
+@pytest.mark.parametrize("dict_class", NAMES)
+def test_a_dictionary_of_a_training(tmp_path, dict_class):
+    path = folder(tmp_path, dict_class)
+    (path / "checkpoints").mkdir()
+    (path / "ae.pt").rename(path / "checkpoints" / "ae_5000.pt")
+    place = path / "checkpoints" / "ae_5000.pt"
+    assert recognise(place) is dictionary_learning
+    sae = load(place)
+    assert sae.cfg.hook_name == "blocks.8.hook_resid_post"
+    architecture = NAMES[dict_class][0]
+    tensors = {**draw(architecture), **({"threshold": np.full(D_SAE, THRESHOLD)} if dict_class in HAVE_K else {})}
+    if dict_class == "JumpReluAutoEncoder":
+        tensors = draw(architecture)
+    check(sae, reference(architecture, tensors, subtract=dict_class in SUBTRACT))
+    assert not dictionary_learning.recognises(place.with_name("ae_6000.pt"))
+
+
+def test_a_dictionary_with_its_config_in_one_file(tmp_path):
+    config = {"trainer": trainer("AutoEncoderTopK"), "buffer": {"io": "out"}}
+    torch.save({"state_dict": stored("AutoEncoderTopK"), "config": config}, tmp_path / "dictionary.pt")
+    assert recognise(tmp_path / "dictionary.pt") is dictionary_learning
+    check(load(tmp_path / "dictionary.pt"), reference("topk", draw("topk")))
+
+
+def test_options_of_the_trainings_of_other_releases(tmp_path):
+    changes = {"lambda_warm_steps": 1500, "sparsity_loss_queue_length": 10, "ghost_threshold": None, "l0_penalty": 0.1}
+    check(load(folder(tmp_path, "AutoEncoder", **changes)), reference("standard", draw("standard")))

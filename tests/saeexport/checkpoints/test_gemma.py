@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from runtime import read_artifact
 from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import gemma_scope, gemma_scope_2
 from saeexport.checkpoints.registry import recognise
-from tests.support.equations import D_SAE, check, draw, is_mapped, linked, reference, write
+from saeexport.cli import main
+from tests.support.equations import D_OUT, D_SAE, check, draw, is_mapped, linked, reference, write
 
 LOWER = {"W_enc": "w_enc", "W_dec": "w_dec"}
 SAE = {
@@ -40,7 +42,7 @@ def test_gemma_scope_with_a_flipped_bit(tmp_path):
     data = bytearray((tmp_path / "params.npz").read_bytes())
     data[data.index(np.ones(9, np.float32).tobytes())] ^= 1
     (tmp_path / "params.npz").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"cannot be read as tensors: W_enc.npy does not match its checksum"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: W_enc.npy does not match its checksum"):
         load(tmp_path)
 
 
@@ -63,6 +65,38 @@ def test_gemma_scope(tmp_path, name, save):
     assert load(path, hook_name="blocks.2.hook_resid_post").cfg.hook_name == "blocks.2.hook_resid_post"
 
 
+RELEASES = [
+    ("gemma-scope-2b-pt-res/layer_0", False),
+    ("gemma-scope-2b-pt-transcoders/layer_0", True),
+    ("models--google--gemma-scope-2b-pt-transcoders/snapshots/main/layer_1", True),
+    ("transcoders/gemma-scope-9b-pt-mlp/layer_1", False),
+    ("my-saes", False),
+]
+
+
+@pytest.mark.parametrize(("place", "transcoder"), RELEASES)
+def test_the_path_tells_a_transcoder_from_an_sae(tmp_path, monkeypatch, capsys, place, transcoder):
+    monkeypatch.chdir(tmp_path)
+    path = npz(tmp_path / place, **draw("jumprelu"))
+    for given in (path, place):
+        assert load(given).architecture == ("jumprelu_transcoder" if transcoder else "jumprelu")
+    assert load(path, transcoder=not transcoder).architecture == ("jumprelu" if transcoder else "jumprelu_transcoder")
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"It is read as {'a transcoder' if transcoder else 'an SAE'}, " in out
+    assert f"use {'--no-transcoder' if transcoder else '--transcoder'}." in out
+    assert ("nothing in its path says transcoder" in out) == (place == "my-saes")
+
+
+def test_a_gemma_scope_transcoder(tmp_path, capsys):
+    path = npz(tmp_path / "sae", **draw("jumprelu_transcoder"))
+    sae = load(path, transcoder=True)
+    assert (sae.cfg.d_out, sae.cfg.hook_name) == (D_OUT, "")
+    check(sae, reference("jumprelu_transcoder", draw("jumprelu_transcoder"), subtract=False))
+    assert main(["export", str(path), str(tmp_path / "out"), "--transcoder"]) == 0
+    assert read_artifact(tmp_path / "out").manifest.provenance["checkpoint.transcoder"] == "True"
+
+
 def test_gemma_scope_in_the_hubs_cache_is_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = linked(npz(tmp_path / "sae", **draw("jumprelu")), tmp_path)
@@ -79,7 +113,7 @@ def test_gemma_scope_in_the_hubs_cache_is_mapped(tmp_path, monkeypatch):
         ({"threshold": None}, r"the jumprelu SAE of its config has .*threshold \[16\]"),
         ({"scaling_factor": np.ones(16, np.float32)}, r"holds .*scaling_factor \[16\].*; the jumprelu SAE"),
         ({"b_dec": np.ones(6)}, "mixes the dtypes float32, float64"),
-        ({"b_dec": np.array([{}])}, "cannot be read as tensors"),
+        ({"b_dec": np.array([{}])}, "cannot be read"),
     ],
 )
 def test_gemma_scope_refuses(tmp_path, changes, message):
@@ -160,3 +194,100 @@ def test_gemma_scope_2_refuses(tmp_path, changes, message):
 def test_gemma_scope_2_tensors_that_do_not_fit(tmp_path, config, changes, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder(tmp_path, config, {**draw("jumprelu"), **changes}))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_gemma_scope_with_names_in_lower_case(tmp_path, lower):
+    stored = {LOWER.get(name, name) if lower else name: tensor for name, tensor in draw("jumprelu").items()}
+    check(load(npz(tmp_path, **stored)), reference("jumprelu", draw("jumprelu"), subtract=False))
+
+
+@pytest.mark.parametrize(
+    ("folder", "hook_name", "hook_name_out", "model_name"),
+    [
+        (
+            "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82",
+            "blocks.12.hook_resid_post",
+            "",
+            "google/gemma-2-2b",
+        ),
+        (
+            "gemma-scope-9b-it-res/layer_9/width_16k/average_l0_8",
+            "blocks.9.hook_resid_post",
+            "",
+            "google/gemma-2-9b-it",
+        ),
+        ("gemma-scope-2b-pt-mlp/layer_0/width_16k/average_l0_1", "blocks.0.hook_mlp_out", "", "google/gemma-2-2b"),
+        ("gemma-scope-2b-pt-att/layer_3/width_16k/average_l0_1", "blocks.3.attn.hook_z", "", "google/gemma-2-2b"),
+        (
+            "models--google--gemma-scope-2b-pt-transcoders/snapshots/abc/layer_3/width_16k/average_l0_54",
+            "blocks.3.ln2.hook_normalized",
+            "blocks.3.hook_mlp_out",
+            "google/gemma-2-2b",
+        ),
+        ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "", "", None),
+        ("elsewhere/layer_3", "", "", None),
+        ("my-gates/gemma-scope-2b-pt-mlp/layer_0", "blocks.0.hook_mlp_out", "", "google/gemma-2-2b"),
+    ],
+)
+def test_gemma_scope_in_the_folders_of_its_repository(tmp_path, folder, hook_name, hook_name_out, model_name):
+    architecture = "jumprelu_transcoder" if "transcoder" in folder else "jumprelu"
+    sae = load(npz(tmp_path / folder, **draw(architecture)))
+    assert (sae.architecture, sae.cfg.hook_name, sae.cfg.model_name) == (architecture, hook_name, model_name)
+    assert getattr(sae.cfg, "hook_name_out", "") == hook_name_out
+    check(sae, reference(architecture, draw(architecture), subtract=False))
+
+
+@pytest.mark.parametrize("folder", ["files", "transcoders"])
+def test_the_caller_says_whether_gemma_scope_is_a_transcoder(tmp_path, folder):
+    path = npz(tmp_path / folder, **draw("jumprelu"))
+    assert load(path, transcoder=True).architecture == "jumprelu_transcoder"
+    assert load(path, transcoder=False).architecture == "jumprelu"
+
+
+@pytest.mark.parametrize(
+    ("place", "architecture", "hook_name", "hook_name_out"),
+    [
+        ("resid_post/layer_9_width_16k_l0_small", "jumprelu", "blocks.9.hook_resid_post", ""),
+        ("resid_post_all/layer_9_width_16k_l0_small", "jumprelu", "blocks.9.hook_resid_post", ""),
+        ("attn_out/layer_9_width_16k_l0_big", "jumprelu", "blocks.9.attn.hook_z", ""),
+        ("mlp_out/layer_9_width_16k_l0_big", "jumprelu", "blocks.9.hook_mlp_out", ""),
+        ("transcoder/layer_9_width_16k_l0_small", "jumprelu_transcoder", "", "blocks.9.hook_mlp_out"),
+        ("transcoder_all/layer_9_width_1m_l0_big_affine", "jumprelu_skip_transcoder", "", "blocks.9.hook_mlp_out"),
+    ],
+)
+@pytest.mark.parametrize("name", ["", "params.safetensors"])
+def test_gemma_scope_2_without_a_config(tmp_path, place, architecture, hook_name, hook_name_out, name):
+    path = folder(tmp_path / "gemma-scope-2-4b-pt" / place, SAE, draw(architecture))
+    (path / "config.json").unlink()
+    assert recognise(path / name) is gemma_scope_2
+    sae = load(path / name)
+    assert (sae.architecture, sae.cfg.hook_name, sae.cfg.model_name) == (
+        architecture,
+        hook_name,
+        "google/gemma-3-4b-pt",
+    )
+    assert getattr(sae.cfg, "hook_name_out", "") == hook_name_out
+    check(sae, reference(architecture, draw(architecture), subtract=False))
+
+
+def test_gemma_scope_2_without_anything_that_tells_what_it_is(tmp_path):
+    path = folder(tmp_path, SAE, draw("jumprelu"))
+    (path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="no folder above it is named after an activation"):
+        load(path)
+    assert load(path, transcoder=False).architecture == "jumprelu"
+    assert load(path, transcoder=True).architecture == "jumprelu_transcoder"
+    skip = folder(tmp_path / "with_skip", SAE, draw("jumprelu_skip_transcoder"))
+    (skip / "config.json").unlink()
+    assert load(skip).architecture == "jumprelu_skip_transcoder"
+    with pytest.raises(CheckpointError, match="only a transcoder can have a skip connection"):
+        load(skip, transcoder=False)
+
+
+def test_the_nearest_folder_says_what_it_is(tmp_path):
+    path = folder(tmp_path / "transcoder" / "resid_post" / "layer_9_width_16k_l0_small", SAE, draw("jumprelu"))
+    (path / "config.json").unlink()
+    assert load(path).architecture == "jumprelu"
+    scope = npz(tmp_path / "transcoders" / "gemma-scope-2b-pt-res" / "layer_1", **draw("jumprelu"))
+    assert load(scope).architecture == "jumprelu"

@@ -6,7 +6,8 @@ import pytest
 from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import sparsify
 from saeexport.checkpoints.registry import recognise
-from tests.support.equations import D_IN, D_SAE, K, X, check, draw, is_mapped, largest, linked, write
+from saeexport.checkpoints.request import Request
+from tests.support.equations import D_IN, D_SAE, K, X, check, draw, is_mapped, largest, linked, reference, write
 
 # As sparsify 1.3.3 writes it, and as its first releases did.
 CONFIG = {
@@ -105,7 +106,7 @@ def test_a_file_of_the_folder_and_links(tmp_path):
 
 def test_nothing_is_copied(tmp_path):
     path = folder(tmp_path)
-    sae = sparsify.read(path)
+    sae = sparsify.read(path, Request())
     if sae.W_enc.device.type == "cpu":
         assert is_mapped(sae.W_enc, path / "sae.safetensors")
         assert is_mapped(sae.W_dec, path / "sae.safetensors")
@@ -114,8 +115,8 @@ def test_nothing_is_copied(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation": "groupmax"}, "cfg.json: activation is 'groupmax'; it must be one of topk"),
-        ({"signed": True}, "cfg.json: signed is True; the negative features of sparsify's first releases are not"),
+        ({"activation": "groupmax"}, "cfg.json: activation is 'groupmax'; it is not supported: it keeps the largest"),
+        ({"signed": True, "transcode": True}, "cfg.json: signed is True; only SAEs of sparsify have negative"),
         ({"pre_act_bias": 2}, "unknown options, .*: pre_act_bias = 2"),
         ({"k": None}, "cfg.json has no 'k'"),
         ({"k": 17}, r"k is 17; it must lie in \[1, d_sae = 16\]"),
@@ -142,3 +143,18 @@ def test_configs_that_are_refused(tmp_path, changes, message):
 def test_tensors_that_are_refused(tmp_path, stored, config, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder(tmp_path, CONFIG | config, stored))
+
+
+def test_a_signed_sae_keeps_the_largest_absolute_values(tmp_path):
+    path = folder(tmp_path, OLD | {"signed": True})
+    sae = load(path)
+    assert (sae.architecture, sae.cfg.k, sae.cfg.hook_name) == ("abstopk", K, "blocks.3.hook_resid_post")
+    expected = reference("abstopk", W)
+    assert (expected["hook_sae_acts_post"] < 0).any()
+    check(sae, expected)
+
+
+def test_an_sae_in_a_folder_of_huggingface_hub(tmp_path):
+    path = write(tmp_path / "layers.3", CONFIG, tensors(), "config.json", "model.safetensors")
+    assert recognise(path) is sparsify
+    check(load(path), equations())
