@@ -1,6 +1,15 @@
 """Exports a PyTorch HookedSAE to ONNX with all of its hook tensors, and proves that the graphs compute the same."""
 
-from runtime.errors import ArtifactError, CheckpointError, ExportError, InputError, ParityError, ProviderError, SAEError
+from runtime.errors import (
+    ArtifactError,
+    CheckpointError,
+    ExportError,
+    HubError,
+    InputError,
+    ParityError,
+    ProviderError,
+    SAEError,
+)
 
 from ._export import export
 from .checkpoints.registry import load
@@ -13,6 +22,7 @@ __all__ = [
     "ExportError",
     "HookedSAE",
     "HookedSAEConfig",
+    "HubError",
     "InputError",
     "ParityError",
     "ProviderError",
