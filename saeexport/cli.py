@@ -14,12 +14,13 @@ from runtime.parity.reference import FLOOR
 from runtime.tables import format_table
 
 from ._export import export
-from .checkpoints.registry import FORMATS, load, recognise
+from .checkpoints.registry import FORMATS, load, read
+from .checkpoints.request import Request
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
 
-CHECKPOINT = "file or folder of a format that `saeexport formats` lists"
+CHECKPOINT = "file or folder of a format that `saeexport formats` lists, or hf://OWNER/NAME[@REVISION][/PATH]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,8 +140,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Print the config and the tensors of a checkpoint."""
-    form = recognise(Path(options.checkpoint))
-    sae = load(options.checkpoint)
+    form, sae, _ = read(Path(options.checkpoint), Request())
     config = {field.name: getattr(sae.cfg, field.name) for field in fields(sae.cfg) if field.name != "device"}
     lines = {"format": f"{form.TITLE}: {form.NAME}", "architecture": sae.architecture, **config}
     tensors = [

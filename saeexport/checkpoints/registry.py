@@ -33,6 +33,7 @@ from .formats import (
     sparsify,
     state_dict,
 )
+from .hub import locate
 from .request import Request
 
 # Specific formats come first: any file of tensors may be a state dict.
@@ -84,7 +85,8 @@ def load(
     defaults of `HookedSAEConfig`. Arguments that the checkpoint does not need are refused.
 
     Args:
-        path: File or folder of the checkpoint. The symbolic links of the Hugging Face Hub's cache are followed.
+        path: File or folder of the checkpoint, or its address on the Hugging Face Hub,
+            "hf://OWNER/NAME[@REVISION][/PATH]". Symbolic links, as in the Hub's cache, are followed.
         hook_name: TransformerLens name of the hook that the activations come from. None keeps the checkpoint's name,
             which is empty in formats that do not store one.
         dtype: Dtype to convert the parameters to: a name ("float16"), a `torch.dtype` or a numpy dtype. None keeps the
@@ -103,6 +105,7 @@ def load(
             needed or missing.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
         InputError: `dtype` is not a dtype that weights may have.
+        HubError: The Hub does not have such a place, refuses access, or cannot be reached.
     """
     request = Request(
         None if dtype is None else torch_dtype(dtype),
@@ -123,10 +126,12 @@ def read(path: Path, request: Request) -> Reading:
     """Read a checkpoint of any format.
 
     Raises:
-        CheckpointError, ArtifactError: As for `load`.
+        CheckpointError, ArtifactError, HubError: As for `load`.
     """
+    path, provenance = locate(path, FORMATS)
     form = recognise(path)
     sae: HookedSAE = form.read(path, request)
+    sae.provenance |= provenance
     return Reading(form, finish(sae, f"{path}, which is read as {form.TITLE},", request), tuple(request.notes))
 
 
