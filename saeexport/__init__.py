@@ -12,6 +12,7 @@ from runtime.errors import (
 )
 
 from ._export import export
+from ._export_all import TreeEntry, export_all
 from .checkpoints.registry import load
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
@@ -27,8 +28,10 @@ __all__ = [
     "ParityError",
     "ProviderError",
     "SAEError",
+    "TreeEntry",
     "assert_parity",
     "export",
+    "export_all",
     "load",
     "verify",
 ]

@@ -8,12 +8,13 @@ from pathlib import Path
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.manifest import INT8
 from runtime.commands.console import new_parser, run
-from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
 from runtime.parity.reference import FLOOR
 from runtime.tables import format_table
 
 from ._export import export
+from ._export_all import export_all, head_shape_of
+from ._tree_summary import summarize
 from .checkpoints.registry import FORMATS, load, read
 from .checkpoints.request import Request
 from .original.architectures import ARCHITECTURES
@@ -33,14 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("saeexport", "Export SAEs to ONNX, and verify the export against the PyTorch original.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    text = "Export a checkpoint to a folder of ONNX graphs, and prove that they compute what PyTorch computes."
-    sub = commands.add_parser("export", help=text, description=text)
-    sub.set_defaults(command=export_command)
-    sub.add_argument("checkpoint", help=CHECKPOINT)
-    sub.add_argument("out", help="folder to write")
+    sub = shared = argparse.ArgumentParser(add_help=False)  # the options of `export` and `export-all`
     sub.add_argument(
         "--activations", metavar="FILE",
-        help="real inputs for the proof, in a .npy, .npz or .safetensors file with one array (default: random inputs)",
+        help="real inputs for the proof, in a .npy, .npz or .safetensors file with one array; for export-all also a "
+        "folder with a file for each artifact (default: random inputs)",
     )  # fmt: skip
     sub.add_argument(
         "--heads", type=int, metavar="N",
@@ -64,6 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the weights as they are)",
     )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace an artifact at OUT")
+
+    text = "Export a checkpoint to a folder of ONNX graphs, and prove that they compute what PyTorch computes."
+    sub = commands.add_parser("export", help=text, description=text, parents=[shared])
+    sub.set_defaults(command=export_command)
+    sub.add_argument("checkpoint", help=CHECKPOINT)
+    sub.add_argument("out", help="folder to write")
+
+    text = (
+        "Export every checkpoint below folders or addresses on the Hub to a tree of artifacts. Run the command again "
+        "after an interruption: finished artifacts are kept. A checkpoint that fails does not stop the others."
+    )
+    sub = commands.add_parser("export-all", help=text.partition(". ")[0] + ".", description=text, parents=[shared])
+    sub.set_defaults(command=export_all_command)
+    sub.add_argument("sources", nargs="+", metavar="source", help="folder, file or hf://OWNER/NAME[@REVISION][/PATH]")
+    sub.add_argument("out", help="folder for the artifacts; their relative paths are those of the checkpoints")
+    sub.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
 
     text = "Verify on this machine that an artifact computes what PyTorch computes; exit with 1 if it does not."
     sub = commands.add_parser("verify", help=text, description=text)
@@ -98,11 +112,7 @@ def export_command(options: argparse.Namespace) -> int:
     sae = load(options.checkpoint, hook_name=options.hook_name)
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
-    head_shape = None
-    if options.heads is not None:
-        if options.heads < 1 or sae.cfg.d_in % options.heads:
-            raise SAEError(f"--heads is {options.heads}; it must divide d_in = {sae.cfg.d_in}.")
-        head_shape = (options.heads, sae.cfg.d_in // options.heads)
+    head_shape = head_shape_of(sae.cfg.d_in, options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
     artifact = export(
         sae, options.out, activations, head_shape,
@@ -127,6 +137,17 @@ def export_command(options: argparse.Namespace) -> int:
         print(f"{'no parity but ' if measured is None else ''}{describe_fidelity(manifest.fidelity)}")
     print(f"prove it without PyTorch: python -m runtime verify {artifact.path}")
     return 0
+
+
+def export_all_command(options: argparse.Namespace) -> int:
+    """Export many checkpoints and print a summary."""
+    entries = export_all(
+        options.sources, options.out, activations=options.activations, heads=options.heads,
+        error_term=options.error_term, dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
+        dry_run=options.dry_run, hook_name=options.hook_name,
+    )  # fmt: skip
+    print(summarize(entries, Path(options.out)))
+    return 1 if any(entry.state == "failed" for entry in entries) else 0
 
 
 def verify_command(options: argparse.Namespace) -> int:

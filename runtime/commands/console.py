@@ -11,7 +11,7 @@ from ..errors import SAEError
 
 EXIT_CODES = """exit codes:
   0    success
-  1    the artifact failed verification
+  1    the artifact failed verification, or one of several exports failed
   2    the command could not be carried out; stderr has the reason
   130  interrupted with Ctrl-C
   143  terminated (SIGTERM)"""

@@ -72,6 +72,20 @@ def explained_errors(what: str) -> Iterator[None]:
         raise HubConnectionError(f"{what}: the Hub cannot be reached ({_line(error)}). {RETRY}") from error
 
 
+@contextlib.contextmanager
+def quiet_downloads() -> Iterator[None]:
+    """Show no progress bars of huggingface_hub in the block, for callers that have one of their own."""
+    utils = import_client().utils
+    if utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
+
+
 def _said(error: Exception) -> str:
     """Return the server's own message, or an empty string."""
     message = getattr(error, "server_message", None)

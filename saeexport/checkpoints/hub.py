@@ -5,7 +5,6 @@ names, see `layouts`.
 """
 
 import os
-import posixpath
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from runtime.errors import CheckpointError, HubEntryError
 from runtime.hub.repository import PREFIX, Repository, open_repository, parse_address
 
-from .layouts import Layout, file_layout, find_layouts
+from .layouts import Layout, find_below
 
 SHOWN = 12
 """Number of checkpoints that an error message lists."""
@@ -53,7 +52,7 @@ def locate(path: str | os.PathLike[str], forms: Sequence[ModuleType]) -> Located
     if address is None:
         return Located(Path(path), {})
     repository, inside = open_address(address)
-    found = find_in_repository(repository, inside, forms)
+    found = find_below(repository, inside, forms)
     if not found:
         files = repository.list_files(inside)
         raise CheckpointError(
@@ -79,31 +78,6 @@ def open_address(address: str) -> tuple[Repository, str]:
     return open_repository(repo_id, revision), inside
 
 
-def find_in_repository(repository: Repository, inside: str, forms: Sequence[ModuleType]) -> list[Layout]:
-    """Return the checkpoints at a path of a repository.
-
-    Their paths and files begin at the root of the repository, their names at `inside`.
-
-    Raises:
-        HubEntryError: Nothing is at the path.
-        HubError: Access is refused, or the Hub cannot be reached.
-    """
-    files = repository.list_files(inside)
-    if files != [inside]:
-        relative = [posixpath.relpath(file, inside) if inside else file for file in files]
-        return [_below(inside, layout) for layout in find_layouts(relative, forms)]
-    folder = posixpath.dirname(inside)
-    beside = {*repository.list_files(folder, recursive=False)}
-    if folder:
-        beside.update(repository.list_files(posixpath.dirname(folder), recursive=False))
-    names = {file for file in beside if posixpath.dirname(file) == folder}
-    for layout in find_layouts([posixpath.basename(file) for file in names], forms):
-        whole = _below(folder, layout)
-        if whole.path == folder and inside in whole.files:  # a file of a format that takes the folder
-            return [whole]
-    return [file_layout(inside, beside, forms)]
-
-
 def download(repository: Repository, layout: Layout) -> Located:
     """Download the files of a checkpoint that the cache does not hold.
 
@@ -115,11 +89,6 @@ def download(repository: Repository, layout: Layout) -> Located:
     except HubEntryError as error:  # listed a moment ago
         raise CheckpointError(f"{repository.address(layout.path)} is incomplete: {error}") from error
     return Located(repository.folder / layout.path, {SOURCE: repository.address(layout.path)})
-
-
-def _below(folder: str, layout: Layout) -> Layout:
-    files = tuple(posixpath.join(folder, file) for file in layout.files)
-    return Layout(posixpath.join(folder, layout.path) if layout.path else folder, files, layout.name)
 
 
 def _some(names: Sequence[str]) -> str:

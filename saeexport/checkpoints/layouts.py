@@ -8,9 +8,10 @@ above. Reading decides whether a format recognises what was found.
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 TENSORS = (".safetensors", ".npz", ".pt", ".pth")
 TEXTS = (".json", ".yaml", ".yml")
@@ -79,24 +80,63 @@ def file_layout(path: str, names: Collection[str], forms: Sequence[ModuleType]) 
     return Layout(path, tuple(files), folder if folder and name in usual else posixpath.join(folder, stem))
 
 
-def list_files(folder: Path) -> list[str]:
-    """Return the paths of the files below a folder, without those of hidden folders; links to folders are followed."""
-    found: list[str] = []
-    seen: set[Path] = set()
+class Listing(Protocol):
+    """Something with files: a folder, or a repository on the Hub."""
 
-    def visit(place: Path, name: str) -> None:
-        if (real := place.resolve()) in seen:  # a link to a folder above
-            return
-        seen.add(real)
-        for entry in place.iterdir():
-            path = posixpath.join(name, entry.name)
-            if entry.is_file():
-                found.append(path)
-            elif entry.is_dir() and not entry.name.startswith("."):
-                visit(entry, path)
+    def list_files(self, path: str = "", recursive: bool = True) -> list[str]:
+        """Return the paths of the files in the folder `path`, or `[path]` if it is a file, sorted."""
+        ...
 
-    visit(folder, "")
-    return sorted(found)
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on this machine as a `Listing`. Links to folders are followed; hidden folders are left out."""
+
+    root: Path
+
+    def list_files(self, path: str = "", recursive: bool = True) -> list[str]:
+        """Return the paths of the files in the folder `path`, or `[path]` if it is a file, sorted."""
+        if (self.root / path).is_file():
+            return [path]
+        found: list[str] = []
+        seen: set[Path] = set()
+
+        def visit(place: Path, name: str) -> None:
+            if (real := place.resolve()) in seen:  # a link to a folder above
+                return
+            seen.add(real)
+            for entry in place.iterdir():
+                inside = posixpath.join(name, entry.name)
+                if entry.is_file():
+                    found.append(inside)
+                elif recursive and entry.is_dir() and not entry.name.startswith("."):
+                    visit(entry, inside)
+
+        visit(self.root / path, path)
+        return sorted(found)
+
+
+def find_below(listing: Listing, inside: str, forms: Sequence[ModuleType]) -> list[Layout]:
+    """Return the checkpoints at a path of a listing: those of a folder, or the one that a file belongs to.
+
+    Their paths and files begin at the root of the listing, and their names at `inside`.
+    """
+    files = listing.list_files(inside)
+    if files != [inside]:
+        relative = [posixpath.relpath(file, inside) if inside else file for file in files]
+        return [_below(inside, layout) for layout in find_layouts(relative, forms)]
+    folder = posixpath.dirname(inside)
+    beside = {*listing.list_files(folder, recursive=False)}
+    for layout in find_layouts(map(posixpath.basename, beside), forms):
+        if not layout.path and inside in (whole := _below(folder, layout)).files:
+            return [whole]  # a file of a format that takes the folder
+    above = listing.list_files(posixpath.dirname(folder), recursive=False) if folder else []
+    return [file_layout(inside, {*beside, *above}, forms)]
+
+
+def _below(folder: str, layout: Layout) -> Layout:
+    files = tuple(posixpath.join(folder, file) for file in layout.files)
+    return Layout(posixpath.join(folder, layout.path) if layout.path else folder, files, layout.name)
 
 
 def _folder(folder: str, names: Collection[str], forms: Sequence[ModuleType]) -> Layout | None:

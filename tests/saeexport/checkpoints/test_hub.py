@@ -129,8 +129,8 @@ def test_a_gated_repository(hub, capsys):
 
 @pytest.mark.parametrize(
     ("path", "address"),
-    [("a/hf:", None), ("hf://a/b", "hf://a/b"), (Path("hf://a/b/c"), "hf://a/b/c"), ("hf:/a/b", "hf://a/b"), ("hf", None),
-     ("hf:x", None), (Path("models"), None), ("c:/models", None)],
+    [("hf://a/b", "hf://a/b"), (Path("hf://a/b/c"), "hf://a/b/c"), ("hf:/a/b", "hf://a/b"), ("hf", None),
+     ("a/hf:", None), ("hf:x", None), (Path("models"), None), ("c:/models", None)],
 )  # fmt: skip
 def test_what_is_an_address(path, address):
     assert hub_address(path) == address

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saeexport.checkpoints.layouts import find_layouts, list_files
+from saeexport.checkpoints.layouts import Folder, find_below, find_layouts
 from saeexport.checkpoints.registry import FORMATS
 
 
@@ -61,4 +61,24 @@ def test_the_files_of_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
-    assert list_files(tmp_path) == ["a/b.pt", "d.pt"]
+    folder = Folder(tmp_path)
+    assert folder.list_files() == ["a/b.pt", "d.pt"]
+    assert folder.list_files(recursive=False) == ["d.pt"]
+    assert folder.list_files("a", recursive=False) == folder.list_files("a/b.pt") == ["a/b.pt"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "path", "needed"),
+    [
+        ("t", "t", ["t/ae.pt", "t/config.json"]),
+        ("t/ae.pt", "t", ["t/ae.pt", "t/config.json"]),
+        ("t/config.json", "t", ["t/ae.pt", "t/config.json"]),
+        ("t/checkpoints/ae_5.pt", "t/checkpoints/ae_5.pt", ["t/checkpoints/ae_5.pt", "t/config.json"]),
+    ],
+)
+def test_a_path_in_a_folder(tmp_path, inside, path, needed):
+    for name in ("t/ae.pt", "t/config.json", "t/checkpoints/ae_5.pt", "t/checkpoints/ae_6.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (layout,) = find_below(Folder(tmp_path), inside, FORMATS)
+    assert (layout.path, sorted(layout.files)) == (path, needed)
