@@ -78,6 +78,7 @@ class _Options:
 
     def export(self, source: Source, path: Path, inputs: Path | None, overwrite: bool) -> Artifact:
         """Load a checkpoint and export it."""
+        gc.collect()  # modules hold cycles; the memory of the SAE before is needed now
         sae = load(source.place, **self.reading)
         if self.error_term is not None:
             sae.cfg.use_error_term = self.error_term
@@ -170,7 +171,6 @@ def export_all(
             bar.set_description(f"exporting {source.name}")
             inputs = functools.partial(_activations_of, source, activations)
             entries.append(_attempt(source, records, inputs, options, overwrite, dry_run))
-            gc.collect()  # modules hold cycles, and the next SAE needs the memory
     return entries
 
 
