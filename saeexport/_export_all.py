@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from runtime.arrays.dtypes import dtype_name
+from runtime.arrays.dtypes import FLOAT32, dtype_name
 from runtime.artifact.folder import Artifact, hash_file, read_artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import ArtifactError, InputError, SAEError
@@ -79,7 +79,8 @@ class _Options:
     def export(self, source: Source, path: Path, inputs: Path | None, overwrite: bool) -> Artifact:
         """Load a checkpoint and export it."""
         gc.collect()  # modules hold cycles; the memory of the SAE before is needed now
-        sae = load(source.place, **self.reading)
+        # Folding is rounded once if it is done in float32; a conversion to half precision is measured by the export.
+        sae = load(source.place, dtype=self.dtype if self.dtype == FLOAT32 else None, **self.reading)
         if self.error_term is not None:
             sae.cfg.use_error_term = self.error_term
         activations = None if inputs is None else read_activations(str(inputs))
@@ -161,7 +162,7 @@ def export_all(
     options = _Options(
         heads, error_term, None if dtype is None else dtype_name(dtype), weights,
         {key: value if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-         for key, value in sorted(reading.items()) if value is not None},
+         for key, value in sorted(reading.items()) if value not in (None, False, (), [])},
     )  # fmt: skip
     found = find_sources(given, FORMATS, leave_out=Path(tree))
     records = _Records.read(Path(tree))
