@@ -6,6 +6,9 @@ from .artifact.folder import Artifact, read_artifact
 from .artifact.manifest import Manifest, SAEConfig
 from .errors import (
     ArtifactError,
+    HubConnectionError,
+    HubEntryError,
+    HubError,
     InputError,
     IntegrityError,
     ManifestError,
@@ -31,6 +34,9 @@ __all__ = [
     "Clamp",
     "Edit",
     "HookPoint",
+    "HubConnectionError",
+    "HubEntryError",
+    "HubError",
     "InputError",
     "IntegrityError",
     "Intervention",

@@ -11,6 +11,9 @@ SAEError
 |-- InputError               an array or option has a shape, dtype or value that is not accepted
 |-- UnknownHookError         a name is not one of the six hooks
 |-- ProviderError            the requested device cannot run the SAE
+|-- HubError                 a repository on the Hugging Face Hub cannot be read or written
+|   |-- HubEntryError        a repository does not have a file or folder
+|   `-- HubConnectionError   the Hub cannot be reached, and its cache does not hold what was asked for
 |-- ParityError              the artifact does not compute what the original computes
 |-- ExportError              (saeexport) an SAE cannot be exported
 `-- CheckpointError          (saeexport) a path cannot be read as an SAE
@@ -55,6 +58,18 @@ class UnknownHookError(SAEError, KeyError):
 
 class ProviderError(SAEError, RuntimeError):
     """The requested device cannot run the SAE."""
+
+
+class HubError(SAEError):
+    """A repository on the Hugging Face Hub cannot be read or written."""
+
+
+class HubEntryError(HubError):
+    """A repository on the Hub does not have a file or folder."""
+
+
+class HubConnectionError(HubError, ConnectionError):
+    """The Hub cannot be reached, and the cache on this machine does not hold what was asked for."""
 
 
 class ParityError(SAEError, AssertionError):

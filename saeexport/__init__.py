@@ -1,8 +1,18 @@
 """Exports a PyTorch HookedSAE to ONNX with all of its hook tensors, and proves that the graphs compute the same."""
 
-from runtime.errors import ArtifactError, CheckpointError, ExportError, InputError, ParityError, ProviderError, SAEError
+from runtime.errors import (
+    ArtifactError,
+    CheckpointError,
+    ExportError,
+    HubError,
+    InputError,
+    ParityError,
+    ProviderError,
+    SAEError,
+)
 
 from ._export import export
+from ._export_all import TreeEntry, export_all
 from .checkpoints.registry import load
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
@@ -14,12 +24,15 @@ __all__ = [
     "ExportError",
     "HookedSAE",
     "HookedSAEConfig",
+    "HubError",
     "InputError",
     "ParityError",
     "ProviderError",
     "SAEError",
+    "TreeEntry",
     "assert_parity",
     "export",
+    "export_all",
     "load",
     "sign",
     "verify",

@@ -8,6 +8,7 @@ import contextlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +191,25 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+_shared_bar: ContextVar["tqdm[Any] | None"] = ContextVar("shared_bar", default=None)
+
+
+@contextlib.contextmanager
+def stages_in(bar: "tqdm[Any]") -> Iterator[None]:
+    """Show the stages of the exports in the block behind a progress bar, instead of a bar for each."""
+    token = _shared_bar.set(bar)
+    try:
+        yield
+    finally:
+        _shared_bar.reset(token)
+
+
 @contextlib.contextmanager
 def _stages(title: str) -> Iterator[Callable[[str], None]]:
     """Show the stages of an export as a progress bar if stderr is a terminal."""
+    if (shared := _shared_bar.get()) is not None:
+        yield shared.set_postfix_str
+        return
     with tqdm(total=STAGES, desc=title, disable=None, leave=False, bar_format="{desc}: {postfix} |{bar}|") as bar:
 
         def stage(name: str) -> None:

@@ -18,15 +18,17 @@ from runtime.parity.report import Report
 from runtime.tables import format_table
 
 from ._export import export
+from ._export_all import export_all, head_shape_of
+from ._tree_summary import summarize
 from .checkpoints.registry import FORMATS, load, read, request_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
 from .signing import sign
 
-CHECKPOINT = "file or folder of a format that `saeexport formats` lists"
 READING = ("norm_scaling_factor", "already_folded", "normalize_activations", "transcoder", "ignore_config", "index")
 """Arguments of `load` that the command line has options for, with the names of `Request`."""
+CHECKPOINT = "file or folder of a format that `saeexport formats` lists, or hf://OWNER/NAME[@REVISION][/PATH]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,14 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("saeexport", "Export SAEs to ONNX, and verify the export against the PyTorch original.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    text = "Export a checkpoint to a folder of ONNX graphs, and prove that they compute what PyTorch computes."
-    sub = commands.add_parser("export", help=text, description=text)
-    sub.set_defaults(command=export_command)
-    sub.add_argument("checkpoint", help=CHECKPOINT)
-    sub.add_argument("out", help="folder to write")
+    sub = shared = argparse.ArgumentParser(add_help=False)  # the options of `export` and `export-all`
     sub.add_argument(
         "--activations", metavar="FILE",
-        help="real inputs for the proof, in a .npy, .npz or .safetensors file with one array (default: random inputs)",
+        help="real inputs for the proof, in a .npy, .npz or .safetensors file with one array; for export-all also a "
+        "folder with a file for each artifact (default: random inputs)",
     )  # fmt: skip
     sub.add_argument(
         "--heads", type=int, metavar="N",
@@ -71,6 +70,22 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace an artifact at OUT")
     _add_reading(sub)
+
+    text = "Export a checkpoint to a folder of ONNX graphs, and prove that they compute what PyTorch computes."
+    sub = commands.add_parser("export", help=text, description=text, parents=[shared])
+    sub.set_defaults(command=export_command)
+    sub.add_argument("checkpoint", help=CHECKPOINT)
+    sub.add_argument("out", help="folder to write")
+
+    text = (
+        "Export every checkpoint below folders or addresses on the Hub to a tree of artifacts. Run the command again "
+        "after an interruption: finished artifacts are kept. A checkpoint that fails does not stop the others."
+    )
+    sub = commands.add_parser("export-all", help=text.partition(". ")[0] + ".", description=text, parents=[shared])
+    sub.set_defaults(command=export_all_command)
+    sub.add_argument("sources", nargs="+", metavar="source", help="folder, file or hf://OWNER/NAME[@REVISION][/PATH]")
+    sub.add_argument("out", help="folder for the artifacts; their relative paths are those of the checkpoints")
+    sub.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
 
     text = "Verify on this machine that an artifact computes what PyTorch computes; exit with 1 if it does not."
     sub = commands.add_parser("verify", help=text, description=text)
@@ -166,11 +181,7 @@ def export_command(options: argparse.Namespace) -> int:
     sae = load(options.checkpoint, hook_name=options.hook_name, dtype=_widened(options.dtype), **_reading(options))
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
-    head_shape = None
-    if options.heads is not None:
-        if options.heads < 1 or sae.cfg.d_in % options.heads:
-            raise SAEError(f"--heads is {options.heads}; it must divide d_in = {sae.cfg.d_in}.")
-        head_shape = (options.heads, sae.cfg.d_in // options.heads)
+    head_shape = head_shape_of(sae.cfg.d_in, options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
     artifact = export(
         sae, options.out, activations, head_shape,
@@ -195,6 +206,17 @@ def export_command(options: argparse.Namespace) -> int:
         print(f"{'no parity but ' if measured is None else ''}{describe_fidelity(manifest.fidelity)}")
     print(f"prove it without PyTorch: python -m runtime verify {artifact.path}")
     return 0
+
+
+def export_all_command(options: argparse.Namespace) -> int:
+    """Export many checkpoints and print a summary."""
+    entries = export_all(
+        options.sources, options.out, activations=options.activations, heads=options.heads,
+        error_term=options.error_term, dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
+        dry_run=options.dry_run, hook_name=options.hook_name,
+    )  # fmt: skip
+    print(summarize(entries, Path(options.out)))
+    return 1 if any(entry.state == "failed" for entry in entries) else 0
 
 
 def verify_command(options: argparse.Namespace) -> int:

@@ -98,6 +98,45 @@ class Artifact:
         for name in self.manifest.files:
             self.file(name)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        subfolder: str = "",
+        private: bool | None = None,
+        branch: str | None = None,
+        token: str | None = None,
+        license: str | None = None,
+        base_model: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the artifact to a repository on the Hugging Face Hub in one commit, and return the commit's URL.
+
+        The files are checked before. A model card is written from the manifest: what the SAE is, its hooks, its parity
+        record, and how to run it in Python, Node.js and C++. A README.md in the repository that somebody else wrote
+        stays as it is. Files of an artifact that was at the same place are removed.
+
+        Args:
+            repo_id: "OWNER/NAME". The repository is created if it does not exist.
+            subfolder: Folder for the artifact in the repository, so that one repository can hold many; "" for its root.
+            private: Whether a new repository is private; None takes the owner's default.
+            branch: Branch to commit to, created from "main" if it does not exist; None for "main".
+            token: Access token, or None for the one that `hf auth login` or HF_TOKEN stored.
+            license: Identifier of the licence on the Hub, such as "mit"; None leaves it out.
+            base_model: The language model's "OWNER/NAME" on the Hub. None takes `model_name` if it has this form.
+            commit_message: Title of the commit; None for one that names the folder.
+
+        Raises:
+            IntegrityError: A file is missing, truncated or changed.
+            HubError: The repository cannot be written, the Hub cannot be reached, or huggingface_hub is not installed.
+        """
+        from .published import upload_artifact
+
+        return upload_artifact(
+            self, repo_id, subfolder=subfolder, private=private, branch=branch, token=token, license=license,
+            base_model=base_model, commit_message=commit_message,
+        )  # fmt: skip
+
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Return the artifact in the folder `path`. Only its manifest is read.

@@ -57,7 +57,8 @@ def _facts(manifest: Manifest) -> str:
         ("hooks", ", ".join(sae.fired_hooks)),
         ("weights", f"{manifest.weights}, {manifest.weights_dtype}{_record(manifest, manifest.weights)}"),
         ("golden batch", f"{golden.file}, {golden.tokens} tokens, {golden.source}{_record(manifest, golden.file)}"),
-        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.provenance.items())),
+        *([("exported from", manifest.provenance["source"])] if "source" in manifest.provenance else []),
+        ("made with", ", ".join(f"{name} {text}" for name, text in manifest.provenance.items() if name != "source")),
         ("format", str(manifest.format_version)),
     ]
     indent = 4 + max(len(name) for name, _ in facts)

@@ -13,6 +13,7 @@ from ..artifact.folder import Artifact
 from ..artifact.held import open_artifact
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
+from ..artifact.published import download_artifact
 from ..artifact.signature import check_signature
 from ..devices.blocks import block_sizes
 from ..devices.capabilities import choose_block_tokens, choose_device
@@ -127,6 +128,42 @@ class SAESession:
         self._graphs = Graphs(self.artifact, files, found, options, for_cpu, block_tokens)
         self._hooks = HookRegistry()
         self._parameters: dict[str, Array] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        device: str = "auto",
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | None = None,
+        **options: Any,
+    ) -> "SAESession":
+        """Open an artifact on the Hugging Face Hub; its files are downloaded if the Hub's cache does not hold them.
+
+        This needs huggingface_hub (`pip install "saeexport[hub]"`), whose cache, login and offline mode
+        (`HF_HUB_OFFLINE=1`) are used. The files are checked against the manifest as those of any artifact.
+
+        Args:
+            repo_id: Repository, "OWNER/NAME".
+            device: As for `SAESession`.
+            revision: Branch, tag or commit; None for the branch "main".
+            subfolder: Folder of the artifact in the repository; "" for its root.
+            token: Access token, or None for the one that `hf auth login` or HF_TOKEN stored.
+            **options: Further options of `SAESession`.
+
+        Raises:
+            HubError: There is no such repository, revision or artifact, access is refused, the Hub cannot be reached,
+                or huggingface_hub is not installed.
+            ArtifactError: As for `SAESession`, as are `ProviderError` and `InputError`.
+        """
+        artifact = download_artifact(repo_id, revision=revision, subfolder=subfolder, token=token)
+        return cls(artifact.path, device, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the artifact to a repository on the Hugging Face Hub; see `Artifact.push_to_hub`."""
+        return self.artifact.push_to_hub(repo_id, **options)
 
     @property
     def cfg(self) -> SAEConfig:

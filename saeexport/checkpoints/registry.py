@@ -43,6 +43,7 @@ from .formats import (
     sparsify,
     state_dict,
 )
+from .hub import locate
 from .nearest import describe_nearest
 from .request import Request
 from .unsupported import refuse
@@ -102,7 +103,8 @@ def load(
     defaults of `HookedSAEConfig`. Arguments that the checkpoint does not need are refused.
 
     Args:
-        path: File or folder of the checkpoint. The symbolic links of the Hugging Face Hub's cache are followed.
+        path: File or folder of the checkpoint, or its address on the Hugging Face Hub,
+            "hf://OWNER/NAME[@REVISION][/PATH]". Symbolic links, as in the Hub's cache, are followed.
         hook_name: TransformerLens name of the hook that the activations come from. None keeps the checkpoint's name,
             which is empty in formats that do not store one.
         dtype: Dtype to convert the parameters to: a name ("float16"), a `torch.dtype` or a numpy dtype. None keeps the
@@ -121,6 +123,7 @@ def load(
             needed or missing.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
         InputError: `dtype` is not a dtype that weights may have, or `path` or `hook_name` has another type.
+        HubError: The Hub does not have such a place, refuses access, or cannot be reached.
     """
     path = as_path("path", path)
     if hook_name is not None and not isinstance(hook_name, str):
@@ -156,10 +159,12 @@ def read(path: Path, request: Request) -> Reading:
     """Read a checkpoint of any format.
 
     Raises:
-        CheckpointError, ArtifactError: As for `load`.
+        CheckpointError, ArtifactError, HubError: As for `load`.
     """
+    path, provenance = locate(path, FORMATS)
     form = recognise(path)
     sae: HookedSAE = form.read(path, request)
+    sae.provenance |= provenance
     return Reading(form, finish(sae, f"{path}, which is read as {form.TITLE},", request), tuple(request.notes))
 
 

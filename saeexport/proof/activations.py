@@ -131,6 +131,10 @@ def _synthetic(sae: Any, config: SAEConfig, tokens: int) -> tuple[Array, Array |
     return batch, None if target is None else rounded(target, config.dtype)
 
 
+ENDINGS = (".npy", ".npz", ".safetensors")
+"""Endings of the files that `read_activations` reads."""
+
+
 def read_activations(path: str) -> Array:
     """Return the only array of a `.npy`, `.npz` or `.safetensors` file.
 

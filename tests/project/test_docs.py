@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import typing
 from types import SimpleNamespace
 
@@ -22,7 +23,8 @@ from runtime.artifact import manifest
 from runtime.artifact.budgets import FACTOR
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
 from runtime.commands.main import build_parser
-from tests.support.samples import HOOKS, MINILM, ROOT, TINY, normal
+from tests.support.hub_server import TOKEN, HubServer
+from tests.support.samples import HOOKS, MINILM, ROOT, TINY, contents, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 
 DOCS = ROOT / "docs"
@@ -88,13 +90,37 @@ def test_the_blocks_for_a_gpu_run_on_a_simulated_one(monkeypatch):
     machine, taken = simulate(monkeypatch), []
     x = normal(3, 384)
     torch = SimpleNamespace(from_dlpack=lambda tensor: taken.append(taken_by(machine, tensor)))
-    found = [(page, block) for page in PAGES for block in blocks.blocks_of(page) if block.language == "py"]
-    assert [page.name for page, _ in found] == ["gpu.md"]
+    found = not_run_elsewhere("gpu.md")
+    assert len(found) == 1
     namespace = {"SAESession": SAESession, "torch": torch, "x": DeviceArray(machine, x), "x_on_the_host": x}
-    exec(compile(found[0][1].code, "gpu.md", "exec"), namespace)
+    exec(compile(found[0].code, "gpu.md", "exec"), namespace)
     assert np.array_equal(taken[0], namespace["sae"].encode(x))
     assert namespace["found"].values.shape == (3, 64)
     assert isinstance(namespace["output"], np.ndarray)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub 2.4's own upload
+def test_the_blocks_for_the_hub_run_with_a_simulated_one(tmp_path, monkeypatch):
+    shutil.copytree(TINY, tmp_path / "my-sae")
+    monkeypatch.chdir(tmp_path)
+    with HubServer() as hub:
+        hub.connect(monkeypatch, tmp_path / "cache")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        hub.add("OWNER/NAME", {f"layer_3/{name}": data for name, data in contents(TINY).items()})
+        repo = hub.repos["OWNER/NAME"]
+        repo.branches["v1.0"] = repo.branches["main"]
+        namespace = {}
+        for block in not_run_elsewhere("hub.md"):
+            exec(compile(block.code, "hub.md", "exec"), namespace)
+        assert isinstance(namespace["sae"], SAESession)
+        assert len(repo.commits) == 2
+
+
+def not_run_elsewhere(name):
+    """Return the `py` blocks of a page; no other page than these has any."""
+    found = [(page.name, block) for page in PAGES for block in blocks.blocks_of(page) if block.language == "py"]
+    assert {page for page, _ in found} == {"gpu.md", "hub.md"}
+    return [block for page, block in found if page == name]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

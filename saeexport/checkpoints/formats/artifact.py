@@ -13,6 +13,9 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..request import RECORDED, Request
 
+CONFIG = MANIFEST
+WEIGHTS = "weights.safetensors"
+
 TITLE = "artifact"
 NAME = f"an artifact, a folder with {MANIFEST}"
 ARCHITECTURES = tuple(architectures.ARCHITECTURES)
