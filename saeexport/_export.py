@@ -26,6 +26,7 @@ from runtime.parity.reference import Reference
 from .graphs.write import quantize_weights, trace_model, write_graphs
 from .original.dtypes import DTypeLike
 from .original.exportable import check_hooks, check_weights, config_of, in_dtype
+from .original.hooked_sae import HookedSAE
 from .original.running import dtype_of, to_bits
 from .proof.activations import prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
@@ -112,7 +113,8 @@ def export(
             source = "synthetic" if activations is None else "activations"
             golden = GoldenSpec(GOLDEN, _golden_tokens(config, clean.tokens), source)
             save_golden(steered, golden.tokens, str(folder / GOLDEN), None if tf32 is None else tf32.clean)
-            manifest = _manifest(config, weights or config.dtype, graphs, golden)
+            read = sae.provenance if isinstance(sae, HookedSAE) else {}
+            manifest = _manifest(config, weights or config.dtype, graphs, golden, read)
             if weights == INT8:
                 stage("measuring fidelity")
                 record_fidelity(folder, path, manifest, steered)
@@ -163,9 +165,15 @@ def _golden_tokens(config: SAEConfig, tokens: int) -> int:
     return min(tokens, GOLDEN_TOKENS, max(1, GOLDEN_BYTES // (4 * (features + activations))))
 
 
-def _manifest(config: SAEConfig, weights: str, graphs: dict[str, GraphSpec], golden: GoldenSpec) -> Manifest:
-    """Return the manifest without its parity record and checksums, which are added later."""
-    return Manifest(FORMAT_VERSION, config, WEIGHTS, weights, graphs, golden, None, None, _versions(), {})
+def _manifest(
+    config: SAEConfig, weights: str, graphs: dict[str, GraphSpec], golden: GoldenSpec, read: dict[str, str]
+) -> Manifest:
+    """Return the manifest without its parity record and checksums, which are added later.
+
+    Args:
+        read: How the checkpoint was read, which becomes part of the provenance.
+    """
+    return Manifest(FORMAT_VERSION, config, WEIGHTS, weights, graphs, golden, None, None, _versions() | read, {})
 
 
 def _versions() -> dict[str, str]:

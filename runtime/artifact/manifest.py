@@ -226,7 +226,9 @@ class Manifest:
         parity: Proof against the original in the SAE's dtype; None with int8 weights.
         fidelity: Loss against the float32 original, with int8 weights or in half precision; None in float32, or if
             there was no float32 original.
-        provenance: Versions of the software that made the artifact, by name.
+        provenance: Versions of the software that made the artifact, by name; and what the exporter was told about the
+            checkpoint that its files do not hold, with keys that begin with "checkpoint.", such as
+            "checkpoint.norm_scaling_factor".
         files: Checksums, by file name.
     """
 

@@ -8,6 +8,7 @@ import torch
 from runtime.errors import CheckpointError
 
 from ..original.dtypes import TORCH_DTYPES
+from .request import Request
 
 _REQUIRED = object()
 
@@ -18,11 +19,13 @@ class Options:
     Args:
         config: JSON object of the config. It is not changed.
         source: Path of the config, for error messages.
+        request: What the caller says, among it the keys to ignore.
     """
 
-    def __init__(self, config: dict[str, Any], source: str) -> None:
+    def __init__(self, config: dict[str, Any], source: str, request: Request) -> None:
         self._left = dict(config)
         self.source = source
+        self.request = request
 
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
         """Return the value of `key`, or `default` if the key is missing or null.
@@ -66,16 +69,30 @@ class Options:
     def finish(self, without_effect: Iterable[str] = ()) -> None:
         """Refuse the keys that were not taken, except those `without_effect` on what the SAE computes.
 
+        An option that is off (null, false, or empty) is without effect, too.
+
         Raises:
-            CheckpointError: Another key is left; the message names it.
+            CheckpointError: Another key is left, and the caller does not say to ignore it; the message names it.
         """
-        unknown = {key: value for key, value in self._left.items() if key not in set(without_effect)}
+        harmless = set(without_effect)
+        unknown = {
+            key: value
+            for key, value in self._left.items()
+            if not self.request.ignores(key) and key not in harmless and not _is_off(value)
+        }
         if unknown:
             shown = ", ".join(f"{key} = {value!r}" for key, value in sorted(unknown.items()))
             raise CheckpointError(
-                f"{self.source} has unknown options, which may change what the SAE computes: {shown}."
+                f"{self.source} has unknown options, which may change what the SAE computes: {shown}. If they do not, "
+                f"say so: {' '.join(f'--ignore-config {key}' for key in sorted(unknown))}, or in Python "
+                f"ignore_config={sorted(unknown)!r}."
             )
 
     def refused(self, key: str, value: Any, reason: str) -> CheckpointError:
         """Return an error that names a key, its value and the reason to refuse it."""
         return CheckpointError(f"{self.source}: {key} is {value!r}; {reason}.")
+
+
+def _is_off(value: Any) -> bool:
+    """Tell whether a value is that of an option that is off: null, false, or an empty string, list or object."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)

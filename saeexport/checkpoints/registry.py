@@ -1,13 +1,19 @@
 """Loads a HookedSAE from a path: finds the format that recognises it and calls its reader.
 
 A format is a module with five names: `TITLE`, its short name; `NAME`, the files that it consists of; `ARCHITECTURES`,
-the architectures that it can hold; `recognises(path)`; and `read(path)`, which returns the HookedSAE, its parameters
-views of the file where possible.
+the architectures that it can hold; `recognises(path)`; and `read(path, request)`, which returns the HookedSAE, its
+parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
+fields that it uses, and the others are refused here.
+
+Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
+takes the config and the state dict, and does everything that `read` does after reading the files.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from runtime.errors import CheckpointError
 
@@ -27,6 +33,7 @@ from .formats import (
     sparsify,
     state_dict,
 )
+from .request import Request
 
 # Specific formats come first: any file of tensors may be a state dict.
 FORMATS = (
@@ -45,11 +52,36 @@ FORMATS = (
 )
 
 
-def load(path: str | os.PathLike[str], *, hook_name: str | None = None, dtype: DTypeLike | None = None) -> HookedSAE:
+class Reading(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        form: Module of its format.
+        sae: The HookedSAE.
+        notes: Sentences about the checkpoint that its reader noted.
+    """
+
+    form: ModuleType
+    sae: HookedSAE
+    notes: tuple[str, ...]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    hook_name: str | None = None,
+    dtype: DTypeLike | None = None,
+    norm_scaling_factor: float | None = None,
+    already_folded: bool = False,
+    normalize_activations: str | None = None,
+    transcoder: bool | None = None,
+    ignore_config: Iterable[str] = (),
+    index: int | None = None,
+) -> HookedSAE:
     """Load a checkpoint of any format that `saeexport formats` lists as a HookedSAE.
 
     The HookedSAE is on CUDA if CUDA is available, otherwise on the CPU. Options that the checkpoint leaves out take the
-    defaults of `HookedSAEConfig`.
+    defaults of `HookedSAEConfig`. Arguments that the checkpoint does not need are refused.
 
     Args:
         path: File or folder of the checkpoint. The symbolic links of the Hugging Face Hub's cache are followed.
@@ -57,20 +89,63 @@ def load(path: str | os.PathLike[str], *, hook_name: str | None = None, dtype: D
             which is empty in formats that do not store one.
         dtype: Dtype to convert the parameters to: a name ("float16"), a `torch.dtype` or a numpy dtype. None keeps the
             checkpoint's.
+        norm_scaling_factor: Factor that the inputs are multiplied by before encoding, for a checkpoint whose config
+            says "expected_average_only_in". It is folded into the weights.
+        already_folded: Whether the weights of such a checkpoint already include the factor.
+        normalize_activations: Normalisation of the input, one of those of `HookedSAEConfig`, instead of the one in the
+            checkpoint's config.
+        transcoder: Whether the checkpoint is a transcoder, for formats whose files do not tell.
+        ignore_config: Keys of the checkpoint's config to ignore although their effect is unknown.
+        index: Number of one SAE in a file that holds several, such as one head or layer.
 
     Raises:
-        CheckpointError: No format recognises `path`, a file is damaged, or an option is unknown.
+        CheckpointError: No format recognises `path`, a file is damaged, an option is unknown, or an argument is not
+            needed or missing.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
         InputError: `dtype` is not a dtype that weights may have.
     """
-    path = Path(path)
-    wanted = None if dtype is None else torch_dtype(dtype)
-    sae: HookedSAE = recognise(path).read(path)
+    request = Request(
+        None if dtype is None else torch_dtype(dtype),
+        norm_scaling_factor,
+        already_folded,
+        normalize_activations,
+        transcoder,
+        tuple(ignore_config),
+        index,
+    )
+    sae = read(Path(path), request).sae
     if hook_name is not None:
         sae.cfg.hook_name = hook_name
-    if wanted is not None:
-        sae.cfg.dtype = wanted
-        sae = sae.to(wanted)
+    return sae
+
+
+def read(path: Path, request: Request) -> Reading:
+    """Read a checkpoint of any format.
+
+    Raises:
+        CheckpointError, ArtifactError: As for `load`.
+    """
+    form = recognise(path)
+    sae: HookedSAE = form.read(path, request)
+    return Reading(form, finish(sae, f"{path}, which is read as {form.TITLE},", request), tuple(request.notes))
+
+
+def finish(sae: HookedSAE, source: str, request: Request) -> HookedSAE:
+    """Return the SAE in the dtype that is wanted, with a record of what the caller said in its `provenance`.
+
+    Args:
+        sae: SAE that a reader returned.
+        source: The checkpoint or object and its format, for error messages.
+        request: What the caller said, after the reader took what it uses.
+
+    Raises:
+        CheckpointError: The reader did not use something that the caller said.
+    """
+    request.finish(source)
+    sae.provenance |= request.record()
+    if request.dtype is not None:
+        sae.cfg.dtype = request.dtype
+        sae = sae.to(request.dtype)
     return sae
 
 

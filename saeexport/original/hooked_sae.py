@@ -123,6 +123,7 @@ class HookedSAE(HookedRootModule):
     architecture: ClassVar[str] = "standard"
     Config: ClassVar[type[HookedSAEConfig]] = HookedSAEConfig
     cfg: Any  # an instance of `Config`
+    provenance: dict[str, str]  # how its checkpoint was read; the exporter adds it to the manifest's
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -137,6 +138,7 @@ class HookedSAE(HookedRootModule):
                 f"{type(self).__name__} takes a {self.Config.__name__} or a dict of its keys, not {cfg!r}."
             )
         self.cfg = cfg
+        self.provenance = {}
 
         # Weights are drawn on the CPU so that a seed gives the same weights on every device.
         birthplace = "meta" if cfg.device == "meta" else "cpu"

@@ -11,6 +11,7 @@ from runtime.errors import CheckpointError
 from ...original import architectures
 from ...original.hooked_sae import HookedSAE
 from ..build import build
+from ..request import RECORDED, Request
 
 TITLE = "artifact"
 NAME = f"an artifact, a folder with {MANIFEST}"
@@ -22,7 +23,7 @@ def recognises(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of an artifact.
 
     Raises:
@@ -55,4 +56,6 @@ def read(path: Path) -> HookedSAE:
         **sae.options,
         **({} if sae.d_out is None else {"d_out": sae.d_out}),
     }
-    return build(sae.architecture, config, load_file(weights), str(weights))
+    original = build(sae.architecture, config, load_file(weights), str(weights))
+    original.provenance |= {k: v for k, v in artifact.manifest.provenance.items() if k.startswith(RECORDED)}
+    return original

@@ -14,6 +14,7 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import only_dtype, read_json, read_tensors
 from ..options import Options
+from ..request import Request
 
 TITLE = "GPT-2 attention"
 NAME = "an attention SAE of GPT-2, <run>.pt with <run>_cfg.json (act_size, dict_size, act_name)"
@@ -38,13 +39,13 @@ def recognises(path: Path) -> bool:
     return "act_size" in read_json(_config(path))
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of an attention SAE.
 
     Raises:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
-    options = Options(read_json(_config(path)), str(_config(path)))
+    options = Options(read_json(_config(path)), str(_config(path)), request)
     tensors = read_tensors(path)
     dtype = only_dtype(tensors, path)
     enc_dtype = options.choose("enc_dtype", DTYPES)

@@ -27,6 +27,7 @@ from ..build import build
 from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
 from ..options import Options
 from ..renaming import rename
+from ..request import Request, Source
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
@@ -90,7 +91,7 @@ def recognises(path: Path) -> bool:
     return folder is not None and "trainer" in read_json(folder / CONFIG)
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a dictionary.
 
     Raises:
@@ -98,18 +99,28 @@ def read(path: Path) -> HookedSAE:
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
-    source = str(folder / WEIGHTS)
-    config = Options(read_json(folder / CONFIG), str(folder / CONFIG))
-    options = Options(config.take("trainer", dict), f"The trainer of {config.source}")
+    source = Source.of_files(folder, CONFIG, WEIGHTS)
+    return from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
+
+
+def from_parts(
+    contents: dict[str, Any], stored: dict[str, torch.Tensor], source: Source, request: Request
+) -> HookedSAE:
+    """Return the HookedSAE of a dictionary's config and state dict.
+
+    Raises:
+        CheckpointError: The class or an option is unknown, or a tensor does not fit; the message names it.
+    """
+    config = Options(contents, source.config, request)
+    options = Options(config.take("trainer", dict), f"The trainer of {config.source}", request)
     buffer = config.take("buffer", dict, {})
     config.finish()
     dict_class = options.choose("dict_class", DICTIONARIES)
     kind = DICTIONARIES[dict_class]
 
-    stored = read_tensors(folder / WEIGHTS)
-    tensors = rename(stored, kind.names, source, unused=kind.scalars)
-    dtype = only_dtype(tensors, source)
-    d_in, d_sae = matrix_shape(tensors, "W_enc", source)
+    tensors = rename(stored, kind.names, source.tensors, unused=kind.scalars)
+    dtype = only_dtype(tensors, source.tensors)
+    d_in, d_sae = matrix_shape(tensors, "W_enc", source.tensors)
     settings: dict[str, Any] = {
         "d_in": options.take("activation_dim", int, d_in),
         "d_sae": options.take("dict_size", int, d_sae),
@@ -123,9 +134,9 @@ def read(path: Path) -> HookedSAE:
         if kind.architecture == "topk":
             settings["k"] = k
         else:
-            tensors["threshold"] = _scalar(stored, "threshold", source).to(dtype).repeat(d_sae)
+            tensors["threshold"] = _scalar(stored, "threshold", source.tensors).to(dtype).repeat(d_sae)
     options.finish(WITHOUT_EFFECT)
-    return build(kind.architecture, settings, tensors, source)
+    return build(kind.architecture, settings, tensors, source.tensors)
 
 
 def _k(options: Options, stored: dict[str, torch.Tensor]) -> int:

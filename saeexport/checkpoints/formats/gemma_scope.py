@@ -13,6 +13,7 @@ from pathlib import Path
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import matrix_shape, only_dtype, read_tensors
+from ..request import Request
 
 WEIGHTS = "params.npz"
 
@@ -26,7 +27,7 @@ def recognises(path: Path) -> bool:
     return _file(path).suffix == ".npz" and _file(path).is_file()
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a Gemma Scope file.
 
     Raises:

@@ -16,6 +16,7 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
 from ..options import Options
+from ..request import Request
 
 CONFIG = "config.json"
 WEIGHTS = "params.safetensors"
@@ -38,7 +39,7 @@ def recognises(path: Path) -> bool:
     return folder_with(path, CONFIG, WEIGHTS) is not None
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a Gemma Scope 2 folder.
 
     Raises:
@@ -52,7 +53,7 @@ def read(path: Path) -> HookedSAE:
         tensors["W_skip"] = tensors["W_skip"].T if tensors["W_skip"].ndim == 2 else tensors["W_skip"]
     dtype = only_dtype(tensors, source)
 
-    options = Options(read_json(folder / CONFIG), str(folder / CONFIG))
+    options = Options(read_json(folder / CONFIG), str(folder / CONFIG), request)
     options.choose("architecture", ("jump_relu",))
     point_in = options.take("hf_hook_point_in", str, "")
     point_out = options.take("hf_hook_point_out", str, point_in)

@@ -12,6 +12,7 @@ from ..build import build
 from ..files import matrix_shape, only_dtype, read_tensors
 from ..pickled import holds
 from ..renaming import rename
+from ..request import Request
 
 TITLE = "Goodfire"
 NAME = "Goodfire, .pt or .pth with encoder_linear and decoder_linear"
@@ -30,7 +31,7 @@ def recognises(path: Path) -> bool:
     return holds(path, "encoder_linear.weight", "decoder_linear.weight")
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a Goodfire file. The file does not name its hook, so `hook_name` is empty.
 
     Raises:

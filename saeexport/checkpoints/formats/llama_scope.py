@@ -18,8 +18,10 @@ import torch
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import only_dtype, read_json, read_tensors
+from ..folding import fold, row_norms
 from ..options import Options
 from ..renaming import rename
+from ..request import Request
 
 CONFIG = "hyperparams.json"
 WEIGHTS = "checkpoints/final.safetensors"
@@ -46,7 +48,7 @@ def recognises(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a Llama Scope folder.
 
     Raises:
@@ -56,7 +58,7 @@ def read(path: Path) -> HookedSAE:
     tensors = rename(read_tensors(path / WEIGHTS), NAMES, source)
     dtype = only_dtype(tensors, source)
 
-    options = Options(read_json(path / CONFIG), str(path / CONFIG))
+    options = Options(read_json(path / CONFIG), str(path / CONFIG), request)
     options.choose("act_fn", ("jumprelu",))
     options.choose("norm_activation", ("dataset-wise",))
     for key, needed in REQUIRED.items():
@@ -68,24 +70,20 @@ def read(path: Path) -> HookedSAE:
         "d_in": options.take("d_model", int),
         "d_sae": options.take("d_sae", int),
         "hook_name": options.take("hook_point_in", str, ""),
-        "dtype": dtype,
+        "dtype": request.dtype or dtype,
         "apply_b_dec_to_input": False,
     }
     point_out = options.take("hook_point_out", str, config["hook_name"])
     if point_out != config["hook_name"]:
         raise options.refused("hook_point_out", point_out, "it must equal hook_point_in: transcoders are not supported")
     scale = config["d_in"] ** 0.5 / _average_norm(options)
-    threshold = torch.full((config["d_sae"],), options.take("jump_relu_threshold", float) * scale)
+    threshold = torch.full((config["d_sae"],), options.take("jump_relu_threshold", float) * scale, dtype=torch.float64)
     if options.take("sparsity_include_decoder_norm", bool, True):
-        norms = torch.linalg.vector_norm(tensors["W_dec"], dim=-1, dtype=torch.float32)
+        norms = row_norms(tensors["W_dec"])
         threshold = threshold / norms if norms.shape == threshold.shape else threshold  # `build` refuses other shapes
     options.finish(WITHOUT_EFFECT)
-
-    tensors["W_enc"] = tensors["W_enc"] * scale
-    tensors["W_dec"] = tensors["W_dec"] / scale
-    tensors["b_dec"] = tensors["b_dec"] / scale
-    tensors["threshold"] = threshold.to(dtype)
-    return build("jumprelu", config, tensors, source)
+    tensors["threshold"] = threshold
+    return build("jumprelu", config, fold(tensors, config["dtype"], input_scale=scale), source)
 
 
 def _average_norm(options: Options) -> float:

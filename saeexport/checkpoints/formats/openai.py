@@ -18,6 +18,7 @@ from ..files import matrix_shape, only_dtype
 from ..options import Options
 from ..pickled import holds, read_pickle
 from ..renaming import rename
+from ..request import Request
 
 TITLE = "OpenAI"
 NAME = "OpenAI's sparse_autoencoder, .pt with pre_bias, latent_bias and activation"
@@ -32,7 +33,7 @@ def recognises(path: Path) -> bool:
     return holds(path, "pre_bias", "latent_bias")
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of an autoencoder. The file does not name its hook, so `hook_name` is empty.
 
     Raises:
@@ -40,9 +41,9 @@ def read(path: Path) -> HookedSAE:
     """
     stored = read_pickle(path)
     tensors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
-    options = Options({name: value for name, value in stored.items() if name not in tensors}, str(path))
+    options = Options({name: value for name, value in stored.items() if name not in tensors}, str(path), request)
     activation = options.choose("activation", ("ReLU", "TopK"), "ReLU")
-    state = Options(options.take("activation_state_dict", dict, {}), f"The activation_state_dict of {path}")
+    state = Options(options.take("activation_state_dict", dict, {}), f"The activation_state_dict of {path}", request)
     options.finish()
 
     tensors = rename(tensors, NAMES, str(path), unused=STATISTICS)

@@ -16,10 +16,14 @@ from typing import Any
 
 import torch
 
+from runtime.errors import CheckpointError
+
 from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
 from ..files import folder_with, only_dtype, read_json, read_tensors
+from ..folding import fold, row_norms
 from ..options import Options
+from ..request import Request, Source
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -62,7 +66,7 @@ def recognises(path: Path) -> bool:
     return folder is not None and "metadata" in read_json(folder / CONFIG)
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a SAELens folder in the dtype of its config, as SAELens loads it.
 
     Raises:
@@ -70,14 +74,27 @@ def read(path: Path) -> HookedSAE:
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
-    options = Options(read_json(folder / CONFIG), str(folder / CONFIG))
-    metadata = Options(options.take("metadata", dict), f"The metadata of {options.source}")
+    source = Source.of_files(folder, CONFIG, WEIGHTS)
+    refuse_unfolded(folder)
+    return from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
+
+
+def from_parts(
+    contents: dict[str, Any], stored: dict[str, torch.Tensor], source: Source, request: Request
+) -> HookedSAE:
+    """Return the HookedSAE of a config, as `SAEConfig.to_dict` returns it, and a state dict.
+
+    Raises:
+        CheckpointError: An option is unknown, or a tensor does not fit; the message names it.
+    """
+    options = Options(contents, source.config, request)
+    metadata = Options(options.take("metadata", dict), f"The metadata of {options.source}", request)
     architecture = options.choose("architecture", ARCHITECTURES + IN_TRAINING)
     hook_name = metadata.take("hook_name", str, None) or options.take("hook_name", str, "")
 
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = dict(stored)
     threshold = tensors.pop("topk_threshold", None) if architecture in IN_TRAINING else None
-    config = read_config(options, hook_name, folder)
+    config = read_config(options, hook_name)
     for key in ("model_name", "neuronpedia_id"):
         config[key] = metadata.take(key, str, None) or config[key]
     if architecture.endswith("transcoder"):
@@ -92,17 +109,18 @@ def read(path: Path) -> HookedSAE:
         raise options.refused("rescale_acts_by_decoder_norm", True, f"a {architecture} SAE has no such option")
     options.finish(WITHOUT_EFFECT)
 
-    convert(tensors, config, str(folder / WEIGHTS))
-    if rescaled:
-        _fold_decoder_norms(tensors)
+    config["dtype"] = dtype_wanted(tensors, config["dtype"], source, request)
     if architecture in IN_TRAINING:
         architecture = "jumprelu"
         if threshold is not None and threshold.numel() == 1:
-            tensors["threshold"] = threshold.to(config["dtype"]).reshape(1).repeat(config["d_sae"])
-    return build(architecture, config, tensors, str(folder / WEIGHTS))
+            tensors["threshold"] = threshold.reshape(1).repeat(config["d_sae"])
+    # A feature without a decoder stays so, where SAELens divides by zero.
+    norms = row_norms(tensors["W_dec"]) if rescaled and "W_dec" in tensors else None
+    tensors = fold(tensors, config["dtype"], feature_scale=norms)
+    return build(architecture, config, tensors, source.tensors)
 
 
-def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any]:
+def read_config(options: Options, hook_name: str) -> dict[str, Any]:
     """Return the options that all architectures share, from keys common to SAELens 6 and earlier releases.
 
     Raises:
@@ -117,15 +135,6 @@ def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any
         "normalize_activations", (*NORMALIZATIONS, "expected_average_only_in"), NORMALIZATIONS[0]
     )
     if normalization == "expected_average_only_in":
-        # The trainer folds this constant into the weights at the end of the training, and SAELens ignores the option
-        # when it runs the SAE. No key tells whether that was done: if it was not, SAELens is wrong in the same way.
-        if (folder / SCALER).is_file() and read_json(folder / SCALER).get("scaling_factor") is not None:
-            raise options.refused(
-                "normalize_activations",
-                normalization,
-                f"{SCALER} still has the scaling factor: this is a checkpoint in training, without the factor in its "
-                "weights. Export the finished SAE",
-            )
         normalization = "none"
     return {
         "d_in": options.take("d_in", int),
@@ -139,26 +148,26 @@ def read_config(options: Options, hook_name: str, folder: Path) -> dict[str, Any
     }
 
 
-def convert(tensors: dict[str, torch.Tensor], config: dict[str, Any], source: str) -> None:
-    """Convert the tensors in place to the dtype of the config; a config without a dtype takes that of the tensors.
+def dtype_wanted(
+    tensors: dict[str, torch.Tensor], configured: torch.dtype | None, source: Source, request: Request
+) -> torch.dtype:
+    """Return the dtype of the parameters: the caller's, or that of the config, or that of the tensors.
 
     Raises:
         CheckpointError: The tensors have several dtypes, or one that is not floating-point.
     """
-    stored = only_dtype(tensors, source)
-    config["dtype"] = config["dtype"] or stored
-    for name in tensors:
-        tensors[name] = tensors[name].to(config["dtype"])
+    stored = only_dtype(tensors, source.tensors)
+    return request.dtype or configured or stored
 
 
-def _fold_decoder_norms(tensors: dict[str, torch.Tensor]) -> None:
-    """Scale the rows of the decoder to unit norms, and multiply the encoder by their norms."""
-    shapes = [tensors[name].shape for name in ("W_enc", "b_enc", "W_dec") if name in tensors]
-    if len(shapes) != 3 or not shapes[0][1:] == shapes[1] == shapes[2][:-1]:
-        return  # `build` refuses these shapes
-    dtype = tensors["W_dec"].dtype
-    norms = torch.linalg.vector_norm(tensors["W_dec"], dim=-1, dtype=torch.promote_types(dtype, torch.float32))
-    tensors["W_enc"] = (tensors["W_enc"] * norms).to(dtype)
-    tensors["b_enc"] = (tensors["b_enc"] * norms).to(dtype)
-    # A row of zeros stays zero, where SAELens divides by zero.
-    tensors["W_dec"] = (tensors["W_dec"] / norms.clamp(min=torch.finfo(dtype).tiny)[:, None]).to(dtype)
+def refuse_unfolded(folder: Path) -> None:
+    """Refuse a checkpoint in training, whose scaling factor is in a file of its own and not yet in the weights.
+
+    Raises:
+        CheckpointError: The folder has such a file, with a factor in it.
+    """
+    if (folder / SCALER).is_file() and read_json(folder / SCALER).get("scaling_factor") is not None:
+        raise CheckpointError(
+            f"{folder / SCALER} still has the scaling factor: this is a checkpoint in training, without the "
+            "factor in its weights. Export the finished SAE."
+        )

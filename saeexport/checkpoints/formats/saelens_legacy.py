@@ -9,14 +9,17 @@ Source: SAELens 6.54, `handle_pre_6_0_config` and `read_sae_components_from_disk
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import folder_with, read_json, read_tensors
+from ..folding import fold
 from ..options import Options
-from .saelens import CONFIG, WEIGHTS, convert, read_config
+from ..request import Request, Source
+from .saelens import CONFIG, WEIGHTS, dtype_wanted, read_config, refuse_unfolded
 
 TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
@@ -50,7 +53,7 @@ def recognises(path: Path) -> bool:
     return folder is not None and "metadata" not in read_json(folder / CONFIG)
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a SAELens folder in the dtype of its config, as SAELens loads it.
 
     Raises:
@@ -58,22 +61,36 @@ def read(path: Path) -> HookedSAE:
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
-    contents = read_json(folder / CONFIG)
+    source = Source.of_files(folder, CONFIG, WEIGHTS)
+    refuse_unfolded(folder)
+    return from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
+
+
+def from_parts(
+    contents: dict[str, Any], stored: dict[str, torch.Tensor], source: Source, request: Request
+) -> HookedSAE:
+    """Return the HookedSAE of a flat config and a state dict.
+
+    Raises:
+        CheckpointError: An option is unknown, or a tensor does not fit; the message names it.
+    """
+    contents = dict(contents)
     if isinstance(switch := contents.get("normalize_activations"), bool):
         contents["normalize_activations"] = "expected_average_only_in" if switch else "none"
-    options = Options(contents, str(folder / CONFIG))
+    options = Options(contents, source.config, request)
     hook_name = options.take("hook_name", str, None) or options.take("hook_point", str, "")
-    config = read_config(options, hook_name, folder)
+    config = read_config(options, hook_name)
     architecture, k = _activation(options)
     if k is not None:
         config["k"] = k
     scaled = options.take("finetuning_scaling_factor", bool, False)
     options.finish(WITHOUT_EFFECT)
 
-    tensors = read_tensors(folder / WEIGHTS)
-    convert(tensors, config, str(folder / WEIGHTS))
-    _fold_scaling_factor(tensors, scaled, options)
-    return build(architecture, config, tensors, str(folder / WEIGHTS))
+    config["dtype"] = dtype_wanted(stored, config["dtype"], source, request)
+    tensors = dict(stored)
+    factor = _scaling_factor(tensors, scaled, options)
+    tensors = fold(tensors, config["dtype"], decoder_scale=factor)
+    return build(architecture, config, tensors, source.tensors)
 
 
 def _activation(options: Options) -> tuple[str, int | None]:
@@ -82,7 +99,9 @@ def _activation(options: Options) -> tuple[str, int | None]:
     key = "activation_fn_str"
     name = options.take(key, str, None) or options.take(key := "activation_fn", str, None)
     name = name or ("topk" if architecture == "topk" else "relu")
-    arguments = Options(options.take("activation_fn_kwargs", dict, {}), f"activation_fn_kwargs of {options.source}")
+    arguments = Options(
+        options.take("activation_fn_kwargs", dict, {}), f"activation_fn_kwargs of {options.source}", options.request
+    )
     if name == "relu" and architecture != "topk":
         arguments.finish()
         return architecture, None
@@ -94,16 +113,20 @@ def _activation(options: Options) -> tuple[str, int | None]:
     raise options.refused(key, name, f"for a {architecture} SAE it must be {known}")
 
 
-def _fold_scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Options) -> None:
-    """Multiply the rows of the decoder by `scaling_factor`, unless it is missing or all ones."""
+def _scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Options) -> torch.Tensor | None:
+    """Take `scaling_factor` from the tensors, and return it unless it is all ones.
+
+    Raises:
+        CheckpointError: The config says that there is none.
+    """
     factor = tensors.pop("scaling_factor", None)
     if factor is None or torch.allclose(factor, torch.ones_like(factor)):
-        return
+        return None
     if not scaled:
         raise options.refused(
             "finetuning_scaling_factor", False, f"{WEIGHTS} has a scaling_factor that is not all ones"
         )
     if "W_dec" in tensors and factor.shape == tensors["W_dec"].shape[:1]:
-        tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
-    else:
-        tensors["scaling_factor"] = factor  # the shapes differ: `build` refuses it
+        return factor
+    tensors["scaling_factor"] = factor  # the shapes differ: `build` refuses it
+    return None

@@ -12,12 +12,17 @@ Source: sparsify 1.3.3, `sparsify/sparse_coder.py`, `fused_encoder.py`, `config.
 
 import re
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import folder_with, only_dtype, read_json, read_tensors
+from ..folding import fold, product
 from ..options import Options
 from ..renaming import rename
+from ..request import Request, Source
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae.safetensors"
@@ -35,7 +40,7 @@ def recognises(path: Path) -> bool:
     return folder_with(path, CONFIG, WEIGHTS) is not None
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a sparsify folder.
 
     Raises:
@@ -43,14 +48,30 @@ def read(path: Path) -> HookedSAE:
     """
     folder = folder_with(path, CONFIG, WEIGHTS)
     assert folder is not None
-    options = Options(read_json(folder / CONFIG), str(folder / CONFIG))
+    source = Source.of_files(folder, CONFIG, WEIGHTS)
+    sae = from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
+    if sae.architecture == "topk":
+        sae.cfg.hook_name = _hook_name(folder)
+    return sae
+
+
+def from_parts(
+    contents: dict[str, Any], stored: dict[str, torch.Tensor], source: Source, request: Request
+) -> HookedSAE:
+    """Return the HookedSAE of a `SparseCoder`'s config and state dict. Its `hook_name` is empty.
+
+    Raises:
+        CheckpointError: An option is unknown, or a tensor does not fit; the message names it.
+    """
+    options = Options(contents, source.config, request)
     options.choose("activation", ("topk",), "topk")
     if options.take("signed", bool, False):
         raise options.refused("signed", True, "the negative features of sparsify's first releases are not supported")
     d_in = options.take("d_in", int)
     expansion = options.take("expansion_factor", int, 0)
-    config = {
+    config: dict[str, Any] = {
         "d_in": d_in,
+        "hook_name": "",
         "d_sae": options.take("num_latents", int, 0) or d_in * expansion,
         "k": options.take("k", int),
     }
@@ -58,16 +79,15 @@ def read(path: Path) -> HookedSAE:
     skip = options.take("skip_connection", bool, False)
     options.finish(WITHOUT_EFFECT)
 
-    source = str(folder / WEIGHTS)
-    tensors = rename(read_tensors(folder / WEIGHTS), NAMES | ({"W_skip": "W_skip"} if skip else {}), source)
-    config["dtype"] = only_dtype(tensors, source)
-    if not transcode and not skip:
-        return build("topk", config | {"hook_name": _hook_name(folder)}, tensors, source)
-    config |= {"hook_name": "", "d_out": d_in}
-    sae = build("topk_skip_transcoder" if skip else "topk_transcoder", config, tensors, source)
-    if not transcode:
-        sae.b_enc.data = sae.b_enc.data - sae.W_enc.data.T @ sae.b_dec.data
-    return sae
+    tensors = rename(stored, NAMES | ({"W_skip": "W_skip"} if skip else {}), source.tensors)
+    stored_dtype = only_dtype(tensors, source.tensors)
+    config["dtype"] = request.dtype or stored_dtype
+    architecture = "topk"
+    if transcode or skip:
+        architecture, config["d_out"] = "topk_skip_transcoder" if skip else "topk_transcoder", d_in
+    if skip and not transcode and tensors["W_enc"].shape[:1] == tensors["b_dec"].shape:
+        tensors["b_enc"] = tensors["b_enc"].double() - product(tensors["b_dec"], tensors["W_enc"])
+    return build(architecture, config, fold(tensors, config["dtype"]), source.tensors)
 
 
 def _hook_name(folder: Path) -> str:

@@ -14,6 +14,7 @@ from ...original import architectures
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import only_dtype, read_json, read_tensors
+from ..request import Request
 
 TITLE = "HookedSAE state dict"
 NAME = (
@@ -27,7 +28,7 @@ def recognises(path: Path) -> bool:
     return path.is_file() and path.suffix in (".safetensors", ".pt")
 
 
-def read(path: Path) -> HookedSAE:
+def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of a state dict. Only tensors are unpickled.
 
     Raises:

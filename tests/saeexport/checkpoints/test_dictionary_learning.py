@@ -9,6 +9,7 @@ import torch
 from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import dictionary_learning
 from saeexport.checkpoints.registry import recognise
+from saeexport.checkpoints.request import Request
 from tests.support.equations import D_IN, D_SAE, PARAMETERS, K, X, check, draw, is_mapped, linked, reference
 
 THRESHOLD = 0.4
@@ -145,7 +146,7 @@ def test_a_file_of_the_folder_and_links(tmp_path):
 
 def test_nothing_is_copied(tmp_path):
     path = folder(tmp_path, "BatchTopKSAE")
-    sae = dictionary_learning.read(path)
+    sae = dictionary_learning.read(path, Request())
     if sae.W_enc.device.type == "cpu":
         assert is_mapped(sae.W_enc, path / "ae.pt")
         assert is_mapped(sae.W_dec, path / "ae.pt")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import goodfire, llama_scope, openai
 from saeexport.checkpoints.registry import recognise
+from saeexport.checkpoints.request import Request
 from tests.support.equations import D_IN, D_SAE, K, X, check, draw, is_mapped, linked, reference
 
 W = {name: torch.from_numpy(tensor) for name, tensor in draw("standard").items()}
@@ -137,8 +138,8 @@ def test_goodfire(tmp_path, name):
         sae = load(place)
         assert (sae.architecture, sae.cfg.hook_name, sae.cfg.apply_b_dec_to_input) == ("standard", "", False)
         check(sae, reference("standard", W, subtract=False))
-    if goodfire.read(path).W_enc.device.type == "cpu":
-        assert is_mapped(goodfire.read(path).W_dec, path)
+    if goodfire.read(path, Request()).W_enc.device.type == "cpu":
+        assert is_mapped(goodfire.read(path, Request()).W_dec, path)
 
 
 def test_a_goodfire_file_with_more_tensors_is_refused(tmp_path):
@@ -182,8 +183,8 @@ def test_openai_with_topk(tmp_path):
     sae = load(path)
     assert (sae.architecture, sae.cfg.k, sae.cfg.normalize_activations) == ("topk", K, "layer_norm")
     check(sae, reference("topk", W, normalization="layer_norm"))
-    if openai.read(path).W_enc.device.type == "cpu":
-        assert is_mapped(openai.read(path).W_enc, path)
+    if openai.read(path, Request()).W_enc.device.type == "cpu":
+        assert is_mapped(openai.read(path, Request()).W_enc, path)
 
 
 def topk(**state):
@@ -218,10 +219,10 @@ def test_nothing_else_is_unpickled(tmp_path, value):
     path = gpt2(tmp_path, activation=value)
     assert recognise(path) not in (openai, goodfire)
     with pytest.raises(CheckpointError, match="7.pt cannot be read"):
-        openai.read(path)
+        openai.read(path, Request())
 
 
 def test_a_file_that_is_not_a_dict_of_names(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "7.pt")
     with pytest.raises(CheckpointError, match="holds a list, not a dict of named values"):
-        openai.read(tmp_path / "7.pt")
+        openai.read(tmp_path / "7.pt", Request())

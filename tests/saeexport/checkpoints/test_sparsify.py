@@ -6,6 +6,7 @@ import pytest
 from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import sparsify
 from saeexport.checkpoints.registry import recognise
+from saeexport.checkpoints.request import Request
 from tests.support.equations import D_IN, D_SAE, K, X, check, draw, is_mapped, largest, linked, write
 
 # As sparsify 1.3.3 writes it, and as its first releases did.
@@ -105,7 +106,7 @@ def test_a_file_of_the_folder_and_links(tmp_path):
 
 def test_nothing_is_copied(tmp_path):
     path = folder(tmp_path)
-    sae = sparsify.read(path)
+    sae = sparsify.read(path, Request())
     if sae.W_enc.device.type == "cpu":
         assert is_mapped(sae.W_enc, path / "sae.safetensors")
         assert is_mapped(sae.W_dec, path / "sae.safetensors")
