@@ -3,6 +3,7 @@
 from runtime.errors import ArtifactError, CheckpointError, ExportError, InputError, ParityError, ProviderError, SAEError
 
 from ._export import export
+from .checkpoints.memory import convert
 from .checkpoints.registry import load
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
@@ -18,6 +19,7 @@ __all__ = [
     "ProviderError",
     "SAEError",
     "assert_parity",
+    "convert",
     "export",
     "load",
     "verify",

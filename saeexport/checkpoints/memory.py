@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from runtime.errors import CheckpointError
 
-from ..original.dtypes import DTypeLike
+from ..original.dtypes import DTypeLike, torch_dtype
 from ..original.exportable import check_functions
 from ..original.hooked_sae import HookedSAE
 from .formats import dictionary_learning, saelens, sentence_transformers, sparsify
 from .registry import finish
-from .request import Request, Source, request_of
+from .request import Request, Source
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -40,8 +41,7 @@ def convert(
     otherwise on the CPU; parameters that are on this device and do not change are shared with `sae`.
 
     Args:
-        sae: SAE of one of these libraries, without hook functions. A compiled module (`torch.compile`) is unwrapped. A
-            HookedSAE is returned as it is if there are no other arguments.
+        sae: SAE of one of these libraries, without hook functions. A compiled module (`torch.compile`) is unwrapped.
         hook_name: TransformerLens name of the hook that the activations come from. None keeps that of `sae`, which is
             empty in libraries that do not store one.
         dtype: Dtype to convert the parameters to: a name ("float16"), a `torch.dtype` or a numpy dtype. None keeps the
@@ -57,18 +57,18 @@ def convert(
         ExportError: Hook functions are attached to `sae`.
         InputError: `dtype` is not a dtype that weights may have.
     """
-    request = request_of(
-        dtype=dtype,
+    request = Request(
+        dtype=None if dtype is None else torch_dtype(dtype),
         norm_scaling_factor=norm_scaling_factor,
         already_folded=already_folded,
         normalize_activations=normalize_activations,
-        ignore_config=ignore_config,
+        ignore_config=tuple(ignore_config),
     )
     sae = getattr(sae, "_orig_mod", sae)
     library = library_of(sae)
     if library is None:
         raise CheckpointError(
-            f"A {_name(type(sae))} cannot be converted. What can be converted: "
+            f"A {_class_name(sae)} cannot be converted. What can be converted: "
             f"{'; '.join(f'{known.classes} of {package}' for package, known in LIBRARIES.items())}. A class of your "
             "own needs the six hooks of a HookedSAE, and is exported as it is."
         )
@@ -76,9 +76,30 @@ def convert(
     config, tensors = library.take_apart(sae)
     name = f"the {type(sae).__name__} in memory"
     converted: HookedSAE = library.form.from_parts(config, tensors, Source(f"The config of {name}", name), request)
+    converted.cfg.use_error_term = bool(getattr(sae, "use_error_term", False))  # an attribute that no file stores
     if hook_name is not None:
         converted.cfg.hook_name = hook_name
     return finish(converted, f"{name}, which is read as {library.form.TITLE},", request)
+
+
+def convert_if_needed(sae: Any, dtype: DTypeLike | None) -> Any:
+    """Return an SAE of another library as a HookedSAE, and every other object as it is.
+
+    Without this, SAELens' classes would pass for custom classes, because their hooks have the same names; but one of
+    them, `hook_sae_acts_pre`, can mean something else.
+
+    Args:
+        sae: Any object.
+        dtype: Dtype that the SAE will have. If it is float32, weights in half precision are widened before factors are
+            folded into them.
+
+    Raises:
+        CheckpointError, ExportError, InputError: As for `convert`.
+    """
+    if library_of(getattr(sae, "_orig_mod", sae)) is None:
+        return sae
+    widened = dtype is not None and torch_dtype(dtype) == torch.float32
+    return convert(sae, dtype=torch.float32 if widened else None)
 
 
 class Library(NamedTuple):
@@ -104,12 +125,12 @@ def library_of(sae: Any) -> Library | None:
         CheckpointError: The class inherits from a class of a library and is not the library's own, so that it may
             compute something else.
     """
-    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(sae).__mro__]
+    ancestors = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(sae).__mro__]
     for package, library in LIBRARIES.items():
-        if library.base in kinds:
-            if not kinds[0].startswith(f"{package}."):
+        if library.base in ancestors:
+            if not type(sae).__module__.startswith(f"{package}."):
                 raise CheckpointError(
-                    f"{_name(type(sae))} inherits from {library.base}; what it changes is not known, so only the "
+                    f"{_class_name(sae)} inherits from {library.base}; what it changes is not known, so only the "
                     f"classes of {package} itself can be converted. Copy its weights into one of them, or write it "
                     "as a HookedRootModule with the six hooks of a HookedSAE."
                 )
@@ -159,7 +180,5 @@ LIBRARIES = {
 """The libraries by the package that their classes are in."""
 
 
-def _name(kind: type) -> str:
-    return kind.__qualname__ if issubclass(kind, nn.Module) and kind.__module__ == "builtins" else (
-        f"{kind.__module__}.{kind.__qualname__}"
-    )  # fmt: skip
+def _class_name(sae: Any) -> str:
+    return f"{type(sae).__module__}.{type(sae).__qualname__}"
