@@ -144,9 +144,9 @@ test-peers: .venv-peers/ready
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet torch==2.13.0
 	.venv-peers/bin/python -m pip install --quiet --editable ".[$(ONNXRUNTIME),export,test]" "transformer_lens<4" \
-	  natsort nnsight python-dotenv schedulefree simple-parsing tenacity
+	  natsort nnsight python-dotenv schedulefree scikit-learn scipy simple-parsing tenacity
 	.venv-peers/bin/python -m pip install --quiet --no-deps \
-	  sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+	  sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0 sentence-transformers==6.2.0
 	touch $@
 
 clean:

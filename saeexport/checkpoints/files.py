@@ -4,13 +4,21 @@ import json
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
+
+from .containers import INDEX, Wrapped, check_shard, index_of, is_stored, read_index, unwrap, without_prefixes
+
+HUB_WEIGHTS = "model.safetensors"
+HUB_CONFIGS = ("config.json", "cfg.json")
+"""Names of the files that huggingface_hub's PyTorchModelHubMixin writes for a module of any class."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,11 +38,49 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, which may hold plain values only.
+
+    Raises:
+        CheckpointError: The file is missing, or is not a mapping of names to plain values.
+    """
+    try:
+        config = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} is not YAML: {error}.") from None
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise CheckpointError(f"{path} is not a mapping of names to values.")
+    return config
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors file, by its header only; none if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return {}
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a `.safetensors`, `.pt` or `.npz` file, on the CPU.
+    """Return the tensors of a `.safetensors`, `.pt` or `.npz` file, on the CPU, and out of the containers they are in.
 
     Tensors are views of the file and read when they are used, except those of a compressed `.npz`. Only tensors are
-    unpickled: a `.pt` that holds other objects is refused.
+    unpickled: a `.pt` that holds other objects is refused. A safetensors file may be an index of shards, or be missing
+    and have one.
+
+    Raises:
+        CheckpointError: The file is damaged, or is not a dict of named tensors.
+    """
+    if path.name.endswith(INDEX) or (not path.is_file() and index_of(path).is_file()):
+        return _read_shards(index_of(path))
+    return read_wrapped(path).tensors
+
+
+def read_wrapped(path: Path) -> Wrapped:
+    """Return the tensors of a file, as `read_tensors` does, and the config that a `.pt` may hold beside them.
 
     Raises:
         CheckpointError: The file is damaged, or is not a dict of named tensors.
@@ -48,9 +94,27 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    wrapped = unwrap(tensors, path) if isinstance(tensors, dict) else None
+    if wrapped is None or not all(isinstance(value, torch.Tensor) for value in wrapped.tensors.values()):
         raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict of named tensors.")
-    return tensors
+    return wrapped
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of all shards that an index names.
+
+    Raises:
+        CheckpointError: The index or a shard is damaged, or they do not belong together.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for shard, names in read_index(index).items():
+        try:
+            found = load_file(shard)
+        except Exception as error:  # a damaged file can raise anything
+            raise CheckpointError(f"{shard} cannot be read as tensors: {error}") from error
+        check_shard(index, shard, names, found)
+        tensors |= found
+    return without_prefixes(tensors, index)
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -120,7 +184,52 @@ def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path
 def folder_with(path: Path, *names: str) -> Path | None:
     """Return `path` if it is a folder with all these files, or its parent if `path` is one of them; None otherwise.
 
-    Symbolic links are not resolved: in the Hugging Face Hub's cache the link, not its target, has the file's name.
+    An index of shards stands for its file. Symbolic links are not resolved: in the Hugging Face Hub's cache the link,
+    not its target, has the file's name.
     """
-    folder = path.parent if path.name in names and path.is_file() else path
-    return folder if all((folder / name).is_file() for name in names) else None
+    folder = path.parent if path.name.removesuffix(INDEX) in names and path.is_file() else path
+    return folder if all(is_stored(folder / name) for name in names) else None
+
+
+class Found(NamedTuple):
+    """A config, and where the tensors are.
+
+    Attributes:
+        config: The config.
+        config_source: Where the config is from, for error messages.
+        weights: Path that `read_tensors` takes.
+        named: Whether the files have the names of the format, and not those that any library may write.
+    """
+
+    config: dict[str, Any]
+    config_source: str
+    weights: Path
+    named: bool
+
+
+def find(path: Path, config: str, weights: str) -> Found | None:
+    """Return the config and the place of the tensors of a checkpoint; None if `path` is not one.
+
+    A checkpoint is a folder with files of these names, or of the names that huggingface_hub gives, or one of the files;
+    or a `.pt` that holds a state dict and a config.
+
+    Args:
+        path: Folder or file.
+        config: Name of the config's file in this format.
+        weights: Name of the tensors' file in this format.
+
+    Raises:
+        CheckpointError: There are both files, and the config is not a JSON object.
+    """
+    for config_name, weights_name in ((config, weights), *((name, HUB_WEIGHTS) for name in HUB_CONFIGS)):
+        folder = folder_with(path, config_name, weights_name)
+        if folder is not None:
+            file = folder / config_name
+            return Found(read_json(file), str(file), folder / weights_name, weights_name == weights)
+    if path.suffix in (".pt", ".pth") and path.is_file():
+        try:
+            stored = read_wrapped(path).config
+        except CheckpointError:
+            return None
+        return None if stored is None else Found(stored, f"the config in {path}", path, False)
+    return None

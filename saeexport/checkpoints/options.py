@@ -1,6 +1,7 @@
 """Reads the config of a checkpoint without ignoring a key: an unknown option may change what the SAE computes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class Options:
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
         """Return the value of `key`, or `default` if the key is missing or null.
 
+        Whole numbers may be written as 8 or 8.0, whichever of the two `kind` is.
+
         Raises:
             CheckpointError: The key is missing and has no default, or its value is not of the type `kind`.
         """
@@ -38,17 +41,36 @@ class Options:
             if default is _REQUIRED:
                 raise CheckpointError(f"{self.source} has no {key!r}.")
             return default
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.refused(key, value, f"it must be of the type {kind.__name__}")
         return value
 
-    def choose(self, key: str, choices: Iterable[str], default: Any = _REQUIRED) -> str:
+    def choose(
+        self,
+        key: str,
+        choices: Iterable[str],
+        default: Any = _REQUIRED,
+        *,
+        unsupported: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
         """Return the value of `key`, as `take` does, which must be one of `choices`.
 
+        Args:
+            key: Key of the config.
+            choices: Values that are supported.
+            default: Value if the key is missing or null.
+            unsupported: Reasons why known values are not supported, by value.
+
         Raises:
-            CheckpointError: The value is not one of them.
+            CheckpointError: The value is not one of `choices`; the message has the reason if it is known.
         """
         value: str = self.take(key, str, default)
+        if value in unsupported:
+            raise self.refused(key, value, f"it is not supported: {unsupported[value]}")
         if value not in (known := tuple(choices)):
             raise self.refused(key, value, f"it must be one of {', '.join(known)}")
         return value

@@ -7,6 +7,8 @@ import torch
 
 from runtime.errors import CheckpointError
 
+from .containers import unwrap
+
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dict in a `.pt` or `.pth` file: tensors, which are views of the file, and plain values by name.
@@ -20,7 +22,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not a dict of named values.")
-    return values
+    return unwrap(values, path).tensors
 
 
 def holds(path: Path, *names: str) -> bool:

@@ -22,18 +22,26 @@ from ..original.hooked_sae import HookedSAE
 from .formats import (
     artifact,
     attention_gpt2,
+    circuit_tracer,
+    circuit_tracer_clt,
+    deepseek_r1,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
     goodfire,
     llama_scope,
+    llama_scope_r1,
     openai,
+    qwen_scope,
     saelens,
     saelens_legacy,
+    sentence_transformers,
     sparsify,
     state_dict,
 )
+from .nearest import describe_nearest
 from .request import Request
+from .unsupported import refuse
 
 # Specific formats come first: any file of tensors may be a state dict.
 FORMATS = (
@@ -42,11 +50,17 @@ FORMATS = (
     saelens_legacy,
     gemma_scope,
     gemma_scope_2,
-    attention_gpt2,
+    llama_scope,
+    llama_scope_r1,
+    qwen_scope,
+    circuit_tracer,
+    circuit_tracer_clt,
     sparsify,
     dictionary_learning,
-    llama_scope,
+    sentence_transformers,
+    attention_gpt2,
     goodfire,
+    deepseek_r1,
     openai,
     state_dict,
 )
@@ -153,8 +167,9 @@ def recognise(path: Path) -> ModuleType:
     """Return the module of the format that recognises `path`.
 
     Raises:
-        CheckpointError: No format does.
+        CheckpointError: No format does; the message has the nearest one, or why the layout is not supported.
     """
+    refuse(path)
     for form in FORMATS:
         if form.recognises(path):
             return form
@@ -164,4 +179,7 @@ def recognise(path: Path) -> ModuleType:
         found = f"is a folder with {', '.join(sorted(entry.name for entry in path.iterdir())[:6]) or 'nothing in it'}"
     else:
         found = f"is a file ending in {path.suffix!r}" if path.suffix else "is a file without an ending"
+    nearest = describe_nearest(path, FORMATS)
+    if nearest:
+        raise CheckpointError(f"{path} {found}. {nearest} `saeexport formats` lists what can be loaded.")
     raise CheckpointError(f"{path} {found}. What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")

@@ -8,7 +8,11 @@ from runtime.errors import CheckpointError
 
 
 def rename(
-    tensors: dict[str, torch.Tensor], names: dict[str, str], source: str, unused: Iterable[str] = ()
+    tensors: dict[str, torch.Tensor],
+    names: dict[str, str],
+    source: str,
+    unused: Iterable[str] = (),
+    transposed: Iterable[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Return views of the tensors under the names of HookedSAE's parameters.
 
@@ -19,6 +23,7 @@ def rename(
         names: HookedSAE's name for each name in the checkpoint.
         source: Path of the checkpoint, for error messages.
         unused: Names of tensors that the checkpoint may have and that are not needed.
+        transposed: Names of other matrices in the checkpoint that have the orientation of a `torch.nn.Linear`.
 
     Raises:
         CheckpointError: A tensor is missing, or is neither in `names` nor in `unused`.
@@ -28,7 +33,8 @@ def rename(
         raise CheckpointError(
             f"{source} lacks the tensors {missing} and has the unknown tensors {extra}; it must hold {sorted(names)}."
         )
+    linear = {*transposed, *(name for name in names if name.endswith(".weight"))}
     return {
-        name: tensors[stored].T if stored.endswith(".weight") and tensors[stored].ndim == 2 else tensors[stored]
+        name: tensors[stored].T if stored in linear and tensors[stored].ndim == 2 else tensors[stored]
         for stored, name in names.items()
     }

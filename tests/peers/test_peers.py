@@ -22,14 +22,15 @@ def draw(module, scale=0.3):
     return module
 
 
-def agree(path, features, reconstruction, architecture):
-    """Compare what load() reads with what the library computed for X."""
-    sae = load(path)
+def agree(path, features, reconstruction, architecture, **options):
+    """Compare what load() reads with what the library computed for X; return the SAE."""
+    sae = load(path, **options)
     assert sae.architecture == architecture
     assert 0 < features.count_nonzero() < features.numel()
     _, cache = sae.run_with_cache(X.to(sae.W_enc.device))
     for hook, expected in (("hook_sae_acts_post", features), ("hook_sae_recons", reconstruction)):
         torch.testing.assert_close(cache[hook].cpu(), expected, rtol=0, atol=1e-5 * max(1, float(expected.abs().max())))
+    return sae
 
 
 SAELENS = [

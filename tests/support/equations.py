@@ -34,12 +34,12 @@ PARAMETERS = {
 X = np.random.default_rng(5).normal(0.4, 1.3, (40, D_IN)).astype(np.float32)
 
 
-def draw(architecture, dtype=np.float32):
+def draw(architecture, dtype=np.float32, *, seed=7, d_sae=D_SAE):
     """Return the tensors of an SAE, by HookedSAE's names, all different from one another."""
-    draws = np.random.default_rng(7)
+    draws = np.random.default_rng(seed)
     tensors = {}
     for name in PARAMETERS[architecture].split():
-        shape = SHAPES[name]
+        shape = tuple(d_sae if length == D_SAE else length for length in SHAPES[name])
         if "transcoder" in architecture and name in ("W_dec", "b_dec"):
             shape = (*shape[:-1], D_OUT)
         values = draws.normal(0, 0.6, shape)

@@ -1,5 +1,7 @@
 """dictionary_learning: `ae.pt` beside `config.json`, whose `trainer` names the class of the dictionary.
 
+Dictionaries that were saved during the training are `checkpoints/ae_<step>.pt` in the folder of `config.json`.
+
 The classes are read as these architectures:
 
     AutoEncoder                            standard
@@ -15,6 +17,7 @@ so its features are these, multiplied by the original norms of the decoder.
 Source: dictionary_learning 0.1.0, `dictionary.py`, `trainers/*.py`, `utils.py` (`load_dictionary`).
 """
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +27,17 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
+from ..files import Found, find, matrix_shape, only_dtype, read_json, read_tensors
 from ..options import Options
 from ..renaming import rename
 from ..request import Request, Source
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
+CHECKPOINTS = "checkpoints"
 
 TITLE = "dictionary_learning"
-NAME = f"dictionary_learning, a folder with {CONFIG} and {WEIGHTS}"
+NAME = f"dictionary_learning, a folder with {CONFIG} and {WEIGHTS}, or checkpoints/ae_<step>.pt in it"
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -76,8 +80,22 @@ DICTIONARIES = {
     "JumpReluAutoEncoder": Dictionary("jumprelu", _PLAIN | {"threshold": "threshold"}, subtracts=False),
 }
 
+TENSORS = [{*kind.names, *kind.scalars} for kind in DICTIONARIES.values()]
+
+UNSUPPORTED = {
+    "CrossCoder": "it reads several layers at once",
+    "BatchTopKCrossCoder": "it reads several layers at once",
+    "IdentityDict": "it has no parameters: its features are its input",
+}
+"""Classes that a HookedSAE cannot be, with the reason."""
+
+_CHECKPOINT = re.compile(r"ae_\d+\.pt")
+
 _TRAINING = (  # options of the training
     "trainer_class wandb_name device seed lr steps warmup_steps decay_start resample_steps l1_penalty "
+    "k_anneal_steps penalty_warmup_steps initial_sparsity_penalty sparsity_loss_queue_length "
+    "sparsity_coefficient adaptive_sparsity_penalty activation_queue_length steps_before_annealing "
+    "weights_temperature lambda lambda_warm_steps gp_reg_coeff l0_penalty ghost_threshold "
     "sparsity_warmup_steps sparsity_function sparsity_penalty sparsity_queue_length n_sparsity_updates p_start p_end "
     "anneal_start anneal_end auxk_alpha top_k_aux threshold_beta threshold_start_step bandwidth target_l0 "
     "group_fractions group_weights group_sizes"
@@ -86,9 +104,9 @@ WITHOUT_EFFECT = frozenset(_TRAINING.split())
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a folder with both files, or one of the files."""
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    return folder is not None and "trainer" in read_json(folder / CONFIG)
+    """Tell whether `path` is a folder with both files, one of the files, or a dictionary of a training."""
+    found = _find(path)
+    return found is not None and "trainer" in found.config
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -97,10 +115,18 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: A file is damaged, or the class or an option is unknown; the message names it.
     """
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    assert folder is not None
-    source = Source.of_files(folder, CONFIG, WEIGHTS)
-    return from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
+    found = _find(path)
+    assert found is not None
+    source = Source(found.config_source, str(found.weights))
+    return from_parts(found.config, read_tensors(found.weights), source, request)
+
+
+def _find(path: Path) -> Found | None:
+    """Return the config and the place of the tensors; None if `path` is not a dictionary."""
+    config = path.parent.parent / CONFIG
+    if path.parent.name == CHECKPOINTS and _CHECKPOINT.fullmatch(path.name) and path.is_file() and config.is_file():
+        return Found(read_json(config), str(config), path, True)
+    return find(path, CONFIG, WEIGHTS)
 
 
 def from_parts(
@@ -115,7 +141,7 @@ def from_parts(
     options = Options(config.take("trainer", dict), f"The trainer of {config.source}", request)
     buffer = config.take("buffer", dict, {})
     config.finish()
-    dict_class = options.choose("dict_class", DICTIONARIES)
+    dict_class = options.choose("dict_class", DICTIONARIES, unsupported=UNSUPPORTED)
     kind = DICTIONARIES[dict_class]
 
     tensors = rename(stored, kind.names, source.tensors, unused=kind.scalars)

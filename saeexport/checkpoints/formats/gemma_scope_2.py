@@ -4,17 +4,24 @@ The tensors have lower-case names, and the skip connection is stored as `affine_
 transpose of `W_skip`. `config.json` names activations as Hugging Face does. `hook_name` is the TransformerLens name of
 the same activation, and empty where TransformerLens has no such hook, as for the input of a transcoder.
 
-Source: the config of the published files; SAELens 6.54, `gemma_3_sae_huggingface_loader`.
+Some folders have no `config.json`. The folders above then tell what it would say, if they are named as in the
+repositories: `google/gemma-scope-2-4b-pt/transcoder/layer_9_width_16k_l0_small_affine`.
+
+Source: the config of the published files; SAELens 6.54, `gemma_3_sae_huggingface_loader`,
+`_infer_gemma_3_raw_cfg_dict`.
 """
 
 import re
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
+from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors, tensor_shapes
 from ..options import Options
 from ..request import Request
 
@@ -22,7 +29,7 @@ CONFIG = "config.json"
 WEIGHTS = "params.safetensors"
 
 TITLE = "Gemma Scope 2"
-NAME = f"Gemma Scope 2, a folder with {CONFIG} and {WEIGHTS}"
+NAME = f"Gemma Scope 2, a folder with {WEIGHTS} and mostly {CONFIG}"
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
 NAMES = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
@@ -34,9 +41,23 @@ HOOKS = {
 """TransformerLens names within a block, by Hugging Face's names within `model.layers.<n>`."""
 
 
+PLACES = {
+    "transcoder": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
+    "resid_post": ("output", "output"),
+    "attn_out": ("self_attn.o_proj.input", "self_attn.o_proj.input"),
+    "mlp_out": ("post_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
+}
+"""Hugging Face's names of the input and the prediction within `model.layers.<n>`, by how a folder's name begins."""
+
+TENSORS = [{"w_enc", "b_enc", "w_dec", "b_dec", "threshold"}]
+
+_REPOSITORY = re.compile(r"gemma-scope-2-(\d+[bm])-(pt|it)")
+
+
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a folder with both files, or one of the files."""
-    return folder_with(path, CONFIG, WEIGHTS) is not None
+    """Tell whether `path` is a folder with the tensors, or one of the files, and the tensors have lower-case names."""
+    folder = folder_with(path, CONFIG, WEIGHTS) or folder_with(path, WEIGHTS)
+    return folder is not None and ((folder / CONFIG).is_file() or "w_enc" in tensor_shapes(folder / WEIGHTS))
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -45,7 +66,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
-    folder = folder_with(path, CONFIG, WEIGHTS)
+    folder = folder_with(path, CONFIG, WEIGHTS) or folder_with(path, WEIGHTS)
     assert folder is not None
     source = str(folder / WEIGHTS)
     tensors = {NAMES.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
@@ -53,7 +74,10 @@ def read(path: Path, request: Request) -> HookedSAE:
         tensors["W_skip"] = tensors["W_skip"].T if tensors["W_skip"].ndim == 2 else tensors["W_skip"]
     dtype = only_dtype(tensors, source)
 
-    options = Options(read_json(folder / CONFIG), str(folder / CONFIG), request)
+    if (folder / CONFIG).is_file():
+        options = Options(read_json(folder / CONFIG), str(folder / CONFIG), request)
+    else:
+        options = Options(_inferred(folder, tensors, request), f"What the path of {source} says", request)
     options.choose("architecture", ("jump_relu",))
     point_in = options.take("hf_hook_point_in", str, "")
     point_out = options.take("hf_hook_point_out", str, point_in)
@@ -82,6 +106,40 @@ def read(path: Path, request: Request) -> HookedSAE:
         return build("jumprelu", config, tensors, source)
     config |= {"d_out": matrix_shape(tensors, "W_dec", source)[1], "hook_name_out": _hook_name(point_out)}
     return build("jumprelu_skip_transcoder" if skip else "jumprelu_transcoder", config, tensors, source)
+
+
+def _inferred(folder: Path, tensors: dict[str, torch.Tensor], request: Request) -> dict[str, Any]:
+    """Return the config of a folder without one, from the names of the folders above its file and its tensors.
+
+    Raises:
+        CheckpointError: Neither these nor the caller tell whether it is a transcoder.
+    """
+    parts = folder.absolute().parts[::-1]
+    repository = next(filter(None, map(_REPOSITORY.search, parts)), None)
+    layer = next(filter(None, (re.match(r"layer_(\d+)", part) for part in parts)), None)
+    place = next((place for place in PLACES if any(part.startswith(place) for part in parts)), None)
+    skip = "W_skip" in tensors
+    transcoder: bool | None = request.take("transcoder")
+    if transcoder is None:
+        transcoder = None if place is None else place == "transcoder"
+    if transcoder is None and not skip:
+        raise CheckpointError(
+            f"{folder} has no {CONFIG}, and no folder above it is named after an activation ({', '.join(PLACES)}), so "
+            "that it may be an SAE or a transcoder. Say which: --transcoder or --no-transcoder, or in Python "
+            "transcoder=True or False."
+        )
+    config: dict[str, Any] = {
+        "architecture": "jump_relu",
+        "type": "transcoder" if transcoder or skip else "sae",
+        "affine_connection": skip,
+    }
+    if repository is not None:
+        config["model_name"] = f"google/gemma-3-{repository[1]}-{repository[2]}"
+    if layer is not None and place is not None:
+        point_in, point_out = PLACES[place]
+        config["hf_hook_point_in"] = f"model.layers.{layer[1]}.{point_in}"
+        config["hf_hook_point_out"] = f"model.layers.{layer[1]}.{point_out}"
+    return config
 
 
 def _hook_name(point: str) -> str:

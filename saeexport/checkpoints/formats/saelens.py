@@ -8,9 +8,13 @@ The tensors have the names and the orientation of HookedSAE's parameters. Two op
 Features and reconstruction are those of SAELens. Its `hook_sae_acts_pre` is before the multiplication by n; that of
 HookedSAE is after it, where the k largest are chosen.
 
-Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`).
+With `hook_head_index`, the SAE takes one attention head of its hook, `[..., d_head]`.
+
+Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`);
+for heads `sae_lens/training/activations_store.py`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,11 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
-from ..files import folder_with, only_dtype, read_json, read_tensors
+from ..files import find, only_dtype, read_json, read_tensors
 from ..folding import fold, row_norms
 from ..options import Options
-from ..request import Request, Source
+from ..request import RECORDED, Request, Source
+from ..unsupported import LOOPS, OTHER_TOKENS
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -43,11 +48,14 @@ ARCHITECTURES = (
     "jumprelu_skip_transcoder",
 )
 
+UNSUPPORTED = {"matching_pursuit": LOOPS, "temporal": OTHER_TOKENS}
+"""Architectures of SAELens that a HookedSAE cannot be, with the reason."""
+
 IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 """Architectures of checkpoints in training; finished SAEs are saved as jumprelu."""
 
 _BELONGS = (  # where the SAE belongs
-    "device hook_name hook_name_out hook_layer hook_head_index hook_head_index_out hf_hook_name "
+    "device hook_name hook_name_out hook_layer hf_hook_name "
     "hf_hook_name_out model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens context_size "
     "seqpos_slice dataset_path dataset_trust_remote_code sae_lens_version sae_lens_training_version"
 )
@@ -62,8 +70,8 @@ WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
 
 def recognises(path: Path) -> bool:
     """Tell whether `path` is a folder with both files, or one of the files, and the config has `metadata`."""
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    return folder is not None and "metadata" in read_json(folder / CONFIG)
+    found = find(path, CONFIG, WEIGHTS)
+    return found is not None and "metadata" in found.config
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -72,11 +80,12 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    assert folder is not None
-    source = Source.of_files(folder, CONFIG, WEIGHTS)
-    refuse_unfolded(folder)
-    return from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
+    found = find(path, CONFIG, WEIGHTS)
+    assert found is not None
+    refuse_unfolded(found.weights.parent)
+    return from_parts(
+        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
+    )
 
 
 def from_parts(
@@ -89,7 +98,7 @@ def from_parts(
     """
     options = Options(contents, source.config, request)
     metadata = Options(options.take("metadata", dict), f"The metadata of {options.source}", request)
-    architecture = options.choose("architecture", ARCHITECTURES + IN_TRAINING)
+    architecture = options.choose("architecture", ARCHITECTURES + IN_TRAINING, unsupported=UNSUPPORTED)
     hook_name = metadata.take("hook_name", str, None) or options.take("hook_name", str, "")
 
     tensors = dict(stored)
@@ -107,6 +116,8 @@ def from_parts(
     rescaled = options.take("rescale_acts_by_decoder_norm", bool, False)
     if rescaled and architecture not in ("topk", "abstopk", *IN_TRAINING):
         raise options.refused("rescale_acts_by_decoder_norm", True, f"a {architecture} SAE has no such option")
+    head = read_head(metadata, hook_name)
+    head = read_head(options, hook_name) if head is None else head
     options.finish(WITHOUT_EFFECT)
 
     config["dtype"] = dtype_wanted(tensors, config["dtype"], source, request)
@@ -117,7 +128,29 @@ def from_parts(
     # A feature without a decoder stays so, where SAELens divides by zero.
     norms = row_norms(tensors["W_dec"]) if rescaled and "W_dec" in tensors else None
     tensors = fold(tensors, config["dtype"], feature_scale=norms)
-    return build(architecture, config, tensors, source.tensors)
+    return note_head(build(architecture, config, tensors, source.tensors), head, request)
+
+
+def read_head(options: Options, hook_name: str, key: str = "hook_head_index") -> int | None:
+    """Return the number of the only attention head that the SAE reads; None if it reads the whole activation.
+
+    Raises:
+        CheckpointError: The hook is not one of attention heads, or the SAE predicts a single head.
+    """
+    head: int | None = options.take(key, int, None)
+    if head is not None and not re.search(r"hook_(rot_)?(z|q|k|v|result)$", hook_name):
+        raise options.refused(key, head, f"{hook_name!r} is not an activation of attention heads")
+    if (out := options.take("hook_head_index_out", int, None)) is not None:
+        raise options.refused("hook_head_index_out", out, "transcoders that predict a single head are not supported")
+    return head
+
+
+def note_head(sae: HookedSAE, head: int | None, request: Request) -> HookedSAE:
+    """Record in the SAE and in the notes which attention head it reads; return the SAE."""
+    if head is not None:
+        request.notes.append(f"It reads head {head} of {sae.cfg.hook_name}: pass x[..., {head}, :].")
+        sae.provenance[f"{RECORDED}hook_head_index"] = str(head)
+    return sae
 
 
 def read_config(options: Options, hook_name: str) -> dict[str, Any]:

@@ -15,19 +15,20 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, read_json, read_tensors
+from ..files import find, read_tensors
 from ..folding import fold
 from ..options import Options
 from ..request import Request, Source
-from .saelens import CONFIG, WEIGHTS, dtype_wanted, read_config, refuse_unfolded
+from . import state_dict
+from .saelens import CONFIG, WEIGHTS, dtype_wanted, note_head, read_config, read_head, refuse_unfolded
 
 TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
 _BELONGS = (  # where the SAE belongs
-    "model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval hook_head_index "
-    "hook_point_layer hook_point_eval hook_point_head_index hook_point_template prepend_bos "
+    "model_class_name model_kwargs model_from_pretrained_kwargs hook_layer hook_eval "
+    "hook_point_layer hook_point_eval hook_point_template prepend_bos "
     "context_size seqpos_slice exclude_special_tokens sae_lens_version sae_lens_training_version device dataset_path "
     "dataset_trust_remote_code is_dataset_tokenized streaming"
 )
@@ -48,9 +49,14 @@ WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a folder with both files, or one of the files, and the config lacks `metadata`."""
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    return folder is not None and "metadata" not in read_json(folder / CONFIG)
+    """Tell whether `path` is a folder with both files, or one of the files, and the config lacks `metadata`.
+
+    In a container of any library, the config must have a key that that of a HookedSAE state dict does not have.
+    """
+    found = find(path, CONFIG, WEIGHTS)
+    if found is None or "metadata" in found.config:
+        return False
+    return found.named or ({"d_in", "d_sae"} <= set(found.config) and not set(found.config) <= set(state_dict.TYPES))
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -59,11 +65,12 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    assert folder is not None
-    source = Source.of_files(folder, CONFIG, WEIGHTS)
-    refuse_unfolded(folder)
-    return from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
+    found = find(path, CONFIG, WEIGHTS)
+    assert found is not None
+    refuse_unfolded(found.weights.parent)
+    return from_parts(
+        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
+    )
 
 
 def from_parts(
@@ -84,13 +91,15 @@ def from_parts(
     if k is not None:
         config["k"] = k
     scaled = options.take("finetuning_scaling_factor", bool, False)
+    head = read_head(options, hook_name)
+    head = read_head(options, hook_name, "hook_point_head_index") if head is None else head
     options.finish(WITHOUT_EFFECT)
 
     config["dtype"] = dtype_wanted(stored, config["dtype"], source, request)
     tensors = dict(stored)
     factor = _scaling_factor(tensors, scaled, options)
     tensors = fold(tensors, config["dtype"], decoder_scale=factor)
-    return build(architecture, config, tensors, source.tensors)
+    return note_head(build(architecture, config, tensors, source.tensors), head, request)
 
 
 def _activation(options: Options) -> tuple[str, int | None]:

@@ -5,9 +5,13 @@ which gives the same features as after it. It subtracts `b_dec` from the input u
 skip connection. A transcoder's `b_dec` is another activation than its input, so there the reader uses
 `b_enc - b_dec @ W_enc` as `b_enc` instead.
 
+The SAEs of its first releases may be `signed`: they keep the k preactivations with the largest absolute values, without
+a ReLU, which is an abstopk SAE.
+
 The `hook_name` of a folder `layers.<n>` is the output of that layer; that of other folders is empty.
 
-Source: sparsify 1.3.3, `sparsify/sparse_coder.py`, `fused_encoder.py`, `config.py`.
+Source: sparsify 1.3.3, `sparsify/sparse_coder.py`, `fused_encoder.py`, `config.py`; for `signed` sae 0.1,
+`Sae.pre_acts` and `Sae.select_topk`.
 """
 
 import re
@@ -18,7 +22,7 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, only_dtype, read_json, read_tensors
+from ..files import find, only_dtype, read_tensors
 from ..folding import fold, product
 from ..options import Options
 from ..renaming import rename
@@ -29,15 +33,18 @@ WEIGHTS = "sae.safetensors"
 
 TITLE = "sparsify"
 NAME = f"sparsify, a folder with {CONFIG} and {WEIGHTS}"
-ARCHITECTURES = ("topk", "topk_transcoder", "topk_skip_transcoder")
+ARCHITECTURES = ("topk", "abstopk", "topk_transcoder", "topk_skip_transcoder")
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 WITHOUT_EFFECT = ("normalize_decoder", "multi_topk")  # options of the training
+UNSUPPORTED = {"groupmax": "it keeps the largest feature of each of k groups, and no architecture of HookedSAE does"}
+"""Activation functions that are not read, with the reason."""
 
 
 def recognises(path: Path) -> bool:
     """Tell whether `path` is a folder with both files, or one of the files."""
-    return folder_with(path, CONFIG, WEIGHTS) is not None
+    found = find(path, CONFIG, WEIGHTS)
+    return found is not None and (found.named or {"k", "d_in", "num_latents"} <= set(found.config))
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -46,12 +53,12 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
-    folder = folder_with(path, CONFIG, WEIGHTS)
-    assert folder is not None
-    source = Source.of_files(folder, CONFIG, WEIGHTS)
-    sae = from_parts(read_json(folder / CONFIG), read_tensors(folder / WEIGHTS), source, request)
-    if sae.architecture == "topk":
-        sae.cfg.hook_name = _hook_name(folder)
+    found = find(path, CONFIG, WEIGHTS)
+    assert found is not None
+    source = Source(found.config_source, str(found.weights))
+    sae = from_parts(found.config, read_tensors(found.weights), source, request)
+    if not sae.architecture.endswith("transcoder"):
+        sae.cfg.hook_name = _hook_name(found.weights.parent)
     return sae
 
 
@@ -64,9 +71,8 @@ def from_parts(
         CheckpointError: An option is unknown, or a tensor does not fit; the message names it.
     """
     options = Options(contents, source.config, request)
-    options.choose("activation", ("topk",), "topk")
-    if options.take("signed", bool, False):
-        raise options.refused("signed", True, "the negative features of sparsify's first releases are not supported")
+    options.choose("activation", ("topk",), "topk", unsupported=UNSUPPORTED)
+    signed = options.take("signed", bool, False)
     d_in = options.take("d_in", int)
     expansion = options.take("expansion_factor", int, 0)
     config: dict[str, Any] = {
@@ -82,8 +88,10 @@ def from_parts(
     tensors = rename(stored, NAMES | ({"W_skip": "W_skip"} if skip else {}), source.tensors)
     stored_dtype = only_dtype(tensors, source.tensors)
     config["dtype"] = request.dtype or stored_dtype
-    architecture = "topk"
+    architecture = "abstopk" if signed else "topk"
     if transcode or skip:
+        if signed:
+            raise options.refused("signed", True, "only SAEs of sparsify have negative features, not its transcoders")
         architecture, config["d_out"] = "topk_skip_transcoder" if skip else "topk_transcoder", d_in
     if skip and not transcode and tensors["W_enc"].shape[:1] == tensors["b_dec"].shape:
         tensors["b_enc"] = tensors["b_enc"].double() - product(tensors["b_dec"], tensors["W_enc"])

@@ -1,11 +1,13 @@
 """State dicts of a HookedSAE in a `.safetensors` or `.pt` file, with the config in a JSON file beside it.
 
-The config of `folder/my-sae.pt` is the first that exists of `folder/my-sae.json`, `folder/my-sae_cfg.json` and
-`folder/cfg.json`. Its keys are those of the architecture's config, plus `architecture`. `dtype`, a string such as
-"float32", may be left out, as may all keys with a default. `device` is ignored.
+The config of `folder/my-sae.pt` is in the file itself, or the first that exists of `folder/my-sae.json`,
+`folder/my-sae_cfg.json` and `folder/cfg.json`; that of `model.safetensors` may be `config.json`. Its keys are those of
+the architecture's config, plus `architecture`. `dtype`, a string such as "float32", may be left out, as may all keys
+with a default. `device` is ignored.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from runtime.errors import CheckpointError
@@ -13,7 +15,7 @@ from runtime.errors import CheckpointError
 from ...original import architectures
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_json, read_tensors
+from ..files import HUB_CONFIGS, HUB_WEIGHTS, Found, find, only_dtype, read_json, read_tensors
 from ..request import Request
 
 TITLE = "HookedSAE state dict"
@@ -22,10 +24,19 @@ NAME = (
 )
 ARCHITECTURES = tuple(architectures.ARCHITECTURES)
 
+TENSORS = [
+    set(kind.parameter_shapes(SimpleNamespace(d_in=1, d_sae=1, d_out=1)))
+    for kind in architectures.ARCHITECTURES.values()
+]
+
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a file that may hold a state dict."""
-    return path.is_file() and path.suffix in (".safetensors", ".pt")
+    """Tell whether `path` is a file of tensors with a config, or with the parameters of a HookedSAE."""
+    if (found := _find(path)) is not None:
+        return {"d_in", "d_sae"} <= set(found.config)
+    if not path.is_file() or path.suffix not in (".safetensors", ".pt"):
+        return False
+    return any(place.is_file() for place in _configs(path)) or _fits(path)
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -34,7 +45,9 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: The config is missing or does not fit, or a file is damaged.
     """
-    config = _read_config(path)
+    found = _find(path)
+    config = _read_config(path) if found is None else dict(found.config)
+    path = path if found is None else found.weights
     tensors = read_tensors(path)
     dtype = only_dtype(tensors, path)
     _check_types(config, path)
@@ -72,8 +85,30 @@ def _check_types(config: dict[str, Any], path: Path) -> None:
             raise CheckpointError(f"The config of {path} does not fit: {key} is {value!r}.")
 
 
+def _find(path: Path) -> Found | None:
+    """Return the config and the place of the tensors, if they are in a container of any library."""
+    return find(path, HUB_CONFIGS[0], HUB_WEIGHTS)
+
+
+def _fits(path: Path) -> bool:
+    """Tell whether a file holds the parameters of an architecture, in the orientation of HookedSAE."""
+    try:
+        tensors = read_tensors(path)
+    except CheckpointError:
+        return False
+    if set(tensors) not in TENSORS:
+        return False
+    biases = [tensors[name] for name in ("b_enc", "b_gate") if name in tensors]
+    return all(tensors["W_enc"].shape[1:] == bias.shape for bias in biases)
+
+
+def _configs(path: Path) -> list[Path]:
+    """Return the places of the config of a file, in order."""
+    return [path.with_suffix(".json"), path.with_name(f"{path.stem}_cfg.json"), path.with_name("cfg.json")]
+
+
 def _read_config(path: Path) -> dict[str, Any]:
-    candidates = [path.with_suffix(".json"), path.with_name(f"{path.stem}_cfg.json"), path.with_name("cfg.json")]
+    candidates = _configs(path)
     for candidate in candidates:
         if candidate.is_file():
             return read_json(candidate)

@@ -158,8 +158,9 @@ KNOWN = ", ".join(NAMES)
 @pytest.mark.parametrize(
     ("dict_class", "changes", "message"),
     [
-        ("AutoEncoder", {"dict_class": "CrossCoder"}, f"dict_class is 'CrossCoder'; it must be one of {KNOWN}"),
-        ("AutoEncoder", {"dict_class": "IdentityDict"}, "dict_class is 'IdentityDict'; it must be one of"),
+        ("AutoEncoder", {"dict_class": "Lista"}, f"dict_class is 'Lista'; it must be one of {KNOWN}"),
+        ("AutoEncoder", {"dict_class": "CrossCoder"}, "dict_class is 'CrossCoder'; it is not supported: it reads several layers at once"),
+        ("AutoEncoder", {"dict_class": "IdentityDict"}, "dict_class is 'IdentityDict'; it is not supported: it has no parameters"),
         ("AutoEncoder", {"dict_class": "absent"}, "The trainer of .*config.json has no 'dict_class'"),
         ("AutoEncoder", {"norm_factor": 2.5}, "unknown options, .*: norm_factor = 2.5"),
         ("AutoEncoder", {"dict_size": 15}, r"W_enc \[6, 16\].* of its config has .*W_enc \[6, 15\]"),

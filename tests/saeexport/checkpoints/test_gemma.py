@@ -160,3 +160,91 @@ def test_gemma_scope_2_refuses(tmp_path, changes, message):
 def test_gemma_scope_2_tensors_that_do_not_fit(tmp_path, config, changes, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder(tmp_path, config, {**draw("jumprelu"), **changes}))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_gemma_scope_with_names_in_lower_case(tmp_path, lower):
+    stored = {LOWER.get(name, name) if lower else name: tensor for name, tensor in draw("jumprelu").items()}
+    check(load(npz(tmp_path, **stored)), reference("jumprelu", draw("jumprelu"), subtract=False))
+
+
+@pytest.mark.parametrize(
+    ("folder", "hook_name", "hook_name_out", "model_name"),
+    [
+        (
+            "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82",
+            "blocks.12.hook_resid_post",
+            "",
+            "google/gemma-2-2b",
+        ),
+        (
+            "gemma-scope-9b-it-res/layer_9/width_16k/average_l0_8",
+            "blocks.9.hook_resid_post",
+            "",
+            "google/gemma-2-9b-it",
+        ),
+        ("gemma-scope-2b-pt-mlp/layer_0/width_16k/average_l0_1", "blocks.0.hook_mlp_out", "", "google/gemma-2-2b"),
+        ("gemma-scope-2b-pt-att/layer_3/width_16k/average_l0_1", "blocks.3.attn.hook_z", "", "google/gemma-2-2b"),
+        (
+            "models--google--gemma-scope-2b-pt-transcoders/snapshots/abc/layer_3/width_16k/average_l0_54",
+            "blocks.3.ln2.hook_normalized",
+            "blocks.3.hook_mlp_out",
+            "google/gemma-2-2b",
+        ),
+        ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "", "", None),
+        ("elsewhere/layer_3", "", "", None),
+    ],
+)
+def test_gemma_scope_in_the_folders_of_its_repository(tmp_path, folder, hook_name, hook_name_out, model_name):
+    architecture = "jumprelu_transcoder" if "transcoder" in folder else "jumprelu"
+    sae = load(npz(tmp_path / folder, **draw(architecture)))
+    assert (sae.architecture, sae.cfg.hook_name, sae.cfg.model_name) == (architecture, hook_name, model_name)
+    assert getattr(sae.cfg, "hook_name_out", "") == hook_name_out
+    check(sae, reference(architecture, draw(architecture), subtract=False))
+
+
+@pytest.mark.parametrize("folder", ["files", "transcoders"])
+def test_the_caller_says_whether_gemma_scope_is_a_transcoder(tmp_path, folder):
+    path = npz(tmp_path / folder, **draw("jumprelu"))
+    assert load(path, transcoder=True).architecture == "jumprelu_transcoder"
+    assert load(path, transcoder=False).architecture == "jumprelu"
+
+
+@pytest.mark.parametrize(
+    ("place", "architecture", "hook_name", "hook_name_out"),
+    [
+        ("resid_post/layer_9_width_16k_l0_small", "jumprelu", "blocks.9.hook_resid_post", ""),
+        ("resid_post_all/layer_9_width_16k_l0_small", "jumprelu", "blocks.9.hook_resid_post", ""),
+        ("attn_out/layer_9_width_16k_l0_big", "jumprelu", "blocks.9.attn.hook_z", ""),
+        ("mlp_out/layer_9_width_16k_l0_big", "jumprelu", "blocks.9.hook_mlp_out", ""),
+        ("transcoder/layer_9_width_16k_l0_small", "jumprelu_transcoder", "", "blocks.9.hook_mlp_out"),
+        ("transcoder_all/layer_9_width_1m_l0_big_affine", "jumprelu_skip_transcoder", "", "blocks.9.hook_mlp_out"),
+    ],
+)
+@pytest.mark.parametrize("name", ["", "params.safetensors"])
+def test_gemma_scope_2_without_a_config(tmp_path, place, architecture, hook_name, hook_name_out, name):
+    path = folder(tmp_path / "gemma-scope-2-4b-pt" / place, SAE, draw(architecture))
+    (path / "config.json").unlink()
+    assert recognise(path / name) is gemma_scope_2
+    sae = load(path / name)
+    assert (sae.architecture, sae.cfg.hook_name, sae.cfg.model_name) == (
+        architecture,
+        hook_name,
+        "google/gemma-3-4b-pt",
+    )
+    assert getattr(sae.cfg, "hook_name_out", "") == hook_name_out
+    check(sae, reference(architecture, draw(architecture), subtract=False))
+
+
+def test_gemma_scope_2_without_anything_that_tells_what_it_is(tmp_path):
+    path = folder(tmp_path, SAE, draw("jumprelu"))
+    (path / "config.json").unlink()
+    with pytest.raises(
+        CheckpointError, match="no folder above it is named after an activation"
+    ):
+        load(path)
+    assert load(path, transcoder=False).architecture == "jumprelu"
+    assert load(path, transcoder=True).architecture == "jumprelu_transcoder"
+    skip = folder(tmp_path / "skip", SAE, draw("jumprelu_skip_transcoder"))
+    (skip / "config.json").unlink()
+    assert load(skip).architecture == "jumprelu_skip_transcoder"

@@ -168,7 +168,7 @@ def test_nothing_is_copied(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        ("temporal", {}, "architecture is 'temporal'; it must be one of standard, jumprelu, gated, topk, abstopk"),
+        ("temporal", {}, "architecture is 'temporal'; it is not supported: its features depend on other tokens"),
         ("standard", {"architecture": "absent"}, "cfg.json has no 'architecture'"),
         ("standard", {"normalize_activations": "covariance_whitening"}, "normalize_activations is 'covariance_whiten"),
         ("standard", {"reshape_activations": "hook_q"}, "reshape_activations is 'hook_q'; it must be one of none, h"),

@@ -115,8 +115,8 @@ def test_nothing_is_copied(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation": "groupmax"}, "cfg.json: activation is 'groupmax'; it must be one of topk"),
-        ({"signed": True}, "cfg.json: signed is True; the negative features of sparsify's first releases are not"),
+        ({"activation": "groupmax"}, "cfg.json: activation is 'groupmax'; it is not supported: it keeps the largest"),
+        ({"signed": True, "transcode": True}, "cfg.json: signed is True; only SAEs of sparsify have negative"),
         ({"pre_act_bias": 2}, "unknown options, .*: pre_act_bias = 2"),
         ({"k": None}, "cfg.json has no 'k'"),
         ({"k": 17}, r"k is 17; it must lie in \[1, d_sae = 16\]"),
