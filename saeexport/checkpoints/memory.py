@@ -154,7 +154,7 @@ def _sparsify(sae: Any) -> Parts:
 def _dictionary_learning(sae: Any) -> Parts:
     """Source: dictionary_learning 0.1.0, `trainSAE`, which saves the name of the class and the state dict."""
     trainer = {"dict_class": type(sae).__name__, "activation_dim": sae.activation_dim, "dict_size": sae.dict_size}
-    if hasattr(sae, "apply_b_dec_to_input"):  # an attribute that no file stores
+    if hasattr(sae, "apply_b_dec_to_input"):  # only JumpReluAutoEncoder has it
         trainer["apply_b_dec_to_input"] = sae.apply_b_dec_to_input
     return {"trainer": trainer}, sae.state_dict()
 
