@@ -13,6 +13,7 @@ from runtime.errors import (
 
 from ._export import export
 from ._export_all import TreeEntry, export_all
+from .checkpoints.memory import convert
 from .checkpoints.registry import load
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
@@ -31,6 +32,7 @@ __all__ = [
     "SAEError",
     "TreeEntry",
     "assert_parity",
+    "convert",
     "export",
     "export_all",
     "load",

@@ -25,6 +25,7 @@ from runtime.errors import ExportError
 from runtime.parity.golden import save_golden
 from runtime.parity.reference import Reference
 
+from .checkpoints.memory import convert_if_needed
 from .graphs.write import quantize_weights, trace_model, write_graphs
 from .original.dtypes import DTypeLike
 from .original.exportable import check_hooks, check_weights, config_of, in_dtype
@@ -64,7 +65,8 @@ def export(
     and an artifact that was at `path` before is unchanged.
 
     Args:
-        sae: HookedSAE without hook functions, or a custom HookedRootModule with the same six hooks.
+        sae: HookedSAE without hook functions; an SAE of another library that `convert` takes; or a custom
+            HookedRootModule with the same six hooks.
         path: Folder to write. It must not exist unless `overwrite` is set; missing parents are created.
         activations: Real inputs, `(..., d_in)` or `(..., n_heads, d_head)`, as a numpy array or tensor. Parity is
             proved on a sample of them, and a part of the sample is stored as the golden batch. None draws random
@@ -82,11 +84,13 @@ def export(
         overwrite: Whether to replace an artifact at `path`.
 
     Raises:
+        CheckpointError: An SAE of another library cannot be converted.
         ExportError: The SAE cannot be exported, or the folder cannot be written.
         InputError: The activations do not fit the SAE.
         ParityError: The graphs do not compute what the SAE computes.
     """
     path = as_path("path", path)
+    sae = convert_if_needed(sae, dtype)
     check_hooks(sae)
     given, sae = sae, in_dtype(sae, dtype)
     check_weights(sae.state_dict())

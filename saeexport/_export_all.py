@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from runtime.arrays.dtypes import FLOAT32, dtype_name
 from runtime.artifact.files import hash_file
-from runtime.artifact.folder import Artifact, , read_artifact
+from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import ArtifactError, InputError, SAEError
 from runtime.hub.client import quiet_downloads

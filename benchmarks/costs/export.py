@@ -1,7 +1,7 @@
 """Measures what an export costs in time and memory: `python -m benchmarks.costs.export` (`make bench-export`).
 
-Writes a checkpoint with random weights, a HookedSAE state dict as large as Gemma Scope 2B's 65k, then loads and exports
-it in another process and samples that process: wall time, the peak of its own memory (anonymous pages), and the peak of
+Writes checkpoints with random weights, HookedSAE state dicts as wide as Gemma Scope's, then loads and exports each
+in another process and samples that process: wall time, the peak of its own memory (anonymous pages), and the peak of
 resident memory, which includes the pages of the mapped weights. Writes benchmarks/results/export.json. Needs /proc,
 which only Linux has.
 """
@@ -24,6 +24,8 @@ from benchmarks.shared.machine import describe_machine, parse_shape, process_mem
 from runtime.artifact.tensorfile import TensorWriter
 
 RESULTS = FOLDER / "export.json"
+SHAPES = ("2304x16384", "2304x65536", "16x65536", "16x262144", "16x1048576", "64x1048576")
+"""Gemma Scope 2B's 16k and 65k, and up to its largest number of features in narrow SAEs, whose weights fit anywhere."""
 EXPORT = "import sys; from saeexport import export, load; export(load(sys.argv[1]), sys.argv[2])"
 IMPORT = "import saeexport"
 
@@ -31,8 +33,8 @@ IMPORT = "import saeexport"
 def main() -> None:
     """Write the checkpoints, export them, write and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=["2304x16384", "2304x65536"], metavar="D_INxD_SAE",
-                        help="sizes (default: 2304x16384 2304x65536)")  # fmt: skip
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="D_INxD_SAE",
+                        help=f"sizes (default: {' '.join(SHAPES)})")  # fmt: skip
     options = parser.parse_args()
     rows = []
     imports = run_and_watch([sys.executable, "-c", IMPORT])

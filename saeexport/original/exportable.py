@@ -71,7 +71,7 @@ def _text_of(cfg: Any, name: str) -> str | None:
 
 
 def check_hooks(sae: Any) -> None:
-    """Refuse a module without the six hooks, or with hook functions, which would become part of the graph.
+    """Refuse a module without the six hooks, or with hook functions, see `check_functions`.
 
     Raises:
         ExportError: The module has other hooks, or hook functions are attached; the message names them.
@@ -82,6 +82,15 @@ def check_hooks(sae: Any) -> None:
             f"A {type(sae).__name__} with the hooks {list(hooks) if hooks is not None else None} cannot be exported. "
             f"Pass a HookedSAE, or a HookedRootModule with exactly the hooks {', '.join(HOOK_NAMES)} in this order."
         )
+    check_functions(sae)
+
+
+def check_functions(sae: Any) -> None:
+    """Refuse a module with hook functions: they would become part of the graph, or would be lost.
+
+    Raises:
+        ExportError: Hook functions are attached; the message names the modules.
+    """
     attached = [
         name or "the SAE itself"
         for name, module in sae.named_modules()
@@ -89,7 +98,7 @@ def check_hooks(sae: Any) -> None:
     ]
     if attached:
         raise ExportError(
-            f"Hook functions are attached to {', '.join(attached)}; they would become part of the graph. "
+            f"Hook functions are attached to {', '.join(attached)}; the artifact cannot have them. "
             "Remove them: sae.reset_hooks(including_permanent=True)"
         )
 

@@ -14,6 +14,7 @@ from runtime.parity.report import Report
 from runtime.parity.verify import judge_session
 from runtime.session.session import SAESession
 
+from ..checkpoints.memory import convert_if_needed
 from ..checkpoints.registry import load
 from ..original.exportable import config_of, in_dtype
 from .activations import check_features, prepare_activations
@@ -39,7 +40,7 @@ def verify(
 
     Args:
         path: Folder of the artifact.
-        sae: The original. None loads it from the artifact's own weights.
+        sae: The original, as for `export`. None loads it from the artifact's own weights.
         activations: Inputs, `(..., d_in)` or `(..., n_heads, d_head)`, as a numpy array or tensor. None uses the golden
             batch.
         device: Device that runs the artifact, as for `runtime.SAESession`.
@@ -63,7 +64,7 @@ def verify(
             "Use python -m runtime inspect to see what it loses, and runtime.verify to check it on this machine."
         )
     config = artifact.manifest.sae
-    original = load(path) if sae is None else in_dtype(sae, config.dtype)
+    original = load(path) if sae is None else in_dtype(convert_if_needed(sae, config.dtype), config.dtype)
     if sae is not None and (problems := _differences(artifact, original)):  # of another shape it cannot run
         return Report(f"{artifact.path} is not an export of this SAE", problems=problems, artifact=artifact)
     if activations is None:

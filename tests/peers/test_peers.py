@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saeexport import load
+from saeexport import HookedSAE, load
 
 D_IN, D_SAE, D_OUT, K = 24, 96, 20, 8
 X = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(1))
@@ -22,9 +22,9 @@ def draw(module, scale=0.3):
     return module
 
 
-def agree(path, features, reconstruction, architecture, **options):
-    """Compare what load() reads with what the library computed for X; return the SAE."""
-    sae = load(path, **options)
+def agree(source, features, reconstruction, architecture, **options):
+    """Compare a HookedSAE, or what load() reads from a path, with what the library computed for X; return the SAE."""
+    sae = source if isinstance(source, HookedSAE) else load(source, **options)
     assert sae.architecture == architecture
     assert 0 < features.count_nonzero() < features.numel()
     _, cache = sae.run_with_cache(X.to(sae.W_enc.device))

@@ -156,6 +156,8 @@ def from_parts(
         "dtype": dtype,
         "apply_b_dec_to_input": kind.subtracts,
     }
+    if dict_class == "JumpReluAutoEncoder":  # an attribute of the object, which no file stores
+        settings["apply_b_dec_to_input"] = options.take("apply_b_dec_to_input", bool, kind.subtracts)
     if "k" in kind.scalars:
         k = _k(options, stored)
         if kind.architecture == "topk":
