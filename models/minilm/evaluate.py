@@ -16,7 +16,6 @@ from encoder import MiniLM
 from tqdm import tqdm
 from train import ARTIFACT, HELD_OUT, HERE
 
-from runtime.artifact.writing import write_text
 from saeexport import load
 
 RESULT = HERE / "evaluation.json"
@@ -38,7 +37,7 @@ def main() -> None:
         "transformers": importlib.metadata.version("transformers"),
         "python": platform.python_version(),
     }
-    write_text(RESULT, json.dumps(result, indent=2) + "\n")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(RESULT.read_text())
 
 

@@ -16,7 +16,6 @@ from encoder import MAX_TOKENS, MiniLM
 from tqdm import tqdm
 from train import ARTIFACT, HELD_OUT, HERE
 
-from runtime.artifact.writing import write_text
 from saeexport import load
 
 LABELS = ARTIFACT.with_suffix(".features.json")
@@ -43,7 +42,7 @@ def main() -> None:
                     best[feature].append((value, *places[row]))
             best[feature] = heapq.nlargest(3 * EXAMPLES, best[feature])
     labels = [find_examples(model, texts, places) for places in tqdm(best, desc="writing", disable=None)]
-    write_text(LABELS, json.dumps(labels, ensure_ascii=False, indent=0) + "\n")
+    LABELS.write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n", "utf-8")
 
 
 def find_examples(model: MiniLM, texts: list[str], places: list[tuple[float, int, int]]) -> list[str]:

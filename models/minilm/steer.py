@@ -21,7 +21,6 @@ from encoder import MiniLM
 
 from runtime import SAESession, Scale
 from runtime.arrays.tensor import Array
-from runtime.artifact.writing import write_text
 
 HERE = Path(__file__).parent
 ARTIFACT = HERE.parent / "minilm-layer3"
@@ -73,7 +72,7 @@ def main() -> None:
     plot(result)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnxruntime")}
     result["made_with"] = {**versions, "python": platform.python_version()}
-    write_text(RESULT, json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
 

@@ -21,7 +21,6 @@ from encoder import D_MODEL, LAYER, MiniLM
 from tqdm import tqdm
 
 from runtime.arrays.tensor import Array
-from runtime.artifact.writing import replaced_file
 from saeexport import HookedSAE, HookedSAEConfig, export, load
 
 HERE = Path(__file__).parent
@@ -38,11 +37,15 @@ def cached_activations(model: MiniLM, texts: list[str], path: Path) -> Array:
     if not path.exists():
         batches = list(model.batches(texts))
         total = sum(len(ids) for _, batch in batches for ids in batch)
-        header = {"descr": "<f2", "fortran_order": False, "shape": (total, D_MODEL)}
-        with replaced_file(path, overwrite=False) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for _, ids in tqdm(batches, desc=path.stem, unit="batch", disable=None):
-                file.write(model.activations(ids).numpy().astype("<f2").tobytes())
+        partial = path.with_suffix(".partial.npy")
+        rows = np.lib.format.open_memmap(partial, "w+", np.float16, (total, D_MODEL))
+        done = 0
+        for _, ids in tqdm(batches, desc=path.stem, unit="batch", disable=None):
+            block = model.activations(ids).numpy()
+            rows[done : done + len(block)] = block
+            done += len(block)
+        rows.flush()
+        partial.rename(path)
     return np.load(path, mmap_mode="r")
 
 
