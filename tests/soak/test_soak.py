@@ -49,7 +49,7 @@ def hang(rng, folder):
 
 
 def die(rng, folder):
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep_a_descriptor(rng, folder):
@@ -73,7 +73,7 @@ PLANTED = {
     raise_another_error: (WRONG, "KeyError: 'oops' \\(test_soak.py:"),
     find_a_wrong_number: (WRONG, "differs by 1.00e-03"),
     hang: (HUNG, r"no answer after 2 s\n.*hang"),
-    die: (WRONG, "the process ended with -11"),
+    die: (WRONG, "the process ended with -9"),
     keep_a_descriptor: (LEAKED, f"descriptors {ROOT}"),
     keep_a_thread: (LEAKED, "threads "),
     keep_a_file: (LEAKED, "files .*left"),
@@ -191,6 +191,7 @@ def table():
 @pytest.mark.parametrize(("action", "code"), [(refuse, 0), (keep_a_descriptor, 1), (raise_another_error, 1)])
 def test_the_exit_code_says_whether_something_failed(monkeypatch, capsys, action, code):
     monkeypatch.setattr(program, "actions_on", lambda *args: {"planted": action})
+    monkeypatch.setattr(program, "Kills", lambda *args: "none were killed")
     assert program.main(["--actions", "3", "--seed", "7", "--subjects", "2"]) == code
     printed = capsys.readouterr().out
     assert printed.startswith("seed 7\n")

@@ -55,7 +55,7 @@ class Memory:
         if growth <= GROWTH:
             return 0
         self.samples = []
-        return growth
+        return int(growth)
 
 
 class Worker:
@@ -161,7 +161,8 @@ class Worker:
         """Return the answer to a request, or None if there is none in time."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._requests, (json.dumps(request) + "\n").encode())
-        if not select.select([self._lines], [], [], self._timeout)[0]:
+        self._late = not select.select([self._lines], [], [], self._timeout)[0]
+        if self._late:
             return None
         line = self._lines.readline()
         return json.loads(line) if line else None
@@ -191,21 +192,18 @@ class Worker:
         """End a process that hangs or has died, and return which."""
         log = (self._folder / "log").read_text(errors="replace").rpartition("Timeout (")[2][:1000]
         code = self._stop()
-        if code == -signal.SIGKILL:
+        if self._late:
             return HUNG, f"{kind} {number}: no answer after {self._timeout:g} s\n{log}"
         return WRONG, f"{kind} {number}: the process ended with {code}\n{log}"
 
     def _stop(self):
-        """Kill the process if it lives, and return its exit code."""
+        """End the process. Return its exit code, or None if it had to be killed."""
         os.close(self._requests)
         self._lines.close()
-        dead, status = os.waitpid(self._process, os.WNOHANG)
-        if not dead:
-            os.killpg(self._process, signal.SIGKILL)
-            _, status = os.waitpid(self._process, 0)
+        code = end_of(self._process, 0 if self._late else 5)  # one that lives ends when there are no more requests
         shutil.rmtree(self._folder, ignore_errors=True)
         self._process = None
-        return os.waitstatus_to_exitcode(status)
+        return code
 
 
 def carry_out(function, timeout):

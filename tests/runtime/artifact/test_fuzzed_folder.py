@@ -67,10 +67,10 @@ def test_a_file_that_was_changed_with_its_checksum_is_used_or_refused(rng):
 
 
 @pytest.mark.parametrize("way", [*mutations.BYTES[1:], *mutations.KINDS])
-def test_every_way_is_tried_on_every_file(artifact, way):
+def test_every_way_is_tried_on_every_kind_of_file(artifact, way):
     """What hypothesis may not draw in a short run."""
     rng = random.Random(0)
-    for name in sorted(file.name for file in TINY.iterdir()):
+    for name in ("sae.json", "weights.safetensors", "golden.safetensors", "model.sparse.onnx"):
         shutil.rmtree(artifact)
         shutil.copytree(TINY, artifact)
         way(artifact / name, rng)
