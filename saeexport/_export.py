@@ -134,8 +134,8 @@ def export(
                 )  # fmt: skip
                 prove_checkpoint(sae, folder, clean)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:
-            raise  # not of the system: a signal handler that raises TimeoutError, for example
+        if isinstance(error, TimeoutError) and error.errno is None:
+            raise  # not of the file system, but of a signal handler that limits the time
         raise ExportError(f"{path} was not written: {error}") from error
     return read_artifact(path)
 
