@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.manifest import INT8
+from runtime.artifact.signature import SIGNATURE
 from runtime.commands.console import new_parser, run
 from runtime.commands.reports import add_report_options, report_command
 from runtime.errors import SAEError
@@ -121,6 +122,7 @@ def export_command(options: argparse.Namespace) -> int:
             raise SAEError(f"--heads is {options.heads}; it must divide d_in = {sae.cfg.d_in}.")
         head_shape = (options.heads, sae.cfg.d_in // options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
+    was_signed = (Path(options.out) / SIGNATURE).exists()
     artifact = export(
         sae, options.out, activations, head_shape,
         dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
@@ -142,6 +144,8 @@ def export_command(options: argparse.Namespace) -> int:
         )
     if manifest.fidelity is not None:
         print(f"{'no parity but ' if measured is None else ''}{describe_fidelity(manifest.fidelity)}")
+    if was_signed:
+        print(f"the replaced artifact was signed, this one is not: saeexport sign {artifact.path} --private-key FILE")
     print(f"prove it without PyTorch: python -m runtime verify {artifact.path}")
     return 0
 
