@@ -10,6 +10,7 @@ from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.budgets import FLOOR
 from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import INT8
+from runtime.artifact.signature import SIGNATURE
 from runtime.commands.console import new_parser, run
 from runtime.commands.reports import add_report_options, report_command
 from runtime.errors import SAEError
@@ -183,6 +184,7 @@ def export_command(options: argparse.Namespace) -> int:
         sae.cfg.use_error_term = options.error_term
     head_shape = head_shape_of(sae.cfg.d_in, options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
+    was_signed = (Path(options.out) / SIGNATURE).exists()
     artifact = export(
         sae, options.out, activations, head_shape,
         dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
@@ -204,6 +206,8 @@ def export_command(options: argparse.Namespace) -> int:
         )
     if manifest.fidelity is not None:
         print(f"{'no parity but ' if measured is None else ''}{describe_fidelity(manifest.fidelity)}")
+    if was_signed:
+        print(f"the replaced artifact was signed, this one is not: saeexport sign {artifact.path} --private-key FILE")
     print(f"prove it without PyTorch: python -m runtime verify {artifact.path}")
     return 0
 

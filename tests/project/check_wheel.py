@@ -57,6 +57,8 @@ def main() -> None:
             ("runtime doctor", python, "-m", "runtime", "doctor", artifact),
             ("runtime verify", python, "-m", "runtime", "verify", artifact, "--device", "cpu"),
             ("saeexport inspect", python.with_name("saeexport"), "inspect", artifact),
+            ("install pytest", *install, *options.pip, "pytest>=8"),
+            ("the pytest plugin", python, "-m", "pytest", f"--sae-artifact={artifact}", "--sae-device=cpu"),
             ("export from Python, and run", python, "-c", EXPORT),
             ("runtime verify of that export", python, "-m", "runtime", "verify", "exported", "--device", "cpu"),
         ]  # fmt: skip

@@ -14,6 +14,7 @@ from runtime import InputError, SAEError, SAESession, SignatureError
 from runtime.artifact import signature
 from runtime.artifact.signature import SIGNATURE, check_signature
 from saeexport import ExportError, sign
+from saeexport.cli import main
 from tests.support.keys import make_certificate, make_key, private_bytes
 from tests.support.samples import ROOT, TINY, contents, make_sae, normal
 
@@ -223,11 +224,13 @@ def test_a_signature_is_replaced_when_asked(signed, keys, tmp_path):
     assert contents(signed).keys() == before.keys()
 
 
-def test_an_export_replaces_a_signed_artifact_and_its_signature(tmp_path, keys):
-    path = saeexport.export(make_sae(), tmp_path / "sae", normal(40, 6)).path
-    sign(path, keys[0])
-    saeexport.export(make_sae(seed=3), path, normal(40, 6), overwrite=True)
-    assert not (path / SIGNATURE).exists()
+def test_an_export_replaces_a_signed_artifact_and_says_that_the_signature_is_gone(signed, keys, capsys):
+    command = ["export", str(TINY), str(signed), "--overwrite"]
+    assert main(command) == 0
+    assert not (signed / SIGNATURE).exists()
+    assert "the replaced artifact was signed, this one is not: saeexport sign" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "signed" not in capsys.readouterr().out
 
 
 def test_without_the_library_the_error_names_the_extra(artifact, keys, monkeypatch):

@@ -123,7 +123,7 @@ def test_errors_exit_2_with_one_line(capsys, tmp_path):
 
 
 def test_ctrl_c_exits_130(capsys, monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("runtime.commands.verify.verify", interrupt)
