@@ -5,6 +5,8 @@ the architectures that it can hold; `recognises(path)`; and `read(path, request)
 parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
 fields that it uses, and the others are refused here.
 
+A format may also have `FILES` and `TENSORS`, which `nearest` uses to say what a path that no format recognises lacks.
+
 Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
 takes the config and the state dict, and does everything that `read` does after reading the files.
 """
@@ -33,6 +35,7 @@ from .formats import (
     sparsify,
     state_dict,
 )
+from .nearest import describe
 from .request import Request
 
 # Specific formats come first: any file of tensors may be a state dict.
@@ -170,10 +173,4 @@ def recognise(path: Path) -> ModuleType:
     for form in FORMATS:
         if form.recognises(path):
             return form
-    if not path.exists():
-        found = "does not exist"
-    elif path.is_dir():
-        found = f"is a folder with {', '.join(sorted(entry.name for entry in path.iterdir())[:6]) or 'nothing in it'}"
-    else:
-        found = f"is a file ending in {path.suffix!r}" if path.suffix else "is a file without an ending"
-    raise CheckpointError(f"{path} {found}. What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")
+    raise CheckpointError(f"{describe(path, FORMATS)} What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")
