@@ -16,6 +16,7 @@ from runtime.parity.reference import FLOOR
 from runtime.tables import format_table
 
 from ._export import export
+from .checkpoints.duplicates import note_duplicates
 from .checkpoints.registry import FORMATS, load, read, request_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
@@ -207,7 +208,7 @@ def inspect_command(options: argparse.Namespace) -> int:
     print(format_table(rows))
     print()
     print(format_table(tensors))
-    if notes:
+    if notes := (*notes, *note_duplicates(sae)):
         print()
         print("\n".join(notes))
     return 0

@@ -15,6 +15,7 @@ from ..request import RECORDED, Request
 
 TITLE = "artifact"
 NAME = f"an artifact, a folder with {MANIFEST}"
+FILES = (MANIFEST,)
 ARCHITECTURES = tuple(architectures.ARCHITECTURES)
 
 
