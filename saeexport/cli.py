@@ -21,6 +21,7 @@ from runtime.tables import format_table
 from ._export import export
 from ._export_all import export_all, head_shape_of
 from ._tree_summary import summarize
+from .checkpoints.duplicates import note_duplicates
 from .checkpoints.registry import FORMATS, load, read, request_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
@@ -260,7 +261,7 @@ def inspect_command(options: argparse.Namespace) -> int:
     print(format_table(rows))
     print()
     print(format_table(tensors))
-    if notes:
+    if notes := (*notes, *note_duplicates(sae)):
         print()
         print("\n".join(notes))
     return 0

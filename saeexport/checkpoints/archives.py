@@ -106,3 +106,9 @@ def _read_header(stream: BinaryIO, member: zipfile.ZipInfo) -> tuple[tuple[int, 
             f"{member.file_size - stream.tell():,}"
         )
     return shape, fortran, dtype
+
+
+def npz_names(path: Path) -> list[str]:
+    """Return the names of the arrays in a `.npz`, without reading them."""
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]

@@ -34,6 +34,10 @@ _FIRST = "module"
 _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module")
 
 
+class ContainerError(CheckpointError):
+    """A file wraps its tensors in a way that is known in part only."""
+
+
 class Wrapped(NamedTuple):
     """A state dict, with the config that the same file holds.
 
@@ -54,7 +58,7 @@ def unwrap(values: dict[str, Any], source: str | Path) -> Wrapped:
         source: Path of the file, for error messages.
 
     Raises:
-        CheckpointError: The file has names that are not strings, several state dicts or configs, or values beside them
+        ContainerError: The file has names that are not strings, several state dicts or configs, or values beside them
             that are not known to be those of a training.
     """
     found = [name for name in STATE_DICTS if isinstance(values.get(name), dict)]
@@ -62,12 +66,12 @@ def unwrap(values: dict[str, Any], source: str | Path) -> Wrapped:
         return Wrapped(without_prefixes(values, source), None)
     configs = [name for name in CONFIG_KEYS if isinstance(values.get(name), dict)]
     if len(found) > 1 or len(configs) > 1:
-        raise CheckpointError(
+        raise ContainerError(
             f"{source} holds {', '.join(found + configs)}; it must hold one state dict and one config."
         )
     unknown = sorted(map(str, set(values) - {*found, *configs} - set(_TRAINING.split())))
     if unknown:
-        raise CheckpointError(
+        raise ContainerError(
             f"{source} holds {', '.join(unknown)} beside its {found[0]}, which may change what the SAE computes. Save "
             f"the {found[0]} by itself if they do not."
         )
@@ -80,16 +84,16 @@ def without_prefixes(values: dict[str, Any], source: str | Path) -> dict[str, An
     `module.` is removed only if all names begin with it, since a module may have that name.
 
     Raises:
-        CheckpointError: A name is not a string, or two names are the same without the prefixes.
+        ContainerError: A name is not a string, or two names are the same without the prefixes.
     """
     if not all(isinstance(name, str) for name in values):
-        raise CheckpointError(f"{source} holds a dict, not a state dict of named tensors: its names are not strings.")
+        raise ContainerError(f"{source} holds a dict, not a state dict of named tensors: its names are not strings.")
     parts = {name: [part for part in name.split(".") if part not in _ANYWHERE] for name in values}
     while parts and all(len(rest) > 1 and rest[0] == _FIRST for rest in parts.values()):
         parts = {name: rest[1:] for name, rest in parts.items()}
     names = {name: ".".join(rest) for name, rest in parts.items()}
     if len(set(names.values())) != len(names):
-        raise CheckpointError(f"{source} holds a parameter twice, with and without a prefix of {', '.join(_ANYWHERE)}.")
+        raise ContainerError(f"{source} holds a parameter twice, with and without a prefix of {', '.join(_ANYWHERE)}.")
     return {names[name]: value for name, value in values.items()}
 
 

@@ -1,67 +1,102 @@
-"""Says which format a file or folder that no reader takes is nearest to, and what differs."""
+"""Says which format is the nearest to a path that none recognises, and what differs.
 
-from collections.abc import Iterable
+A format may declare two more names for this: `FILES`, the files of its folder, and `TENSORS`, the names of its tensors.
+The nearest format is the one of which most names are there.
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from .containers import is_stored
-from .files import read_tensors
+from safetensors import safe_open
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".npz")
-"""Endings of the files whose tensors are looked at."""
+from .archives import npz_names
+from .containers import ContainerError
+from .pickled import tensor_names
 
-ENOUGH = 0.5
-"""The least share of tensors' names in common, of all names of both, at which a format is near."""
+NEAR = 0.5
+"""Smallest fraction of common names at which a format is called the nearest."""
+
+READABLE = (".safetensors", ".npz", ".pt", ".pth")
+
+SHOWN = 6
+"""Number of names that a message lists."""
 
 
-def describe_nearest(path: Path, forms: Iterable[ModuleType]) -> str:
-    """Return a sentence on the formats that `path` is nearest to; an empty string if none is near.
+def describe(path: Path, formats: Sequence[ModuleType]) -> str:
+    """Return sentences that say what is at a path, and which format is the nearest to it, if one is near."""
+    if not path.exists():
+        return f"{path} does not exist."
+    if path.is_dir():
+        entries = sorted(entry.name for entry in path.iterdir())
+        found = f"{path} is a folder with {_shown(entries) or 'nothing in it'}."
+        near = _describe_files(path, entries, formats)
+        tensors = (_describe_tensors(path / name, formats) for name in entries if (path / name).is_file())
+        return f"{found} {near or next(filter(None, tensors), '')}".rstrip()
+    found = f"{path} is a file ending in {path.suffix!r}." if path.suffix else f"{path} is a file without an ending."
+    near = _describe_files(path.parent, [path.name], formats)
+    return f"{found} {near or _describe_tensors(path, formats)}".rstrip()
 
-    A folder is near to the formats whose file of weights it has. A file is near to the formats with the most names of
-    tensors in common, by the `TENSORS` or `NAMES` of their modules.
+
+def _describe_files(folder: Path, names: Sequence[str], formats: Iterable[ModuleType]) -> str:
+    """Return a sentence about the format whose files have such names; "" if none has."""
+    shares = {form: sum(name in names for name in _files(form)) / len(_files(form)) for form in formats if _files(form)}
+    best = max(shares, key=lambda form: shares[form], default=None)
+    if best is None or not shares[best]:
+        return ""
+    lacking = [name for name in _files(best) if not (folder / name).is_file()]
+    differs = f"it lacks {', '.join(lacking)}" if lacking else "the content of its files differs"
+    return f"The nearest format is {best.TITLE} ({best.NAME}); {differs}."
+
+
+def _files(form: ModuleType) -> tuple[str, ...]:
+    return getattr(form, "FILES", ())
+
+
+def _describe_tensors(path: Path, formats: Iterable[ModuleType]) -> str:
+    """Return a sentence about the tensors of a file and the format that has such; "" if it is no file of tensors."""
+    if path.suffix not in READABLE:
+        return ""
+    names = _names(path)
+    if not names:
+        return f"{path.name} cannot be read as named tensors: it is damaged, or holds other objects."
+    found = f"{path.name} holds {_shown(sorted(names))}"
+    shares = {
+        form: len(names & set(known)) / len(names | set(known))
+        for form in formats
+        if (known := getattr(form, "TENSORS", ()))
+    }
+    nearest = max(shares, key=lambda form: shares[form], default=None)
+    if nearest is None or shares[nearest] < NEAR:
+        return f"{found}; no format has tensors of these names."
+    near = [form for form in reversed(shares) if set(form.TENSORS) == set(nearest.TENSORS)]
+    missing = [name for name in nearest.TENSORS if name not in names]
+    extra = sorted(names - set(nearest.TENSORS))
+    differs = [f"it lacks {', '.join(missing)}"] if missing else []
+    differs += [f"it also has {_shown(extra)}"] if extra else []
+    differs = differs or ["its config is missing, or a file has another name"]
+    title = " or ".join(f"{form.TITLE} ({form.NAME})" for form in near)
+    return f"{found}. The nearest format is {title}; {', and '.join(differs)}."
+
+
+def _names(path: Path) -> set[str]:
+    """Return the names of the tensors in a file; an empty set if there are none or they cannot be read.
 
     Raises:
-        CheckpointError: A file is damaged, or holds something else than tensors.
+        ContainerError: The file wraps its tensors in a way that is not known.
     """
-    if path.is_dir():
-        return _by_files(path, list(forms))
-    return _by_tensors(path, list(forms)) if path.is_file() and path.suffix in SUFFIXES else ""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                return set(file.keys())
+        if path.suffix == ".npz":
+            return set(npz_names(path))
+        return tensor_names(path)
+    except ContainerError:
+        raise
+    except Exception:  # a damaged file can raise anything, and this only describes it
+        return set()
 
 
-def _by_files(folder: Path, forms: list[ModuleType]) -> str:
-    """Return which config a folder lacks, by the name of its weights."""
-    for weights in sorted({form.WEIGHTS for form in forms if hasattr(form, "WEIGHTS")}):
-        owners = [form for form in forms if getattr(form, "WEIGHTS", None) == weights and hasattr(form, "CONFIG")]
-        if not owners or not is_stored(folder / weights) or any((folder / form.CONFIG).is_file() for form in owners):
-            continue
-        configs = " or ".join(sorted({form.CONFIG for form in owners}))
-        return f"{weights} is a file of {_titles(owners)}, but {configs} is missing beside it."
-    return ""
-
-
-def _by_tensors(path: Path, forms: list[ModuleType]) -> str:
-    """Return the formats with the most names of tensors in common with a file, and the names that differ."""
-    found = set(read_tensors(path))
-    scored = [
-        (len(found & names) / len(found | names), names, form) for form in forms for names in _names_of(form) if names
-    ]
-    best = max((score for score, _, _ in scored), default=0.0)
-    if best < ENOUGH:
-        return ""
-    names = next(names for score, names, _ in scored if score == best)
-    near = list(dict.fromkeys(form for score, others, form in scored if score == best and others == names))
-    lacks, has = sorted(names - found), sorted(found - names)
-    differs = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(has)}"] * bool(has)
-    how = f"but {' and '.join(differs)}" if differs else "but it has another name, place or shape of its tensors"
-    return f"It is nearest to {_titles(near)} ({'; '.join(form.NAME for form in near)}), {how}."
-
-
-def _names_of(form: ModuleType) -> list[frozenset[str]]:
-    """Return the sets of tensors' names that checkpoints of a format have."""
-    if hasattr(form, "TENSORS"):
-        return [frozenset(names) for names in form.TENSORS]
-    return [frozenset(form.NAMES)] if hasattr(form, "NAMES") else []
-
-
-def _titles(forms: list[ModuleType]) -> str:
-    return " and ".join(form.TITLE for form in forms)
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

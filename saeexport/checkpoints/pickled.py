@@ -46,3 +46,12 @@ def holds(path: Path, *names: str) -> bool:
         return set(names) <= set(peek(path).tensors)
     except CheckpointError:
         return False
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Return the names of the tensors in a `.pt` or `.pth` file.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    return {name for name, value in peek(path).tensors.items() if isinstance(value, torch.Tensor)}

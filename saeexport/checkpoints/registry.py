@@ -5,8 +5,7 @@ the architectures that it can hold; `recognises(path)`; and `read(path, request)
 parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
 fields that it uses, and the others are refused here.
 
-A refusal names the nearest format (`nearest.py`). For that, a module may also have `CONFIG` and `WEIGHTS`, the names of
-its files, and `NAMES`, or `TENSORS`, the names of its tensors.
+A format may also have `FILES` and `TENSORS`, which `nearest` uses to say what a path that no format recognises lacks.
 
 Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
 takes the config and the state dict, and does everything that `read` does after reading the files.
@@ -44,7 +43,7 @@ from .formats import (
     state_dict,
 )
 from .hub import locate
-from .nearest import describe_nearest
+from .nearest import describe
 from .request import Request
 from .unsupported import refuse
 
@@ -197,13 +196,4 @@ def recognise(path: Path) -> ModuleType:
     for form in FORMATS:
         if form.recognises(path):
             return form
-    if not path.exists():
-        found = "does not exist"
-    elif path.is_dir():
-        found = f"is a folder with {', '.join(sorted(entry.name for entry in path.iterdir())[:6]) or 'nothing in it'}"
-    else:
-        found = f"is a file ending in {path.suffix!r}" if path.suffix else "is a file without an ending"
-    nearest = describe_nearest(path, FORMATS)
-    if nearest:
-        raise CheckpointError(f"{path} {found}. {nearest} `saeexport formats` lists what can be loaded.")
-    raise CheckpointError(f"{path} {found}. What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")
+    raise CheckpointError(f"{describe(path, FORMATS)} What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")

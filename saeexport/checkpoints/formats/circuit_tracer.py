@@ -41,6 +41,7 @@ TRAINING = ("wandb-config.yaml", "wanb-config.yaml")
 KIND = "transcoder_set"
 THRESHOLD = "activation_function.threshold"
 NAMES = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+TENSORS = tuple(NAMES)
 OPTIONAL = {"W_skip": "W_skip", THRESHOLD: "threshold"}
 
 WITHOUT_EFFECT = ("scan", "transcoders", "subfolder", "repo_id", "revision")

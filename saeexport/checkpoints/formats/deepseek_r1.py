@@ -23,6 +23,7 @@ NAME = "DeepSeek R1 (qresearch), <model>-SAE-l<layer>.pt with encoder and decode
 ARCHITECTURES = ("standard",)
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
+TENSORS = tuple(NAMES)
 
 _FILE = re.compile(r"(.+)-SAE-l(\d+)\.pth?")
 

@@ -39,7 +39,9 @@ CHECKPOINTS = "checkpoints"
 
 TITLE = "dictionary_learning"
 NAME = f"dictionary_learning, a folder with {CONFIG} and {WEIGHTS}, or checkpoints/ae_<step>.pt in it"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
+TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
 
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 _PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -80,8 +82,6 @@ DICTIONARIES = {
     "MatryoshkaBatchTopKSAE": Dictionary("jumprelu", _PLAIN, scalars=("k", "threshold", "group_sizes")),
     "JumpReluAutoEncoder": Dictionary("jumprelu", _PLAIN | {"threshold": "threshold"}, subtracts=False),
 }
-
-TENSORS = [{*kind.names, *kind.scalars} for kind in DICTIONARIES.values()]
 
 UNSUPPORTED = {
     "CrossCoder": "it reads several layers at once",
@@ -163,7 +163,7 @@ def from_parts(
         if kind.architecture == "topk":
             settings["k"] = k
         else:
-            tensors["threshold"] = _scalar(stored, "threshold", source.tensors).to(dtype).repeat(d_sae)
+            tensors["threshold"] = _scalar(stored, "threshold", source.tensors).to(request.dtype or dtype).repeat(d_sae)
     options.finish(WITHOUT_EFFECT)
     return build(kind.architecture, settings, tensors, source.tensors)
 

@@ -27,13 +27,14 @@ WEIGHTS = "params.npz"
 
 TITLE = "Gemma Scope"
 NAME = f"Gemma Scope, {WEIGHTS} or a folder with it"
+FILES = (WEIGHTS,)
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
+TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 RELEASES = {"transcoder": True, "transcoders": True, "res": False, "mlp": False, "att": False}
 """Words in the names of the published releases, and whether they are of transcoders."""
 
 LOWER_CASE = {"w_enc": "W_enc", "w_dec": "W_dec"}
-TENSORS = [{"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}]
 
 HOOKS = {
     "res": ("hook_resid_post", ""),

@@ -31,7 +31,9 @@ WEIGHTS = "params.safetensors"
 
 TITLE = "Gemma Scope 2"
 NAME = f"Gemma Scope 2, a folder with {WEIGHTS} and mostly {CONFIG}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
 
 NAMES = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
 HOOKS = {
@@ -48,8 +50,6 @@ PLACES = {
     "mlp_out": ("post_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
 }
 """Hugging Face's names of the input and the prediction within `model.layers.<n>`, by how a folder's name begins."""
-
-TENSORS = [{"w_enc", "b_enc", "w_dec", "b_dec", "threshold"}]
 
 _REPOSITORY = re.compile(r"gemma-scope-2-(\d+[bm])-(pt|it)")
 

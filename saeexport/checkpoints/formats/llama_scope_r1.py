@@ -37,6 +37,7 @@ WEIGHTS = "sae_weights.safetensors"
 
 TITLE = "Llama Scope R1"
 NAME = f"Llama Scope R1, a folder with {CONFIG} and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu",)
 
 NAMES = {
@@ -53,7 +54,7 @@ LATER_NAMES = {
     "b_D": "b_dec",
     "activation_function.log_jumprelu_threshold": "threshold",
 }
-TENSORS = [set(NAMES), set(LATER_NAMES)]
+TENSORS = tuple(NAMES)
 NORM = "dataset_average_activation_norm."
 
 _OTHERS = (  # options of the training, of kernels and of other activation functions

@@ -27,6 +27,7 @@ NAME = "Qwen Scope, layer<n>.sae.pt in a folder named SAE-Res-<model>-W<width>K-
 ARCHITECTURES = ("topk",)
 
 NAMES = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+TENSORS = tuple(NAMES)
 
 _FILE = re.compile(r"layer(\d+)\.sae\.pt")
 _REPOSITORY = re.compile(r"SAE-Res-(?P<model>.+)-W(?P<width>\d+)K-L0_(?P<k>\d+)")

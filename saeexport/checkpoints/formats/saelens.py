@@ -38,6 +38,7 @@ SCALER = "activation_scaler.json"
 
 TITLE = "SAELens 6"
 NAME = f"SAELens 6 and later, a folder with {CONFIG} (with metadata) and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = (
     "standard",
     "jumprelu",

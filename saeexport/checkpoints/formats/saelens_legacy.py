@@ -26,6 +26,7 @@ from .saelens import CONFIG, WEIGHTS, dtype_wanted, note_head, read_config, read
 
 TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
 _BELONGS = (  # where the SAE belongs

@@ -36,6 +36,7 @@ ARCHITECTURES = ("topk",)
 SHARED = ("encoder.weight", "decoder.linear.weight")
 BIASES = {"pre_bias": "b_dec", "latent_bias": "b_enc"}
 STATISTICS = ("stats_last_nonzero",)
+TENSORS = (*BIASES, SHARED[1], *STATISTICS)
 WITHOUT_EFFECT = ("k_aux", "dead_threshold")  # options of the training
 
 

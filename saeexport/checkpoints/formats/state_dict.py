@@ -7,7 +7,6 @@ with a default. `device` is ignored.
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from runtime.errors import CheckpointError
@@ -17,7 +16,7 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..containers import is_stored, without_index
 from ..files import only_dtype, read_json, read_tensors
-from ..finding import HUB_CONFIGS, HUB_WEIGHTS, Found, find, tensor_shapes
+from ..finding import HUB_CONFIGS, HUB_WEIGHTS, Found, find
 from ..request import Request
 
 TITLE = "HookedSAE state dict"
@@ -25,21 +24,17 @@ NAME = (
     "a HookedSAE state dict, .safetensors or .pt, with its config beside it as <name>.json, <name>_cfg.json or cfg.json"
 )
 ARCHITECTURES = tuple(architectures.ARCHITECTURES)
-
-TENSORS = [
-    set(kind.parameter_shapes(SimpleNamespace(d_in=1, d_sae=1, d_out=1)))
-    for kind in architectures.ARCHITECTURES.values()
-]
+TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a file of tensors with a config, or with the parameters of a HookedSAE."""
+    """Tell whether `path` is a file of tensors with a config."""
     if (found := _find(path)) is not None:
         return {"d_in", "d_sae"} <= set(found.config)
     path = without_index(path)
     if not is_stored(path) or path.suffix not in (".safetensors", ".pt"):
         return False
-    return any(place.is_file() for place in _configs(path)) or _fits(path)
+    return any(place.is_file() for place in _configs(path))
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -93,21 +88,10 @@ def _find(path: Path) -> Found | None:
     return find(path, HUB_CONFIGS[0], HUB_WEIGHTS)
 
 
-def _fits(path: Path) -> bool:
-    """Tell whether a file holds the parameters of an architecture, in the orientation of HookedSAE."""
-    shapes = tensor_shapes(path)
-    biases = [shapes[name] for name in ("b_enc", "b_gate") if name in shapes]
-    return set(shapes) in TENSORS and all(shapes["W_enc"][1:] == bias for bias in biases)
+def _read_config(path: Path) -> dict[str, Any]:
+    return read_json(next(candidate for candidate in _configs(path) if candidate.is_file()))
 
 
 def _configs(path: Path) -> list[Path]:
-    """Return the places of the config of a file, in order."""
+    """Return the paths that the config of a state dict may have."""
     return [path.with_suffix(".json"), path.with_name(f"{path.stem}_cfg.json"), path.with_name("cfg.json")]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    candidates = _configs(path)
-    for candidate in candidates:
-        if candidate.is_file():
-            return read_json(candidate)
-    raise CheckpointError(f"{path} has no config beside it; expected one of {', '.join(c.name for c in candidates)}.")
