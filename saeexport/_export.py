@@ -29,7 +29,7 @@ from .original.dtypes import DTypeLike
 from .original.exportable import check_hooks, check_weights, config_of, in_dtype
 from .original.hooked_sae import HookedSAE
 from .original.running import dtype_of, to_bits
-from .proof.activations import prepare_activations
+from .proof.activations import check_features, prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
 from .proof.truth import in_tf32, reference_of, steered_reference_of, typical_intervention
 from .staging import check_output_folder, staged_folder
@@ -109,6 +109,7 @@ def export(
             graphs = write_graphs(model, config, folder / WEIGHTS)
             stage("running the original in its dtype and in float64")
             clean = reference_of(sae, batch, target)
+            check_features(clean, activations is not None)
             steered = steered_reference_of(sae, clean, typical_intervention(clean))
             tf32 = in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
             source = "synthetic" if activations is None else "activations"

@@ -4,10 +4,13 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from runtime.arrays.dtypes import FLOAT32
+from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import INT8
 from runtime.commands.console import new_parser, run
+from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
 from runtime.parity.reference import FLOOR
 from runtime.tables import format_table
@@ -15,13 +18,15 @@ from runtime.tables import format_table
 from ._export import export
 from ._export_all import export_all, head_shape_of
 from ._tree_summary import summarize
-from .checkpoints.registry import FORMATS, load, read
-from .checkpoints.request import Request
+from .checkpoints.duplicates import note_duplicates
+from .checkpoints.registry import FORMATS, load, read, request_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
 
 CHECKPOINT = "file or folder of a format that `saeexport formats` lists, or hf://OWNER/NAME[@REVISION][/PATH]"
+READING = ("norm_scaling_factor", "already_folded", "normalize_activations", "transcoder", "ignore_config", "index")
+"""Arguments of `load` that the command line has options for, with the names of `Request`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the weights as they are)",
     )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace an artifact at OUT")
+    _add_reading(sub)
 
     text = "Export a checkpoint to a folder of ONNX graphs, and prove that they compute what PyTorch computes."
     sub = commands.add_parser("export", help=text, description=text, parents=[shared])
@@ -95,11 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="device that runs the artifact: auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N (default: auto)",
     )
+    _add_reading(sub)
 
     text = "Print the format, architecture, config and tensors of a checkpoint or an artifact."
     sub = commands.add_parser("inspect", help=text, description=text)
     sub.set_defaults(command=inspect_command)
     sub.add_argument("checkpoint", help=CHECKPOINT)
+    _add_reading(sub)
 
     text = "Print the checkpoint formats that can be read, with their files and architectures."
     sub = commands.add_parser("formats", help=text, description=text)
@@ -107,9 +115,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_reading(sub: argparse.ArgumentParser) -> None:
+    """Add the options for what the caller knows about a checkpoint and its files do not hold, as `load` takes them."""
+    group = sub.add_argument_group(
+        "what the files of the checkpoint do not tell",
+        "An option that the checkpoint does not need is refused. The manifest records them under provenance.",
+    )
+    group.add_argument(
+        "--norm-scaling-factor", type=float, metavar="F",
+        help="factor that the inputs are multiplied by, for a config that says expected_average_only_in; it is folded "
+        "into the weights",
+    )  # fmt: skip
+    group.add_argument(
+        "--already-folded", action="store_true", help="the weights of such a checkpoint already include the factor"
+    )
+    group.add_argument(
+        "--normalize-activations", metavar="NAME", help="normalisation of the input, instead of the config's"
+    )
+    group.add_argument(
+        "--transcoder", action=argparse.BooleanOptionalAction,
+        help="whether the checkpoint is a transcoder, for formats whose files do not tell (default: the path's name)",
+    )  # fmt: skip
+    group.add_argument(
+        "--ignore-config", action="append", default=[], metavar="KEY",
+        help="ignore a key of the config whose effect is unknown; may be given several times",
+    )  # fmt: skip
+    group.add_argument(
+        "--index", type=int, metavar="N", help="number of one SAE in a file that holds several, counted from 0"
+    )
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load` that `_add_reading` added."""
+    return {name: getattr(options, name) for name in READING}
+
+
+def _widened(dtype: str | None) -> str | None:
+    """Return the dtype to load a checkpoint in whose artifact has `dtype`; None for the checkpoint's own.
+
+    What the reader folds into the weights is rounded once if it is read in float32. In half precision the export
+    converts, because it also measures what the conversion loses.
+    """
+    return dtype if dtype == FLOAT32 else None
+
+
 def export_command(options: argparse.Namespace) -> int:
     """Export a checkpoint and print a summary of the artifact."""
-    sae = load(options.checkpoint, hook_name=options.hook_name)
+    sae = load(options.checkpoint, hook_name=options.hook_name, dtype=_widened(options.dtype), **_reading(options))
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
     head_shape = head_shape_of(sae.cfg.d_in, options.heads)
@@ -144,7 +196,7 @@ def export_all_command(options: argparse.Namespace) -> int:
     entries = export_all(
         options.sources, options.out, activations=options.activations, heads=options.heads,
         error_term=options.error_term, dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
-        dry_run=options.dry_run, hook_name=options.hook_name,
+        dry_run=options.dry_run, hook_name=options.hook_name, **_reading(options),
     )  # fmt: skip
     print(summarize(entries, Path(options.out)))
     return 1 if any(entry.state == "failed" for entry in entries) else 0
@@ -152,7 +204,10 @@ def export_all_command(options: argparse.Namespace) -> int:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Verify an artifact and print the report."""
-    sae = None if options.against is None else load(options.against)
+    if options.against is None and any(_reading(options).values()):
+        raise SAEError("The options about a checkpoint need --against CHECKPOINT.")
+    dtype = _widened(read_artifact(options.artifact).manifest.sae.dtype)
+    sae = None if options.against is None else load(options.against, dtype=dtype, **_reading(options))
     activations = None if options.activations is None else read_activations(options.activations)
     report = verify(options.artifact, sae, activations, options.device)
     print(report)
@@ -161,7 +216,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Print the config and the tensors of a checkpoint."""
-    form, sae, _ = read(Path(options.checkpoint), Request())
+    form, sae, notes = read(Path(options.checkpoint), request_of(**_reading(options)))
     config = {field.name: getattr(sae.cfg, field.name) for field in fields(sae.cfg) if field.name != "device"}
     lines = {"format": f"{form.TITLE}: {form.NAME}", "architecture": sae.architecture, **config}
     tensors = [
@@ -175,6 +230,9 @@ def inspect_command(options: argparse.Namespace) -> int:
     print(format_table(rows))
     print()
     print(format_table(tensors))
+    if notes := (*notes, *note_duplicates(sae)):
+        print()
+        print("\n".join(notes))
     return 0
 
 

@@ -1,26 +1,42 @@
 """Reads the files of checkpoints: JSON, and tensors, mapped into memory where the format allows it."""
 
 import json
-import struct
-import zipfile
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
 
+from .archives import check_saved, read_npz
+
+MAX_CONFIG_BYTES = 16 << 20
+"""Largest config that is read; those of published checkpoints have a few kilobytes."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file, which may begin with a byte order mark.
 
     Raises:
-        CheckpointError: The file is missing, or is not a JSON object.
+        CheckpointError: The file is missing or too large, is not a JSON object, has a key twice or a number that is
+            not finite or does not fit 64 bits.
     """
     try:
-        config = json.loads(path.read_text("utf-8"))
+        check_is_file(path)
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path} has more than {MAX_CONFIG_BYTES:,} bytes, too many for a config.")
+        config = json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_without_duplicates,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_parse_float,
+        )
+        json.dumps(config, ensure_ascii=False).encode()  # fails on half of a surrogate pair
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
@@ -30,21 +46,43 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return values
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the integer {digits[:24]} of {len(digits)} characters does not fit 64 bits")
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:24]} is not a finite number")
+    return value
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a `.safetensors`, `.pt` or `.npz` file, on the CPU.
 
     Tensors are views of the file and read when they are used, except those of a compressed `.npz`. Only tensors are
-    unpickled: a `.pt` that holds other objects is refused.
+    unpickled: a `.pt` that holds other objects is refused. The checksums of `.pt` and `.npz` are checked.
 
     Raises:
         CheckpointError: The file is damaged, or is not a dict of named tensors.
     """
+    check_is_file(path)
     try:
         if path.suffix == ".npz":
-            tensors: Any = {name: torch.from_numpy(array) for name, array in _read_npz(path).items()}
+            tensors: Any = {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
         elif path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
+            check_saved(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
@@ -53,36 +91,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    """Return the arrays of a `.npz`; uncompressed members, as `numpy.savez` writes them, are memory-mapped.
+def check_is_file(path: Path) -> None:
+    """Refuse a pipe or a device, which a read would wait for.
 
-    Source: the zip format. A member's local file header has 30 bytes, the last four of which are the lengths of the two
-    fields that follow it; the member itself is a `.npy` file.
+    Raises:
+        CheckpointError: `path` exists and is not an ordinary file.
     """
-    arrays = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        if damaged := archive.testzip():  # reads the file once; mapped data is never checked
-            raise ValueError(f"{damaged} does not match its checksum")
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            if member.compress_type != zipfile.ZIP_STORED:
-                with archive.open(member) as stream:
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-                continue
-            file.seek(member.header_offset + 26)
-            name_length, extra_length = struct.unpack("<HH", file.read(4))
-            file.seek(name_length + extra_length, 1)
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read_header(file)
-            if dtype.hasobject:
-                raise ValueError(f"{member.filename} holds Python objects")
-            # Copy on write: torch asks for writable arrays, and the file must not be written to.
-            arrays[name] = np.memmap(path, dtype, "c", file.tell(), shape, "F" if fortran else "C") if shape else \
-                np.lib.format.read_array(archive.open(member), allow_pickle=False)  # fmt: skip
-    return arrays
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not an ordinary file.")
 
 
 def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path) -> torch.dtype:

@@ -28,7 +28,7 @@ class Options:
         self.request = request
 
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """Return the value of `key`, or `default` if the key is missing or null.
+        """Return the value of `key`, or `default` if the key is missing or null. 8.0 is taken for the integer 8.
 
         Raises:
             CheckpointError: The key is missing and has no default, or its value is not of the type `kind`.
@@ -38,6 +38,10 @@ class Options:
             if default is _REQUIRED:
                 raise CheckpointError(f"{self.source} has no {key!r}.")
             return default
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)  # a config that went through a table or JavaScript
+        if kind is float and type(value) is int:
+            value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.refused(key, value, f"it must be of the type {kind.__name__}")
         return value

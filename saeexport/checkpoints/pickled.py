@@ -7,6 +7,9 @@ import torch
 
 from runtime.errors import CheckpointError
 
+from .archives import check_saved
+from .files import check_is_file
+
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dict in a `.pt` or `.pth` file: tensors, which are views of the file, and plain values by name.
@@ -14,6 +17,16 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
     """
+    check_is_file(path)
+    try:
+        check_saved(path)
+    except Exception as error:  # a damaged file can raise anything
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return _load(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Return the dict in a file whose checksums are not checked."""
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
@@ -28,6 +41,15 @@ def holds(path: Path, *names: str) -> bool:
     if path.suffix not in (".pt", ".pth") or not path.is_file():
         return False
     try:
-        return set(names) <= set(read_pickle(path))
+        return set(names) <= set(_load(path))
     except CheckpointError:
         return False
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Return the names of the tensors in a `.pt` or `.pth` file.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    return {name for name, value in _load(path).items() if isinstance(value, torch.Tensor)}

@@ -5,6 +5,8 @@ the architectures that it can hold; `recognises(path)`; and `read(path, request)
 parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
 fields that it uses, and the others are refused here.
 
+A format may also have `FILES` and `TENSORS`, which `nearest` uses to say what a path that no format recognises lacks.
+
 Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
 takes the config and the state dict, and does everything that `read` does after reading the files.
 """
@@ -13,7 +15,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from runtime.errors import CheckpointError
 
@@ -34,6 +36,7 @@ from .formats import (
     state_dict,
 )
 from .hub import locate
+from .nearest import describe
 from .request import Request
 
 # Specific formats come first: any file of tensors may be a state dict.
@@ -107,19 +110,31 @@ def load(
         InputError: `dtype` is not a dtype that weights may have.
         HubError: The Hub does not have such a place, refuses access, or cannot be reached.
     """
-    request = Request(
-        None if dtype is None else torch_dtype(dtype),
-        norm_scaling_factor,
-        already_folded,
-        normalize_activations,
-        transcoder,
-        tuple(ignore_config),
-        index,
+    request = request_of(
+        dtype=dtype,
+        norm_scaling_factor=norm_scaling_factor,
+        already_folded=already_folded,
+        normalize_activations=normalize_activations,
+        transcoder=transcoder,
+        ignore_config=ignore_config,
+        index=index,
     )
     sae = read(Path(path), request).sae
     if hook_name is not None:
         sae.cfg.hook_name = hook_name
     return sae
+
+
+def request_of(*, dtype: DTypeLike | None = None, ignore_config: Iterable[str] = (), **said: Any) -> Request:
+    """Return the request that arguments of `load` make.
+
+    Raises:
+        InputError: `dtype` is not a dtype that weights may have.
+        CheckpointError: `ignore_config` is a string instead of several.
+    """
+    if isinstance(ignore_config, str):
+        raise CheckpointError(f"ignore_config is {ignore_config!r}; pass a list of keys: [{ignore_config!r}].")
+    return Request(None if dtype is None else torch_dtype(dtype), ignore_config=tuple(ignore_config), **said)
 
 
 def read(path: Path, request: Request) -> Reading:
@@ -163,10 +178,4 @@ def recognise(path: Path) -> ModuleType:
     for form in FORMATS:
         if form.recognises(path):
             return form
-    if not path.exists():
-        found = "does not exist"
-    elif path.is_dir():
-        found = f"is a folder with {', '.join(sorted(entry.name for entry in path.iterdir())[:6]) or 'nothing in it'}"
-    else:
-        found = f"is a file ending in {path.suffix!r}" if path.suffix else "is a file without an ending"
-    raise CheckpointError(f"{path} {found}. What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")
+    raise CheckpointError(f"{describe(path, FORMATS)} What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")

@@ -12,12 +12,18 @@ from safetensors.numpy import load_file
 from runtime.arrays.dtypes import FLOAT32, rounded
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import SAEConfig
+from runtime.artifact.names import HOOK_ACTS_POST
 from runtime.errors import ExportError, InputError
+from runtime.parity.reference import Reference
 from runtime.session.batch import as_dtype, check_target, flat_shape
 
 MIN_TOKENS, MAX_TOKENS = 16, 1024
 MAX_ELEMENTS = 1 << 22
 """Bound on the elements of a feature tensor, 32 MiB in float64: 1024 tokens up to d_sae = 4096, 64 at 65536."""
+
+MIN_DISTINCT = 4
+"""Smallest number of different tokens that can prove parity. The intervention on which `steer.onnx` is proved makes
+four kinds of edits, one for each token in turn (`truth.typical_intervention`)."""
 
 
 def prepare_activations(
@@ -32,7 +38,7 @@ def prepare_activations(
         for a transcoder with the error term the targets of the same tokens, `(tokens, d_out)`, otherwise None.
 
     Raises:
-        ExportError: There are no tokens, a value is not finite, or targets are missing or not needed.
+        ExportError: There are too few different tokens, a value is not finite, or targets are missing or not needed.
         InputError: A shape or dtype does not fit.
     """
     limit = max(MIN_TOKENS, min(MAX_TOKENS, MAX_ELEMENTS // config.d_sae))
@@ -49,12 +55,47 @@ def prepare_activations(
     if shape[:-1] and not len(rows):
         raise ExportError(f"activations has shape {np.shape(activations)}, without a token. Pass at least one.")
     sample = np.linspace(0, len(rows) - 1, min(limit, len(rows)), dtype=np.int64)
+    batch = _to_finite(rows[sample], config, "activations")
+    _check_distinct(batch)
     if targets is None:
-        return _to_finite(rows[sample], config, "activations"), None
+        return batch, None
     targets = np.asarray(_as_numpy(targets))
     check_target(targets, config, shape[:-1], "targets")
     target_rows = targets.reshape(-1, *config.output_shape)[sample]
-    return _to_finite(rows[sample], config, "activations"), _to_finite(target_rows, config, "targets")
+    return batch, _to_finite(target_rows, config, "targets")
+
+
+def _check_distinct(batch: Array) -> None:
+    """Refuse activations that repeat a few tokens, such as an array of zeros.
+
+    Raises:
+        ExportError: There are fewer than `MIN_DISTINCT` different tokens.
+    """
+    distinct = len({row.tobytes() for row in batch + 0})  # -0 becomes 0
+    if distinct < MIN_DISTINCT:
+        raise ExportError(
+            f"activations has {distinct} different token{'s' * (distinct > 1)} in {len(batch)}; parity needs at least "
+            f"{MIN_DISTINCT}. Pass activations of the model on real text, or none for random inputs."
+        )
+
+
+def check_features(reference: Reference, given: bool) -> None:
+    """Refuse a batch on which no feature is on, because every decoder gives the same there.
+
+    Args:
+        reference: Reference on the batch.
+        given: Whether the caller passed the activations.
+
+    Raises:
+        ExportError: No feature is on for any token.
+    """
+    if (reference.original[HOOK_ACTS_POST] != 0).any():
+        return
+    raise ExportError(
+        f"No feature is on for any of the {reference.tokens} {'given' if given else 'random'} tokens, so that they do "
+        "not prove that the decoder is right. Pass activations of the hook that the SAE was trained on, in the scale "
+        "that the model has them in: activations=..., --activations FILE."
+    )
 
 
 def _as_numpy(array: Any) -> Any:

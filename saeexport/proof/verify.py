@@ -16,7 +16,7 @@ from runtime.session.session import SAESession
 
 from ..checkpoints.registry import load
 from ..original.exportable import config_of, in_dtype
-from .activations import prepare_activations
+from .activations import check_features, prepare_activations
 from .truth import reference_of, steered_reference_of, typical_intervention
 
 COMPUTED_FROM = ("architecture", "d_in", "d_sae", "d_out", "hook_name", "use_error_term")
@@ -72,6 +72,7 @@ def verify(
     else:
         batch, target = prepare_activations(original, config, activations, targets)
     clean = reference_of(original, batch, target)
+    check_features(clean, activations is not None)
     steered = steered_reference_of(original, clean, typical_intervention(clean))
     with SAESession(path, device) as session:
         return judge_session(session, steered)

@@ -34,7 +34,9 @@ WEIGHTS = "ae.pt"
 
 TITLE = "dictionary_learning"
 NAME = f"dictionary_learning, a folder with {CONFIG} and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
+TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
 
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 _PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -134,7 +136,7 @@ def from_parts(
         if kind.architecture == "topk":
             settings["k"] = k
         else:
-            tensors["threshold"] = _scalar(stored, "threshold", source.tensors).to(dtype).repeat(d_sae)
+            tensors["threshold"] = _scalar(stored, "threshold", source.tensors).to(request.dtype or dtype).repeat(d_sae)
     options.finish(WITHOUT_EFFECT)
     return build(kind.architecture, settings, tensors, source.tensors)
 

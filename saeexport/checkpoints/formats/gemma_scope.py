@@ -1,13 +1,17 @@
-"""Gemma Scope: `params.npz` with the tensors of a JumpReLU SAE, without a config.
+"""Gemma Scope: `params.npz` with the tensors of a JumpReLU SAE or transcoder, without a config.
 
-`d_in` and `d_sae` are taken from the shape of `W_enc`. The file does not name its hook, so `hook_name` is empty.
-Transcoders have the same files and are read as SAEs: their features and `hook_sae_recons` are right, but their error
-term is not. The SAEs on the embedding take the embedding as it is stored, before the model multiplies it by
-`sqrt(d_in)`.
+`d_in` and `d_sae` are taken from the shape of `W_enc`. The file does not name its hook, so `hook_name` is empty. The
+SAEs on the embedding take the embedding as it is stored, before the model multiplies it by `sqrt(d_in)`.
 
-Source: Lieberum et al. 2024 (arXiv:2408.05147); SAELens 6.54, `gemma_2_sae_huggingface_loader`.
+The files of transcoders are the same as those of SAEs. The caller tells them apart (`Request.transcoder`), or else the
+path does, whose last part that is named after a release decides: `gemma-scope-2b-pt-transcoders` is of transcoders,
+`gemma-scope-2b-pt-res` of SAEs. A transcoder's error term is taken against its target instead of its input.
+
+Source: Lieberum et al. 2024 (arXiv:2408.05147); SAELens 6.54, `gemma_2_sae_huggingface_loader` and
+`gemma_2_transcoder_huggingface_loader`.
 """
 
+import re
 from pathlib import Path
 
 from ...original.hooked_sae import HookedSAE
@@ -19,7 +23,12 @@ WEIGHTS = "params.npz"
 
 TITLE = "Gemma Scope"
 NAME = f"Gemma Scope, {WEIGHTS} or a folder with it"
-ARCHITECTURES = ("jumprelu",)
+FILES = (WEIGHTS,)
+ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
+TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+
+RELEASES = {"transcoder": True, "transcoders": True, "res": False, "mlp": False, "att": False}
+"""Words in the names of the published releases, and whether they are of transcoders."""
 
 
 def recognises(path: Path) -> bool:
@@ -38,7 +47,33 @@ def read(path: Path, request: Request) -> HookedSAE:
     dtype = only_dtype(tensors, file)
     d_in, d_sae = matrix_shape(tensors, "W_enc", file)
     config = {"d_in": d_in, "d_sae": d_sae, "hook_name": "", "dtype": dtype, "apply_b_dec_to_input": False}
-    return build("jumprelu", config, tensors, str(file))
+    if not _is_transcoder(file, request):
+        return build("jumprelu", config, tensors, str(file))
+    config["d_out"] = matrix_shape(tensors, "W_dec", file)[1]
+    return build("jumprelu_transcoder", config, tensors, str(file))
+
+
+def _is_transcoder(file: Path, request: Request) -> bool:
+    """Tell whether a file is a transcoder, and note who says so."""
+    said: bool | None = request.take("transcoder")
+    by = "as was said"
+    if said is None:
+        part, said = _release(file)
+        by = f"as the name {part!r} in its path says" if part else "because nothing in its path says transcoder"
+    other = "--no-transcoder" if said else "--transcoder"
+    request.notes.append(
+        f"It is read as {'a transcoder' if said else 'an SAE'}, {by}. Its files do not tell; otherwise use {other}."
+    )
+    return said
+
+
+def _release(file: Path) -> tuple[str, bool]:
+    """Return the last part of a path that is named after a release, "" if none is, and whether it is of transcoders."""
+    for part in reversed(file.absolute().parts[:-1]):
+        for word in reversed(re.split(r"[^a-z]+", part.lower())):
+            if word in RELEASES:
+                return part, RELEASES[word]
+    return "", False
 
 
 def _file(path: Path) -> Path:

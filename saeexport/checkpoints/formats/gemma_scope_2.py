@@ -23,7 +23,9 @@ WEIGHTS = "params.safetensors"
 
 TITLE = "Gemma Scope 2"
 NAME = f"Gemma Scope 2, a folder with {CONFIG} and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
 
 NAMES = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
 HOOKS = {

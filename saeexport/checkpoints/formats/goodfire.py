@@ -24,6 +24,7 @@ NAMES = {
     "decoder_linear.weight": "W_dec",
     "decoder_linear.bias": "b_dec",
 }
+TENSORS = tuple(NAMES)
 
 
 def recognises(path: Path) -> bool:

@@ -28,9 +28,11 @@ WEIGHTS = "checkpoints/final.safetensors"
 
 TITLE = "Llama Scope"
 NAME = f"Llama Scope, a folder with {CONFIG} and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu",)
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
+TENSORS = tuple(NAMES)
 
 _TRAINING = (  # options of the training
     "device seed expansion_factor top_k k_warmup_steps lp l1_coefficient l1_coefficient_warmup_steps bias_init_method "

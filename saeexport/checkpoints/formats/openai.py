@@ -25,6 +25,7 @@ NAME = "OpenAI's sparse_autoencoder, .pt with pre_bias, latent_bias and activati
 ARCHITECTURES = ("standard", "topk")
 
 NAMES = {"encoder.weight": "W_enc", "latent_bias": "b_enc", "decoder.weight": "W_dec", "pre_bias": "b_dec"}
+TENSORS = tuple(NAMES)
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 
 

@@ -18,10 +18,11 @@ import torch
 
 from runtime.errors import CheckpointError
 
-from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
+from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import folder_with, only_dtype, read_json, read_tensors
 from ..folding import fold, row_norms
+from ..normalization import read_normalization
 from ..options import Options
 from ..request import Request, Source
 
@@ -31,6 +32,7 @@ SCALER = "activation_scaler.json"
 
 TITLE = "SAELens 6"
 NAME = f"SAELens 6 and later, a folder with {CONFIG} (with metadata) and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = (
     "standard",
     "jumprelu",
@@ -94,7 +96,7 @@ def from_parts(
 
     tensors = dict(stored)
     threshold = tensors.pop("topk_threshold", None) if architecture in IN_TRAINING else None
-    config = read_config(options, hook_name)
+    config, factor = read_config(options, hook_name)
     for key in ("model_name", "neuronpedia_id"):
         config[key] = metadata.take(key, str, None) or config[key]
     if architecture.endswith("transcoder"):
@@ -114,14 +116,21 @@ def from_parts(
         architecture = "jumprelu"
         if threshold is not None and threshold.numel() == 1:
             tensors["threshold"] = threshold.reshape(1).repeat(config["d_sae"])
-    # A feature without a decoder stays so, where SAELens divides by zero.
-    norms = row_norms(tensors["W_dec"]) if rescaled and "W_dec" in tensors else None
-    tensors = fold(tensors, config["dtype"], feature_scale=norms)
+    norms = None
+    if rescaled and "W_dec" in tensors:
+        # The norms are those of the decoder that is divided by the factor. A row of zeros stays zero, where SAELens
+        # divides by zero.
+        norms = row_norms(tensors["W_dec"]) / factor
+        if architecture == "jumprelu" and "threshold" in tensors:
+            tensors["threshold"] = tensors["threshold"].double() / factor
+    tensors = fold(tensors, config["dtype"], input_scale=factor, feature_scale=norms)
     return build(architecture, config, tensors, source.tensors)
 
 
-def read_config(options: Options, hook_name: str) -> dict[str, Any]:
-    """Return the options that all architectures share, from keys common to SAELens 6 and earlier releases.
+def read_config(options: Options, hook_name: str) -> tuple[dict[str, Any], float]:
+    """Return the options that all architectures share, and the factor of the input to fold into the weights.
+
+    The keys are common to SAELens 6 and earlier releases.
 
     Raises:
         CheckpointError: An option is not supported.
@@ -131,14 +140,11 @@ def read_config(options: Options, hook_name: str) -> dict[str, Any]:
         raise options.refused(
             "reshape_activations", reshaping, f"it needs a hook_name that ends in '_z', not {hook_name!r}"
         )
-    normalization = options.choose(
-        "normalize_activations", (*NORMALIZATIONS, "expected_average_only_in"), NORMALIZATIONS[0]
-    )
-    if normalization == "expected_average_only_in":
-        normalization = "none"
-    return {
+    d_sae = options.take("d_sae", int)
+    normalization, factor = read_normalization(options, hook_name, d_sae)
+    config = {
         "d_in": options.take("d_in", int),
-        "d_sae": options.take("d_sae", int),
+        "d_sae": d_sae,
         "hook_name": hook_name,
         "model_name": options.take("model_name", str, None),
         "neuronpedia_id": options.take("neuronpedia_id", str, None),
@@ -146,6 +152,7 @@ def read_config(options: Options, hook_name: str) -> dict[str, Any]:
         "apply_b_dec_to_input": options.take("apply_b_dec_to_input", bool, True),
         "normalize_activations": normalization,
     }
+    return config, factor
 
 
 def dtype_wanted(

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 
-from ...original.hooked_sae import HookedSAE
+from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
 from ..files import folder_with, read_json, read_tensors
 from ..folding import fold
+from ..normalization import AVERAGE
 from ..options import Options
 from ..request import Request, Source
 from .saelens import CONFIG, WEIGHTS, dtype_wanted, read_config, refuse_unfolded
 
 TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
 _BELONGS = (  # where the SAE belongs
@@ -42,9 +44,14 @@ _TRAINING = (  # options of the training
     "lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles use_ghost_grads feature_sampling_window "
     "dead_feature_window dead_feature_threshold n_eval_batches eval_batch_size_prompts resume seed verbose "
     "n_checkpoints checkpoint_path log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb "
-    "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name"
+    "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name log_weights_to_wandb "
+    "decoder_heuristic_init_norm n_eval_seqs store_batch_size train_batch_size"
 )
-WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING}".split())
+_BEFORE_RELEASES = (  # options of the training in configs that are older than SAELens 0.1, as of gpt2-small-res-jb
+    "dead_feature_estimation_method feature_reinit_scale feature_sampling_method resample_batches"
+)
+WITHOUT_EFFECT = frozenset(f"{_BELONGS} {_TRAINING} {_BEFORE_RELEASES}".split())
+"""Options of every release before 6, from 0.1 to 5.11, that do not change what a trained SAE computes."""
 
 
 def recognises(path: Path) -> bool:
@@ -76,10 +83,10 @@ def from_parts(
     """
     contents = dict(contents)
     if isinstance(switch := contents.get("normalize_activations"), bool):
-        contents["normalize_activations"] = "expected_average_only_in" if switch else "none"
+        contents["normalize_activations"] = AVERAGE if switch else NORMALIZATIONS[0]
     options = Options(contents, source.config, request)
     hook_name = options.take("hook_name", str, None) or options.take("hook_point", str, "")
-    config = read_config(options, hook_name)
+    config, input_scale = read_config(options, hook_name)
     architecture, k = _activation(options)
     if k is not None:
         config["k"] = k
@@ -89,7 +96,7 @@ def from_parts(
     config["dtype"] = dtype_wanted(stored, config["dtype"], source, request)
     tensors = dict(stored)
     factor = _scaling_factor(tensors, scaled, options)
-    tensors = fold(tensors, config["dtype"], decoder_scale=factor)
+    tensors = fold(tensors, config["dtype"], input_scale=input_scale, decoder_scale=factor)
     return build(architecture, config, tensors, source.tensors)
 
 

@@ -29,9 +29,11 @@ WEIGHTS = "sae.safetensors"
 
 TITLE = "sparsify"
 NAME = f"sparsify, a folder with {CONFIG} and {WEIGHTS}"
+FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("topk", "topk_transcoder", "topk_skip_transcoder")
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+TENSORS = tuple(NAMES)
 WITHOUT_EFFECT = ("normalize_decoder", "multi_topk")  # options of the training
 
 

@@ -21,11 +21,13 @@ NAME = (
     "a HookedSAE state dict, .safetensors or .pt, with its config beside it as <name>.json, <name>_cfg.json or cfg.json"
 )
 ARCHITECTURES = tuple(architectures.ARCHITECTURES)
+TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether `path` is a file that may hold a state dict."""
-    return path.is_file() and path.suffix in (".safetensors", ".pt")
+    """Tell whether `path` is a file that may hold a state dict, with a config beside it."""
+    named = path.suffix in (".safetensors", ".pt") and path.is_file()
+    return named and any(candidate.is_file() for candidate in _configs(path))
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -73,8 +75,9 @@ def _check_types(config: dict[str, Any], path: Path) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    candidates = [path.with_suffix(".json"), path.with_name(f"{path.stem}_cfg.json"), path.with_name("cfg.json")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return read_json(candidate)
-    raise CheckpointError(f"{path} has no config beside it; expected one of {', '.join(c.name for c in candidates)}.")
+    return read_json(next(candidate for candidate in _configs(path) if candidate.is_file()))
+
+
+def _configs(path: Path) -> list[Path]:
+    """Return the paths that the config of a state dict may have."""
+    return [path.with_suffix(".json"), path.with_name(f"{path.stem}_cfg.json"), path.with_name("cfg.json")]

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from runtime import read_artifact
 from saeexport import CheckpointError, load
 from saeexport.checkpoints.formats import gemma_scope, gemma_scope_2
 from saeexport.checkpoints.registry import recognise
-from tests.support.equations import D_SAE, check, draw, is_mapped, linked, reference, write
+from saeexport.cli import main
+from tests.support.equations import D_OUT, D_SAE, check, draw, is_mapped, linked, reference, write
 
 LOWER = {"W_enc": "w_enc", "W_dec": "w_dec"}
 SAE = {
@@ -61,6 +63,38 @@ def test_gemma_scope(tmp_path, name, save):
     assert (sae.architecture, sae.cfg.hook_name, sae.cfg.apply_b_dec_to_input) == ("jumprelu", "", False)
     check(sae, reference("jumprelu", draw("jumprelu"), subtract=False))
     assert load(path, hook_name="blocks.2.hook_resid_post").cfg.hook_name == "blocks.2.hook_resid_post"
+
+
+RELEASES = [
+    ("gemma-scope-2b-pt-res/layer_0", False),
+    ("gemma-scope-2b-pt-transcoders/layer_0", True),
+    ("models--google--gemma-scope-2b-pt-transcoders/snapshots/main/layer_1", True),
+    ("transcoders/gemma-scope-9b-pt-mlp/layer_1", False),
+    ("my-saes", False),
+]
+
+
+@pytest.mark.parametrize(("place", "transcoder"), RELEASES)
+def test_the_path_tells_a_transcoder_from_an_sae(tmp_path, monkeypatch, capsys, place, transcoder):
+    monkeypatch.chdir(tmp_path)
+    path = npz(tmp_path / place, **draw("jumprelu"))
+    for given in (path, place):
+        assert load(given).architecture == ("jumprelu_transcoder" if transcoder else "jumprelu")
+    assert load(path, transcoder=not transcoder).architecture == ("jumprelu" if transcoder else "jumprelu_transcoder")
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"It is read as {'a transcoder' if transcoder else 'an SAE'}, " in out
+    assert f"use {'--no-transcoder' if transcoder else '--transcoder'}." in out
+    assert ("nothing in its path says transcoder" in out) == (place == "my-saes")
+
+
+def test_a_gemma_scope_transcoder(tmp_path, capsys):
+    path = npz(tmp_path / "sae", **draw("jumprelu_transcoder"))
+    sae = load(path, transcoder=True)
+    assert (sae.cfg.d_out, sae.cfg.hook_name) == (D_OUT, "")
+    check(sae, reference("jumprelu_transcoder", draw("jumprelu_transcoder"), subtract=False))
+    assert main(["export", str(path), str(tmp_path / "out"), "--transcoder"]) == 0
+    assert read_artifact(tmp_path / "out").manifest.provenance["checkpoint.transcoder"] == "True"
 
 
 def test_gemma_scope_in_the_hubs_cache_is_mapped(tmp_path, monkeypatch):

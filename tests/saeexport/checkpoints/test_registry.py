@@ -109,7 +109,11 @@ def state(**changes):
 @pytest.mark.parametrize(
     ("tensors", "config", "message"),
     [
-        (state(), None, r"has no config beside it; expected one of my-sae.json, my-sae_cfg.json, cfg.json"),
+        (
+            state(),
+            None,
+            r"nearest format is HookedSAE state dict .*or cfg.json\); its config is missing",
+        ),
         (state(), {**CONFIG, "d_model": 3}, r"The config of .* does not fit: .*unknown keys \['d_model'\]"),
         (state(), {"d_in": 6}, r"misses \['d_sae', 'hook_name'\]"),
         (state(), [1], "is not a JSON object"),

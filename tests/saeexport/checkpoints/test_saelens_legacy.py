@@ -99,11 +99,9 @@ def test_topk(tmp_path, changes):
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
-        (True, "none"),
         (False, "none"),
         (None, "none"),
         ("absent", "none"),
-        ("expected_average_only_in", "none"),
         ("layer_norm", "layer_norm"),
         ("constant_norm_rescale", "constant_norm_rescale"),
     ],

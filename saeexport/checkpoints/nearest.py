@@ -1,0 +1,93 @@
+"""Says which format is the nearest to a path that none recognises, and what differs.
+
+A format may declare two more names for this: `FILES`, the files of its folder, and `TENSORS`, the names of its tensors.
+The nearest format is the one of which most names are there.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from safetensors import safe_open
+
+from .archives import npz_names
+from .pickled import tensor_names
+
+NEAR = 0.5
+"""Smallest fraction of common names at which a format is called the nearest."""
+
+READABLE = (".safetensors", ".npz", ".pt", ".pth")
+
+SHOWN = 6
+"""Number of names that a message lists."""
+
+
+def describe(path: Path, formats: Sequence[ModuleType]) -> str:
+    """Return sentences that say what is at a path, and which format is the nearest to it, if one is near."""
+    if not path.exists():
+        return f"{path} does not exist."
+    if path.is_dir():
+        entries = sorted(entry.name for entry in path.iterdir())
+        found = f"{path} is a folder with {_shown(entries) or 'nothing in it'}."
+        near = _describe_files(path, entries, formats)
+        tensors = (_describe_tensors(path / name, formats) for name in entries if (path / name).is_file())
+        return f"{found} {near or next(filter(None, tensors), '')}".rstrip()
+    found = f"{path} is a file ending in {path.suffix!r}." if path.suffix else f"{path} is a file without an ending."
+    near = _describe_files(path.parent, [path.name], formats)
+    return f"{found} {near or _describe_tensors(path, formats)}".rstrip()
+
+
+def _describe_files(folder: Path, names: Sequence[str], formats: Iterable[ModuleType]) -> str:
+    """Return a sentence about the format whose files have such names; "" if none has."""
+    shares = {form: sum(name in names for name in _files(form)) / len(_files(form)) for form in formats if _files(form)}
+    best = max(shares, key=lambda form: shares[form], default=None)
+    if best is None or not shares[best]:
+        return ""
+    lacking = [name for name in _files(best) if not (folder / name).is_file()]
+    differs = f"it lacks {', '.join(lacking)}" if lacking else "the content of its files differs"
+    return f"The nearest format is {best.TITLE} ({best.NAME}); {differs}."
+
+
+def _files(form: ModuleType) -> tuple[str, ...]:
+    return getattr(form, "FILES", ())
+
+
+def _describe_tensors(path: Path, formats: Iterable[ModuleType]) -> str:
+    """Return a sentence about the tensors of a file and the format that has such; "" if it is no file of tensors."""
+    if path.suffix not in READABLE:
+        return ""
+    names = _names(path)
+    if not names:
+        return f"{path.name} cannot be read as named tensors: it is damaged, or holds other objects."
+    found = f"{path.name} holds {_shown(sorted(names))}"
+    shares = {
+        form: len(names & set(known)) / len(names | set(known))
+        for form in formats
+        if (known := getattr(form, "TENSORS", ()))
+    }
+    nearest = max(shares, key=lambda form: shares[form], default=None)
+    if nearest is None or shares[nearest] < NEAR:
+        return f"{found}; no format has tensors of these names."
+    missing = [name for name in nearest.TENSORS if name not in names]
+    extra = sorted(names - set(nearest.TENSORS))
+    differs = [f"it lacks {', '.join(missing)}"] if missing else []
+    differs += [f"it also has {_shown(extra)}"] if extra else []
+    differs = differs or ["its config is missing, or a file has another name"]
+    return f"{found}. The nearest format is {nearest.TITLE} ({nearest.NAME}); {', and '.join(differs)}."
+
+
+def _names(path: Path) -> set[str]:
+    """Return the names of the tensors in a file; an empty set if there are none or they cannot be read."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                return set(file.keys())
+        if path.suffix == ".npz":
+            return set(npz_names(path))
+        return tensor_names(path)
+    except Exception:  # a damaged file can raise anything, and this only describes it
+        return set()
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
