@@ -159,12 +159,9 @@ def export_all(
     given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if activations is not None and not Path(activations).exists():
         raise InputError(f"{activations} does not exist; activations must be a file, or a folder of files.")
-    inspect.signature(load).bind("", **reading)  # a misspelt option is found before any work
     options = _Options(
-        heads, error_term, None if dtype is None else dtype_name(dtype), weights,
-        {key: value if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-         for key, value in sorted(reading.items()) if value not in (None, False, (), [])},
-    )  # fmt: skip
+        heads, error_term, None if dtype is None else dtype_name(dtype), weights, _without_defaults(reading)
+    )
     found = find_sources(given, FORMATS, leave_out=Path(tree))
     records = _Records.read(Path(tree))
     entries = []
@@ -216,6 +213,22 @@ def _attempt(
     except Exception as error:  # a fault in one checkpoint must not stop the others
         reason = f"{type(error).__name__}: {error}"
     return TreeEntry(source.place, path, "failed", error=reason, seconds=time.monotonic() - started)
+
+
+def _without_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `load` that differ from its defaults, as JSON values.
+
+    Raises:
+        TypeError: `load` does not have such an argument.
+    """
+    signature = inspect.signature(load)
+    signature.bind("", **reading)  # a misspelt option is found before any work
+    given = {
+        key: list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+        for key, value in sorted(reading.items())
+    }
+    defaults = {key: [] if found.default == () else found.default for key, found in signature.parameters.items()}
+    return {key: value for key, value in given.items() if value != defaults[key]}
 
 
 def _activations_of(source: Source, given: str | os.PathLike[str] | None) -> Path | None:

@@ -28,9 +28,9 @@ from .proof.activations import read_activations
 from .proof.verify import verify
 from .signing import sign
 
+CHECKPOINT = "file or folder of a format that `saeexport formats` lists, or hf://OWNER/NAME[@REVISION][/PATH]"
 READING = ("norm_scaling_factor", "already_folded", "normalize_activations", "transcoder", "ignore_config", "index")
 """Arguments of `load` that the command line has options for, with the names of `Request`."""
-CHECKPOINT = "file or folder of a format that `saeexport formats` lists, or hf://OWNER/NAME[@REVISION][/PATH]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -218,7 +218,7 @@ def export_all_command(options: argparse.Namespace) -> int:
     entries = export_all(
         options.sources, options.out, activations=options.activations, heads=options.heads,
         error_term=options.error_term, dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
-        dry_run=options.dry_run, hook_name=options.hook_name,
+        dry_run=options.dry_run, hook_name=options.hook_name, **_reading(options),
     )  # fmt: skip
     print(summarize(entries, Path(options.out)))
     return 1 if any(entry.state == "failed" for entry in entries) else 0

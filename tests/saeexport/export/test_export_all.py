@@ -220,6 +220,12 @@ def test_a_misspelt_option(release, tmp_path):
         export_all(release, tmp_path / "tree", hok_name="x")
 
 
+def test_defaults_are_not_options_and_falsy_values_are():
+    assert module._without_defaults({"index": None, "already_folded": False, "ignore_config": ()}) == {}
+    assert module._without_defaults({"index": 0, "transcoder": False, "ignore_config": ("a",)}) == {
+        "ignore_config": ["a"], "index": 0, "transcoder": False}  # fmt: skip
+
+
 def test_one_sae_is_in_memory_at_a_time(release, tmp_path, quick, monkeypatch):
     alive, counts, original = [], [], module.load
 
