@@ -182,7 +182,7 @@ def export_command(options: argparse.Namespace) -> int:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Verify an artifact and print the report."""
-    if options.against is None and any(_reading(options).values()):
+    if options.against is None and request_of(**_reading(options)).record():
         raise SAEError("The options about a checkpoint need --against CHECKPOINT.")
     dtype = _widened(read_artifact(options.artifact).manifest.sae.dtype)
     sae = None if options.against is None else load(options.against, dtype=dtype, **_reading(options))
