@@ -226,7 +226,7 @@ def export_all_command(options: argparse.Namespace) -> int:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Verify an artifact and write the report."""
-    if options.against is None and any(_reading(options).values()):
+    if options.against is None and request_of(**_reading(options)).record():
         raise SAEError("The options about a checkpoint need --against CHECKPOINT.")
 
     def compare() -> Report:

@@ -19,9 +19,11 @@ from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signature import SIGNATURE
 from runtime.artifact.writing import RENAME_EXCHANGE, flush, flush_entries, lock, rename
-from runtime.errors import ArtifactError, ExportError
+from runtime.errors import ArtifactError, ExportError, ManifestError
 
 REPLACED = ".replaced"
+SUFFIXES = (".onnx", ".safetensors")
+"""Endings of the files of an artifact, other than the manifest and the signature."""
 
 
 def check_output_folder(path: Path, overwrite: bool) -> None:
@@ -39,12 +41,14 @@ def check_output_folder(path: Path, overwrite: bool) -> None:
     if path.is_dir() and not any(path.iterdir()):
         return
     try:
-        artifact = read_artifact(path)
+        own = {MANIFEST, SIGNATURE, *read_artifact(path).manifest.files}
+    except ManifestError:  # damaged, or of another version of the format: the names alone tell
+        own = {MANIFEST, SIGNATURE, *(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)}
     except ArtifactError as error:
         raise ExportError(
-            f"{path} exists and will not be overwritten, because it may not be an artifact: {error}"
+            f"{path} exists and will not be overwritten, because it is not an artifact: {error}"
         ) from None
-    strangers = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, SIGNATURE, *artifact.manifest.files})
+    strangers = sorted({entry.name for entry in path.iterdir()} - own)
     if strangers:
         raise ExportError(
             f"{path} exists and will not be overwritten, because it holds files that are not part of its artifact: "

@@ -4,7 +4,7 @@ A format may declare two more names for this: `FILES`, the files of its folder, 
 The nearest format is the one of which most names are there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -30,16 +30,23 @@ def describe(path: Path, formats: Sequence[ModuleType]) -> str:
     if path.is_dir():
         entries = sorted(entry.name for entry in path.iterdir())
         found = f"{path} is a folder with {_shown(entries) or 'nothing in it'}."
-        near = _describe_files(path, entries, formats)
-        tensors = (_describe_tensors(path / name, formats) for name in entries if (path / name).is_file())
-        return f"{found} {near or next(filter(None, tensors), '')}".rstrip()
+        present = {name for form in formats for name in _files(form) if (path / name).is_file()}
+        weights = {name for name in present if not name.endswith(".json")}  # many formats have a config.json
+        described = (
+            _describe_files(path, weights, formats),
+            *(_describe_tensors(path / name, formats) for name in entries if (path / name).is_file()),
+            _describe_files(path, present, formats),
+        )
+        return f"{found} {next(filter(None, described), '')}".rstrip()
+    if not path.is_file():  # a pipe would be waited for
+        return f"{path} is not an ordinary file."
     found = f"{path} is a file ending in {path.suffix!r}." if path.suffix else f"{path} is a file without an ending."
-    near = _describe_files(path.parent, [path.name], formats)
+    near = _describe_files(path.parent, {path.name}, formats)
     return f"{found} {near or _describe_tensors(path, formats)}".rstrip()
 
 
-def _describe_files(folder: Path, names: Sequence[str], formats: Iterable[ModuleType]) -> str:
-    """Return a sentence about the format whose files have such names; "" if none has."""
+def _describe_files(folder: Path, names: Collection[str], formats: Iterable[ModuleType]) -> str:
+    """Return a sentence about the format whose files have most of these names; "" if none has one."""
     shares = {form: sum(name in names for name in _files(form)) / len(_files(form)) for form in formats if _files(form)}
     best = max(shares, key=lambda form: shares[form], default=None)
     if best is None or not shares[best]:

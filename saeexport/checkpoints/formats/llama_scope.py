@@ -17,7 +17,7 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_json, read_tensors
+from ..files import matrix_shape, only_dtype, read_json, read_tensors
 from ..folding import fold, row_norms
 from ..options import Options
 from ..renaming import rename
@@ -78,8 +78,9 @@ def read(path: Path, request: Request) -> HookedSAE:
     point_out = options.take("hook_point_out", str, config["hook_name"])
     if point_out != config["hook_name"]:
         raise options.refused("hook_point_out", point_out, "it must equal hook_point_in: transcoders are not supported")
-    scale = config["d_in"] ** 0.5 / _average_norm(options)
-    threshold = torch.full((config["d_sae"],), options.take("jump_relu_threshold", float) * scale, dtype=torch.float64)
+    d_in, d_sae = matrix_shape(tensors, "W_enc", source)  # `build` refuses a config that says others
+    scale = d_in**0.5 / _average_norm(options)
+    threshold = torch.full((d_sae,), options.take("jump_relu_threshold", float) * scale, dtype=torch.float64)
     if options.take("sparsity_include_decoder_norm", bool, True):
         norms = row_norms(tensors["W_dec"])
         threshold = threshold / norms if norms.shape == threshold.shape else threshold  # `build` refuses other shapes

@@ -126,8 +126,8 @@ def from_parts(
     config["dtype"] = dtype_wanted(tensors, config["dtype"], source, request)
     if architecture in IN_TRAINING:
         architecture = "jumprelu"
-        if threshold is not None and threshold.numel() == 1:
-            tensors["threshold"] = threshold.reshape(1).repeat(config["d_sae"])
+        if threshold is not None and threshold.numel() == 1 and "b_enc" in tensors:
+            tensors["threshold"] = threshold.reshape(1).repeat(tensors["b_enc"].numel())
     norms = None
     if rescaled and "W_dec" in tensors:
         # The norms are those of the decoder that is divided by the factor. A row of zeros stays zero, where SAELens

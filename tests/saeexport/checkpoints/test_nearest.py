@@ -23,6 +23,8 @@ def save(path, *names):
         (["sae_weights.safetensors"], "sae_weights.safetensors", r"nearest format is SAELens 6 \(.*it lacks cfg.json"),
         (["sae.safetensors"], "", r"nearest format is sparsify \(.*\); it lacks cfg.json"),
         (["hyperparams.json"], "", r"nearest format is Llama Scope \(.*\); it lacks checkpoints/final.safetensors"),
+        (["config.json", "model.safetensors"], "", r"nearest format is sparsify \(.*config is missing"),
+        (["checkpoints/final.safetensors"], "", r"nearest format is Llama Scope \(.*\); it lacks hyperparams.json"),
         (["model.safetensors"], "", r"model.safetensors holds .*The nearest format is sparsify \(.*config is missing"),
         (
             ["other.pt"],
@@ -33,6 +35,7 @@ def save(path, *names):
 )
 def test_the_nearest_format(tmp_path, files, path, message):
     for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         if name.endswith(".json"):
             (tmp_path / name).write_text("{}")
         else:

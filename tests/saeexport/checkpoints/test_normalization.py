@@ -120,6 +120,9 @@ def test_the_artifact_tells_how_the_checkpoint_was_read(tmp_path, capsys):
     assert "The factor of the input, 0.25, is folded into the weights" in capsys.readouterr().out
     assert main(["export", str(path), str(tmp_path / "out"), *said]) == 0
     assert main(["verify", str(tmp_path / "out"), "--against", str(path), *said]) == 0
+    for option in (["--already-folded"], ["--no-transcoder"], ["--index", "0"]):
+        assert main(["verify", str(tmp_path / "out"), *option]) == 2
+        assert "need --against CHECKPOINT" in capsys.readouterr().err
     record = {"checkpoint.norm_scaling_factor": "0.25", "checkpoint.ignore_config": "odd_option"}
     artifacts = [read_artifact(tmp_path / "out"), export(load(tmp_path / "out"), tmp_path / "again")]
     for artifact in artifacts:

@@ -214,6 +214,12 @@ def test_openai_refusals(tmp_path, values, message):
         load(gpt2(tmp_path, **values))
 
 
+@pytest.mark.parametrize("sizes", [{"d_sae": 2**60}, {"d_sae": -1}, {"d_model": -6}, {"d_model": 0}])
+def test_sizes_of_a_llama_scope_config_that_do_not_fit_are_not_allocated(tmp_path, sizes):
+    with pytest.raises(CheckpointError, match=r"the jumprelu SAE of its config has"):
+        load(llama(tmp_path, **sizes))
+
+
 @pytest.mark.parametrize("value", [Decimal("1"), print])
 def test_nothing_else_is_unpickled(tmp_path, value):
     path = gpt2(tmp_path, activation=value)
