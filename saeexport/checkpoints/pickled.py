@@ -32,6 +32,7 @@ def peek(path: Path) -> Wrapped:
     Raises:
         CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
     """
+    check_is_file(path)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
