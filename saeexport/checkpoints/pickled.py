@@ -31,6 +31,7 @@ def peek(path: Path) -> Wrapped:
     Raises:
         CheckpointError: The file is damaged, holds pickled code, or is not a dict with string keys.
     """
+    check_is_file(path)
     with reading(path):
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):

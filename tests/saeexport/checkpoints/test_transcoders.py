@@ -73,7 +73,7 @@ def test_circuit_tracer_with_the_config_of_the_training_only(tmp_path):
         ({**CONFIG, "input_scale": 2}, {}, "unknown options, .*: input_scale = 2"),
         (["a"], {}, "config.yaml is not a mapping of names to values"),
         (CONFIG, {"log_thresholds": np.ones(D_SAE)}, r"has the unknown tensors \['log_thresholds'\]"),
-        (CONFIG, {"b_enc": np.ones(D_OUT, np.float32)}, r"is nearest to Qwen Scope and circuit-tracer and HookedSAE"),
+        (CONFIG, {"b_enc": np.ones(D_OUT, np.float32)}, r"nearest format is HookedSAE state dict .* or circuit-tracer"),
         (CONFIG, {"W_dec": np.ones((D_SAE, 3), np.float32)}, r"holds .*W_dec \[16, 3\].* has .*W_dec \[16, 5\]"),
         (CONFIG, {"b_dec": np.ones(D_SAE, np.float32)}, "has as many features as outputs, 16, so that the orientation"),
         (CONFIG, {"activation_function.threshold": -np.ones(D_SAE, np.float32)}, "has negative thresholds, with which"),
