@@ -106,10 +106,11 @@ def start_session(
 def is_from_onnx_runtime(error: Exception) -> bool:
     """Tell whether ONNX Runtime raised an exception.
 
-    Its C++ code can throw without a status, and its Python code checks arguments. The result is a plain Exception,
-    RuntimeError or ValueError, which counts if the innermost Python frame is one of ONNX Runtime's.
+    Its C++ code can throw without a status, or with a message that is not text, and its Python code checks arguments.
+    The result is a plain Exception, RuntimeError or ValueError, or a UnicodeDecodeError, which counts if the innermost
+    Python frame is one of ONNX Runtime's.
     """
-    if type(error) not in (Exception, RuntimeError, ValueError):
+    if type(error) not in (Exception, RuntimeError, ValueError, UnicodeDecodeError):
         return isinstance(error, ORT_ERRORS)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

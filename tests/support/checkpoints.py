@@ -10,10 +10,14 @@ from tests.saeexport.checkpoints import (
     test_attention,
     test_dictionary_learning,
     test_gemma,
+    test_llama_scope_r1,
     test_others,
+    test_qwen_scope,
     test_saelens,
     test_saelens_legacy,
+    test_sentence_transformers,
     test_sparsify,
+    test_transcoders,
 )
 from tests.support.equations import D_IN, D_SAE, draw
 from tests.support.samples import TINY, make_sae
@@ -56,6 +60,12 @@ WRITERS = {
     "dictionary_learning": lambda path: test_dictionary_learning.folder(path, "BatchTopKSAE"),
     "sparsify": test_sparsify.folder,
     "llama_scope": test_others.llama,
+    "llama_scope_r1": test_llama_scope_r1.write,
+    "qwen_scope": lambda path: test_qwen_scope.qwen(path / test_qwen_scope.REPOSITORY),
+    "deepseek_r1": lambda path: test_qwen_scope.deepseek(path / test_qwen_scope.DEEPSEEK),
+    "circuit_tracer": lambda path: test_transcoders.transcoder(path, "jumprelu_transcoder"),
+    "circuit_tracer_clt": lambda path: test_transcoders.clt(path) / "W_enc_0.safetensors",
+    "sentence_transformers": test_sentence_transformers.write,
     "goodfire": _goodfire,
     "openai": test_others.gpt2,
     "state_dict": _state_dict,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime import ArtifactError, IntegrityError, ManifestError, SAESession, read_artifact, verify
-from runtime.artifact import files, folder, held
+from runtime.artifact import files, folder, held, strict_json
 from runtime.artifact.files import OpenedFile, hash_file, open_file
 from runtime.artifact.manifest import FileRecord
 from saeexport import export
@@ -92,8 +92,8 @@ def test_a_manifest_that_is_not_an_ordinary_file_is_refused(artifact, kind, in_t
 
 
 def test_a_large_manifest_is_not_read(artifact):
-    os.truncate(artifact / "sae.json", folder.LARGEST_MANIFEST + 1)
-    with pytest.raises(ManifestError, match="sae.json has 16,000,001 bytes; it may have at most 16,000,000"):
+    os.truncate(artifact / "sae.json", strict_json.MAX_BYTES + 1)
+    with pytest.raises(ManifestError, match="sae.json has more than 1,048,576 bytes"):
         read_artifact(artifact)
 
 

@@ -216,7 +216,7 @@ def test_openai_refusals(tmp_path, values, message):
 
 @pytest.mark.parametrize("sizes", [{"d_sae": 2**60}, {"d_sae": -1}, {"d_model": -6}, {"d_model": 0}])
 def test_sizes_of_a_llama_scope_config_that_do_not_fit_are_not_allocated(tmp_path, sizes):
-    with pytest.raises(CheckpointError, match=r"the jumprelu SAE of its config has"):
+    with pytest.raises(CheckpointError, match="the jumprelu SAE of its config has|must be at least 1"):
         load(llama(tmp_path, **sizes))
 
 
