@@ -35,6 +35,9 @@ FIRST, LAST = 4, 4  # samples that are compared, after as many that are not
 ALLOCATOR = "jemalloc_bg_thd"
 """Name of the thread of an allocator, which starts when there is something to give back to the system."""
 
+M_ARENA_MAX = -8
+"""Source: mallopt(3) of glibc."""
+
 SETTLED = 0.5
 """Seconds in which threads that have been told to end have ended."""
 
@@ -123,6 +126,10 @@ class Worker:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         torch.set_num_threads(1)
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(
+                M_ARENA_MAX, 1
+            )  # an arena for each thread keeps what it had, and looks like a leak
         gc.freeze()
         for line in requests:
             request = json.loads(line)
