@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..arrays.tensor import TensorValue
 from ..artifact.contracts import WEIGHTS_KEY
 from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
-from ..artifact.manifest import TensorSpec
+from ..artifact.manifest import GraphSpec, TensorSpec
 from ..artifact.names import TARGET, TOKENS, K
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
@@ -215,7 +216,21 @@ class Graphs:
             ) from error
         checked()
         self._files.weights.check_unchanged()  # since they were checked, too
-        weights = session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY)
+        self._check_contract(session, spec, path)
+        return session
+
+    def _check_contract(self, session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:
+        """Check that a graph was exported for these weights, and that its inputs and outputs are those of the manifest.
+
+        Raises:
+            IntegrityError: They are not.
+        """
+        manifest = self.manifest
+        try:
+            metadata = session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise IntegrityError(f"{path} has metadata that is not text. Copy the whole folder again.") from error
+        weights = metadata.get(WEIGHTS_KEY)
         if weights != manifest.files[manifest.weights].sha256:
             raise IntegrityError(
                 f"{path} was exported for other weights (sha256 {weights}). Copy the whole folder again."
@@ -227,7 +242,6 @@ class Graphs:
             tensors = tuple(_tensor_spec(tensor) for tensor in found)
             if tensors != expected:
                 raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
-        return session
 
 
 def _in_background(check: Callable[[], object]) -> Callable[[], None]:

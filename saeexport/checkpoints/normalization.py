@@ -84,10 +84,7 @@ def read_normalization(options: Options, hook_name: str, d_sae: int) -> tuple[st
         raise CheckpointError(
             f"{options.source}: norm_scaling_factor = {factor!r} and already_folded were given; give one of the two."
         )
-    if not _is_positive(factor):
-        raise CheckpointError(
-            f"{options.source}: norm_scaling_factor = {factor!r} was given; it must be a positive, finite number."
-        )
+    check_factor(factor, options.source)
     request.notes.append(f"The factor of the input, {factor!r}, is folded into the weights, as was said.")
     return NORMALIZATIONS[0], float(factor)
 
@@ -110,6 +107,12 @@ def _unknown_factor(hook_name: str, d_sae: int) -> str:
     )
 
 
-def _is_positive(factor: Any) -> bool:
+def check_factor(factor: Any, source: str) -> None:
+    """Refuse a factor of the input that cannot be folded into the weights.
+
+    Raises:
+        CheckpointError: It is not a positive, finite number.
+    """
     number = isinstance(factor, int | float) and not isinstance(factor, bool)
-    return number and math.isfinite(factor) and factor > 0
+    if not (number and math.isfinite(factor) and factor > 0):
+        raise CheckpointError(f"{source}: the factor of the input is {factor!r}; it must be a positive, finite number.")

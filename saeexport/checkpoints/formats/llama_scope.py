@@ -19,6 +19,7 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import matrix_shape, only_dtype, read_json, read_tensors
 from ..folding import fold, row_norms
+from ..normalization import check_factor
 from ..options import Options
 from ..renaming import rename
 from ..request import Request
@@ -80,6 +81,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         raise options.refused("hook_point_out", point_out, "it must equal hook_point_in: transcoders are not supported")
     d_in, d_sae = matrix_shape(tensors, "W_enc", source)  # `build` refuses a config that says others
     scale = d_in**0.5 / _average_norm(options)
+    check_factor(scale, source)
     threshold = torch.full((d_sae,), options.take("jump_relu_threshold", float) * scale, dtype=torch.float64)
     if options.take("sparsity_include_decoder_norm", bool, True):
         norms = row_norms(tensors["W_dec"])

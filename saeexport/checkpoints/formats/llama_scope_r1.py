@@ -24,9 +24,10 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_tensors
+from ..files import matrix_shape, only_dtype, read_tensors
 from ..finding import find
 from ..folding import fold, row_norms
+from ..normalization import check_factor
 from ..options import Options
 from ..renaming import rename
 from ..request import Request
@@ -111,14 +112,17 @@ def read(path: Path, request: Request) -> HookedSAE:
         "dtype": only_dtype(tensors, source, request.dtype),
         "apply_b_dec_to_input": False,
     }
-    config["d_sae"] = round(config["d_in"] * options.take("expansion_factor", float))
+    features = config["d_in"] * options.take("expansion_factor", float)
+    config["d_sae"] = round(features) if math.isfinite(features) else 0  # which `build` refuses
     if options.take("sparsity_include_decoder_norm", bool, True):
         scale = row_norms(tensors["W_dec"])
         threshold = threshold / scale if scale.shape == threshold.shape else threshold  # `build` refuses other shapes
+    d_in, _ = matrix_shape(tensors, "W_enc", source)  # `build` refuses a config that says another
     normalization = options.choose("norm_activation", ("dataset-wise", "inference"), "dataset-wise")
     options.finish(WITHOUT_EFFECT)
 
-    factor = 1.0 if normalization == "inference" else _factor(norms.get(hook_name), config["d_in"], source, request)
+    factor = 1.0 if normalization == "inference" else _factor(norms.get(hook_name), d_in, source, request)
+    check_factor(factor, source)
     tensors = fold(tensors, config["dtype"], input_scale=factor)
     tensors["threshold"] = threshold.to(config["dtype"])
     return build("jumprelu", config, tensors, source)
