@@ -83,7 +83,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         content = _expect(dict, value, where)
-        hints = _type_hints(kind)
+        hints = _type_hints(typing.cast(Any, kind))
         missing = [
             field.name
             for field in dataclasses.fields(kind)
