@@ -59,7 +59,7 @@ def _check_checksum(text: str, content: dict[str, Any]) -> None:
     if stated is None:
         raise ManifestError(
             f"{MANIFEST} has no {CHECKSUM} of its own content: an older release wrote it, or it was edited. Export the "
-            "SAE again."
+            "SAE again, to a new folder."
         )
     if not isinstance(stated, str) or not re.fullmatch("[0-9a-f]{64}", stated):
         raise ManifestError(
