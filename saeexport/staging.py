@@ -46,7 +46,7 @@ def check_output_folder(path: Path, overwrite: bool) -> None:
         own = {MANIFEST, SIGNATURE, *(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)}
     except ArtifactError as error:
         raise ExportError(
-            f"{path} exists and will not be overwritten, because it is not an artifact: {error}"
+            f"{path} exists and will not be overwritten, because it may not be an artifact: {error}"
         ) from None
     strangers = sorted({entry.name for entry in path.iterdir()} - own)
     if strangers:

@@ -20,13 +20,16 @@ from runtime.artifact.names import HOOK_NAMES, INPUT, TOKENS
 from saeexport import HookedSAE, export
 
 PROOF_TOKENS = 16  # the exporter proves the artifact on these
+LOUDER = 1000
 
 
 def write_case(
     folder: Path, workload: Workload, rows: Sequence[int], names: Collection[str]
 ) -> dict[int, dict[str, float]]:
     """Write what the contenders `names` read, and return the sparsity of the inputs by number of rows."""
-    export(workload.sae, folder / ARTIFACT, activations=workload.inputs(PROOF_TOKENS))
+    inputs = workload.inputs(PROOF_TOKENS)
+    louder = np.concatenate([inputs, LOUDER * inputs])  # on which features are on in every workload, as a proof needs
+    export(workload.sae, folder / ARTIFACT, activations=louder)
     if PLAIN_ONNX in names:
         export_plain(workload.sae, folder / PLAIN_FILE)
     if FLOOR in names:

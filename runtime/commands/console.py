@@ -14,7 +14,7 @@ from ..errors import SAEError
 
 EXIT_CODES = """exit codes:
   0    success
-  1    the artifact failed verification (parity, integrity or signature), or one of several exports failed
+  1    the artifact failed verification, or one of several exports failed
   2    the command could not be carried out; stderr has the reason
   130  interrupted with Ctrl-C
   141  the reader of standard output has closed it, as in `| head -1`

@@ -14,6 +14,7 @@ from runtime import HubError, IntegrityError, SAESession, read_artifact
 from runtime.artifact.card import model_card
 from saeexport import export
 from tests.support.hub_server import TOKEN
+from tests.support.manifests import sealed
 from tests.support.samples import TINY, contents, make_sae, normal
 from tests.support.zoo import sae_of, target_of
 
@@ -55,9 +56,7 @@ def test_a_branch_a_subfolder_and_a_message(hub):
 def test_files_of_the_artifact_before_are_removed_and_others_stay(hub):
     manifest = json.loads((TINY / "sae.json").read_text())
     manifest["files"]["old.onnx"] = {"sha256": "0" * 64, "bytes": 3}
-    hub.add(
-        "ada/again", contents(TINY) | {"sae.json": json.dumps(manifest).encode(), "old.onnx": b"old", "notes": b"n"}
-    )
+    hub.add("ada/again", contents(TINY) | {"sae.json": sealed(manifest), "old.onnx": b"old", "notes": b"n"})
     read_artifact(TINY).push_to_hub("ada/again", token=TOKEN)
     assert set(head(hub, "ada/again")) == {*contents(TINY), CARD, "notes"}
 
