@@ -15,7 +15,7 @@ CONFIGS = ("LanguageModelSAERunnerConfig", "SAEConfig", "TrainingSAEConfig", "Lo
 _READ = (
     "d_in d_sae dtype model_name neuronpedia_id hook_name hook_point architecture apply_b_dec_to_input "
     "normalize_activations reshape_activations activation_fn activation_fn_str activation_fn_kwargs "
-    "finetuning_scaling_factor k d_out rescale_acts_by_decoder_norm metadata"
+    "finetuning_scaling_factor k d_out rescale_acts_by_decoder_norm metadata hook_head_index hook_point_head_index"
 )
 READ = frozenset(_READ.split())
 
