@@ -135,7 +135,7 @@ def export_all(
     checksums, are kept.
 
     Args:
-        sources: Folders, files and addresses on the Hugging Face Hub, "hf://OWNER/NAME[@REVISION][/PATH]". With
+        sources: Folders, files and addresses on the Hugging Face Hub, `hf://OWNER/NAME[@REVISION][/PATH]`. With
             several, the name of each becomes a folder of the tree.
         tree: Folder for the artifacts. `exports.json` in it records what each was exported from.
         activations: File with real inputs for every proof, or a folder with one file for each checkpoint, at the path

@@ -103,7 +103,7 @@ def load(
 
     Args:
         path: File or folder of the checkpoint, or its address on the Hugging Face Hub,
-            "hf://OWNER/NAME[@REVISION][/PATH]". Symbolic links, as in the Hub's cache, are followed.
+            `hf://OWNER/NAME[@REVISION][/PATH]`. Symbolic links, as in the Hub's cache, are followed.
         hook_name: TransformerLens name of the hook that the activations come from. None keeps the checkpoint's name,
             which is empty in formats that do not store one.
         dtype: Dtype to convert the parameters to: a name ("float16"), a `torch.dtype` or a numpy dtype. None keeps the
