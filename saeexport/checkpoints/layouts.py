@@ -13,12 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
+from .finding import HUB_CONFIGS, HUB_WEIGHTS
+
 TENSORS = (".safetensors", ".npz", ".pt", ".pth")
 TEXTS = (".json", ".yaml", ".yml")
 INDEX = ".index.json"
 """What the name of an index of shards adds to the name of the weights."""
 
-ANY_LIBRARY = (("model.safetensors", "config.json"), ("model.safetensors", "cfg.json"))
+ANY_LIBRARY = tuple((HUB_WEIGHTS, config) for config in HUB_CONFIGS)
 """Weights and config of a module of any class, as huggingface_hub writes them."""
 
 CONFIG_NAMES = ("cfg", "config", "hyperparams", "activation_scaler")

@@ -1,9 +1,13 @@
 """Which files of a listing are checkpoints, by their names alone."""
 
+import shutil
+
 import pytest
 
+from saeexport import load
 from saeexport.checkpoints.layouts import Folder, find_below, find_layouts
 from saeexport.checkpoints.registry import FORMATS
+from tests.support.checkpoints import WRITERS
 
 
 def found(*files):
@@ -82,3 +86,15 @@ def test_a_path_in_a_folder(tmp_path, inside, path, needed):
         (tmp_path / name).touch()
     (layout,) = find_below(Folder(tmp_path), inside, FORMATS)
     assert (layout.path, sorted(layout.files)) == (path, needed)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_files_of_a_layout_suffice_for_every_format(tmp_path, name):
+    """Only these are downloaded from the Hub."""
+    (whole := tmp_path / "whole" / name).mkdir(parents=True)
+    WRITERS[name](whole)
+    layout = find_below(Folder(whole), "", FORMATS)[0]
+    for file in layout.files:
+        (copy := tmp_path / "downloaded" / name / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(whole / file, copy)
+    load(tmp_path / "downloaded" / name / layout.path)
