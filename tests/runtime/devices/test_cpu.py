@@ -74,9 +74,11 @@ def test_they_are_copied_if_the_artifact_goes_while_onnx_runtime_starts(artifact
     assert started == ["in place", "copied"]
 
 
-def test_a_graph_that_onnx_runtime_refuses_is_refused_once(artifact, started, monkeypatch):
+def test_they_are_copied_if_onnx_runtime_refuses_to_use_them_in_place(artifact, started):
+    with SAESession(TINY, "cpu") as session:
+        expected = session(X)
+    started.clear()
     with SAESession(artifact, "cpu") as session:
-        started.before = lambda: (_ for _ in ()).throw(RuntimeError("refused"))
-        with pytest.raises(RuntimeError, match="refused"):
-            session(X)
-    assert started == ["in place"]
+        started.before = lambda: {1: lambda: 1 / 0}.get(len(started), int)()
+        np.testing.assert_array_equal(session(X), expected)
+    assert started == ["in place", "copied"]
