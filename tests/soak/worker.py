@@ -178,9 +178,10 @@ class Worker:
         return json.loads(line) if line else None
 
     def _held(self):
-        threads = [path.read_text().strip() for path in Path(f"/proc/{self._process}/task").glob("*/comm")]
+        process = Path(f"/proc/{self._process}")
+        threads = _read_each(lambda path: path.read_text().strip(), process.glob("task/*/comm"))
         return {
-            "descriptors": [os.readlink(path) for path in Path(f"/proc/{self._process}/fd").iterdir()],
+            "descriptors": _read_each(os.readlink, (process / "fd").iterdir()),
             "threads": [name for name in threads if name != ALLOCATOR],
             "files": [path.name for path in self._folder.iterdir()],
         }
@@ -214,6 +215,15 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._process = None
         return code
+
+
+def _read_each(read, paths):
+    """Return what is read from each path that still exists: a thread may end, and a file may be closed, meanwhile."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.append(read(path))
+    return found
 
 
 def carry_out(function, timeout):
