@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from runtime.arrays.dtypes import FLOAT32, dtype_name
+from runtime.arrays.dtypes import dtype_name
 from runtime.artifact.files import hash_file
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import MANIFEST
@@ -28,7 +28,7 @@ from runtime.hub.client import quiet_downloads
 
 from ._export import export, stages_in
 from .checkpoints.hub import hub_address
-from .checkpoints.registry import FORMATS, load
+from .checkpoints.registry import FORMATS, load, load_for_export
 from .checkpoints.releases import Source, find_sources
 from .original.dtypes import DTypeLike
 from .proof.activations import ENDINGS, read_activations
@@ -80,8 +80,7 @@ class _Options:
     def export(self, source: Source, path: Path, inputs: Path | None, overwrite: bool) -> Artifact:
         """Load a checkpoint and export it."""
         gc.collect()  # modules hold cycles; the memory of the SAE before is needed now
-        # Folding is rounded once if it is done in float32; a conversion to half precision is measured by the export.
-        sae = load(source.place, dtype=self.dtype if self.dtype == FLOAT32 else None, **self.reading)
+        sae = load_for_export(source.place, self.dtype, **self.reading)
         if self.error_term is not None:
             sae.cfg.use_error_term = self.error_term
         activations = None if inputs is None else read_activations(str(inputs))

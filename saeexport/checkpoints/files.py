@@ -14,6 +14,7 @@ from runtime.errors import CheckpointError
 from .archives import check_saved, read_npz
 from .containers import INDEX, check_shard, index_of, is_stored, read_index, unwrap, without_prefixes
 from .damage import reading
+from .request import Request
 
 MAX_CONFIG_BYTES = 16 << 20
 """Largest config that is read; those of published checkpoints have a few kilobytes."""
@@ -149,22 +150,42 @@ def check_is_file(path: Path) -> None:
         raise CheckpointError(f"{path} is not an ordinary file.")
 
 
-def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path, wanted: torch.dtype | None = None) -> torch.dtype:
-    """Return the floating-point dtype that all tensors share, or the one that is `wanted`.
+def choose_dtype(
+    tensors: dict[str, torch.Tensor],
+    source: str | Path,
+    request: Request,
+    configured: torch.dtype | None = None,
+) -> torch.dtype:
+    """Return the dtype of the HookedSAE: what the caller says, or that of the config, or that of all tensors.
+
+    Args:
+        tensors: The tensors of the checkpoint.
+        source: Path of the checkpoint, for error messages.
+        request: What the caller says.
+        configured: Dtype that the library of the checkpoint converts all tensors to when it loads them.
 
     Raises:
-        CheckpointError: There are no tensors, one is not floating-point, or they have several dtypes and none is
-            wanted.
+        CheckpointError: There are no tensors, one is not floating-point, or they have several dtypes and neither the
+            caller nor the config says which to use.
     """
     if not tensors:
         raise CheckpointError(f"{source} holds no tensor.")
     dtypes = {tensor.dtype for tensor in tensors.values()}
-    names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    if wanted is None and len(dtypes) != 1:
-        raise CheckpointError(f"{source} mixes the dtypes {names}. Convert it to one of them.")
+    names = dtype_names(tensors)
     if not all(dtype.is_floating_point for dtype in dtypes):
         raise CheckpointError(f"{source} holds {names}; weights must be floating-point.")
-    return wanted or next(iter(dtypes))
+    dtype = request.dtype_for(configured or (next(iter(dtypes)) if len(dtypes) == 1 else None))
+    if dtype is None:
+        raise CheckpointError(
+            f"{source} mixes the dtypes {names}. Say which one to convert it to: --dtype float32, or in Python "
+            'dtype="float32".'
+        )
+    return dtype
+
+
+def dtype_names(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the names of the dtypes that tensors have, for error messages and comparisons: "float16, float32"."""
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
 
 
 def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path) -> tuple[int, int]:

@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
 
-from ..original.dtypes import DTypeLike, torch_dtype
+from ..original.dtypes import DTypeLike
 from ..original.exportable import check_functions
 from ..original.hooked_sae import HookedSAE
 from .formats import dictionary_learning, saelens, sentence_transformers, sparsify
-from .registry import finish
+from .registry import finish, request_of
 from .request import Request, Source
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]
@@ -57,13 +56,21 @@ def convert(
         ExportError: Hook functions are attached to `sae`.
         InputError: `dtype` is not a dtype that weights may have.
     """
-    request = Request(
-        dtype=None if dtype is None else torch_dtype(dtype),
+    request = request_of(
+        dtype=dtype,
         norm_scaling_factor=norm_scaling_factor,
         already_folded=already_folded,
         normalize_activations=normalize_activations,
-        ignore_config=tuple(ignore_config),
+        ignore_config=ignore_config,
     )
+    converted = _convert(sae, request)
+    if hook_name is not None:
+        converted.cfg.hook_name = hook_name
+    return converted
+
+
+def _convert(sae: Any, request: Request) -> HookedSAE:
+    """Return an SAE of another library as a HookedSAE; the hook has the name that `sae` gives it."""
     sae = getattr(sae, "_orig_mod", sae)
     library = library_of(sae)
     if library is None:
@@ -77,8 +84,6 @@ def convert(
     name = f"the {type(sae).__name__} in memory"
     converted: HookedSAE = library.form.from_parts(config, tensors, Source(f"The config of {name}", name), request)
     converted.cfg.use_error_term = bool(getattr(sae, "use_error_term", False))  # an attribute that no file stores
-    if hook_name is not None:
-        converted.cfg.hook_name = hook_name
     return finish(converted, f"{name}, which is read as {library.form.TITLE},", request)
 
 
@@ -90,16 +95,15 @@ def convert_if_needed(sae: Any, dtype: DTypeLike | None) -> Any:
 
     Args:
         sae: Any object.
-        dtype: Dtype that the SAE will have. If it is float32, weights in half precision are widened before factors are
-            folded into them.
+        dtype: Dtype that the export will convert it to. An SAE in another dtype is returned in float32, so that the
+            export rounds once, and measures what that loses.
 
     Raises:
         CheckpointError, ExportError, InputError: As for `convert`.
     """
     if library_of(getattr(sae, "_orig_mod", sae)) is None:
         return sae
-    widened = dtype is not None and torch_dtype(dtype) == torch.float32
-    return convert(sae, dtype=torch.float32 if widened else None)
+    return _convert(sae, request_of(export_dtype=dtype))
 
 
 class Library(NamedTuple):

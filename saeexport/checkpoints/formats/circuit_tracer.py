@@ -23,7 +23,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors, read_yaml
+from ..files import choose_dtype, matrix_shape, read_tensors, read_yaml
 from ..finding import tensor_shapes
 from ..options import Options
 from ..renaming import rename
@@ -81,10 +81,9 @@ def read(path: Path, request: Request) -> HookedSAE:
         "d_in": matrix_shape(tensors, "W_enc", source)[0],
         "d_sae": d_sae,
         "d_out": d_out,
-        "dtype": only_dtype(tensors, source, request.dtype),
+        "dtype": choose_dtype(tensors, source, request),
         **read_hooks(path.with_name(CONFIG), int(layer[1]), KIND, WITHOUT_EFFECT, request),
     }
-    tensors = {name: tensor.to(config["dtype"]) for name, tensor in tensors.items()}
     skip = "skip_" if "W_skip" in tensors else ""
     return build(f"{'jumprelu_' if 'threshold' in tensors else ''}{skip}transcoder", config, tensors, source)
 

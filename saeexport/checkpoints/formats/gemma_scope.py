@@ -20,7 +20,7 @@ from typing import Any
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
 from ..request import Request
 
 WEIGHTS = "params.npz"
@@ -61,7 +61,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     file = _file(path)
     tensors = {LOWER_CASE.get(name, name): tensor for name, tensor in read_tensors(file).items()}
-    dtype = only_dtype(tensors, file)
+    dtype = choose_dtype(tensors, file, request)
     d_in, d_sae = matrix_shape(tensors, "W_enc", file)
     hook_name, hook_name_out, model_name = _names(file)
     config: dict[str, Any] = {

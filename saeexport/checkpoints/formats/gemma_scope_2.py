@@ -21,7 +21,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
+from ..files import choose_dtype, folder_with, matrix_shape, read_json, read_tensors
 from ..finding import tensor_shapes
 from ..options import Options
 from ..request import Request
@@ -72,7 +72,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     tensors = {NAMES.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
     if "W_skip" in tensors:
         tensors["W_skip"] = tensors["W_skip"].T if tensors["W_skip"].ndim == 2 else tensors["W_skip"]
-    dtype = only_dtype(tensors, source)
+    dtype = choose_dtype(tensors, source, request)
 
     if (folder / CONFIG).is_file():
         options = Options(read_json(folder / CONFIG), str(folder / CONFIG), request)

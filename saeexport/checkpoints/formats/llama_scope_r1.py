@@ -24,7 +24,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
 from ..finding import find
 from ..folding import fold, row_norms
 from ..normalization import check_factor
@@ -109,7 +109,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     config = {
         "d_in": options.take("d_model", int),
         "hook_name": hook_name,
-        "dtype": only_dtype(tensors, source, request.dtype),
+        "dtype": choose_dtype(tensors, source, request),
         "apply_b_dec_to_input": False,
     }
     features = config["d_in"] * options.take("expansion_factor", float)

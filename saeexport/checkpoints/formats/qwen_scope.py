@@ -17,7 +17,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
 from ..pickled import holds
 from ..renaming import rename
 from ..request import Request
@@ -65,7 +65,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         "k": int(repository["k"]),
         "hook_name": f"blocks.{layer[1]}.hook_resid_post",
         "model_name": f"Qwen/{repository['model']}",
-        "dtype": only_dtype(tensors, path),
+        "dtype": choose_dtype(tensors, path, request),
         "apply_b_dec_to_input": False,
     }
     return build("topk", config, tensors, str(path))

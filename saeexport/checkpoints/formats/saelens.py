@@ -24,7 +24,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_json, read_tensors
+from ..files import choose_dtype, read_json, read_tensors
 from ..finding import find
 from ..folding import fold, row_norms
 from ..normalization import read_normalization
@@ -123,7 +123,7 @@ def from_parts(
     head = read_head(options, hook_name) if head is None else head
     options.finish(WITHOUT_EFFECT)
 
-    config["dtype"] = dtype_wanted(tensors, config["dtype"], source, request)
+    config["dtype"] = choose_dtype(tensors, source.tensors, request, config["dtype"])
     if architecture in IN_TRAINING:
         architecture = "jumprelu"
         if threshold is not None and threshold.numel() == 1 and "b_enc" in tensors:
@@ -187,18 +187,6 @@ def read_config(options: Options, hook_name: str) -> tuple[dict[str, Any], float
         "normalize_activations": normalization,
     }
     return config, factor
-
-
-def dtype_wanted(
-    tensors: dict[str, torch.Tensor], configured: torch.dtype | None, source: Source, request: Request
-) -> torch.dtype:
-    """Return the dtype of the parameters: the caller's, or that of the config, or that of the tensors.
-
-    Raises:
-        CheckpointError: The tensors have several dtypes, or one that is not floating-point.
-    """
-    stored = only_dtype(tensors, source.tensors)
-    return request.dtype or configured or stored
 
 
 def refuse_unfolded(folder: Path) -> None:

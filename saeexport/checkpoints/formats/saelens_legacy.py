@@ -15,14 +15,14 @@ import torch
 
 from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
-from ..files import read_tensors
+from ..files import choose_dtype, read_tensors
 from ..finding import find
 from ..folding import fold
 from ..normalization import AVERAGE
 from ..options import Options
 from ..request import Request, Source
 from . import state_dict
-from .saelens import CONFIG, WEIGHTS, dtype_wanted, note_head, read_config, read_head, refuse_unfolded
+from .saelens import CONFIG, WEIGHTS, note_head, read_config, read_head, refuse_unfolded
 
 TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
@@ -103,7 +103,7 @@ def from_parts(
     head = read_head(options, hook_name, "hook_point_head_index") if head is None else head
     options.finish(WITHOUT_EFFECT)
 
-    config["dtype"] = dtype_wanted(stored, config["dtype"], source, request)
+    config["dtype"] = choose_dtype(stored, source.tensors, request, config["dtype"])
     tensors = dict(stored)
     factor = _scaling_factor(tensors, scaled, options)
     tensors = fold(tensors, config["dtype"], input_scale=input_scale, decoder_scale=factor)

@@ -22,7 +22,7 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_tensors
+from ..files import choose_dtype, read_tensors
 from ..finding import find
 from ..folding import fold, product
 from ..options import Options
@@ -89,8 +89,7 @@ def from_parts(
     options.finish(WITHOUT_EFFECT)
 
     tensors = rename(stored, NAMES | ({"W_skip": "W_skip"} if skip else {}), source.tensors)
-    stored_dtype = only_dtype(tensors, source.tensors)
-    config["dtype"] = request.dtype or stored_dtype
+    config["dtype"] = choose_dtype(tensors, source.tensors, request)
     architecture = "abstopk" if signed else "topk"
     if transcode or skip:
         if signed:

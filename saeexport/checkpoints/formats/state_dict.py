@@ -15,7 +15,7 @@ from ...original import architectures
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..containers import is_stored, without_index
-from ..files import only_dtype, read_json, read_tensors
+from ..files import choose_dtype, dtype_names, read_json, read_tensors
 from ..finding import HUB_CONFIGS, HUB_WEIGHTS, Found, find
 from ..request import Request
 
@@ -47,10 +47,10 @@ def read(path: Path, request: Request) -> HookedSAE:
     path = without_index(path) if found is None else found.weights
     config = _read_config(path) if found is None else dict(found.config)
     tensors = read_tensors(path)
-    dtype = only_dtype(tensors, path)
+    dtype = choose_dtype(tensors, path, request)
     _check_types(config, path)
     config.pop("device", None)
-    stored = str(dtype).removeprefix("torch.")
+    stored = dtype_names(tensors)
     said = config.pop("dtype", stored)
     if said.removeprefix("torch.") != stored:
         raise CheckpointError(f"{path} holds {stored}, but its config says {said}. Convert one of them.")
