@@ -156,7 +156,17 @@ def _sparsify(sae: Any) -> Parts:
 
 
 def _dictionary_learning(sae: Any) -> Parts:
-    """Source: dictionary_learning 0.1.0, `trainSAE`, which saves the name of the class and the state dict."""
+    """Source: dictionary_learning 0.1.0, `trainSAE`, which saves the name of the class and the state dict.
+
+    Raises:
+        CheckpointError: Some groups of a Matryoshka dictionary are switched off, which no file stores.
+    """
+    groups = len(getattr(sae, "group_sizes", ()))
+    if (active := getattr(sae, "active_groups", groups)) != groups:
+        raise CheckpointError(
+            f"{active} of the {groups} groups of the {type(sae).__name__} are active; the features of the others are "
+            f"always off, which a HookedSAE cannot express. Set active_groups to {groups}."
+        )
     trainer = {"dict_class": type(sae).__name__, "activation_dim": sae.activation_dim, "dict_size": sae.dict_size}
     if hasattr(sae, "apply_b_dec_to_input"):  # only JumpReluAutoEncoder has it
         trainer["apply_b_dec_to_input"] = sae.apply_b_dec_to_input

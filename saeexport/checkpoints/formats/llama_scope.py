@@ -82,7 +82,9 @@ def read(path: Path, request: Request) -> HookedSAE:
     d_in, d_sae = matrix_shape(tensors, "W_enc", source)  # `build` refuses a config that says others
     scale = d_in**0.5 / _average_norm(options)
     check_factor(scale, source)
-    threshold = torch.full((d_sae,), options.take("jump_relu_threshold", float) * scale, dtype=torch.float64)
+    if (single := options.take("jump_relu_threshold", float)) < 0:
+        raise options.refused("jump_relu_threshold", single, "with a negative threshold, features can be negative")
+    threshold = torch.full((d_sae,), single * scale, dtype=torch.float64)
     if options.take("sparsity_include_decoder_norm", bool, True):
         norms = row_norms(tensors["W_dec"])
         threshold = threshold / norms if norms.shape == threshold.shape else threshold  # `build` refuses other shapes

@@ -113,7 +113,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         "apply_b_dec_to_input": False,
     }
     features = config["d_in"] * options.take("expansion_factor", float)
-    config["d_sae"] = round(features) if math.isfinite(features) else 0  # which `build` refuses
+    config["d_sae"] = int(features) if math.isfinite(features) else 0  # which `build` refuses
     if options.take("sparsity_include_decoder_norm", bool, True):
         scale = row_norms(tensors["W_dec"])
         threshold = threshold / scale if scale.shape == threshold.shape else threshold  # `build` refuses other shapes

@@ -137,7 +137,7 @@ def _scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Opt
         CheckpointError: The config says that there is none.
     """
     factor = tensors.pop("scaling_factor", None)
-    if factor is None or torch.allclose(factor, torch.ones_like(factor)):
+    if factor is None or torch.equal(factor, torch.ones_like(factor)):
         return None
     if not scaled:
         raise options.refused(

@@ -168,8 +168,9 @@ def test_what_is_refused(tmp_path, changes, message):
         load(folder(tmp_path, {**LAST, **changes}, draw("standard")))
 
 
-def test_a_scaling_factor_that_the_config_denies_is_refused(tmp_path):
-    tensors = {**draw("standard"), "scaling_factor": np.full(D_SAE, 2, np.float32)}
+@pytest.mark.parametrize("factor", [2, 1.000001])
+def test_a_scaling_factor_that_the_config_denies_is_refused(tmp_path, factor):
+    tensors = {**draw("standard"), "scaling_factor": np.full(D_SAE, factor, np.float32)}
     with pytest.raises(CheckpointError, match="finetuning_scaling_factor is False; sae_weights.safetensors has a scal"):
         load(folder(tmp_path, LAST, tensors))
     tensors["scaling_factor"] = np.full(D_SAE + 1, 2, np.float32)
