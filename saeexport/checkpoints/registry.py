@@ -5,7 +5,9 @@ the architectures that it can hold; `recognises(path)`; and `read(path, request)
 parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
 fields that it uses, and the others are refused here.
 
-A format may also have `FILES` and `TENSORS`, which `nearest` uses to say what a path that no format recognises lacks.
+A format may also have `CONFIG` and `WEIGHTS`, the names of its two files; `BESIDE`, those of further files that its
+reader looks at if they are there; and `TENSORS`, the names of its tensors. `layouts` finds checkpoints by them, and
+`nearest` says what a path that no format recognises lacks.
 
 Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
 takes the config and the state dict, and does everything that `read` does after reading the files.

@@ -19,7 +19,6 @@ WEIGHTS = "weights.safetensors"
 
 TITLE = "artifact"
 NAME = f"an artifact, a folder with {MANIFEST}"
-FILES = (MANIFEST,)
 ARCHITECTURES = tuple(architectures.ARCHITECTURES)
 
 

@@ -35,7 +35,7 @@ TITLE = "circuit-tracer"
 NAME = f"circuit-tracer, layer_<n>.safetensors of a transcoder, with {CONFIG} beside it"
 ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
-TRAINING = ("wandb-config.yaml", "wanb-config.yaml")
+BESIDE = ("wandb-config.yaml", "wanb-config.yaml")
 """Names of the config of the training; some repositories have the second one."""
 
 KIND = "transcoder_set"
@@ -137,7 +137,7 @@ def _check_activation(folder: Path, request: Request) -> None:
     Raises:
         CheckpointError: The config of the training names another one.
     """
-    for name in TRAINING:
+    for name in BESIDE:
         if (folder / name).is_file():
             entry = read_yaml(folder / name).get("act_fn")
             Options(entry if isinstance(entry, dict) else {}, f"act_fn of {folder / name}", request).choose(

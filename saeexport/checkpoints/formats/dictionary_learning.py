@@ -39,7 +39,6 @@ CHECKPOINTS = "checkpoints"
 
 TITLE = "dictionary_learning"
 NAME = f"dictionary_learning, a folder with {CONFIG} and {WEIGHTS}, or checkpoints/ae_<step>.pt in it"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
 

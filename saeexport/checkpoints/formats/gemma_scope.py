@@ -27,7 +27,6 @@ WEIGHTS = "params.npz"
 
 TITLE = "Gemma Scope"
 NAME = f"Gemma Scope, {WEIGHTS} or a folder with it"
-FILES = (WEIGHTS,)
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 

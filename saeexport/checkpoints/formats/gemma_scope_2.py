@@ -31,7 +31,6 @@ WEIGHTS = "params.safetensors"
 
 TITLE = "Gemma Scope 2"
 NAME = f"Gemma Scope 2, a folder with {WEIGHTS} and mostly {CONFIG}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
 

@@ -29,7 +29,6 @@ WEIGHTS = "checkpoints/final.safetensors"
 
 TITLE = "Llama Scope"
 NAME = f"Llama Scope, a folder with {CONFIG} and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu",)
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}

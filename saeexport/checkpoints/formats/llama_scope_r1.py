@@ -38,7 +38,6 @@ WEIGHTS = "sae_weights.safetensors"
 
 TITLE = "Llama Scope R1"
 NAME = f"Llama Scope R1, a folder with {CONFIG} and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu",)
 
 NAMES = {

@@ -35,10 +35,10 @@ from ..unsupported import LOOPS, OTHER_TOKENS
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
+BESIDE = (SCALER,)
 
 TITLE = "SAELens 6"
 NAME = f"SAELens 6 and later, a folder with {CONFIG} (with metadata) and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = (
     "standard",
     "jumprelu",

@@ -34,7 +34,6 @@ WEIGHTS = "sae.safetensors"
 
 TITLE = "sparsify"
 NAME = f"sparsify, a folder with {CONFIG} and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("topk", "abstopk", "topk_transcoder", "topk_skip_transcoder")
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
