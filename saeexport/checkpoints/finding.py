@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from runtime.errors import CheckpointError
 
-from .files import folder_with, read_json
+from .files import folder_with, read_json, read_tensors
 from .pickled import peek
+from .request import Source
 
 HUB_WEIGHTS = "model.safetensors"
 HUB_CONFIGS = ("config.json", "cfg.json")
@@ -32,6 +34,14 @@ class Found(NamedTuple):
     config_source: str
     weights: Path
     named: bool
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, torch.Tensor], Source]:
+        """Return the config, the tensors and the names of both, as the `from_parts` of a format takes them.
+
+        Raises:
+            CheckpointError: The tensors cannot be read.
+        """
+        return self.config, read_tensors(self.weights), Source(self.config_source, str(self.weights))
 
 
 def find(path: Path, config: str, weights: str) -> Found | None:

@@ -27,7 +27,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import choose_dtype, matrix_shape, read_json, read_tensors
+from ..files import choose_dtype, matrix_shape, read_json
 from ..finding import Found, find
 from ..options import Options
 from ..renaming import rename
@@ -117,8 +117,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     found = _find(path)
     assert found is not None
-    source = Source(found.config_source, str(found.weights))
-    return from_parts(found.config, read_tensors(found.weights), source, request)
+    return from_parts(*found.parts(), request)
 
 
 def _find(path: Path) -> Found | None:

@@ -21,6 +21,7 @@ from typing import Any
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import choose_dtype, matrix_shape, read_tensors
+from ..folders import search_above
 from ..request import Request
 
 WEIGHTS = "params.npz"
@@ -44,7 +45,7 @@ HOOKS = {
 """TransformerLens names of the input and of the prediction within a block, by the end of a repository's name."""
 
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)(?![a-z])")
-_LAYER = re.compile(r"layer_(\d+)")
+_LAYER = re.compile(r"^layer_(\d+)$")
 
 
 def recognises(path: Path) -> bool:
@@ -82,9 +83,7 @@ def _names(file: Path) -> tuple[str, str, str | None]:
 
     Names that they do not tell are empty, and that of the model is None.
     """
-    parts = file.absolute().parts[::-1]
-    repository = next(filter(None, map(_REPOSITORY.search, parts)), None)
-    layer = next(filter(None, map(_LAYER.fullmatch, parts)), None)
+    repository, layer = search_above(file, _REPOSITORY), search_above(file, _LAYER)
     if repository is None or layer is None:
         return "", "", None
     size, variant, place = repository.groups()

@@ -23,6 +23,7 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import choose_dtype, folder_with, matrix_shape, read_json, read_tensors
 from ..finding import tensor_shapes
+from ..folders import search_above
 from ..options import Options
 from ..request import Request
 
@@ -51,6 +52,8 @@ PLACES = {
 """Hugging Face's names of the input and the prediction within `model.layers.<n>`, by how a folder's name begins."""
 
 _REPOSITORY = re.compile(r"gemma-scope-2-(\d+[bm])-(pt|it)")
+_LAYER = re.compile(r"^layer_(\d+)")
+_PLACE = re.compile(f"^({'|'.join(PLACES)})")
 
 
 def recognises(path: Path) -> bool:
@@ -115,10 +118,8 @@ def _inferred(folder: Path, tensors: dict[str, torch.Tensor], request: Request) 
     Raises:
         CheckpointError: Neither these nor the caller tell whether it is a transcoder.
     """
-    parts = folder.absolute().parts[::-1]
-    repository = next(filter(None, map(_REPOSITORY.search, parts)), None)
-    layer = next(filter(None, (re.match(r"layer_(\d+)", part) for part in parts)), None)
-    place = next((place for part in parts for place in PLACES if part.startswith(place)), None)
+    repository, layer, named = (search_above(folder, pattern) for pattern in (_REPOSITORY, _LAYER, _PLACE))
+    place = None if named is None else named[0]
     skip = "W_skip" in tensors
     transcoder: bool | None = request.take("transcoder")
     if transcoder is None:

@@ -18,6 +18,7 @@ from runtime.errors import CheckpointError
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import choose_dtype, matrix_shape, read_tensors
+from ..folders import search_above
 from ..pickled import holds
 from ..renaming import rename
 from ..request import Request
@@ -44,7 +45,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: The file is damaged, no folder above it names k, or the width in that name is another.
     """
-    repository = next(filter(None, (_REPOSITORY.search(part) for part in reversed(path.absolute().parts))), None)
+    repository = search_above(path, _REPOSITORY)
     if repository is None:
         raise CheckpointError(
             f"{path} is a layer of Qwen Scope, which does not hold k: its repository's name does. Put the file into a "

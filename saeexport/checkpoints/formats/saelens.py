@@ -8,6 +8,9 @@ The tensors have the names and the orientation of HookedSAE's parameters. Two op
 Features and reconstruction are those of SAELens. Its `hook_sae_acts_pre` is before the multiplication by n; that of
 HookedSAE is after it, where the k largest are chosen.
 
+`metadata` is of where the SAE belongs. SAELens computes with nothing in it and lets everybody add to it, so that its
+unknown keys are not refused.
+
 With `hook_head_index`, the SAE takes one attention head of its hook, `[..., d_head]`.
 
 Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`);
@@ -24,7 +27,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import choose_dtype, read_json, read_tensors
+from ..files import choose_dtype, read_json
 from ..finding import find
 from ..folding import fold, row_norms
 from ..normalization import read_normalization
@@ -86,9 +89,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
     refuse_unfolded(found.weights.parent)
-    return from_parts(
-        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
-    )
+    return from_parts(*found.parts(), request)
 
 
 def from_parts(

@@ -15,7 +15,7 @@ import torch
 
 from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
-from ..files import choose_dtype, read_tensors
+from ..files import choose_dtype
 from ..finding import find
 from ..folding import fold
 from ..normalization import AVERAGE
@@ -75,9 +75,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
     refuse_unfolded(found.weights.parent)
-    return from_parts(
-        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
-    )
+    return from_parts(*found.parts(), request)
 
 
 def from_parts(

@@ -21,7 +21,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import choose_dtype, read_tensors
+from ..files import choose_dtype
 from ..finding import find
 from ..options import Options
 from ..request import Request, Source
@@ -54,8 +54,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
-    source = Source(found.config_source, str(found.weights))
-    return from_parts(found.config, read_tensors(found.weights), source, request)
+    return from_parts(*found.parts(), request)
 
 
 def from_parts(

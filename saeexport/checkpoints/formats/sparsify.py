@@ -22,7 +22,7 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import choose_dtype, read_tensors
+from ..files import choose_dtype
 from ..finding import find
 from ..folding import fold, product
 from ..options import Options
@@ -57,8 +57,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
-    source = Source(found.config_source, str(found.weights))
-    sae = from_parts(found.config, read_tensors(found.weights), source, request)
+    sae = from_parts(*found.parts(), request)
     if not sae.architecture.endswith("transcoder"):
         sae.cfg.hook_name = _hook_name(found.weights.parent)
     return sae
