@@ -42,7 +42,7 @@ State = Literal["exported", "kept", "planned", "failed"]
 
 @dataclass(frozen=True)
 class TreeEntry:
-    """One checkpoint of `export_all`, and what became of it.
+    """The result of `export_all` for one checkpoint.
 
     Attributes:
         source: The checkpoint: a path, or an address on the Hub with the hash of the commit.
@@ -193,7 +193,7 @@ def _attempt(
     overwrite: bool,
     dry_run: bool,
 ) -> TreeEntry:
-    """Export a checkpoint unless its artifact is there, and return what became of it."""
+    """Export a checkpoint unless its artifact exists, and return the result."""
     path = records.tree / checkpoint.name
     started = time.monotonic()
     try:

@@ -177,7 +177,7 @@ def choose_dtype(
     dtype = request.dtype_for(configured or (next(iter(dtypes)) if len(dtypes) == 1 else None))
     if dtype is None:
         raise CheckpointError(
-            f"{source} mixes the dtypes {names}. Say which one to convert it to: --dtype float32, or in Python "
+            f"{source} mixes the dtypes {names}. Export it with --dtype float32, or in Python load it with "
             'dtype="float32".'
         )
     return dtype

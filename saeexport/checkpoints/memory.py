@@ -36,7 +36,8 @@ def convert(
     """Return the HookedSAE that computes what an SAE of another library computes.
 
     SAELens' SAEs and transcoders, sparsify's `SparseCoder`, the dictionaries of dictionary_learning and
-    sentence-transformers' `SparseAutoEncoder` can be converted. The HookedSAE is on CUDA if CUDA is available,
+    sentence-transformers' `SparseAutoEncoder` can be converted. SAEs in training compute what their libraries save for
+    inference: those with batch-top-k compare with their threshold. The HookedSAE is on CUDA if CUDA is available,
     otherwise on the CPU; parameters that are on this device and do not change are shared with `sae`.
 
     Args:

@@ -71,12 +71,14 @@ def read_normalization(options: Options, hook_name: str, d_sae: int) -> tuple[st
             raise CheckpointError(
                 f"{key} = {said!r} was given ({option_of(key)}); it must be one of {', '.join(known)}."
             )
-        request.notes.append(f"The normalisation of the input is {said}, as was said; the config has {configured!r}.")
+        request.notes.append(
+            f"The normalisation of the input is {said} ({option_of(key)}); the config has {configured!r}."
+        )
     if said != AVERAGE:
         return said, 1.0
     factor, folded = request.take("norm_scaling_factor"), request.take("already_folded")
     if folded and factor is None:
-        request.notes.append("The weights include the factor of the input, as was said.")
+        request.notes.append("The weights include the factor of the input (--already-folded).")
         return NORMALIZATIONS[0], 1.0
     if factor is None:
         raise options.refused(key, said, _unknown_factor(hook_name, d_sae))
@@ -85,7 +87,7 @@ def read_normalization(options: Options, hook_name: str, d_sae: int) -> tuple[st
             f"{options.source}: norm_scaling_factor = {factor!r} and already_folded were given; give one of the two."
         )
     check_factor(factor, options.source)
-    request.notes.append(f"The factor of the input, {factor!r}, is folded into the weights, as was said.")
+    request.notes.append(f"The factor of the input, {factor!r}, is folded into the weights (--norm-scaling-factor).")
     return NORMALIZATIONS[0], float(factor)
 
 

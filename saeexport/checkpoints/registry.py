@@ -124,7 +124,7 @@ def load(
             needed or missing.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
         InputError: `dtype` is not a dtype that weights may have, or `path` or `hook_name` has another type.
-        HubError: The Hub does not have such a place, refuses access, or cannot be reached.
+        HubError: The address does not exist on the Hub, access is refused, or the Hub cannot be reached.
     """
     request = request_of(
         dtype=dtype,

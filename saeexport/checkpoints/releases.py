@@ -102,7 +102,7 @@ def _split(path: Path) -> tuple[Path, str]:
     """Return a folder to list, and the path in it: the file with what is beside and above it, or the folder itself.
 
     Raises:
-        CheckpointError: Nothing is at the path.
+        CheckpointError: The path does not exist.
     """
     path = path.absolute()
     if path.is_file():

@@ -95,7 +95,7 @@ def _names(file: Path) -> tuple[str, str, str | None]:
 def _is_transcoder(file: Path, request: Request) -> bool:
     """Tell whether a file is a transcoder, and note who says so."""
     said: bool | None = request.take("transcoder")
-    by = "as was said"
+    by = "as the caller says"
     if said is None:
         part, said = _release(file)
         by = f"as the name {part!r} in its path says" if part else "because nothing in its path says transcoder"

@@ -2,7 +2,7 @@
 
     W_enc [d_sae, d_in],  W_dec [d_in, d_sae],  b_enc [d_sae],  b_dec [d_in]
 
-The matrices have the orientation of `torch.nn.Linear`, in spite of their names, and are transposed. `b_dec` is not
+The matrices have the orientation of `torch.nn.Linear`, whatever their names suggest, and are transposed. `b_dec` is not
 subtracted from the input. A repository is called `SAE-Res-<model>-W<width / 1024>K-L0_<k>`; the reader takes k from the
 nearest folder above the file with such a name, `models--Qwen--SAE-Res-...` of the Hugging Face Hub's cache included.
 

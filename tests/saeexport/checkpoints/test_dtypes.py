@@ -65,7 +65,7 @@ def test_saelens_converts_several_dtypes_to_that_of_the_config(tmp_path):
 def test_several_dtypes_are_converted_to_the_one_that_the_caller_says(tmp_path):
     tensors = draw("jumprelu")
     path = npz(tmp_path, **tensors | {"b_dec": tensors["b_dec"].astype("float16")})
-    with pytest.raises(CheckpointError, match="mixes the dtypes float16, float32. Say which one"):
+    with pytest.raises(CheckpointError, match="mixes the dtypes float16, float32. Export it with --dtype"):
         load(path)
     for sae in (load(path, dtype="float32"), load_for_export(path, "float16")):
         assert {tensor.dtype for tensor in sae.state_dict().values()} == {torch.float32}
