@@ -13,7 +13,7 @@ import yaml
 from runtime import HubError, IntegrityError, SAESession, SignatureError, read_artifact
 from runtime.artifact.card import model_card
 from saeexport import export, sign
-from tests.support.hub_server import TOKEN
+from tests.support.hub_protocol import TOKEN
 from tests.support.keys import make_key
 from tests.support.manifests import sealed
 from tests.support.samples import TINY, contents, make_sae, normal
