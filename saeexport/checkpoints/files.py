@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
 
+from ..original.dtypes import TORCH_DTYPES
 from .archives import check_saved, read_npz
 from .containers import INDEX, check_shard, index_of, is_stored, read_index, unwrap, without_prefixes
 from .damage import reading
@@ -121,7 +122,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     wrapped = unwrap(tensors, path) if isinstance(tensors, dict) else None
     if wrapped is None or not all(isinstance(value, torch.Tensor) for value in wrapped.tensors.values()):
         raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict of named tensors.")
-    return wrapped.tensors
+    return as_dense(wrapped.tensors, path)
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -138,6 +139,21 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         check_shard(index, shard, names, found)
         tensors |= found
     return without_prefixes(tensors, index)
+
+
+def as_dense(values: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """Return a state dict whose tensors can be read as arrays: a negation or conjugation that is pending is done.
+
+    Raises:
+        CheckpointError: A tensor is sparse or nested.
+    """
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor) and (value.is_nested or value.layout != torch.strided):
+            raise CheckpointError(f"{source}: {name} is a sparse or nested tensor. Save it dense, with to_dense().")
+    return {
+        name: value.resolve_neg().resolve_conj() if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+    }
 
 
 def check_is_file(path: Path) -> None:
@@ -174,12 +190,12 @@ def choose_dtype(
     names = dtype_names(tensors)
     if not all(dtype.is_floating_point for dtype in dtypes):
         raise CheckpointError(f"{source} holds {names}; weights must be floating-point.")
+    conversion = 'Export it with --dtype float32, or in Python load it with dtype="float32".'
     dtype = request.dtype_for(configured or (next(iter(dtypes)) if len(dtypes) == 1 else None))
     if dtype is None:
-        raise CheckpointError(
-            f"{source} mixes the dtypes {names}. Export it with --dtype float32, or in Python load it with "
-            'dtype="float32".'
-        )
+        raise CheckpointError(f"{source} mixes the dtypes {names}. {conversion}")
+    if dtype not in TORCH_DTYPES.values():
+        raise CheckpointError(f"{source} holds {names}; an SAE may be in {', '.join(TORCH_DTYPES)}. {conversion}")
     return dtype
 
 

@@ -73,11 +73,9 @@ def find(path: Path, config: str, weights: str) -> Found | None:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a `.safetensors` or `.pt` file, unread; none if it is damaged."""
+    """Return the shapes of the tensors in a `.safetensors` file, unread; none if it is damaged."""
     try:
-        if path.suffix in PICKLED:
-            return {name: tuple(value.shape) for name, value in peek(path).tensors.items() if hasattr(value, "shape")}
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, CheckpointError):
+    except (OSError, SafetensorError):
         return {}

@@ -16,6 +16,7 @@ from runtime.errors import CheckpointError
 from ..original.dtypes import DTypeLike
 from ..original.exportable import check_functions
 from ..original.hooked_sae import HookedSAE
+from .files import as_dense
 from .formats import dictionary_learning, saelens, sentence_transformers, sparsify
 from .registry import finish, request_of
 from .request import Request, Source
@@ -83,7 +84,8 @@ def _convert(sae: Any, request: Request) -> HookedSAE:
     check_functions(sae)
     config, tensors = library.take_apart(sae)
     name = f"the {type(sae).__name__} in memory"
-    converted: HookedSAE = library.form.from_parts(config, tensors, Source(f"The config of {name}", name), request)
+    source = Source(f"The config of {name}", name)
+    converted: HookedSAE = library.form.from_parts(config, as_dense(tensors, name), source, request)
     converted.cfg.use_error_term = bool(getattr(sae, "use_error_term", False))  # an attribute that no file stores
     return finish(converted, f"{name}, which is read as {library.form.TITLE},", request)
 

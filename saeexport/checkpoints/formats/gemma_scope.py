@@ -22,6 +22,7 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import choose_dtype, matrix_shape, read_tensors
 from ..folders import search_above
+from ..renaming import rename_known
 from ..request import Request
 
 WEIGHTS = "params.npz"
@@ -60,7 +61,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         CheckpointError: The file is damaged, or its tensors are not those of a JumpReLU SAE.
     """
     file = _file(path)
-    tensors = {LOWER_CASE.get(name, name): tensor for name, tensor in read_tensors(file).items()}
+    tensors = rename_known(read_tensors(file), LOWER_CASE, file)
     dtype = choose_dtype(tensors, file, request)
     d_in, d_sae = matrix_shape(tensors, "W_enc", file)
     hook_name, hook_name_out, model_name = _names(file)

@@ -25,6 +25,7 @@ from ..files import choose_dtype, folder_with, matrix_shape, read_json, read_ten
 from ..finding import tensor_shapes
 from ..folders import search_above
 from ..options import Options
+from ..renaming import rename_known
 from ..request import Request
 
 CONFIG = "config.json"
@@ -71,7 +72,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     folder = folder_with(path, CONFIG, WEIGHTS) or folder_with(path, WEIGHTS)
     assert folder is not None
     source = str(folder / WEIGHTS)
-    tensors = {NAMES.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
+    tensors = rename_known(read_tensors(folder / WEIGHTS), NAMES, source)
     if "W_skip" in tensors:
         tensors["W_skip"] = tensors["W_skip"].T if tensors["W_skip"].ndim == 2 else tensors["W_skip"]
     dtype = choose_dtype(tensors, source, request)

@@ -9,6 +9,7 @@ from saeexport.checkpoints.registry import load_for_export
 from saeexport.cli import main
 from tests.saeexport.checkpoints.test_folding import llama_scope, saelens, sparsify
 from tests.saeexport.checkpoints.test_gemma import npz
+from tests.saeexport.checkpoints.test_others import llama
 from tests.saeexport.checkpoints.test_saelens import folder
 from tests.support.equations import draw
 
@@ -28,23 +29,22 @@ def test_what_an_export_will_convert_is_read_in_float32(tmp_path, write):
 
 def test_an_artifact_in_another_half_precision_is_rounded_once(tmp_path, capsys):
     """A bfloat16 checkpoint with a folded factor: through bfloat16, weights would be off by up to 4e-3."""
-    (tmp_path / "saes" / "one").mkdir(parents=True)
-    llama_scope(tmp_path / "saes" / "one")
-    expected = load(tmp_path / "saes" / "one", dtype="float32").half().state_dict()
-    assert main(["export", str(tmp_path / "saes" / "one"), str(tmp_path / "sae"), "--dtype", "float16"]) == 0
+    path = llama(tmp_path / "saes", torch.bfloat16, dtype="torch.bfloat16")
+    expected = load(path, dtype="float32").half().state_dict()
+    assert not torch.equal(expected["W_enc"], load(path).half().state_dict()["W_enc"])
+    assert main(["export", str(path), str(tmp_path / "sae"), "--dtype", "float16"]) == 0
     (entry,) = export_all(tmp_path / "saes", tmp_path / "tree", dtype="float16")
     assert entry.error is None
     for artifact in (tmp_path / "sae", entry.path):
         stored = load_file(artifact / "weights.safetensors")
         assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
     assert entry.artifact.manifest.fidelity is not None, "the loss is measured, too"
-    against = ["verify", str(tmp_path / "sae"), "--against", str(tmp_path / "saes" / "one"), "--device", "cpu"]
+    against = ["verify", str(tmp_path / "sae"), "--against", str(path), "--device", "cpu"]
     assert main(against) == 0, capsys.readouterr().err
 
 
 def test_an_artifact_is_read_for_another_half_precision_in_float32(tmp_path):
-    llama_scope(tmp_path)
-    (entry,) = export_all(tmp_path, tmp_path / "tree", dtype="bfloat16")
+    (entry,) = export_all(llama(tmp_path), tmp_path / "tree", dtype="bfloat16")
     assert load_for_export(entry.path, "float16").W_enc.dtype == torch.float32
     assert load_for_export(entry.path, "bfloat16").W_enc.dtype == torch.bfloat16
 

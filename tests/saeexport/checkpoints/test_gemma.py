@@ -1,5 +1,7 @@
 """Gemma Scope and Gemma Scope 2 checkpoints against the equations, and refusals."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +196,21 @@ def test_gemma_scope_2_refuses(tmp_path, changes, message):
 def test_gemma_scope_2_tensors_that_do_not_fit(tmp_path, config, changes, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder(tmp_path, config, {**draw("jumprelu"), **changes}))
+
+
+def test_a_parameter_under_two_names_is_refused(tmp_path):
+    """Which one is right cannot be known."""
+    drawn = draw("jumprelu")
+    with pytest.raises(CheckpointError, match="a parameter under two names: W_dec, W_enc, .*, w_enc"):
+        load(npz(tmp_path / "both", **drawn, w_enc=drawn["W_enc"] * 2))
+    npz(tmp_path / "twice", **drawn)
+    with (
+        zipfile.ZipFile(tmp_path / "twice" / "params.npz", "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        archive.writestr("b_dec.npy", archive.read("b_enc.npy"))
+    with pytest.raises(CheckpointError, match="it holds b_dec twice"):
+        load(tmp_path / "twice")
 
 
 @pytest.mark.parametrize("lower", [True, False])
