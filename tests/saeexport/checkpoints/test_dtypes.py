@@ -8,7 +8,7 @@ from saeexport import CheckpointError, export_all, load
 from saeexport.checkpoints.registry import load_for_export
 from saeexport.cli import main
 from tests.saeexport.checkpoints.test_folding import llama_scope, saelens, sparsify
-from tests.saeexport.checkpoints.test_gemma import npz
+from tests.saeexport.checkpoints.test_gemma_scope import npz
 from tests.saeexport.checkpoints.test_others import llama
 from tests.saeexport.checkpoints.test_saelens import folder
 from tests.support.equations import draw
