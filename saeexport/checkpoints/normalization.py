@@ -10,6 +10,7 @@ have `norm_scaling_factor` or override `normalize_activations`.
 """
 
 import math
+from numbers import Real
 from typing import Any, NamedTuple
 
 from runtime.errors import CheckpointError
@@ -115,6 +116,6 @@ def check_factor(factor: Any, source: str) -> None:
     Raises:
         CheckpointError: It is not a positive, finite number.
     """
-    number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    number = isinstance(factor, Real) and not isinstance(factor, bool)
     if not (number and math.isfinite(factor) and factor > 0):
         raise CheckpointError(f"{source}: the factor of the input is {factor!r}; it must be a positive, finite number.")

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from runtime.arrays.arguments import as_path
+from runtime.arrays.arguments import as_integer, as_path
 from runtime.errors import CheckpointError, InputError
 
 from ..original.dtypes import DTypeLike, torch_dtype
@@ -123,7 +123,7 @@ def load(
         CheckpointError: No format recognises `path`, a file is damaged, an option is unknown, or an argument is not
             needed or missing.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
-        InputError: `dtype` is not a dtype that weights may have, or `path` or `hook_name` has another type.
+        InputError: `dtype` is not a dtype that weights may have, or another argument has the wrong type.
         HubError: The address does not exist on the Hub, access is refused, or the Hub cannot be reached.
     """
     request = request_of(
@@ -170,11 +170,16 @@ def request_of(
     """Return the request that arguments of `load` make.
 
     Raises:
-        InputError: A dtype is not one that weights may have.
+        InputError: A dtype is not one that weights may have, `index` is not a whole number, or a switch is not a bool.
         CheckpointError: `ignore_config` is a string instead of several.
     """
     if isinstance(ignore_config, str):
         raise CheckpointError(f"ignore_config is {ignore_config!r}; pass a list of keys: [{ignore_config!r}].")
+    for switch in ("already_folded", "transcoder"):
+        if not isinstance(value := said.get(switch), (bool, type(None))):
+            raise InputError(f"{switch} is {value!r}; it must be True or False.")
+    if said.get("index") is not None:
+        said["index"] = as_integer("index", said["index"], 0)
     return Request(
         dtype=None if dtype is None else torch_dtype(dtype),
         export_dtype=None if export_dtype is None else torch_dtype(export_dtype),
