@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from runtime.errors import CheckpointError
 
+from .containers import INDEX
 from .files import folder_with, read_json, read_tensors
 from .pickled import peek
 from .request import Source
@@ -62,7 +63,8 @@ def find(path: Path, config: str, weights: str) -> Found | None:
         folder = folder_with(path, config_name, weights_name)
         if folder is not None:
             file = folder / config_name
-            return Found(read_json(file), str(file), folder / weights_name, weights_name == weights)
+            tensors = path if path.name.endswith(INDEX) else folder / weights_name
+            return Found(read_json(file), str(file), tensors, weights_name == weights)
     if path.suffix in PICKLED and path.is_file():
         try:
             stored = peek(path).config

@@ -90,7 +90,8 @@ def from_parts(
     if isinstance(switch := contents.get("normalize_activations"), bool):
         contents["normalize_activations"] = AVERAGE if switch else NORMALIZATIONS[0]
     options = Options(contents, source.config, request)
-    hook_name = options.take("hook_name", str, None) or options.take("hook_point", str, "")
+    named = [options.take(key, str, "") for key in ("hook_name", "hook_point")]
+    hook_name = named[0] or named[1]
     config, input_scale = read_config(options, hook_name)
     architecture, k = _activation(options)
     if k is not None:

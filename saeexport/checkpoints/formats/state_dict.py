@@ -43,8 +43,10 @@ def read(path: Path, request: Request) -> HookedSAE:
         CheckpointError: The config is missing or does not fit, or a file is damaged.
     """
     found = _find(path)
-    path = without_index(path) if found is None else found.weights
-    config, source = _read_config(path) if found is None else (found.config, found.config_source)
+    if found is not None:
+        path, config, source = found.weights, found.config, found.config_source
+    else:
+        config, source = _read_config(without_index(path))
     options = Options(config, source, request)
     settings = {key: options.take(key, kind) for key, kind in TYPES.items() if config.get(key) is not None}
     options.finish(("device",))

@@ -183,3 +183,7 @@ def test_a_config_that_is_not_json(tmp_path):
     (path / "cfg.json").write_text("{")
     with pytest.raises(CheckpointError, match="cfg.json is not JSON"):
         load(path)
+
+
+def test_the_hook_may_be_named_under_both_keys(tmp_path):
+    assert load(folder(tmp_path, {**LAST, "hook_point": LAST["hook_name"]}, draw("standard"))).cfg.hook_name
