@@ -77,7 +77,8 @@ def export(
             `activations`.
         dtype: Dtype of weights and activations: float32, float16 or bfloat16, given as a name, a `torch.dtype` or a
             numpy dtype. None keeps the SAE's own. If it differs, a converted copy of the SAE is exported; for half
-            precision the manifest also records what the conversion loses (`runtime.parity.fidelity`).
+            precision the manifest also records what the conversion loses (`runtime.parity.fidelity`). Load a checkpoint
+            in half precision with `dtype="float32"` before, so that what is folded into its weights is rounded once.
         weights: None keeps the weights as they are. "int8" makes the file four times smaller and the CPU faster on few
             tokens, but the artifact is not at parity: the manifest records what is lost. Keep the checkpoint, because
             an SAE cannot be loaded back from int8 weights.

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from runtime.arrays.dtypes import FLOAT32, dtype_name
+from runtime.arrays.dtypes import dtype_name
 from runtime.artifact.files import hash_file
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import MANIFEST
@@ -28,8 +28,8 @@ from runtime.hub.client import quiet_downloads
 
 from ._export import export, stages_in
 from .checkpoints.hub import hub_address
-from .checkpoints.registry import FORMATS, load
-from .checkpoints.releases import Source, find_sources
+from .checkpoints.registry import FORMATS, load, load_for_export
+from .checkpoints.releases import Checkpoint, find_checkpoints
 from .original.dtypes import DTypeLike
 from .proof.activations import ENDINGS, read_activations
 from .staging import check_output_folder
@@ -42,7 +42,7 @@ State = Literal["exported", "kept", "planned", "failed"]
 
 @dataclass(frozen=True)
 class TreeEntry:
-    """One checkpoint of `export_all`, and what became of it.
+    """The result of `export_all` for one checkpoint.
 
     Attributes:
         source: The checkpoint: a path, or an address on the Hub with the hash of the commit.
@@ -77,11 +77,10 @@ class _Options:
         values: dict[str, Any] = json.loads(json.dumps(named, default=str))
         return values
 
-    def export(self, source: Source, path: Path, inputs: Path | None, overwrite: bool) -> Artifact:
+    def export(self, checkpoint: Checkpoint, path: Path, inputs: Path | None, overwrite: bool) -> Artifact:
         """Load a checkpoint and export it."""
         gc.collect()  # modules hold cycles; the memory of the SAE before is needed now
-        # Folding is rounded once if it is done in float32; a conversion to half precision is measured by the export.
-        sae = load(source.place, dtype=self.dtype if self.dtype == FLOAT32 else None, **self.reading)
+        sae = load_for_export(checkpoint.place, self.dtype, **self.reading)
         if self.error_term is not None:
             sae.cfg.use_error_term = self.error_term
         activations = None if inputs is None else read_activations(str(inputs))
@@ -162,14 +161,14 @@ def export_all(
     options = _Options(
         heads, error_term, None if dtype is None else dtype_name(dtype), weights, _without_defaults(reading)
     )
-    found = find_sources(given, FORMATS, leave_out=Path(tree))
+    found = find_checkpoints(given, FORMATS, leave_out=Path(tree))
     records = _Records.read(Path(tree))
     entries = []
     with tqdm(found, desc="exporting", unit="SAE", disable=None, leave=False) as bar, _quiet(given), stages_in(bar):
-        for source in bar:
-            bar.set_description(f"exporting {source.name}")
-            inputs = functools.partial(_activations_of, source, activations)
-            entries.append(_attempt(source, records, inputs, options, overwrite, dry_run))
+        for checkpoint in bar:
+            bar.set_description(f"exporting {checkpoint.name}")
+            inputs = functools.partial(_activations_of, checkpoint, activations)
+            entries.append(_attempt(checkpoint, records, inputs, options, overwrite, dry_run))
     return entries
 
 
@@ -187,32 +186,32 @@ def head_shape_of(d_in: int, heads: int | None) -> tuple[int, int] | None:
 
 
 def _attempt(
-    source: Source,
+    checkpoint: Checkpoint,
     records: _Records,
     find_inputs: Callable[[], Path | None],
     options: _Options,
     overwrite: bool,
     dry_run: bool,
 ) -> TreeEntry:
-    """Export a checkpoint unless its artifact is there, and return what became of it."""
-    path = records.tree / source.name
+    """Export a checkpoint unless its artifact exists, and return the result."""
+    path = records.tree / checkpoint.name
     started = time.monotonic()
     try:
         inputs = find_inputs()
-        wanted = {"source": source.identity(), "options": options.record(inputs)}
-        if (artifact := _kept(path, records.found.get(source.name), wanted)) is not None:
-            return TreeEntry(source.place, path, "kept", artifact)
+        wanted = {"source": checkpoint.identity(), "options": options.record(inputs)}
+        if (artifact := _kept(path, records.found.get(checkpoint.name), wanted)) is not None:
+            return TreeEntry(checkpoint.place, path, "kept", artifact)
         check_output_folder(path, overwrite)
         if dry_run:
-            return TreeEntry(source.place, path, "planned")
-        artifact = options.export(source, path, inputs, overwrite)
-        records.add(source.name, wanted | {"manifest": hash_file(path / MANIFEST).sha256})
-        return TreeEntry(source.place, path, "exported", artifact, seconds=time.monotonic() - started)
+            return TreeEntry(checkpoint.place, path, "planned")
+        artifact = options.export(checkpoint, path, inputs, overwrite)
+        records.add(checkpoint.name, wanted | {"manifest": hash_file(path / MANIFEST).sha256})
+        return TreeEntry(checkpoint.place, path, "exported", artifact, seconds=time.monotonic() - started)
     except (SAEError, OSError) as error:
         reason = str(error)
     except Exception as error:  # a fault in one checkpoint must not stop the others
         reason = f"{type(error).__name__}: {error}"
-    return TreeEntry(source.place, path, "failed", error=reason, seconds=time.monotonic() - started)
+    return TreeEntry(checkpoint.place, path, "failed", error=reason, seconds=time.monotonic() - started)
 
 
 def _without_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +230,7 @@ def _without_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value != defaults[key]}
 
 
-def _activations_of(source: Source, given: str | os.PathLike[str] | None) -> Path | None:
+def _activations_of(checkpoint: Checkpoint, given: str | os.PathLike[str] | None) -> Path | None:
     """Return the file with the activations of a checkpoint.
 
     Raises:
@@ -239,11 +238,11 @@ def _activations_of(source: Source, given: str | os.PathLike[str] | None) -> Pat
     """
     if given is None or Path(given).is_file():
         return None if given is None else Path(given)
-    candidates = [Path(given) / f"{source.name}{ending}" for ending in ENDINGS]
+    candidates = [Path(given) / f"{checkpoint.name}{ending}" for ending in ENDINGS]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise InputError(f"There are no activations for {source.name}: expected {' or '.join(map(str, candidates))}.")
+    raise InputError(f"There are no activations for {checkpoint.name}: expected {' or '.join(map(str, candidates))}.")
 
 
 def _kept(path: Path, recorded: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> Artifact | None:

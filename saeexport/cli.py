@@ -22,7 +22,7 @@ from ._export import export
 from ._export_all import export_all, head_shape_of
 from ._tree_summary import summarize
 from .checkpoints.duplicates import note_duplicates
-from .checkpoints.registry import FORMATS, load, read, request_of
+from .checkpoints.registry import FORMATS, load_for_export, read, request_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
@@ -169,18 +169,9 @@ def _reading(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in READING}
 
 
-def _widened(dtype: str | None) -> str | None:
-    """Return the dtype to load a checkpoint in whose artifact has `dtype`; None for the checkpoint's own.
-
-    What the reader folds into the weights is rounded once if it is read in float32. In half precision the export
-    converts, because it also measures what the conversion loses.
-    """
-    return dtype if dtype == FLOAT32 else None
-
-
 def export_command(options: argparse.Namespace) -> int:
     """Export a checkpoint and print a summary of the artifact."""
-    sae = load(options.checkpoint, hook_name=options.hook_name, dtype=_widened(options.dtype), **_reading(options))
+    sae = load_for_export(options.checkpoint, options.dtype, hook_name=options.hook_name, **_reading(options))
     if options.error_term is not None:
         sae.cfg.use_error_term = options.error_term
     head_shape = head_shape_of(sae.cfg.d_in, options.heads)
@@ -230,8 +221,8 @@ def verify_command(options: argparse.Namespace) -> int:
         raise SAEError("The options about a checkpoint need --against CHECKPOINT.")
 
     def compare() -> Report:
-        dtype = _widened(read_artifact(options.artifact).manifest.sae.dtype)
-        sae = None if options.against is None else load(options.against, dtype=dtype, **_reading(options))
+        dtype = read_artifact(options.artifact).manifest.sae.dtype
+        sae = None if options.against is None else load_for_export(options.against, dtype, **_reading(options))
         activations = None if options.activations is None else read_activations(options.activations)
         return verify(options.artifact, sae, activations, options.device)
 

@@ -1,20 +1,24 @@
 """Artifacts on the Hugging Face Hub: downloading one, and uploading one with its model card."""
 
+import contextlib
 import posixpath
 import warnings
 
-from ..errors import ArtifactError, HubEntryError, HubError
+from ..errors import ArtifactError, HubConnectionError, HubEntryError, HubError
 from ..hub.client import explained_errors, import_client
 from ..hub.repository import Repository, format_address, open_repository
 from .card import CARD, MARK, model_card
 from .folder import Artifact, read_artifact
 from .manifest import MANIFEST
+from .signature import SIGNATURE
 
 
 def download_artifact(
     repo_id: str, *, revision: str | None = None, subfolder: str = "", token: str | None = None
 ) -> Artifact:
-    """Return the artifact of a repository, after downloading the files of its manifest that the cache does not hold.
+    """Return the artifact of a repository, after downloading its files that the cache does not hold.
+
+    Only its own files are downloaded: the manifest, those that the manifest names, and the signature if there is one.
 
     Args:
         repo_id: "OWNER/NAME".
@@ -23,8 +27,8 @@ def download_artifact(
         token: Access token, or None for the one that `hf auth login` or HF_TOKEN stored.
 
     Raises:
-        HubError: There is no such repository, revision or artifact, access is refused, the Hub cannot be reached, or
-            huggingface_hub is not installed.
+        HubError: The repository, the revision or the artifact does not exist, access is refused, the Hub cannot be
+            reached, or huggingface_hub is not installed.
         ManifestError: The manifest cannot be read.
     """
     repository = open_repository(repo_id, revision, token)
@@ -38,6 +42,8 @@ def download_artifact(
         ) from error
     artifact = read_artifact(manifest.parent)
     repository.download_all([posixpath.join(subfolder, name) for name in artifact.manifest.files])
+    with contextlib.suppress(HubEntryError, HubConnectionError):  # most artifacts are not signed
+        repository.download(posixpath.join(subfolder, SIGNATURE))
     return artifact
 
 
@@ -67,7 +73,9 @@ def upload_artifact(
     repository = open_repository(repo_id, branch, token)
     with explained_errors(where):
         uploads: dict[str, str | bytes] = {
-            name: str(artifact.path / name) for name in (MANIFEST, *artifact.manifest.files)
+            name: str(artifact.path / name)
+            for name in (MANIFEST, *artifact.manifest.files, SIGNATURE)
+            if name != SIGNATURE or (artifact.path / SIGNATURE).is_file()
         }
         if _is_ours(repository, posixpath.join(subfolder, CARD)):
             uploads[CARD] = card.encode()
@@ -107,8 +115,8 @@ def _files_of_predecessor(repository: Repository, subfolder: str) -> set[str]:
         return set()
     path = repository.download(posixpath.join(subfolder, MANIFEST))
     try:
-        return set(read_artifact(path.parent).manifest.files) & present
-    except ArtifactError:  # it cannot be told which files belong to it
+        return {SIGNATURE, *read_artifact(path.parent).manifest.files} & present
+    except ArtifactError:  # its manifest does not say which files belong to it
         return set()
 
 

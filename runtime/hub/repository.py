@@ -47,7 +47,7 @@ class Repository:
         """Return the paths of the files in the folder `path`, or `[path]` if it is a file, sorted.
 
         Raises:
-            HubEntryError: Nothing is there.
+            HubEntryError: The file or folder does not exist.
             HubConnectionError: The Hub cannot be reached, and the cache holds nothing of it.
             HubError: Access is refused.
         """
@@ -78,6 +78,9 @@ class Repository:
             HubError: The file does not exist, access is refused, or the Hub cannot be reached.
         """
         client = import_client()
+        # A commit does not change: a file that the Hub did not have once is not asked for again.
+        if client.try_to_load_from_cache(self.repo_id, path, revision=self.commit) is client._CACHED_NO_EXIST:
+            raise HubEntryError(f"{self.address(path)} does not exist: the repository has no such file.")
         with explained_errors(self.address(path)):
             return Path(client.hf_hub_download(self.repo_id, path, revision=self.commit, token=self.token))
 
@@ -107,8 +110,8 @@ def open_repository(repo_id: str, revision: str | None = None, token: str | None
         token: Access token, or None for the one that `hf auth login` or HF_TOKEN stored.
 
     Raises:
-        HubError: There is no such repository or revision, access is refused, or the Hub cannot be reached and the
-            cache does not know the revision.
+        HubError: The repository or the revision does not exist, access is refused, or the Hub cannot be reached and
+            the cache does not have the revision.
     """
     client = import_client()
     with explained_errors(format_address(repo_id, revision)):

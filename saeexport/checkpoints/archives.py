@@ -72,7 +72,8 @@ def read_npz(path: Path) -> dict[str, Any]:
     arrays = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
+            if (name := member.filename.removesuffix(".npy")) in arrays:
+                raise ValueError(f"it holds {name} twice")
             with archive.open(member) as stream:
                 shape, fortran, dtype = _read_header(stream, member)  # type: ignore[arg-type]
             if member.compress_type != zipfile.ZIP_STORED or not shape:

@@ -4,7 +4,7 @@
     state dict   a `.pt` with `state_dict` or `model_state_dict`, perhaps `cfg` or `config`, and the state of a training
     prefixes     `module.` of DataParallel, `_orig_mod.` of torch.compile, `_fsdp_wrapped_module.` of FSDP, also nested
 
-`files.find` looks for the files of a checkpoint, under the names of a format or of huggingface_hub.
+`finding.find` looks for the files of a checkpoint, under the names of a format or of huggingface_hub.
 
 Source: huggingface_hub 1.x, `save_torch_state_dict`; PyTorch 2.13, `torch._dynamo.OptimizedModule`,
 `torch.nn.DataParallel`, `torch.distributed.fsdp`.

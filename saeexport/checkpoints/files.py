@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from runtime.errors import CheckpointError
 
+from ..original.dtypes import TORCH_DTYPES
 from .archives import check_saved, read_npz
 from .containers import INDEX, check_shard, index_of, is_stored, read_index, unwrap, without_prefixes
 from .damage import reading
+from .request import Request
 
 MAX_CONFIG_BYTES = 16 << 20
 """Largest config that is read; those of published checkpoints have a few kilobytes."""
@@ -120,7 +122,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     wrapped = unwrap(tensors, path) if isinstance(tensors, dict) else None
     if wrapped is None or not all(isinstance(value, torch.Tensor) for value in wrapped.tensors.values()):
         raise CheckpointError(f"{path} holds a {type(tensors).__name__}, not a state dict of named tensors.")
-    return wrapped.tensors
+    return as_dense(wrapped.tensors, path)
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -139,6 +141,21 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     return without_prefixes(tensors, index)
 
 
+def as_dense(values: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """Return a state dict whose tensors can be read as arrays: a negation or conjugation that is pending is done.
+
+    Raises:
+        CheckpointError: A tensor is sparse or nested.
+    """
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor) and (value.is_nested or value.layout != torch.strided):
+            raise CheckpointError(f"{source}: {name} is a sparse or nested tensor. Save it dense, with to_dense().")
+    return {
+        name: value.resolve_neg().resolve_conj() if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+    }
+
+
 def check_is_file(path: Path) -> None:
     """Refuse a pipe or a device, which a read would wait for.
 
@@ -149,22 +166,42 @@ def check_is_file(path: Path) -> None:
         raise CheckpointError(f"{path} is not an ordinary file.")
 
 
-def only_dtype(tensors: dict[str, torch.Tensor], source: str | Path, wanted: torch.dtype | None = None) -> torch.dtype:
-    """Return the floating-point dtype that all tensors share, or the one that is `wanted`.
+def choose_dtype(
+    tensors: dict[str, torch.Tensor],
+    source: str | Path,
+    request: Request,
+    configured: torch.dtype | None = None,
+) -> torch.dtype:
+    """Return the dtype of the HookedSAE: what the caller says, or that of the config, or that of all tensors.
+
+    Args:
+        tensors: The tensors of the checkpoint.
+        source: Path of the checkpoint, for error messages.
+        request: What the caller says.
+        configured: Dtype that the library of the checkpoint converts all tensors to when it loads them.
 
     Raises:
-        CheckpointError: There are no tensors, one is not floating-point, or they have several dtypes and none is
-            wanted.
+        CheckpointError: There are no tensors, one is not floating-point, or they have several dtypes and neither the
+            caller nor the config says which to use.
     """
     if not tensors:
         raise CheckpointError(f"{source} holds no tensor.")
     dtypes = {tensor.dtype for tensor in tensors.values()}
-    names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    if wanted is None and len(dtypes) != 1:
-        raise CheckpointError(f"{source} mixes the dtypes {names}. Convert it to one of them.")
+    names = dtype_names(tensors)
     if not all(dtype.is_floating_point for dtype in dtypes):
         raise CheckpointError(f"{source} holds {names}; weights must be floating-point.")
-    return wanted or next(iter(dtypes))
+    conversion = 'Export it with --dtype float32, or in Python load it with dtype="float32".'
+    dtype = request.dtype_for(configured or (next(iter(dtypes)) if len(dtypes) == 1 else None))
+    if dtype is None:
+        raise CheckpointError(f"{source} mixes the dtypes {names}. {conversion}")
+    if dtype not in TORCH_DTYPES.values():
+        raise CheckpointError(f"{source} holds {names}; an SAE may be in {', '.join(TORCH_DTYPES)}. {conversion}")
+    return dtype
+
+
+def dtype_names(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the names of the dtypes that tensors have, for error messages and comparisons: "float16, float32"."""
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
 
 
 def matrix_shape(tensors: dict[str, torch.Tensor], name: str, source: str | Path) -> tuple[int, int]:

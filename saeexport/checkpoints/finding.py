@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from runtime.errors import CheckpointError
 
-from .files import folder_with, read_json
+from .containers import INDEX
+from .files import folder_with, read_json, read_tensors
 from .pickled import peek
+from .request import Source
 
 HUB_WEIGHTS = "model.safetensors"
 HUB_CONFIGS = ("config.json", "cfg.json")
@@ -33,6 +36,14 @@ class Found(NamedTuple):
     weights: Path
     named: bool
 
+    def parts(self) -> tuple[dict[str, Any], dict[str, torch.Tensor], Source]:
+        """Return the config, the tensors and the names of both, as the `from_parts` of a format takes them.
+
+        Raises:
+            CheckpointError: The tensors cannot be read.
+        """
+        return self.config, read_tensors(self.weights), Source(self.config_source, str(self.weights))
+
 
 def find(path: Path, config: str, weights: str) -> Found | None:
     """Return the config and the place of the tensors of a checkpoint; None if `path` is not one.
@@ -52,7 +63,8 @@ def find(path: Path, config: str, weights: str) -> Found | None:
         folder = folder_with(path, config_name, weights_name)
         if folder is not None:
             file = folder / config_name
-            return Found(read_json(file), str(file), folder / weights_name, weights_name == weights)
+            tensors = path if path.name.endswith(INDEX) else folder / weights_name
+            return Found(read_json(file), str(file), tensors, weights_name == weights)
     if path.suffix in PICKLED and path.is_file():
         try:
             stored = peek(path).config
@@ -63,11 +75,9 @@ def find(path: Path, config: str, weights: str) -> Found | None:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a `.safetensors` or `.pt` file, unread; none if it is damaged."""
+    """Return the shapes of the tensors in a `.safetensors` file, unread; none if it is damaged."""
     try:
-        if path.suffix in PICKLED:
-            return {name: tuple(value.shape) for name, value in peek(path).tensors.items() if hasattr(value, "shape")}
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, CheckpointError):
+    except (OSError, SafetensorError):
         return {}

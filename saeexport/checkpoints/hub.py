@@ -45,8 +45,9 @@ def locate(path: str | os.PathLike[str], forms: Sequence[ModuleType]) -> Located
     """Return where a checkpoint is on this machine, after downloading it if `path` is an address on the Hub.
 
     Raises:
-        CheckpointError: The place on the Hub holds no checkpoint, or several.
-        HubError: There is no such place, access is refused, or the Hub cannot be reached.
+        CheckpointError: The address holds no checkpoint, or several.
+        HubError: The repository, the revision or the path does not exist, access is refused, or the Hub cannot be
+            reached.
     """
     address = hub_address(path)
     if address is None:
@@ -72,7 +73,7 @@ def open_address(address: str) -> tuple[Repository, str]:
     """Return the repository of an address, at the commit of its revision, and the path inside.
 
     Raises:
-        HubError: It is not an address, or there is no such repository or revision.
+        HubError: It is not an address, or the repository or the revision does not exist.
     """
     repo_id, revision, inside = parse_address(address)
     return open_repository(repo_id, revision), inside

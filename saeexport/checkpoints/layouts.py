@@ -7,24 +7,19 @@ above. Reading decides whether a format recognises what was found.
 
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
+from .containers import INDEX
 from .finding import HUB_CONFIGS, HUB_WEIGHTS
 
 TENSORS = (".safetensors", ".npz", ".pt", ".pth")
 TEXTS = (".json", ".yaml", ".yml")
-INDEX = ".index.json"
-"""What the name of an index of shards adds to the name of the weights."""
-
 ANY_LIBRARY = tuple((HUB_WEIGHTS, config) for config in HUB_CONFIGS)
 """Weights and config of a module of any class, as huggingface_hub writes them."""
-
-CONFIG_NAMES = ("cfg", "config", "hyperparams", "activation_scaler")
-"""Names, without their endings, of the configs that belong to all files of a folder."""
 
 HALVES = ("W_enc", "W_dec")
 """What distinguishes the names of two files that hold a checkpoint together."""
@@ -69,14 +64,14 @@ def find_layouts(files: Iterable[str], forms: Sequence[ModuleType]) -> list[Layo
 def file_layout(path: str, names: Collection[str], forms: Sequence[ModuleType]) -> Layout:
     """Return the checkpoint of one file, with the configs that may belong to it: `<name>*.json`, `cfg.json`, ..."""
     folder, name = posixpath.split(path)
-    stem = name.rpartition(".")[0]
+    stem, configs = name.rpartition(".")[0], _configs(forms)
     files = [path]
     for other in sorted(names):
         place, beside = posixpath.split(other)
-        near = place == folder and (beside.startswith(stem) or beside.partition(".")[0] in CONFIG_NAMES)
-        above = bool(folder) and place == posixpath.dirname(folder) and beside.partition(".")[0] in CONFIG_NAMES
+        own = place == folder and beside.startswith(stem) and beside.endswith(TEXTS)
+        shared = beside in configs and (place == folder or (folder and place == posixpath.dirname(folder)))
         half = other == posixpath.join(folder, name.replace(*HALVES))
-        if other != path and (half or (beside.endswith(TEXTS) and (near or above))):
+        if other != path and (own or shared or half):
             files.append(other)
     usual = {posixpath.basename(weights) for weights, _ in _pairs(forms)}
     return Layout(path, tuple(files), folder if folder and name in usual else posixpath.join(folder, stem))
@@ -141,15 +136,13 @@ def _below(folder: str, layout: Layout) -> Layout:
     return Layout(posixpath.join(folder, layout.path) if layout.path else folder, files, layout.name)
 
 
-def _folder(folder: str, names: Collection[str], forms: Sequence[ModuleType]) -> Layout | None:
+def _folder(folder: str, names: Set[str], forms: Sequence[ModuleType]) -> Layout | None:
     """Return the checkpoint of a folder that holds the files of a format; None if it does not."""
     for weights, config in _pairs(forms):
         stored = _stored(posixpath.join(folder, weights), names)
         if stored and (config is None or posixpath.join(folder, config) in names):
-            beside = sorted(name for name in names if posixpath.dirname(name) == folder and (
-                posixpath.basename(name) == config
-                or (name.endswith(TEXTS) and posixpath.basename(name).partition(".")[0] in CONFIG_NAMES)))  # fmt: skip
-            return Layout(folder, tuple(dict.fromkeys((*stored, *beside))), folder)
+            beside = sorted(names & {posixpath.join(folder, name) for name in _configs(forms)})
+            return Layout(folder, (*stored, *beside), folder)
     return None
 
 
@@ -157,6 +150,12 @@ def _pairs(forms: Sequence[ModuleType]) -> list[tuple[str, str | None]]:
     """Return the names of the weights and the config of the formats that are folders."""
     named = [(form.WEIGHTS, getattr(form, "CONFIG", None)) for form in forms if hasattr(form, "WEIGHTS")]
     return [*named, *ANY_LIBRARY]
+
+
+def _configs(forms: Sequence[ModuleType]) -> set[str]:
+    """Return the names of the configs that belong to all files of a folder."""
+    named = [(getattr(form, "CONFIG", HUB_CONFIGS[0]), *getattr(form, "BESIDE", ())) for form in forms]
+    return {*HUB_CONFIGS, *(name for names in named for name in names)}
 
 
 def _stored(weights: str, names: Collection[str]) -> list[str]:

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
 
-from ..original.dtypes import DTypeLike, torch_dtype
+from ..original.dtypes import DTypeLike
 from ..original.exportable import check_functions
 from ..original.hooked_sae import HookedSAE
+from .files import as_dense
 from .formats import dictionary_learning, saelens, sentence_transformers, sparsify
-from .registry import finish
+from .registry import finish, request_of
 from .request import Request, Source
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]
@@ -37,7 +37,8 @@ def convert(
     """Return the HookedSAE that computes what an SAE of another library computes.
 
     SAELens' SAEs and transcoders, sparsify's `SparseCoder`, the dictionaries of dictionary_learning and
-    sentence-transformers' `SparseAutoEncoder` can be converted. The HookedSAE is on CUDA if CUDA is available,
+    sentence-transformers' `SparseAutoEncoder` can be converted. SAEs in training compute what their libraries save for
+    inference: those with batch-top-k compare with their threshold. The HookedSAE is on CUDA if CUDA is available,
     otherwise on the CPU; parameters that are on this device and do not change are shared with `sae`.
 
     Args:
@@ -57,13 +58,21 @@ def convert(
         ExportError: Hook functions are attached to `sae`.
         InputError: `dtype` is not a dtype that weights may have.
     """
-    request = Request(
-        dtype=None if dtype is None else torch_dtype(dtype),
+    request = request_of(
+        dtype=dtype,
         norm_scaling_factor=norm_scaling_factor,
         already_folded=already_folded,
         normalize_activations=normalize_activations,
-        ignore_config=tuple(ignore_config),
+        ignore_config=ignore_config,
     )
+    converted = _convert(sae, request)
+    if hook_name is not None:
+        converted.cfg.hook_name = hook_name
+    return converted
+
+
+def _convert(sae: Any, request: Request) -> HookedSAE:
+    """Return an SAE of another library as a HookedSAE; the hook has the name that `sae` gives it."""
     sae = getattr(sae, "_orig_mod", sae)
     library = library_of(sae)
     if library is None:
@@ -75,10 +84,9 @@ def convert(
     check_functions(sae)
     config, tensors = library.take_apart(sae)
     name = f"the {type(sae).__name__} in memory"
-    converted: HookedSAE = library.form.from_parts(config, tensors, Source(f"The config of {name}", name), request)
+    source = Source(f"The config of {name}", name)
+    converted: HookedSAE = library.form.from_parts(config, as_dense(tensors, name), source, request)
     converted.cfg.use_error_term = bool(getattr(sae, "use_error_term", False))  # an attribute that no file stores
-    if hook_name is not None:
-        converted.cfg.hook_name = hook_name
     return finish(converted, f"{name}, which is read as {library.form.TITLE},", request)
 
 
@@ -90,16 +98,15 @@ def convert_if_needed(sae: Any, dtype: DTypeLike | None) -> Any:
 
     Args:
         sae: Any object.
-        dtype: Dtype that the SAE will have. If it is float32, weights in half precision are widened before factors are
-            folded into them.
+        dtype: Dtype that the export will convert it to. An SAE in another dtype is returned in float32, so that the
+            export rounds once, and measures what that loses.
 
     Raises:
         CheckpointError, ExportError, InputError: As for `convert`.
     """
     if library_of(getattr(sae, "_orig_mod", sae)) is None:
         return sae
-    widened = dtype is not None and torch_dtype(dtype) == torch.float32
-    return convert(sae, dtype=torch.float32 if widened else None)
+    return _convert(sae, request_of(export_dtype=dtype))
 
 
 class Library(NamedTuple):
@@ -152,7 +159,17 @@ def _sparsify(sae: Any) -> Parts:
 
 
 def _dictionary_learning(sae: Any) -> Parts:
-    """Source: dictionary_learning 0.1.0, `trainSAE`, which saves the name of the class and the state dict."""
+    """Source: dictionary_learning 0.1.0, `trainSAE`, which saves the name of the class and the state dict.
+
+    Raises:
+        CheckpointError: Some groups of a Matryoshka dictionary are switched off, which no file stores.
+    """
+    groups = len(getattr(sae, "group_sizes", ()))
+    if (active := getattr(sae, "active_groups", groups)) != groups:
+        raise CheckpointError(
+            f"{active} of the {groups} groups of the {type(sae).__name__} are active; the features of the others are "
+            f"always off, which a HookedSAE cannot express. Set active_groups to {groups}."
+        )
     trainer = {"dict_class": type(sae).__name__, "activation_dim": sae.activation_dim, "dict_size": sae.dict_size}
     if hasattr(sae, "apply_b_dec_to_input"):  # only JumpReluAutoEncoder has it
         trainer["apply_b_dec_to_input"] = sae.apply_b_dec_to_input

@@ -1,7 +1,6 @@
 """Says which format is the nearest to a path that none recognises, and what differs.
 
-A format may declare two more names for this: `FILES`, the files of its folder, and `TENSORS`, the names of its tensors.
-The nearest format is the one of which most names are there.
+The nearest format is the one of whose files (`CONFIG` and `WEIGHTS`) or tensors (`TENSORS`) most are there.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -12,12 +11,15 @@ from safetensors import safe_open
 
 from .archives import npz_names
 from .containers import ContainerError
+from .finding import HUB_WEIGHTS
+from .layouts import TENSORS
 from .pickled import tensor_names
 
 NEAR = 0.5
 """Smallest fraction of common names at which a format is called the nearest."""
 
-READABLE = (".safetensors", ".npz", ".pt", ".pth")
+ANYBODYS = (HUB_WEIGHTS, "weights.safetensors")
+"""Names of files that say nothing about the format of the tensors in them."""
 
 SHOWN = 6
 """Number of names that a message lists."""
@@ -57,12 +59,14 @@ def _describe_files(folder: Path, names: Collection[str], formats: Iterable[Modu
 
 
 def _files(form: ModuleType) -> tuple[str, ...]:
-    return getattr(form, "FILES", ())
+    """Return the names of the files of a format; none if they do not tell it from others."""
+    weights = getattr(form, "WEIGHTS", ANYBODYS[0])
+    return () if weights in ANYBODYS else (*filter(None, [getattr(form, "CONFIG", None)]), weights)
 
 
 def _describe_tensors(path: Path, formats: Iterable[ModuleType]) -> str:
     """Return a sentence about the tensors of a file and the format that has such; "" if it is no file of tensors."""
-    if path.suffix not in READABLE:
+    if path.suffix not in TENSORS:
         return ""
     names = _names(path)
     if not names:

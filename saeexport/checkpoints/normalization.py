@@ -10,6 +10,7 @@ have `norm_scaling_factor` or override `normalize_activations`.
 """
 
 import math
+from numbers import Real
 from typing import Any, NamedTuple
 
 from runtime.errors import CheckpointError
@@ -71,12 +72,14 @@ def read_normalization(options: Options, hook_name: str, d_sae: int) -> tuple[st
             raise CheckpointError(
                 f"{key} = {said!r} was given ({option_of(key)}); it must be one of {', '.join(known)}."
             )
-        request.notes.append(f"The normalisation of the input is {said}, as was said; the config has {configured!r}.")
+        request.notes.append(
+            f"The normalisation of the input is {said} ({option_of(key)}); the config has {configured!r}."
+        )
     if said != AVERAGE:
         return said, 1.0
     factor, folded = request.take("norm_scaling_factor"), request.take("already_folded")
     if folded and factor is None:
-        request.notes.append("The weights include the factor of the input, as was said.")
+        request.notes.append("The weights include the factor of the input (--already-folded).")
         return NORMALIZATIONS[0], 1.0
     if factor is None:
         raise options.refused(key, said, _unknown_factor(hook_name, d_sae))
@@ -85,7 +88,7 @@ def read_normalization(options: Options, hook_name: str, d_sae: int) -> tuple[st
             f"{options.source}: norm_scaling_factor = {factor!r} and already_folded were given; give one of the two."
         )
     check_factor(factor, options.source)
-    request.notes.append(f"The factor of the input, {factor!r}, is folded into the weights, as was said.")
+    request.notes.append(f"The factor of the input, {factor!r}, is folded into the weights (--norm-scaling-factor).")
     return NORMALIZATIONS[0], float(factor)
 
 
@@ -113,6 +116,6 @@ def check_factor(factor: Any, source: str) -> None:
     Raises:
         CheckpointError: It is not a positive, finite number.
     """
-    number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    number = isinstance(factor, Real) and not isinstance(factor, bool)
     if not (number and math.isfinite(factor) and factor > 0):
         raise CheckpointError(f"{source}: the factor of the input is {factor!r}; it must be a positive, finite number.")

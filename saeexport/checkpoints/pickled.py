@@ -10,7 +10,7 @@ from runtime.errors import CheckpointError
 from .archives import check_saved
 from .containers import Wrapped, unwrap
 from .damage import reading
-from .files import check_is_file
+from .files import as_dense, check_is_file
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     check_is_file(path)
     with reading(path):
         check_saved(path)
-    return peek(path).tensors
+    return as_dense(peek(path).tensors, path)
 
 
 def peek(path: Path) -> Wrapped:

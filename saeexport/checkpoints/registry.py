@@ -5,7 +5,9 @@ the architectures that it can hold; `recognises(path)`; and `read(path, request)
 parameters views of the file where possible. `request` has what the caller says about the checkpoint; a reader takes the
 fields that it uses, and the others are refused here.
 
-A format may also have `FILES` and `TENSORS`, which `nearest` uses to say what a path that no format recognises lacks.
+A format may also have `CONFIG` and `WEIGHTS`, the names of its two files; `BESIDE`, those of further files that its
+reader looks at if they are there; and `TENSORS`, the names of its tensors. `layouts` finds checkpoints by them, and
+`nearest` says what a path that no format recognises lacks.
 
 Formats of libraries whose objects people have in memory also have `from_parts(contents, stored, source, request)`. It
 takes the config and the state dict, and does everything that `read` does after reading the files.
@@ -17,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from runtime.arrays.arguments import as_path
+from runtime.arrays.arguments import as_integer, as_path
 from runtime.errors import CheckpointError, InputError
 
 from ..original.dtypes import DTypeLike, torch_dtype
@@ -121,12 +123,9 @@ def load(
         CheckpointError: No format recognises `path`, a file is damaged, an option is unknown, or an argument is not
             needed or missing.
         ArtifactError: `path` is an artifact whose manifest or weights are damaged.
-        InputError: `dtype` is not a dtype that weights may have, or `path` or `hook_name` has another type.
-        HubError: The Hub does not have such a place, refuses access, or cannot be reached.
+        InputError: `dtype` is not a dtype that weights may have, or another argument has the wrong type.
+        HubError: The address does not exist on the Hub, access is refused, or the Hub cannot be reached.
     """
-    path = as_path("path", path)
-    if hook_name is not None and not isinstance(hook_name, str):
-        raise InputError(f"hook_name is {hook_name!r}; it must be a string, or None for the checkpoint's.")
     request = request_of(
         dtype=dtype,
         norm_scaling_factor=norm_scaling_factor,
@@ -136,22 +135,57 @@ def load(
         ignore_config=ignore_config,
         index=index,
     )
+    return _load(path, hook_name, request)
+
+
+def load_for_export(
+    path: str | os.PathLike[str], dtype: DTypeLike | None, *, hook_name: str | None = None, **said: Any
+) -> HookedSAE:
+    """Load a checkpoint that an export will convert to `dtype`; further arguments and errors are those of `load`.
+
+    A checkpoint that has another dtype is returned in float32: the export rounds to half precision once, and measures
+    what that loses.
+    """
+    return _load(path, hook_name, request_of(export_dtype=dtype, **said))
+
+
+def _load(path: str | os.PathLike[str], hook_name: str | None, request: Request) -> HookedSAE:
+    """Load a checkpoint as the HookedSAE of a hook; None keeps the checkpoint's name of it."""
+    path = as_path("path", path)
+    if hook_name is not None and not isinstance(hook_name, str):
+        raise InputError(f"hook_name is {hook_name!r}; it must be a string, or None for the checkpoint's.")
     sae = read(path, request).sae
     if hook_name is not None:
         sae.cfg.hook_name = hook_name
     return sae
 
 
-def request_of(*, dtype: DTypeLike | None = None, ignore_config: Iterable[str] = (), **said: Any) -> Request:
+def request_of(
+    *,
+    dtype: DTypeLike | None = None,
+    export_dtype: DTypeLike | None = None,
+    ignore_config: Iterable[str] = (),
+    **said: Any,
+) -> Request:
     """Return the request that arguments of `load` make.
 
     Raises:
-        InputError: `dtype` is not a dtype that weights may have.
+        InputError: A dtype is not one that weights may have, `index` is not a whole number, or a switch is not a bool.
         CheckpointError: `ignore_config` is a string instead of several.
     """
     if isinstance(ignore_config, str):
         raise CheckpointError(f"ignore_config is {ignore_config!r}; pass a list of keys: [{ignore_config!r}].")
-    return Request(None if dtype is None else torch_dtype(dtype), ignore_config=tuple(ignore_config), **said)
+    for switch in ("already_folded", "transcoder"):
+        if not isinstance(value := said.get(switch), (bool, type(None))):
+            raise InputError(f"{switch} is {value!r}; it must be True or False.")
+    if said.get("index") is not None:
+        said["index"] = as_integer("index", said["index"], 0)
+    return Request(
+        dtype=None if dtype is None else torch_dtype(dtype),
+        export_dtype=None if export_dtype is None else torch_dtype(export_dtype),
+        ignore_config=tuple(ignore_config),
+        **said,
+    )
 
 
 def read(path: Path, request: Request) -> Reading:
@@ -168,7 +202,7 @@ def read(path: Path, request: Request) -> Reading:
 
 
 def finish(sae: HookedSAE, source: str, request: Request) -> HookedSAE:
-    """Return the SAE in the dtype that is wanted, with a record of what the caller said in its `provenance`.
+    """Return the SAE with its parameters in the dtype of its config, and a record of what the caller said.
 
     Args:
         sae: SAE that a reader returned.
@@ -180,10 +214,7 @@ def finish(sae: HookedSAE, source: str, request: Request) -> HookedSAE:
     """
     request.finish(source)
     sae.provenance |= request.record()
-    if request.dtype is not None:
-        sae.cfg.dtype = request.dtype
-        sae = sae.to(request.dtype)
-    return sae
+    return sae.to(sae.cfg.dtype)
 
 
 def recognise(path: Path) -> ModuleType:

@@ -16,7 +16,7 @@ from .layouts import Folder, Layout, find_below
 
 
 @dataclass(frozen=True)
-class Source:
+class Checkpoint:
     """A checkpoint that was found.
 
     Attributes:
@@ -43,7 +43,9 @@ class Source:
         return f"sha256:{digest.hexdigest()}"
 
 
-def find_sources(given: Sequence[str | os.PathLike[str]], forms: Sequence[ModuleType], leave_out: Path) -> list[Source]:
+def find_checkpoints(
+    given: Sequence[str | os.PathLike[str]], forms: Sequence[ModuleType], leave_out: Path
+) -> list[Checkpoint]:
     """Return every checkpoint below the given folders, files and addresses.
 
     The paths of a single folder or repository are kept, and those of several are put below the name of each.
@@ -57,19 +59,21 @@ def find_sources(given: Sequence[str | os.PathLike[str]], forms: Sequence[Module
         CheckpointError: One of them holds no checkpoint, or two checkpoints would get the same path.
         HubError: An address cannot be listed.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, Checkpoint] = {}
     for path in given:
-        for source in _find(path, forms, leave_out, several=len(given) > 1):
-            other = found.setdefault(source.name, source)
-            if other is not source:
+        for checkpoint in _find(path, forms, leave_out, several=len(given) > 1):
+            other = found.setdefault(checkpoint.name, checkpoint)
+            if other is not checkpoint:
                 raise CheckpointError(
-                    f"{other.place} and {source.place} would both be exported to {source.name}. Export them to "
+                    f"{other.place} and {checkpoint.place} would both be exported to {checkpoint.name}. Export them to "
                     "different trees."
                 )
     return list(found.values())
 
 
-def _find(path: str | os.PathLike[str], forms: Sequence[ModuleType], leave_out: Path, several: bool) -> list[Source]:
+def _find(
+    path: str | os.PathLike[str], forms: Sequence[ModuleType], leave_out: Path, several: bool
+) -> list[Checkpoint]:
     address = hub_address(path)
     if address is not None:
         repository, inside = open_address(address)
@@ -91,14 +95,14 @@ def _find(path: str | os.PathLike[str], forms: Sequence[ModuleType], leave_out: 
     else:
         below = posixpath.basename(inside) or top
         names = [posixpath.join(below, layout.name) if several else layout.name for layout in layouts]
-    return [Source(place, files, name) for (place, files), name in zip(places, names, strict=True)]
+    return [Checkpoint(place, files, name) for (place, files), name in zip(places, names, strict=True)]
 
 
 def _split(path: Path) -> tuple[Path, str]:
     """Return a folder to list, and the path in it: the file with what is beside and above it, or the folder itself.
 
     Raises:
-        CheckpointError: Nothing is at the path.
+        CheckpointError: The path does not exist.
     """
     path = path.absolute()
     if path.is_file():

@@ -1,6 +1,7 @@
 """Renames the tensors of other libraries to HookedSAE's parameters, and transposes matrices where needed."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -38,3 +39,17 @@ def rename(
         name: tensors[stored].T if stored in linear and tensors[stored].ndim == 2 else tensors[stored]
         for stored, name in names.items()
     }
+
+
+def rename_known(
+    tensors: dict[str, torch.Tensor], names: dict[str, str], source: str | Path
+) -> dict[str, torch.Tensor]:
+    """Return the tensors under the names of HookedSAE's parameters where `names` has one, and all others as they are.
+
+    Raises:
+        CheckpointError: A parameter is there under two names.
+    """
+    renamed = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        raise CheckpointError(f"{source} holds a parameter under two names: {', '.join(sorted(tensors))}.")
+    return renamed

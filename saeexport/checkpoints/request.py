@@ -26,8 +26,9 @@ class Request:
     """What a caller says about a checkpoint. A reader takes each field that it uses; `finish` refuses the others.
 
     Attributes:
-        dtype: Dtype that the parameters are converted to; None keeps the checkpoint's. Readers that compute with
-            parameters round to it once (`folding`); the registry converts what the others return.
+        dtype: Dtype of the parameters; None keeps the checkpoint's.
+        export_dtype: Dtype that an export will convert the parameters to. They are in float32 until then, unless it is
+            the checkpoint's own, so that what a reader computes is rounded once; see `dtype_for`.
         norm_scaling_factor: Factor that the inputs are multiplied by before encoding, which the files do not hold.
         already_folded: Whether the weights already include a factor that the config mentions.
         normalize_activations: Normalisation of the input, instead of the one in the config.
@@ -38,6 +39,7 @@ class Request:
     """
 
     dtype: torch.dtype | None = None
+    export_dtype: torch.dtype | None = None
     norm_scaling_factor: float | None = None
     already_folded: bool = False
     normalize_activations: str | None = None
@@ -46,6 +48,16 @@ class Request:
     index: int | None = None
     notes: list[str] = field(default_factory=list, init=False, compare=False)
     _taken: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+
+    def dtype_for(self, own: torch.dtype | None) -> torch.dtype | None:
+        """Return the dtype of the parameters of the HookedSAE.
+
+        Args:
+            own: Dtype of the checkpoint; None if it has several, where None is returned unless the caller says one.
+        """
+        if self.dtype is not None:
+            return self.dtype
+        return own if self.export_dtype in (None, own) else torch.float32
 
     def take(self, name: str) -> Any:
         """Return a field, and note that the reader uses it."""
@@ -81,12 +93,12 @@ class Request:
             )
 
     def said(self) -> dict[str, Any]:
-        """Return the fields that the caller gave, by name, except `dtype` and `ignore_config`."""
+        """Return the fields that the caller gave, by name, except the dtypes and `ignore_config`."""
         return {
             each.name: value
             for each in fields(self)
             if each.init
-            and each.name not in ("dtype", "ignore_config")
+            and each.name not in ("dtype", "export_dtype", "ignore_config")
             and (value := getattr(self, each.name)) != each.default
         }
 

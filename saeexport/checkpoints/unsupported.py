@@ -11,7 +11,7 @@ from .containers import is_stored
 from .files import folder_with
 
 
-class Layout(NamedTuple):
+class Unsupported(NamedTuple):
     """A layout that is not read.
 
     Attributes:
@@ -30,12 +30,12 @@ OTHER_TOKENS = "its features depend on other tokens, by attention"
 SEVERAL_LAYERS = "its features read or write several layers of the model"
 
 LAYOUTS = (
-    Layout(
+    Unsupported(
         "a temporal SAE (conf.yaml and latest_ckpt.safetensors)",
         OTHER_TOKENS,
         lambda path: folder_with(path, "conf.yaml", "latest_ckpt.safetensors") is not None,
     ),
-    Layout(
+    Unsupported(
         "a crosscoder or cross-layer transcoder of Gemma Scope 2 (params_layer_<n>.safetensors)",
         SEVERAL_LAYERS,
         lambda path: (

@@ -31,6 +31,17 @@ def test_saelens_in_training(architecture):
 
 
 @pytest.mark.peers("sae_lens")
+def test_saelens_keeps_thresholds_in_training_in_float32():
+    from sae_lens.registry import get_sae_training_class
+
+    kind, config = get_sae_training_class("jumprelu")
+    peer = draw(kind(config(d_in=D_IN, d_sae=D_SAE, dtype="bfloat16")))
+    assert {tensor.dtype for tensor in peer.state_dict().values()} == {torch.bfloat16, torch.float32}
+    assert {tensor.dtype for tensor in convert(peer).parameters()} == {torch.bfloat16}
+    assert torch.equal(convert(peer, dtype="float32").threshold.cpu(), peer.threshold)
+
+
+@pytest.mark.peers("sae_lens")
 @pytest.mark.parametrize("architecture", ["matching_pursuit", "temporal"])
 def test_architectures_of_saelens_without_an_equivalent_are_refused(architecture):
     from sae_lens.registry import get_sae_class
@@ -66,6 +77,14 @@ def test_dictionary_learning(name, options, architecture):
     if "BatchTopK" in name:
         peer.threshold.fill_(0.7)
     agree(convert(peer), peer.encode(X), peer(X), architecture)
+
+
+@pytest.mark.peers("dictionary_learning")
+def test_matryoshka_groups_that_are_off_are_refused():
+    peer = trainer("MatryoshkaBatchTopKTrainer", k=K, group_fractions=[0.25, 0.75]).ae
+    peer.active_groups = 1
+    with pytest.raises(CheckpointError, match="1 of the 2 groups"):
+        convert(peer)
 
 
 @pytest.mark.peers("dictionary_learning")

@@ -23,7 +23,8 @@ from runtime.artifact import manifest
 from runtime.artifact.budgets import FACTOR
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
 from runtime.commands.main import build_parser
-from tests.support.hub_server import TOKEN, HubServer
+from tests.support.hub_protocol import TOKEN
+from tests.support.hub_server import HubServer
 from tests.support.samples import HOOKS, MINILM, ROOT, TINY, contents, normal
 from tests.support.simulated_cuda import DeviceArray, simulate, taken_by
 

@@ -9,6 +9,7 @@ from runtime.artifact.manifest import CUSTOM, INT8, MANIFEST
 from runtime.errors import CheckpointError
 
 from ...original import architectures
+from ...original.dtypes import TORCH_DTYPES
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..request import RECORDED, Request
@@ -18,7 +19,6 @@ WEIGHTS = "weights.safetensors"
 
 TITLE = "artifact"
 NAME = f"an artifact, a folder with {MANIFEST}"
-FILES = (MANIFEST,)
 ARCHITECTURES = tuple(architectures.ARCHITECTURES)
 
 
@@ -55,7 +55,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         "model_name": sae.model_name,
         "neuronpedia_id": sae.neuronpedia_id,
         "use_error_term": sae.use_error_term,
-        "dtype": sae.dtype,
+        "dtype": request.dtype_for(TORCH_DTYPES[sae.dtype]),
         "seed": sae.seed,
         **sae.options,
         **({} if sae.d_out is None else {"d_out": sae.d_out}),

@@ -12,7 +12,7 @@ from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_json, read_tensors
+from ..files import choose_dtype, dtype_names, read_json, read_tensors
 from ..options import Options
 from ..request import Request
 
@@ -47,9 +47,9 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     options = Options(read_json(_config(path)), str(_config(path)), request)
     tensors = read_tensors(path)
-    dtype = only_dtype(tensors, path)
+    dtype = choose_dtype(tensors, path, request)
     enc_dtype = options.choose("enc_dtype", DTYPES)
-    if DTYPES[enc_dtype] != (stored := str(dtype).removeprefix("torch.")):
+    if DTYPES[enc_dtype] != (stored := dtype_names(tensors)):
         raise options.refused("enc_dtype", enc_dtype, f"{path.name} holds {stored}")
     config = {
         "d_in": options.take("act_size", int),

@@ -23,7 +23,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors, read_yaml
+from ..files import choose_dtype, matrix_shape, read_tensors, read_yaml
 from ..finding import tensor_shapes
 from ..options import Options
 from ..renaming import rename
@@ -35,7 +35,7 @@ TITLE = "circuit-tracer"
 NAME = f"circuit-tracer, layer_<n>.safetensors of a transcoder, with {CONFIG} beside it"
 ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
-TRAINING = ("wandb-config.yaml", "wanb-config.yaml")
+BESIDE = ("wandb-config.yaml", "wanb-config.yaml")
 """Names of the config of the training; some repositories have the second one."""
 
 KIND = "transcoder_set"
@@ -81,10 +81,9 @@ def read(path: Path, request: Request) -> HookedSAE:
         "d_in": matrix_shape(tensors, "W_enc", source)[0],
         "d_sae": d_sae,
         "d_out": d_out,
-        "dtype": only_dtype(tensors, source, request.dtype),
+        "dtype": choose_dtype(tensors, source, request),
         **read_hooks(path.with_name(CONFIG), int(layer[1]), KIND, WITHOUT_EFFECT, request),
     }
-    tensors = {name: tensor.to(config["dtype"]) for name, tensor in tensors.items()}
     skip = "skip_" if "W_skip" in tensors else ""
     return build(f"{'jumprelu_' if 'threshold' in tensors else ''}{skip}transcoder", config, tensors, source)
 
@@ -138,7 +137,7 @@ def _check_activation(folder: Path, request: Request) -> None:
     Raises:
         CheckpointError: The config of the training names another one.
     """
-    for name in TRAINING:
+    for name in BESIDE:
         if (folder / name).is_file():
             entry = read_yaml(folder / name).get("act_fn")
             Options(entry if isinstance(entry, dict) else {}, f"act_fn of {folder / name}", request).choose(

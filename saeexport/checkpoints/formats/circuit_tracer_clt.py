@@ -21,7 +21,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
 from ..folding import BLOCK_ELEMENTS
 from ..renaming import rename
 from ..request import Request
@@ -72,7 +72,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     tensors = rename(stored, {f"{name}_{layer}": name for name in renamed}, source, transposed=(f"W_enc_{layer}",))
     tensors |= rename(read_tensors(decoder), {f"W_dec_{layer}": "W_dec"}, str(decoder))
     d_in, d_sae = matrix_shape(tensors, "W_enc", source)
-    dtype = only_dtype(tensors, source, request.dtype)
+    dtype = choose_dtype(tensors, source, request)
     tensors["W_dec"] = _summed(tensors["W_dec"], dtype, str(decoder))
     if "threshold" in tensors:
         tensors["threshold"] = positive_thresholds(tensors["threshold"], d_sae, source)
@@ -84,7 +84,6 @@ def read(path: Path, request: Request) -> HookedSAE:
         **read_hooks(folder / CONFIG, layer, KIND, WITHOUT_EFFECT, request),
     }
     request.notes.append(NOTE)
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     return build("jumprelu_transcoder" if "threshold" in tensors else "transcoder", config, tensors, source)
 
 

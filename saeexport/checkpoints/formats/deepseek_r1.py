@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
 from ..pickled import holds
 from ..renaming import rename
 from ..request import Request
@@ -48,7 +48,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         "d_sae": d_sae,
         "hook_name": f"blocks.{match[2]}.hook_resid_post",
         "model_name": match[1],
-        "dtype": only_dtype(tensors, path),
+        "dtype": choose_dtype(tensors, path, request),
         "apply_b_dec_to_input": False,
     }
     return build("standard", config, tensors, str(path))

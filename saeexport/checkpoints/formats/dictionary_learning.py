@@ -27,7 +27,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_json, read_tensors
+from ..files import choose_dtype, matrix_shape, read_json
 from ..finding import Found, find
 from ..options import Options
 from ..renaming import rename
@@ -39,7 +39,6 @@ CHECKPOINTS = "checkpoints"
 
 TITLE = "dictionary_learning"
 NAME = f"dictionary_learning, a folder with {CONFIG} and {WEIGHTS}, or checkpoints/ae_<step>.pt in it"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
 
@@ -118,8 +117,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     found = _find(path)
     assert found is not None
-    source = Source(found.config_source, str(found.weights))
-    return from_parts(found.config, read_tensors(found.weights), source, request)
+    return from_parts(*found.parts(), request)
 
 
 def _find(path: Path) -> Found | None:
@@ -146,7 +144,7 @@ def from_parts(
     kind = DICTIONARIES[dict_class]
 
     tensors = rename(stored, kind.names, source.tensors, unused=kind.scalars)
-    dtype = only_dtype(tensors, source.tensors)
+    dtype = choose_dtype(tensors, source.tensors, request)
     d_in, d_sae = matrix_shape(tensors, "W_enc", source.tensors)
     settings: dict[str, Any] = {
         "d_in": options.take("activation_dim", int, d_in),
@@ -163,7 +161,7 @@ def from_parts(
         if kind.architecture == "topk":
             settings["k"] = k
         else:
-            tensors["threshold"] = _scalar(stored, "threshold", source.tensors).to(request.dtype or dtype).repeat(d_sae)
+            tensors["threshold"] = _scalar(stored, "threshold", source.tensors).repeat(d_sae)
     options.finish(WITHOUT_EFFECT)
     return build(kind.architecture, settings, tensors, source.tensors)
 

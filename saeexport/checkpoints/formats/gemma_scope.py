@@ -20,14 +20,15 @@ from typing import Any
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
+from ..folders import search_above
+from ..renaming import rename_known
 from ..request import Request
 
 WEIGHTS = "params.npz"
 
 TITLE = "Gemma Scope"
 NAME = f"Gemma Scope, {WEIGHTS} or a folder with it"
-FILES = (WEIGHTS,)
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
@@ -45,7 +46,7 @@ HOOKS = {
 """TransformerLens names of the input and of the prediction within a block, by the end of a repository's name."""
 
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)(?![a-z])")
-_LAYER = re.compile(r"layer_(\d+)")
+_LAYER = re.compile(r"^layer_(\d+)$")
 
 
 def recognises(path: Path) -> bool:
@@ -60,8 +61,8 @@ def read(path: Path, request: Request) -> HookedSAE:
         CheckpointError: The file is damaged, or its tensors are not those of a JumpReLU SAE.
     """
     file = _file(path)
-    tensors = {LOWER_CASE.get(name, name): tensor for name, tensor in read_tensors(file).items()}
-    dtype = only_dtype(tensors, file)
+    tensors = rename_known(read_tensors(file), LOWER_CASE, file)
+    dtype = choose_dtype(tensors, file, request)
     d_in, d_sae = matrix_shape(tensors, "W_enc", file)
     hook_name, hook_name_out, model_name = _names(file)
     config: dict[str, Any] = {
@@ -83,9 +84,7 @@ def _names(file: Path) -> tuple[str, str, str | None]:
 
     Names that they do not tell are empty, and that of the model is None.
     """
-    parts = file.absolute().parts[::-1]
-    repository = next(filter(None, map(_REPOSITORY.search, parts)), None)
-    layer = next(filter(None, map(_LAYER.fullmatch, parts)), None)
+    repository, layer = search_above(file, _REPOSITORY), search_above(file, _LAYER)
     if repository is None or layer is None:
         return "", "", None
     size, variant, place = repository.groups()
@@ -97,7 +96,7 @@ def _names(file: Path) -> tuple[str, str, str | None]:
 def _is_transcoder(file: Path, request: Request) -> bool:
     """Tell whether a file is a transcoder, and note who says so."""
     said: bool | None = request.take("transcoder")
-    by = "as was said"
+    by = "as the caller says"
     if said is None:
         part, said = _release(file)
         by = f"as the name {part!r} in its path says" if part else "because nothing in its path says transcoder"

@@ -21,9 +21,11 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import folder_with, matrix_shape, only_dtype, read_json, read_tensors
+from ..files import choose_dtype, folder_with, matrix_shape, read_json, read_tensors
 from ..finding import tensor_shapes
+from ..folders import search_above
 from ..options import Options
+from ..renaming import rename_known
 from ..request import Request
 
 CONFIG = "config.json"
@@ -31,7 +33,6 @@ WEIGHTS = "params.safetensors"
 
 TITLE = "Gemma Scope 2"
 NAME = f"Gemma Scope 2, a folder with {WEIGHTS} and mostly {CONFIG}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
 
@@ -52,6 +53,8 @@ PLACES = {
 """Hugging Face's names of the input and the prediction within `model.layers.<n>`, by how a folder's name begins."""
 
 _REPOSITORY = re.compile(r"gemma-scope-2-(\d+[bm])-(pt|it)")
+_LAYER = re.compile(r"^layer_(\d+)")
+_PLACE = re.compile(f"^({'|'.join(PLACES)})")
 
 
 def recognises(path: Path) -> bool:
@@ -69,10 +72,10 @@ def read(path: Path, request: Request) -> HookedSAE:
     folder = folder_with(path, CONFIG, WEIGHTS) or folder_with(path, WEIGHTS)
     assert folder is not None
     source = str(folder / WEIGHTS)
-    tensors = {NAMES.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
+    tensors = rename_known(read_tensors(folder / WEIGHTS), NAMES, source)
     if "W_skip" in tensors:
         tensors["W_skip"] = tensors["W_skip"].T if tensors["W_skip"].ndim == 2 else tensors["W_skip"]
-    dtype = only_dtype(tensors, source)
+    dtype = choose_dtype(tensors, source, request)
 
     if (folder / CONFIG).is_file():
         options = Options(read_json(folder / CONFIG), str(folder / CONFIG), request)
@@ -116,10 +119,8 @@ def _inferred(folder: Path, tensors: dict[str, torch.Tensor], request: Request) 
     Raises:
         CheckpointError: Neither these nor the caller tell whether it is a transcoder.
     """
-    parts = folder.absolute().parts[::-1]
-    repository = next(filter(None, map(_REPOSITORY.search, parts)), None)
-    layer = next(filter(None, (re.match(r"layer_(\d+)", part) for part in parts)), None)
-    place = next((place for part in parts for place in PLACES if part.startswith(place)), None)
+    repository, layer, named = (search_above(folder, pattern) for pattern in (_REPOSITORY, _LAYER, _PLACE))
+    place = None if named is None else named[0]
     skip = "W_skip" in tensors
     transcoder: bool | None = request.take("transcoder")
     if transcoder is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
 from ..pickled import holds
 from ..renaming import rename
 from ..request import Request
@@ -39,7 +39,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         CheckpointError: The file is damaged, or holds other tensors.
     """
     tensors = rename(read_tensors(path), NAMES, str(path))
-    dtype = only_dtype(tensors, path)
+    dtype = choose_dtype(tensors, path, request)
     d_in, d_sae = matrix_shape(tensors, "W_enc", path)
     config = {"d_in": d_in, "d_sae": d_sae, "hook_name": "", "dtype": dtype, "apply_b_dec_to_input": False}
     return build("standard", config, tensors, str(path))

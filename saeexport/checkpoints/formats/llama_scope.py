@@ -17,7 +17,7 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_json, read_tensors
+from ..files import choose_dtype, dtype_names, matrix_shape, read_json, read_tensors
 from ..folding import fold, row_norms
 from ..normalization import check_factor
 from ..options import Options
@@ -29,7 +29,6 @@ WEIGHTS = "checkpoints/final.safetensors"
 
 TITLE = "Llama Scope"
 NAME = f"Llama Scope, a folder with {CONFIG} and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu",)
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
@@ -59,7 +58,6 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     source = str(path / WEIGHTS)
     tensors = rename(read_tensors(path / WEIGHTS), NAMES, source)
-    dtype = only_dtype(tensors, source)
 
     options = Options(read_json(path / CONFIG), str(path / CONFIG), request)
     options.choose("act_fn", ("jumprelu",))
@@ -67,13 +65,14 @@ def read(path: Path, request: Request) -> HookedSAE:
     for key, needed in REQUIRED.items():
         if (value := options.take(key, bool)) != needed:
             raise options.refused(key, value, f"it must be {needed}")
-    if (said := options.take_dtype() or dtype) != dtype:
-        raise options.refused("dtype", str(said), f"{WEIGHTS} holds {dtype}")
+    said = options.take_dtype()
+    if said is not None and str(said).removeprefix("torch.") != (found := dtype_names(tensors)):
+        raise options.refused("dtype", str(said), f"{WEIGHTS} holds {found}")
     config = {
         "d_in": options.take("d_model", int),
         "d_sae": options.take("d_sae", int),
         "hook_name": options.take("hook_point_in", str, ""),
-        "dtype": request.dtype or dtype,
+        "dtype": choose_dtype(tensors, source, request),
         "apply_b_dec_to_input": False,
     }
     point_out = options.take("hook_point_out", str, config["hook_name"])
@@ -82,7 +81,9 @@ def read(path: Path, request: Request) -> HookedSAE:
     d_in, d_sae = matrix_shape(tensors, "W_enc", source)  # `build` refuses a config that says others
     scale = d_in**0.5 / _average_norm(options)
     check_factor(scale, source)
-    threshold = torch.full((d_sae,), options.take("jump_relu_threshold", float) * scale, dtype=torch.float64)
+    if (single := options.take("jump_relu_threshold", float)) < 0:
+        raise options.refused("jump_relu_threshold", single, "with a negative threshold, features can be negative")
+    threshold = torch.full((d_sae,), single * scale, dtype=torch.float64)
     if options.take("sparsity_include_decoder_norm", bool, True):
         norms = row_norms(tensors["W_dec"])
         threshold = threshold / norms if norms.shape == threshold.shape else threshold  # `build` refuses other shapes

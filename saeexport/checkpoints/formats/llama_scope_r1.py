@@ -24,7 +24,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
 from ..finding import find
 from ..folding import fold, row_norms
 from ..normalization import check_factor
@@ -38,7 +38,6 @@ WEIGHTS = "sae_weights.safetensors"
 
 TITLE = "Llama Scope R1"
 NAME = f"Llama Scope R1, a folder with {CONFIG} and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("jumprelu",)
 
 NAMES = {
@@ -109,11 +108,11 @@ def read(path: Path, request: Request) -> HookedSAE:
     config = {
         "d_in": options.take("d_model", int),
         "hook_name": hook_name,
-        "dtype": only_dtype(tensors, source, request.dtype),
+        "dtype": choose_dtype(tensors, source, request),
         "apply_b_dec_to_input": False,
     }
     features = config["d_in"] * options.take("expansion_factor", float)
-    config["d_sae"] = round(features) if math.isfinite(features) else 0  # which `build` refuses
+    config["d_sae"] = int(features) if math.isfinite(features) else 0  # which `build` refuses
     if options.take("sparsity_include_decoder_norm", bool, True):
         scale = row_norms(tensors["W_dec"])
         threshold = threshold / scale if scale.shape == threshold.shape else threshold  # `build` refuses other shapes

@@ -14,7 +14,7 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype
+from ..files import choose_dtype, matrix_shape
 from ..options import Options
 from ..pickled import holds, read_pickle
 from ..renaming import rename
@@ -49,7 +49,12 @@ def read(path: Path, request: Request) -> HookedSAE:
 
     tensors = rename(tensors, NAMES, str(path), unused=STATISTICS)
     d_in, d_sae = matrix_shape(tensors, "W_enc", path)
-    config: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "hook_name": "", "dtype": only_dtype(tensors, path)}
+    config: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "hook_name": "",
+        "dtype": choose_dtype(tensors, path, request),
+    }
     if activation == "TopK":
         config |= {"k": state.take("k", int), "normalize_activations": "layer_norm"}
         state.choose("postact_fn", ("ReLU",))

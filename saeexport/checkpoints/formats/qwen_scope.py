@@ -2,7 +2,7 @@
 
     W_enc [d_sae, d_in],  W_dec [d_in, d_sae],  b_enc [d_sae],  b_dec [d_in]
 
-The matrices have the orientation of `torch.nn.Linear`, in spite of their names, and are transposed. `b_dec` is not
+The matrices have the orientation of `torch.nn.Linear`, whatever their names suggest, and are transposed. `b_dec` is not
 subtracted from the input. A repository is called `SAE-Res-<model>-W<width / 1024>K-L0_<k>`; the reader takes k from the
 nearest folder above the file with such a name, `models--Qwen--SAE-Res-...` of the Hugging Face Hub's cache included.
 
@@ -17,7 +17,8 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import matrix_shape, only_dtype, read_tensors
+from ..files import choose_dtype, matrix_shape, read_tensors
+from ..folders import search_above
 from ..pickled import holds
 from ..renaming import rename
 from ..request import Request
@@ -44,7 +45,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     Raises:
         CheckpointError: The file is damaged, no folder above it names k, or the width in that name is another.
     """
-    repository = next(filter(None, (_REPOSITORY.search(part) for part in reversed(path.absolute().parts))), None)
+    repository = search_above(path, _REPOSITORY)
     if repository is None:
         raise CheckpointError(
             f"{path} is a layer of Qwen Scope, which does not hold k: its repository's name does. Put the file into a "
@@ -65,7 +66,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         "k": int(repository["k"]),
         "hook_name": f"blocks.{layer[1]}.hook_resid_post",
         "model_name": f"Qwen/{repository['model']}",
-        "dtype": only_dtype(tensors, path),
+        "dtype": choose_dtype(tensors, path, request),
         "apply_b_dec_to_input": False,
     }
     return build("topk", config, tensors, str(path))

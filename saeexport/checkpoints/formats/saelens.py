@@ -8,6 +8,9 @@ The tensors have the names and the orientation of HookedSAE's parameters. Two op
 Features and reconstruction are those of SAELens. Its `hook_sae_acts_pre` is before the multiplication by n; that of
 HookedSAE is after it, where the k largest are chosen.
 
+`metadata` is of where the SAE belongs. SAELens computes with nothing in it and lets everybody add to it, so that its
+unknown keys are not refused.
+
 With `hook_head_index`, the SAE takes one attention head of its hook, `[..., d_head]`.
 
 Source: SAELens 6.54, `sae_lens/saes/*.py` (`SAEConfig`, `to_dict`, `process_state_dict_for_saving_inference`);
@@ -24,7 +27,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_json, read_tensors
+from ..files import choose_dtype, read_json
 from ..finding import find
 from ..folding import fold, row_norms
 from ..normalization import read_normalization
@@ -35,10 +38,10 @@ from ..unsupported import LOOPS, OTHER_TOKENS
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
+BESIDE = (SCALER,)
 
 TITLE = "SAELens 6"
 NAME = f"SAELens 6 and later, a folder with {CONFIG} (with metadata) and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = (
     "standard",
     "jumprelu",
@@ -86,9 +89,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
     refuse_unfolded(found.weights.parent)
-    return from_parts(
-        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
-    )
+    return from_parts(*found.parts(), request)
 
 
 def from_parts(
@@ -123,7 +124,7 @@ def from_parts(
     head = read_head(options, hook_name) if head is None else head
     options.finish(WITHOUT_EFFECT)
 
-    config["dtype"] = dtype_wanted(tensors, config["dtype"], source, request)
+    config["dtype"] = choose_dtype(tensors, source.tensors, request, config["dtype"])
     if architecture in IN_TRAINING:
         architecture = "jumprelu"
         if threshold is not None and threshold.numel() == 1 and "b_enc" in tensors:
@@ -187,18 +188,6 @@ def read_config(options: Options, hook_name: str) -> tuple[dict[str, Any], float
         "normalize_activations": normalization,
     }
     return config, factor
-
-
-def dtype_wanted(
-    tensors: dict[str, torch.Tensor], configured: torch.dtype | None, source: Source, request: Request
-) -> torch.dtype:
-    """Return the dtype of the parameters: the caller's, or that of the config, or that of the tensors.
-
-    Raises:
-        CheckpointError: The tensors have several dtypes, or one that is not floating-point.
-    """
-    stored = only_dtype(tensors, source.tensors)
-    return request.dtype or configured or stored
 
 
 def refuse_unfolded(folder: Path) -> None:

@@ -15,18 +15,17 @@ import torch
 
 from ...original.hooked_sae import NORMALIZATIONS, HookedSAE
 from ..build import build
-from ..files import read_tensors
+from ..files import choose_dtype
 from ..finding import find
 from ..folding import fold
 from ..normalization import AVERAGE
 from ..options import Options
 from ..request import Request, Source
 from . import state_dict
-from .saelens import CONFIG, WEIGHTS, dtype_wanted, note_head, read_config, read_head, refuse_unfolded
+from .saelens import CONFIG, WEIGHTS, note_head, read_config, read_head, refuse_unfolded
 
 TITLE = "SAELens before 6"
 NAME = f"SAELens before 6, a folder with {CONFIG} and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 
 _BELONGS = (  # where the SAE belongs
@@ -76,9 +75,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
     refuse_unfolded(found.weights.parent)
-    return from_parts(
-        found.config, read_tensors(found.weights), Source(found.config_source, str(found.weights)), request
-    )
+    return from_parts(*found.parts(), request)
 
 
 def from_parts(
@@ -93,7 +90,8 @@ def from_parts(
     if isinstance(switch := contents.get("normalize_activations"), bool):
         contents["normalize_activations"] = AVERAGE if switch else NORMALIZATIONS[0]
     options = Options(contents, source.config, request)
-    hook_name = options.take("hook_name", str, None) or options.take("hook_point", str, "")
+    named = [options.take(key, str, "") for key in ("hook_name", "hook_point")]
+    hook_name = named[0] or named[1]
     config, input_scale = read_config(options, hook_name)
     architecture, k = _activation(options)
     if k is not None:
@@ -103,7 +101,7 @@ def from_parts(
     head = read_head(options, hook_name, "hook_point_head_index") if head is None else head
     options.finish(WITHOUT_EFFECT)
 
-    config["dtype"] = dtype_wanted(stored, config["dtype"], source, request)
+    config["dtype"] = choose_dtype(stored, source.tensors, request, config["dtype"])
     tensors = dict(stored)
     factor = _scaling_factor(tensors, scaled, options)
     tensors = fold(tensors, config["dtype"], input_scale=input_scale, decoder_scale=factor)
@@ -137,7 +135,7 @@ def _scaling_factor(tensors: dict[str, torch.Tensor], scaled: bool, options: Opt
         CheckpointError: The config says that there is none.
     """
     factor = tensors.pop("scaling_factor", None)
-    if factor is None or torch.allclose(factor, torch.ones_like(factor)):
+    if factor is None or torch.equal(factor, torch.ones_like(factor)):
         return None
     if not scaled:
         raise options.refused(

@@ -21,7 +21,7 @@ from runtime.errors import CheckpointError
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_tensors
+from ..files import choose_dtype
 from ..finding import find
 from ..options import Options
 from ..request import Request, Source
@@ -54,8 +54,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
-    source = Source(found.config_source, str(found.weights))
-    return from_parts(found.config, read_tensors(found.weights), source, request)
+    return from_parts(*found.parts(), request)
 
 
 def from_parts(
@@ -90,5 +89,5 @@ def from_parts(
         )
     tensors = {name: stored[stored_name] for stored_name, name in BIASES.items()}
     tensors |= {"W_enc": matrices[0].T if matrices[0].ndim == 2 else matrices[0], "W_dec": matrices[0].clone()}
-    config["dtype"] = only_dtype(tensors, source.tensors)
+    config["dtype"] = choose_dtype(tensors, source.tensors, request)
     return build("topk", config, tensors, source.tensors)

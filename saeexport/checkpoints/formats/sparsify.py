@@ -22,7 +22,7 @@ import torch
 
 from ...original.hooked_sae import HookedSAE
 from ..build import build
-from ..files import only_dtype, read_tensors
+from ..files import choose_dtype
 from ..finding import find
 from ..folding import fold, product
 from ..options import Options
@@ -34,7 +34,6 @@ WEIGHTS = "sae.safetensors"
 
 TITLE = "sparsify"
 NAME = f"sparsify, a folder with {CONFIG} and {WEIGHTS}"
-FILES = (CONFIG, WEIGHTS)
 ARCHITECTURES = ("topk", "abstopk", "topk_transcoder", "topk_skip_transcoder")
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -58,8 +57,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     found = find(path, CONFIG, WEIGHTS)
     assert found is not None
-    source = Source(found.config_source, str(found.weights))
-    sae = from_parts(found.config, read_tensors(found.weights), source, request)
+    sae = from_parts(*found.parts(), request)
     if not sae.architecture.endswith("transcoder"):
         sae.cfg.hook_name = _hook_name(found.weights.parent)
     return sae
@@ -89,8 +87,7 @@ def from_parts(
     options.finish(WITHOUT_EFFECT)
 
     tensors = rename(stored, NAMES | ({"W_skip": "W_skip"} if skip else {}), source.tensors)
-    stored_dtype = only_dtype(tensors, source.tensors)
-    config["dtype"] = request.dtype or stored_dtype
+    config["dtype"] = choose_dtype(tensors, source.tensors, request)
     architecture = "abstopk" if signed else "topk"
     if transcode or skip:
         if signed:

@@ -9,14 +9,13 @@ with a default. `device` is ignored.
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import CheckpointError
-
 from ...original import architectures
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..containers import is_stored, without_index
-from ..files import only_dtype, read_json, read_tensors
+from ..files import choose_dtype, dtype_names, read_json, read_tensors
 from ..finding import HUB_CONFIGS, HUB_WEIGHTS, Found, find
+from ..options import Options
 from ..request import Request
 
 TITLE = "HookedSAE state dict"
@@ -44,28 +43,31 @@ def read(path: Path, request: Request) -> HookedSAE:
         CheckpointError: The config is missing or does not fit, or a file is damaged.
     """
     found = _find(path)
-    path = without_index(path) if found is None else found.weights
-    config = _read_config(path) if found is None else dict(found.config)
+    if found is not None:
+        path, config, source = found.weights, found.config, found.config_source
+    else:
+        config, source = _read_config(without_index(path))
+    options = Options(config, source, request)
+    settings = {key: options.take(key, kind) for key, kind in TYPES.items() if config.get(key) is not None}
+    options.finish(("device",))
+
     tensors = read_tensors(path)
-    dtype = only_dtype(tensors, path)
-    _check_types(config, path)
-    config.pop("device", None)
-    stored = str(dtype).removeprefix("torch.")
-    said = config.pop("dtype", stored)
+    dtype, stored = choose_dtype(tensors, path, request), dtype_names(tensors)
+    said = settings.get("dtype", stored)
     if said.removeprefix("torch.") != stored:
-        raise CheckpointError(f"{path} holds {stored}, but its config says {said}. Convert one of them.")
-    architecture = config.pop("architecture", HookedSAE.architecture)
-    return build(architecture, {**config, "dtype": dtype}, tensors, str(path))
+        raise options.refused("dtype", said, f"{path.name} holds {stored}. Convert one of them")
+    architecture = settings.pop("architecture", HookedSAE.architecture)
+    return build(architecture, {**settings, "dtype": dtype}, tensors, str(path))
 
 
-TYPES: dict[str, type | tuple[type, ...]] = {
+TYPES: dict[str, type] = {
     "d_sae": int,
     "d_in": int,
     "hook_name": str,
-    "model_name": (str, type(None)),
-    "neuronpedia_id": (str, type(None)),
+    "model_name": str,
+    "neuronpedia_id": str,
     "use_error_term": bool,
-    "seed": (int, type(None)),
+    "seed": int,
     "dtype": str,
     "architecture": str,
     "apply_b_dec_to_input": bool,
@@ -74,13 +76,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "d_out": int,
     "hook_name_out": str,
 }
-
-
-def _check_types(config: dict[str, Any], path: Path) -> None:
-    for key, expected in TYPES.items():
-        value = config.get(key)
-        if key in config and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
-            raise CheckpointError(f"The config of {path} does not fit: {key} is {value!r}.")
+"""Types of the keys."""
 
 
 def _find(path: Path) -> Found | None:
@@ -88,8 +84,10 @@ def _find(path: Path) -> Found | None:
     return find(path, HUB_CONFIGS[0], HUB_WEIGHTS)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    return read_json(next(candidate for candidate in _configs(path) if candidate.is_file()))
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the config of a file, and its path."""
+    file = next(candidate for candidate in _configs(path) if candidate.is_file())
+    return read_json(file), str(file)
 
 
 def _configs(path: Path) -> list[Path]:

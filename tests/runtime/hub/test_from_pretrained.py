@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime import HubConnectionError, HubEntryError, HubError, IntegrityError, SAEError, SAESession, read_artifact
-from tests.support.hub_server import TOKEN
+from tests.support.hub_protocol import TOKEN
 from tests.support.samples import ROOT, TINY, contents, normal
 
 X = normal(5, 6)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from runtime import HubError, IntegrityError, SAESession, read_artifact
+from runtime import HubError, IntegrityError, SAESession, SignatureError, read_artifact
 from runtime.artifact.card import model_card
-from saeexport import export
-from tests.support.hub_server import TOKEN
+from saeexport import export, sign
+from tests.support.hub_protocol import TOKEN
+from tests.support.keys import make_key
 from tests.support.manifests import sealed
 from tests.support.samples import TINY, contents, make_sae, normal
 from tests.support.zoo import sae_of, target_of
@@ -59,6 +60,17 @@ def test_files_of_the_artifact_before_are_removed_and_others_stay(hub):
     hub.add("ada/again", contents(TINY) | {"sae.json": sealed(manifest), "old.onnx": b"old", "notes": b"n"})
     read_artifact(TINY).push_to_hub("ada/again", token=TOKEN)
     assert set(head(hub, "ada/again")) == {*contents(TINY), CARD, "notes"}
+
+
+def test_a_signature_belongs_to_the_artifact(hub, tmp_path):
+    private, public = make_key(tmp_path)
+    signed = sign(shutil.copytree(TINY, tmp_path / "signed"), private)
+    signed.push_to_hub("ada/signed", token=TOKEN)
+    SAESession.from_pretrained("ada/signed", "cpu", public_key=public).close()
+    read_artifact(TINY).push_to_hub("ada/signed", token=TOKEN)
+    assert set(head(hub, "ada/signed")) == {*contents(TINY), CARD, ".gitattributes"}
+    with pytest.raises(SignatureError, match="is not signed: it has no model.sig"):
+        SAESession.from_pretrained("ada/signed", "cpu", public_key=public)
 
 
 def test_a_card_that_somebody_wrote_stays(hub):

@@ -91,5 +91,5 @@ def test_what_is_refused(tmp_path, config, tensors, message):
 )
 def test_the_types_of_a_state_dicts_options(tmp_path, key, value):
     config = {"d_in": D_IN, "d_sae": D_SAE, "hook_name": "", key: value}
-    with pytest.raises(CheckpointError, match="does not fit: "):
+    with pytest.raises(CheckpointError, match=f"{key} is {value!r}; it must be of the type".replace("[", r"\[")):
         load(write(tmp_path, config))

@@ -63,6 +63,16 @@ def test_shards(tmp_path, given):
     right(linked(folder, tmp_path) / given, saelens)
 
 
+@pytest.mark.parametrize("config", [OWN, SAELENS])
+def test_the_file_that_is_named_is_read(tmp_path, config):
+    """A file and an index of shards with other weights are beside each other."""
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    save_file({name: tensor * 2 for name, tensor in W.items()}, tmp_path / "sae_weights.safetensors")
+    shard(tmp_path, "sae_weights.safetensors", W)
+    for name, factor in (("sae_weights.safetensors", 2), ("sae_weights.safetensors.index.json", 1)):
+        assert torch.equal(load(tmp_path / name).W_enc.cpu(), W["W_enc"] * factor)
+
+
 @pytest.mark.parametrize("given", ["my-sae.safetensors", "my-sae.safetensors.index.json"])
 def test_shards_of_a_state_dict(tmp_path, given):
     shard(tmp_path, "my-sae.safetensors", W)

@@ -11,6 +11,7 @@ from runtime import HubError, read_artifact
 from saeexport import CheckpointError, export, load
 from saeexport.checkpoints.hub import hub_address
 from saeexport.cli import main
+from tests.saeexport.checkpoints.test_transcoders import transcoder
 from tests.support.equations import write
 from tests.support.hub_server import HubServer
 from tests.support.samples import TINY, make_sae, normal
@@ -108,6 +109,16 @@ def test_a_file_with_its_config_and_an_artifact(hub, tmp_path):
     hub.add_folder("ada/artifact", TINY)
     np.testing.assert_array_equal(load("hf://ada/artifact").W_enc.detach(), load(TINY).W_enc.detach())
     assert sorted(hub.downloaded) == ["a.json", "a.pt", "sae.json", "weights.safetensors"]
+
+
+def test_what_the_config_of_the_training_says_is_read(hub, tmp_path):
+    """Without it, a transcoder with another activation function would be read as one with ReLU."""
+    transcoder(tmp_path / "gelu", "transcoder", name="layer_1.safetensors")
+    (tmp_path / "gelu" / "wandb-config.yaml").write_text("act_fn: {value: gelu}")
+    hub.add_folder("ada/gelu", tmp_path / "gelu")
+    for place in (tmp_path / "gelu" / "layer_1.safetensors", "hf://ada/gelu/layer_1.safetensors"):
+        with pytest.raises(CheckpointError, match="value is 'gelu'; it must be one of relu"):
+            load(place)
 
 
 def test_offline(hub, monkeypatch):

@@ -38,6 +38,8 @@ def found(*files):
           "s/model.safetensors.index.json"], "s"),
         (["W_enc_3.safetensors", "W_dec_3.safetensors", "config.yaml"], "W_enc_3.safetensors",
          ["W_dec_3.safetensors", "W_enc_3.safetensors", "config.yaml"], "W_enc_3"),
+        (["layer_3.safetensors", "config.yaml", "wandb-config.yaml", "notes.yaml"], "layer_3.safetensors",
+         ["config.yaml", "layer_3.safetensors", "wandb-config.yaml"], "layer_3"),
         (["sae.json", "weights.safetensors", "golden.safetensors", "model.onnx"], "",
          ["sae.json", "weights.safetensors"], ""),
     ],

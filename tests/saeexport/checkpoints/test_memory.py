@@ -145,6 +145,21 @@ def test_dictionary_learning(subtracts):
     assert (converted.architecture, converted.cfg.apply_b_dec_to_input) == ("jumprelu", subtracts)
 
 
+def test_a_matryoshka_dictionary_with_groups_that_are_off_is_refused():
+    base = class_of("dictionary_learning.dictionary", "Dictionary", nn.Module)
+    kind = class_of("dictionary_learning.trainers.matryoshka_batch_top_k", "MatryoshkaBatchTopKSAE", base)
+    shapes = {"W_enc": (D_IN, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,)}
+    dictionary = filled(kind, parameters(**shapes))
+    buffers = {"k": torch.tensor(K), "threshold": torch.tensor(0.5), "group_sizes": torch.tensor([8, 8, 16])}
+    for name, value in buffers.items():
+        dictionary.register_buffer(name, value)
+    dictionary.activation_dim, dictionary.dict_size, dictionary.active_groups = D_IN, D_SAE, 3
+    assert convert(dictionary).architecture == "jumprelu"
+    dictionary.active_groups = 2
+    with pytest.raises(CheckpointError, match="2 of the 3 groups of the MatryoshkaBatchTopKSAE are active; .* to 3"):
+        convert(dictionary)
+
+
 def test_sentence_transformers():
     module = "sentence_transformers.sparse_encoder.modules.sparse_auto_encoder"
     kind = class_of(

@@ -72,7 +72,9 @@ def test_a_file_without_tensors(tmp_path, content):
 
 
 def test_what_the_formats_declare():
-    """Names that `nearest` uses are names that the format reads."""
+    """Names that `nearest` and `layouts` use."""
     for form in FORMATS:
-        assert all(isinstance(name, str) for name in (*getattr(form, "FILES", ()), *getattr(form, "TENSORS", ())))
-    assert np.mean([hasattr(form, "FILES") or hasattr(form, "TENSORS") for form in FORMATS]) > 0.8
+        names = [getattr(form, name, "") for name in ("CONFIG", "WEIGHTS")]
+        names += [*getattr(form, "TENSORS", ()), *getattr(form, "BESIDE", ())]
+        assert all(isinstance(name, str) for name in names)
+    assert np.mean([hasattr(form, "WEIGHTS") or hasattr(form, "TENSORS") for form in FORMATS]) > 0.8

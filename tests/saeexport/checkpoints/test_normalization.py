@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import read_artifact
+from runtime import InputError, read_artifact
 from saeexport import CheckpointError, export, load
 from saeexport.checkpoints.normalization import AVERAGE, PUBLISHED
 from saeexport.cli import main
@@ -135,3 +135,16 @@ def test_float32_weights_are_not_rounded_to_the_dtype_of_the_config(tmp_path):
     path = folder(tmp_path, normalize_activations="none", dtype="bfloat16")
     assert load(path).W_enc.dtype == torch.bfloat16
     check(load(path, dtype="float32"), reference("standard", draw("standard")))
+
+
+@pytest.mark.parametrize("name", ["already_folded", "transcoder", "index"])
+def test_arguments_of_another_type_are_refused(tmp_path, name):
+    wrong = [2.5, True, -1, "3"] if name == "index" else [1, 0, "yes", "3"]
+    for value in wrong:
+        with pytest.raises(InputError, match=f"{name} is {value!r}; it must be"):
+            load(tmp_path, **{name: value})
+
+
+def test_a_factor_may_be_a_number_of_numpy(tmp_path):
+    path = folder(tmp_path, "SAELens 6")
+    assert torch.equal(load(path, norm_scaling_factor=np.float32(0.5)).W_enc, load(path, norm_scaling_factor=0.5).W_enc)

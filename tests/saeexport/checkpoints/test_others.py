@@ -114,7 +114,8 @@ def test_llama_scope_is_bfloat16_as_stored(tmp_path):
         ),
         ({"dataset_average_activation_norm": "absent"}, "has no 'dataset_average_activation_norm'"),
         ({"jump_relu_threshold": "absent"}, "has no 'jump_relu_threshold'"),
-        ({"dtype": "torch.bfloat16"}, "dtype is 'torch.bfloat16'; checkpoints/final.safetensors holds torch.float32"),
+        ({"jump_relu_threshold": -0.5}, "jump_relu_threshold is -0.5; with a negative threshold, features can be neg"),
+        ({"dtype": "torch.bfloat16"}, "dtype is 'torch.bfloat16'; checkpoints/final.safetensors holds float32"),
         ({"feature_scale": 2}, "unknown options, .*: feature_scale = 2"),
         ({"d_sae": 15}, r"W_enc \[6, 16\].* of its config has .*W_enc \[6, 15\]"),
         (

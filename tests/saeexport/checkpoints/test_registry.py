@@ -114,20 +114,20 @@ def state(**changes):
             None,
             r"nearest format is HookedSAE state dict .*or cfg.json\) or .*; its config is missing",
         ),
-        (state(), {**CONFIG, "d_model": 3}, r"The config of .* does not fit: .*unknown keys \['d_model'\]"),
+        (state(), {**CONFIG, "d_model": 3}, "may change what the SAE computes: d_model = 3. .* --ignore-config d_m"),
         (state(), {"d_in": 6}, r"misses \['d_sae', 'hook_name'\]"),
         (state(), [1], "is not a JSON object"),
-        (state(), {**CONFIG, "dtype": "float16"}, "holds float32, but its config says float16. Convert one of them"),
+        (state(), {**CONFIG, "dtype": "float16"}, "my-sae.json: dtype is 'float16'; my-sae.pt holds float32. Conv"),
         (state(b_dec=torch.zeros(6).half()), CONFIG, "mixes the dtypes float16, float32"),
         (state(b_dec=None), CONFIG, r"holds W_dec \[16, 6\], .*the standard SAE of its config has .*b_dec \[6\]"),
         (state(threshold=torch.zeros(16)), CONFIG, r"threshold \[16\]; the standard SAE of its config has"),
         (state(W_enc=torch.zeros(16, 6)), CONFIG, r"W_enc \[16, 6\].* of its config has .*W_enc \[6, 16\]"),
         ({}, CONFIG, "holds no tensor"),
         ({"W_enc": torch.zeros(6, 16).int()}, CONFIG, "holds int32; weights must be floating-point"),
-        (state(), {**CONFIG, "d_sae": "16"}, "does not fit: d_sae is '16'"),
-        (state(), {**CONFIG, "model_name": 2}, "does not fit: model_name is 2"),
-        (state(), {**CONFIG, "d_in": True}, "does not fit: d_in is True"),
-        (state(), {**CONFIG, "use_error_term": "false"}, "does not fit: use_error_term is 'false'"),
+        (state(), {**CONFIG, "d_sae": "16"}, "my-sae.json: d_sae is '16'; it must be of the type int"),
+        (state(), {**CONFIG, "model_name": 2}, "model_name is 2; it must be of the type str"),
+        (state(), {**CONFIG, "d_in": True}, "d_in is True; it must be of the type int"),
+        (state(), {**CONFIG, "use_error_term": "false"}, "use_error_term is 'false'; it must be of the type bool"),
         ([torch.zeros(3)], CONFIG, "holds a list, not a state dict"),
         ({"epoch": 3}, CONFIG, "holds a dict, not a state dict"),
     ],
@@ -135,6 +135,37 @@ def state(**changes):
 def test_unsound_state_dicts(tmp_path, tensors, config, message):
     with pytest.raises(CheckpointError, match=message):
         load(write(tmp_path, "my-sae.pt", tensors, config))
+
+
+def test_a_key_of_a_state_dicts_config_can_be_ignored(tmp_path):
+    path = write(tmp_path, "my-sae.pt", state(), {**CONFIG, "trained_by": "me", "notes": None, "d_in": 6.0})
+    sae = load(path, ignore_config=["trained_by"])
+    assert sae.provenance == {"checkpoint.ignore_config": "trained_by"}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["sparse", "CSR", "nested", "float8"])
+def test_tensors_that_are_no_arrays(tmp_path, kind):
+    ones = torch.ones(6, 16)
+    tensors, message = {
+        "sparse": lambda: (state(W_enc=ones.to_sparse()), "my-sae.pt: W_enc is a sparse or nested tensor. Save it den"),
+        "CSR": lambda: (state(W_enc=ones.to_sparse_csr()), "W_enc is a sparse or nested tensor"),
+        "nested": lambda: (state(W_enc=torch.nested.nested_tensor([ones])), "W_enc is a sparse or nested tensor"),
+        "float8": lambda: (
+            {"W_enc": ones.to(torch.float8_e4m3fn)},
+            "holds float8_e4m3fn; an SAE may be in float32, .*",
+        ),
+    }[kind]()
+    with pytest.raises(CheckpointError, match=message):
+        load(write(tmp_path, "my-sae.pt", tensors))
+
+
+def test_a_sign_that_is_pending_is_applied(tmp_path):
+    """torch.save keeps the negative bit, and numpy refuses it."""
+    bias = torch.arange(6.0)
+    sae = load(write(tmp_path, "my-sae.pt", state(b_dec=torch._neg_view(bias))))
+    assert torch.equal(sae.b_dec.cpu(), -bias)
+    assert not sae.b_dec.is_neg()
 
 
 @pytest.mark.parametrize("name", ["my-sae.pt", "my-sae.safetensors"])

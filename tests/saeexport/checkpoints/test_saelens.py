@@ -203,7 +203,6 @@ def test_what_is_refused(tmp_path, architecture, changes, message):
         ("topk", {"W_dec": None}, r"the topk SAE of its config has W_dec \[16, 6\]"),
         ("topk", {"b_enc": None}, r"the topk SAE of its config has .*b_enc \[16\]"),
         ("topk", {"W_dec": np.ones((15, 6), np.float32)}, r"W_dec \[15, 6\].*; the topk SAE"),
-        ("standard", {"b_dec": np.ones(6, np.float16)}, "mixes the dtypes float16, float32. Convert it to one"),
         ("batchtopk", {"topk_threshold": None}, r"the jumprelu SAE of its config has .*threshold \[16\]"),
         ("batchtopk", {"topk_threshold": np.ones(3)}, r"the jumprelu SAE of its config has .*threshold \[16\]"),
     ],

@@ -168,8 +168,9 @@ def test_what_is_refused(tmp_path, changes, message):
         load(folder(tmp_path, {**LAST, **changes}, draw("standard")))
 
 
-def test_a_scaling_factor_that_the_config_denies_is_refused(tmp_path):
-    tensors = {**draw("standard"), "scaling_factor": np.full(D_SAE, 2, np.float32)}
+@pytest.mark.parametrize("factor", [2, 1.000001])
+def test_a_scaling_factor_that_the_config_denies_is_refused(tmp_path, factor):
+    tensors = {**draw("standard"), "scaling_factor": np.full(D_SAE, factor, np.float32)}
     with pytest.raises(CheckpointError, match="finetuning_scaling_factor is False; sae_weights.safetensors has a scal"):
         load(folder(tmp_path, LAST, tensors))
     tensors["scaling_factor"] = np.full(D_SAE + 1, 2, np.float32)
@@ -182,3 +183,7 @@ def test_a_config_that_is_not_json(tmp_path):
     (path / "cfg.json").write_text("{")
     with pytest.raises(CheckpointError, match="cfg.json is not JSON"):
         load(path)
+
+
+def test_the_hook_may_be_named_under_both_keys(tmp_path):
+    assert load(folder(tmp_path, {**LAST, "hook_point": LAST["hook_name"]}, draw("standard"))).cfg.hook_name

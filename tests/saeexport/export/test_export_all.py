@@ -227,7 +227,7 @@ def test_defaults_are_not_options_and_falsy_values_are():
 
 
 def test_one_sae_is_in_memory_at_a_time(release, tmp_path, quick, monkeypatch):
-    alive, counts, original = [], [], module.load
+    alive, counts, original = [], [], module.load_for_export
 
     def watched(*args, **options):
         gc.collect()
@@ -236,7 +236,7 @@ def test_one_sae_is_in_memory_at_a_time(release, tmp_path, quick, monkeypatch):
         alive.append(weakref.ref(sae))
         return sae
 
-    monkeypatch.setattr(module, "load", watched)
+    monkeypatch.setattr(module, "load_for_export", watched)
     export_all(release, tmp_path / "tree")
     assert counts == [0, 0, 0]
 
