@@ -1,5 +1,6 @@
 """Artifacts on the Hugging Face Hub: downloading one, and uploading one with its model card."""
 
+import contextlib
 import posixpath
 import warnings
 
@@ -9,10 +10,16 @@ from ..hub.repository import Repository, format_address, open_repository
 from .card import CARD, MARK, model_card
 from .folder import Artifact, read_artifact
 from .manifest import MANIFEST
+from .signature import SIGNATURE
 
 
 def download_artifact(
-    repo_id: str, *, revision: str | None = None, subfolder: str = "", token: str | None = None
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | None = None,
+    signed: bool = False,
 ) -> Artifact:
     """Return the artifact of a repository, after downloading the files of its manifest that the cache does not hold.
 
@@ -21,6 +28,7 @@ def download_artifact(
         revision: Branch, tag or commit; None for the branch "main".
         subfolder: Folder of the artifact in the repository; "" for its root.
         token: Access token, or None for the one that `hf auth login` or HF_TOKEN stored.
+        signed: Whether to download the signature, too, if there is one.
 
     Raises:
         HubError: There is no such repository, revision or artifact, access is refused, the Hub cannot be reached, or
@@ -38,6 +46,9 @@ def download_artifact(
         ) from error
     artifact = read_artifact(manifest.parent)
     repository.download_all([posixpath.join(subfolder, name) for name in artifact.manifest.files])
+    if signed:
+        with contextlib.suppress(HubEntryError):  # whoever opens the artifact says that it is not signed
+            repository.download(posixpath.join(subfolder, SIGNATURE))
     return artifact
 
 
@@ -66,9 +77,8 @@ def upload_artifact(
             api.create_branch(repo_id, branch=branch, exist_ok=True)
     repository = open_repository(repo_id, branch, token)
     with explained_errors(where):
-        uploads: dict[str, str | bytes] = {
-            name: str(artifact.path / name) for name in (MANIFEST, *artifact.manifest.files)
-        }
+        names = [MANIFEST, *artifact.manifest.files, *([SIGNATURE] if (artifact.folder / SIGNATURE).exists() else [])]
+        uploads: dict[str, str | bytes] = {name: str(artifact.folder / name) for name in names}
         if _is_ours(repository, posixpath.join(subfolder, CARD)):
             uploads[CARD] = card.encode()
         else:
@@ -107,7 +117,7 @@ def _files_of_predecessor(repository: Repository, subfolder: str) -> set[str]:
         return set()
     path = repository.download(posixpath.join(subfolder, MANIFEST))
     try:
-        return set(read_artifact(path.parent).manifest.files) & present
+        return {SIGNATURE, *read_artifact(path.parent).manifest.files} & present
     except ArtifactError:  # it cannot be told which files belong to it
         return set()
 
