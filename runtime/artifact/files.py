@@ -46,8 +46,8 @@ Identity: TypeAlias = tuple[int, int, int, int]
 class OpenedFile:
     """An ordinary file that is open for reading. Threads may share it.
 
-    Every method but `close` raises a SAEError if the file is closed, also if another thread closes it in the middle of a
-    read: the system gives its descriptor to the next file that is opened.
+    Every method but `close` raises a SAEError if the file is closed, also if another thread closes it during a read:
+    the system gives its descriptor to the next file that is opened.
 
     Attributes:
         path: Path that was opened.
