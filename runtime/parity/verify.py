@@ -14,7 +14,7 @@ from ..artifact.names import HOOK_ACTS_POST, L0, VALUES
 from ..artifact.signature import read_signed_artifact
 from ..devices.blocks import slice_feeds
 from ..devices.start import CPU, TENSORRT
-from ..errors import ArtifactError, IntegrityError, ParityError, SignatureError
+from ..errors import IntegrityError, ParityError, SignatureError
 from ..session.session import SAESession
 from .golden import load_golden
 from .proof import judge_graphs
@@ -54,6 +54,24 @@ def verify(
         ProviderError: The device cannot be used.
         InputError: `public_key` cannot be read.
     """
+    artifact = read_intact(path, public_key)
+    if isinstance(artifact, Report):  # do not run what was changed
+        return artifact
+    with open_verified(artifact, device, precision) as session:
+        return judge_session(session, load_golden(artifact, precision))
+
+
+def read_intact(path: str | os.PathLike[str], public_key: str | os.PathLike[str] | None = None) -> Artifact | Report:
+    """Return the artifact in a folder, or a report of every file that was changed, or of its signature.
+
+    Args:
+        path: Folder of the artifact.
+        public_key: As for `verify`.
+
+    Raises:
+        ArtifactError: The folder is not an artifact.
+        InputError: `public_key` cannot be read.
+    """
     try:
         artifact = read_artifact(path) if public_key is None else read_signed_artifact(path, public_key)
     except SignatureError as error:
@@ -62,12 +80,9 @@ def verify(
     for name in artifact.manifest.files:
         try:
             artifact.file(name)
-        except ArtifactError as error:
+        except IntegrityError as error:
             problems.append(str(error))
-    if problems:  # do not run what was changed
-        return Report(f"{path}: not intact", problems=problems, artifact=artifact)
-    with open_verified(artifact, device, precision) as session:
-        return judge_session(session, load_golden(artifact, precision))
+    return Report(f"{path}: not intact", problems=problems, artifact=artifact) if problems else artifact
 
 
 def open_verified(artifact: Artifact, device: str, precision: str = FLOAT32) -> SAESession:

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from runtime.artifact.folder import Artifact, read_artifact
+from runtime.artifact.folder import Artifact
 from runtime.artifact.names import HOOK_INPUT
-from runtime.artifact.signature import read_signed_artifact
-from runtime.errors import ParityError, SignatureError
+from runtime.errors import ParityError
 from runtime.parity.golden import load_golden
 from runtime.parity.report import Report
-from runtime.parity.verify import judge_session, open_verified
+from runtime.parity.verify import judge_session, open_verified, read_intact
 
 from ..checkpoints.memory import convert_if_needed
 from ..checkpoints.registry import load
@@ -51,20 +50,18 @@ def verify(
 
     Returns:
         A report with a verdict for each output of each graph. `report.failures` is empty if the artifact is at parity.
-        If the signature is not the one that was asked for, nothing is run.
+        If a file was changed, or the signature is not the one that was asked for, nothing is run.
 
     Raises:
-        ArtifactError: The folder is not an artifact, or is damaged.
+        ArtifactError: The folder is not an artifact.
         ParityError: The artifact has int8 weights, which are not at parity.
         ExportError: The activations cannot be used, or the SAE cannot be converted.
         InputError: The activations do not fit the SAE, or `public_key` cannot be read.
         ProviderError: The device cannot be used.
     """
-    try:
-        artifact = read_artifact(path) if public_key is None else read_signed_artifact(path, public_key)
-    except SignatureError as error:
-        return Report(f"{path}: not signed as asked", problems=[str(error)])
-    artifact.check_files()
+    artifact = read_intact(path, public_key)
+    if isinstance(artifact, Report):
+        return artifact
     if artifact.manifest.parity is None:
         raise ParityError(
             f"{artifact.path} has {artifact.manifest.weights_dtype} weights and is not at parity with the original. "

@@ -20,7 +20,6 @@ from runtime.artifact.writing import PARTIAL
 from runtime.commands.main import main as runtime_main
 from saeexport import ExportError, sign
 from saeexport.cli import main
-from saeexport.proof import verify
 from saeexport.staging import exchange
 from tests.support.keys import make_certificate, make_key, private_bytes
 from tests.support.samples import ROOT, TINY, contents, make_sae, normal
@@ -168,7 +167,7 @@ def test_files_that_are_links_are_read_through_them(signed, keys, tmp_path):
 
 def test_nothing_is_read_before_the_signature_is_checked(artifact, keys, monkeypatch):
     (artifact / "sae.json").write_text("not JSON")
-    for module in ("runtime.artifact.held", "runtime.artifact.signature", runtime.verify.__module__, verify.__name__):
+    for module in ("runtime.artifact.held", "runtime.artifact.signature", runtime.verify.__module__):
         monkeypatch.setattr(f"{module}.read_artifact", lambda *arguments: pytest.fail("the manifest was read"))
     with pytest.raises(SignatureError):
         SAESession(artifact, "cpu", public_key=keys[1])
