@@ -55,6 +55,8 @@ def quick(monkeypatch):
         return read_artifact(shutil.copytree(TINY, path))
 
     monkeypatch.setattr(module, "export", copy)
+    gc.collect()
+    gc.freeze()  # each export collects, which would take most of the time of these tests
     return calls
 
 
