@@ -21,7 +21,7 @@ from .strict_json import shown
 MAX_TEXT = 4096
 """Largest number of characters of a string. The longest one that is written, a description, has about 1,000."""
 
-NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters except for tab and newline, and halves of a surrogate pair, which UTF-8 cannot hold."""
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
