@@ -111,6 +111,11 @@ def test_ctrl_c_exits_130(capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_bench_refuses_batches_that_do_not_fit_in_memory(capsys):
+    assert run(["bench", str(TINY), "--tokens", str(10**13), "--device", "cpu"]) == 2
+    assert "A batch of 10000000000000 tokens would take" in capsys.readouterr().err
+
+
 def test_bench_refuses_zero_tokens(capsys):
     assert "--tokens is 0; it must be at least 1" in said(capsys, 2, "bench", TINY, "--tokens", "5", "0")
 
