@@ -68,7 +68,7 @@ def open_session(config: pytest.Config, path: Path) -> SAESession:
     """Open an artifact as the options say."""
     from runtime import SAESession
 
-    return SAESession(path, config.getoption("--sae-device"), public_key=config.getoption("--sae-public-key"))
+    return SAESession(path, config.getoption("--sae-device"), public_key=_public_key(config))
 
 
 class ArtifactTests(pytest.Collector):
@@ -109,8 +109,7 @@ class ArtifactTests(pytest.Collector):
         """The report of the verification."""
         from runtime import verify
 
-        options = self.config.option
-        return verify(self.artifact, options.sae_device, public_key=options.sae_public_key)
+        return verify(self.artifact, self.config.getoption("--sae-device"), public_key=_public_key(self.config))
 
 
 class ArtifactTest(pytest.Item):
@@ -180,3 +179,9 @@ class HookTest(pytest.Item):
 def _paths(config: pytest.Config) -> list[Path]:
     """Return the artifacts of the command line."""
     return [config.invocation_params.dir / path for path in config.getoption(OPTION)]
+
+
+def _public_key(config: pytest.Config) -> Path | None:
+    """Return the key of the command line; a test may have changed the working directory since."""
+    key = config.getoption("--sae-public-key")
+    return None if key is None else config.invocation_params.dir / key

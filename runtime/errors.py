@@ -5,7 +5,7 @@ signal handlers among them, passes through unchanged. Any other exception is a b
 
 SAEError
 |-- ArtifactError            a folder is not an artifact, or cannot be used as one
-|   |-- ManifestError        sae.json is not JSON, lacks a key, or has a newer format
+|   |-- ManifestError        sae.json is damaged, or of another version of the format
 |   |-- IntegrityError       a file is missing, truncated, changed, or from another export
 |   `-- SignatureError       the artifact does not have the signature that was asked for
 |-- InputError               an array or option has a shape, dtype or value that is not accepted
@@ -29,7 +29,10 @@ class ArtifactError(SAEError):
 
 
 class ManifestError(ArtifactError):
-    """`sae.json` cannot be read."""
+    """`sae.json` is damaged or of another version of the format.
+
+    It is not JSON, lacks a key, has a value outside of its range, or does not have the checksum that it states.
+    """
 
 
 class IntegrityError(ArtifactError):

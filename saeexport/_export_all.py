@@ -23,6 +23,7 @@ from runtime.arrays.dtypes import dtype_name
 from runtime.artifact.files import hash_file
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import MANIFEST
+from runtime.artifact.writing import write_text
 from runtime.errors import ArtifactError, InputError, SAEError
 from runtime.hub.client import quiet_downloads
 
@@ -109,9 +110,7 @@ class _Records:
     def add(self, name: str, record: dict[str, Any]) -> None:
         """Add a record, and write the file in one step."""
         self.found[name] = record
-        staged = self.tree / f".{RECORDS}.{os.getpid()}"
-        staged.write_text(json.dumps(self.found, indent=2, sort_keys=True) + "\n", "utf-8")
-        staged.replace(self.tree / RECORDS)
+        write_text(self.tree / RECORDS, json.dumps(self.found, indent=2, sort_keys=True) + "\n")
 
 
 def export_all(

@@ -12,7 +12,7 @@ from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import INT8
 from runtime.artifact.signature import SIGNATURE
 from runtime.commands.console import new_parser, run
-from runtime.commands.reports import add_report_options, report_command
+from runtime.commands.reports import add_verify_options, report_command
 from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
 from runtime.parity.report import Report
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="device that runs the artifact: auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N (default: auto)",
     )
     _add_reading(sub)
-    add_report_options(sub)
+    add_verify_options(sub)
 
     text = "Sign every file of an artifact with a private key; the signature is written to model.sig in its folder."
     sub = commands.add_parser("sign", help=text, description=text)
@@ -224,7 +224,7 @@ def verify_command(options: argparse.Namespace) -> int:
         dtype = read_artifact(options.artifact).manifest.sae.dtype
         sae = None if options.against is None else load_for_export(options.against, dtype, **_reading(options))
         activations = None if options.activations is None else read_activations(options.activations)
-        return verify(options.artifact, sae, activations, options.device)
+        return verify(options.artifact, sae, activations, options.device, public_key=options.public_key)
 
     return report_command(options, compare)
 

@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from runtime.artifact.folder import Artifact, read_artifact
-from runtime.artifact.signature import SIGNATURE, hashing_config
-from runtime.errors import ExportError
+from runtime.artifact.signature import SIGNATURE, check_folder, hashing_config
+from runtime.artifact.writing import remove_abandoned, replaced_file
+from runtime.errors import ExportError, SAEError
 
 
 def sign(
@@ -31,12 +32,14 @@ def sign(
 
     Raises:
         ArtifactError: The folder is not an artifact, or is damaged.
+        SignatureError: The folder holds something that a signature does not cover, such as a link to a folder.
         ExportError: The artifact is signed already, or the key or the certificates cannot be used.
         SAEError: model-signing is not installed.
     """
     artifact = read_artifact(path)
     artifact.check_files()
-    signature = artifact.path / SIGNATURE
+    check_folder(artifact.folder)
+    signature = artifact.folder / SIGNATURE
     if signature.exists() and not overwrite:
         raise ExportError(
             f"{artifact.path} is signed already. Replace the signature with overwrite=True (--overwrite), or leave it."
@@ -57,13 +60,15 @@ def sign(
             f"{artifact.path} was not signed: {key}{f' with {certificates}' if certificates else ''} cannot be used: "
             f"{error}. The key must be a PEM file without a password, on the curve P-256, P-384 or P-521."
         ) from error
-    staged = signature.with_name(f"{SIGNATURE}.new")
     try:
-        staged.unlink(missing_ok=True)  # of a signing that was killed; it must not be signed
+        remove_abandoned(artifact.folder)  # of a signing that was killed; it must not be signed
         with tempfile.TemporaryDirectory() as elsewhere:
-            config.sign(artifact.path, Path(elsewhere) / SIGNATURE)
-            staged.write_bytes((Path(elsewhere) / SIGNATURE).read_bytes())
-        staged.replace(signature)  # whole, or not at all
-    except (OSError, ValueError) as error:
+            config.sign(artifact.folder, Path(elsewhere) / SIGNATURE)
+            content = (Path(elsewhere) / SIGNATURE).read_bytes()
+        if signature.is_symlink():  # what a link leads to, as in the cache of the Hub, is not part of this folder
+            signature.unlink()
+        with replaced_file(signature, overwrite) as file:
+            file.write(content)
+    except (OSError, ValueError, SAEError) as error:
         raise ExportError(f"{artifact.path} was not signed: {error}") from error
     return artifact

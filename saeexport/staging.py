@@ -18,7 +18,7 @@ from pathlib import Path
 from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signature import SIGNATURE
-from runtime.artifact.writing import RENAME_EXCHANGE, flush, flush_entries, lock, rename
+from runtime.artifact.writing import RENAME_EXCHANGE, flush, flush_entries, lock, remove_abandoned, rename
 from runtime.errors import ArtifactError, ExportError, ManifestError
 
 REPLACED = ".replaced"
@@ -38,8 +38,10 @@ def check_output_folder(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ExportError(f"{path} exists. Choose another path, or overwrite it (overwrite=True, --overwrite).")
-    if path.is_dir() and not any(path.iterdir()):
-        return
+    if path.is_dir():
+        remove_abandoned(path)  # of a signing that was killed
+        if not any(path.iterdir()):
+            return
     try:
         own = {MANIFEST, SIGNATURE, *read_artifact(path).manifest.files}
     except ManifestError:  # damaged, or of another version of the format: the names alone tell

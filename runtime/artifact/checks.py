@@ -21,7 +21,7 @@ from .strict_json import shown
 MAX_TEXT = 4096
 """Largest number of characters of a string. The longest one that is written, a description, has about 1,000."""
 
-NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters except for tab and newline, and halves of a surrogate pair, which UTF-8 cannot hold."""
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
@@ -39,7 +39,7 @@ def check_manifest(manifest: Manifest) -> None:
     Raises:
         ManifestError: A value is outside of its range, or contradicts another; the message names the key.
     """
-    _check_values(dataclasses.asdict(manifest), MANIFEST)
+    _check_values(manifest, MANIFEST)
     _check_dtypes(manifest)
     _check_sae(manifest.sae)
     _check_files(manifest)
@@ -56,7 +56,10 @@ def check_manifest(manifest: Manifest) -> None:
 
 def _check_values(value: Any, where: str) -> None:
     """Check what holds for all strings, integers and floats."""
-    if isinstance(value, dict):
+    if dataclasses.is_dataclass(value):
+        for key, item in vars(value).items():
+            _check_values(item, f"{where}: {key}")
+    elif isinstance(value, dict):
         for key, item in value.items():
             _check_values(key, f"{where}: a key")
             _check_values(item, f"{where}: {key}")

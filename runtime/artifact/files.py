@@ -23,7 +23,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..arrays.tensor import Array
-from ..errors import IntegrityError
+from ..errors import IntegrityError, SAEError
 from .manifest import MANIFEST, FileRecord
 
 CHUNK = 1 << 18
@@ -46,6 +46,9 @@ Identity: TypeAlias = tuple[int, int, int, int]
 class OpenedFile:
     """An ordinary file that is open for reading. Threads may share it.
 
+    Every method but `close` raises a SAEError if the file is closed, also if another thread closes it during a read:
+    the system gives its descriptor to the next file that is opened.
+
     Attributes:
         path: Path that was opened.
         size: Size of the file in bytes when it was opened.
@@ -60,8 +63,7 @@ class OpenedFile:
         self._expected = expected
         self.identity = _identity(os.fstat(descriptor))
         self.size = self.identity[2]
-        self._reading = threading.Lock()  # the position in the file belongs to one reader at a time
-        self._creating = threading.Lock()  # a mapping does not wait for a reader: weights are hashed and loaded at once
+        self._lock = threading.Lock()  # the position in the file, and the descriptor, belong to one thread at a time
         self._mapping: mmap.mmap | None = None
         self._is_checked = False
 
@@ -74,8 +76,7 @@ class OpenedFile:
         Raises:
             IntegrityError: The file became shorter or longer while it was read, or its sha256 differs.
         """
-        with self._reading:
-            content = b"".join(self._chunks())
+        content = b"".join(self._chunks())
         if check:
             self._compare(hashlib.sha256(content).hexdigest())
         return content
@@ -87,9 +88,8 @@ class OpenedFile:
             IntegrityError: The file became shorter or longer while it was read.
         """
         digest = hashlib.sha256()
-        with self._reading:
-            for chunk in self._chunks():
-                digest.update(chunk)
+        for chunk in self._chunks():
+            digest.update(chunk)
         return digest.hexdigest()
 
     def check(self) -> None:
@@ -109,7 +109,9 @@ class OpenedFile:
         Raises:
             IntegrityError: Something was.
         """
-        if _identity(os.fstat(self._descriptor)) != self.identity:
+        with self._using() as descriptor:
+            identity = _identity(os.fstat(descriptor))
+        if identity != self.identity:
             raise IntegrityError(
                 f"{self.path} was changed while it was in use. Replace an artifact as a whole (saeexport export "
                 "--overwrite does), and never write into its files."
@@ -117,20 +119,22 @@ class OpenedFile:
 
     def map(self) -> Array:
         """Return the content as a read-only array of bytes, mapped into memory and not read."""
-        with self._creating:
+        with self._using() as descriptor:
             if self._mapping is None and self.size:  # an empty file cannot be mapped
-                self._mapping = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
-        return np.frombuffer(b"" if self._mapping is None else self._mapping, np.uint8)
+                self._mapping = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
+            return np.frombuffer(b"" if self._mapping is None else self._mapping, np.uint8)
 
     def forget_pages(self) -> None:
         """Return the memory of the mapping to the system, which reads the file again where it is needed."""
-        if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+        with self._using():
+            if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+                self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Close the file. Arrays that `map` returned stay valid."""
-        self._finalizer()
-        self._mapping = None
+        with self._lock:
+            self._finalizer()
+            self._mapping = None
 
     def __enter__(self) -> "OpenedFile":
         return self
@@ -149,16 +153,32 @@ class OpenedFile:
 
     def _chunks(self) -> Iterator[bytes]:
         """Yield the content, and stop after the bytes that the file had when it was opened."""
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        left = self.size
-        while left:
-            chunk = os.read(self._descriptor, min(CHUNK, left))
+        position = 0
+        while position < self.size:
+            chunk = self._read_at(position, min(CHUNK, self.size - position))
             if not chunk:
                 raise IntegrityError(f"{self.path} became shorter while it was read. Copy the whole folder again.")
-            left -= len(chunk)
+            position += len(chunk)
             yield chunk
-        if os.read(self._descriptor, 1):
+        if self._read_at(position, 1):
             raise IntegrityError(f"{self.path} became longer while it was read. Wait until it is complete.")
+
+    def _read_at(self, position: int, size: int) -> bytes:
+        with self._using() as descriptor:
+            os.lseek(descriptor, position, os.SEEK_SET)
+            return os.read(descriptor, size)
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[int]:
+        """Yield the descriptor, which no other thread uses or closes meanwhile.
+
+        Raises:
+            SAEError: The file is closed.
+        """
+        with self._lock:
+            if not self._finalizer.alive:
+                raise SAEError(f"{self.path} is closed. Open the artifact again.")
+            yield self._descriptor
 
 
 def open_file(path: Path, expected: FileRecord | None = None) -> OpenedFile:

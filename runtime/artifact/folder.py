@@ -143,7 +143,8 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
 
     Raises:
         ArtifactError: `path` is not an artifact folder.
-        ManifestError: `sae.json` cannot be read.
+        ManifestError: `sae.json` is damaged, or of another version of the format.
+        IntegrityError: `sae.json` is not an ordinary file, or changes while it is read.
         InputError: `path` is not a path.
     """
     given = as_path("path", path)

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import IntegrityError
+from ..errors import InputError, IntegrityError
 from .files import Identity, OpenedFile, identify
 from .folder import Artifact, read_artifact
 from .manifest import MANIFEST
 from .onnxfile import Parameter, parameters
+from .signature import read_signed_artifact
 
 LARGEST_GRAPH = 100_000_000
 """Largest size of a graph in bytes. The parameters are not in it."""
@@ -127,14 +128,31 @@ def _read_graph(artifact: Artifact, graph: str, check: bool) -> HeldGraph:
         return HeldGraph(file.path, file.read(check), file.identity)
 
 
-def open_artifact(path: str | os.PathLike[str], check_integrity: bool = True) -> tuple[Artifact, HeldFiles]:
+def open_artifact(
+    path: str | os.PathLike[str],
+    check_integrity: bool = True,
+    public_key: str | os.PathLike[str] | None = None,
+) -> tuple[Artifact, HeldFiles]:
     """Return the artifact in the folder `path` with its files, of one export even if it is replaced at this moment.
+
+    Args:
+        path: Folder of the artifact.
+        check_integrity: As for `HeldFiles`.
+        public_key: PEM file with the key or the certificates that the artifact must be signed with, as
+            `check_signature` takes it. None does not ask for a signature.
 
     Raises:
         ArtifactError: `path` is not an artifact folder, or a file is missing or has another size.
+        SignatureError: The artifact does not have the signature that was asked for.
+        InputError: A signature is asked for, and the files that are opened would not be compared with it.
     """
+    if public_key is not None and not check_integrity:
+        raise InputError(
+            "public_key is given and check_integrity is False: the files that are loaded would not be compared with "
+            "those that are signed. Leave out one of the two."
+        )
     for _ in range(ATTEMPTS):
-        artifact = read_artifact(path)
+        artifact = read_artifact(path) if public_key is None else read_signed_artifact(path, public_key)
         try:
             files = HeldFiles(artifact, check_integrity)
         except IntegrityError:

@@ -18,6 +18,8 @@ import numpy as np
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
 from ..errors import ArtifactError, IntegrityError
+from .strict_json import shown
+from .tensorfile import MOST_DIMENSIONS
 
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
 DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14
@@ -57,11 +59,16 @@ class ExternalTensor:
         """Return the tensor as a view of the content of its file, an array of bytes.
 
         Raises:
-            ValueError: The dtype is not known, or the tensor does not fit into the file.
+            ValueError: The dtype is not known, no array has the shape, or the tensor does not fit into the file.
         """
         dtype = NUMPY_DTYPES.get(self.element_type)
-        if dtype is None or math.prod(self.shape) * dtype.itemsize != self.nbytes:
-            raise ValueError(f"{self.shape} of the ONNX type {self.element_type} in {self.nbytes} bytes")
+        if (
+            dtype is None
+            or len(self.shape) > MOST_DIMENSIONS
+            or math.prod(filter(None, self.shape)) * dtype.itemsize >= 2**63
+            or math.prod(self.shape) * dtype.itemsize != self.nbytes
+        ):
+            raise ValueError(f"{shown(self.shape)} of the ONNX type {self.element_type} in {self.nbytes} bytes")
         if self.offset + self.nbytes > content.size:
             raise ValueError(f"bytes {self.offset} to {self.offset + self.nbytes} of a file with {content.size}")
         return content[self.offset : self.offset + self.nbytes].view(dtype).reshape(self.shape)

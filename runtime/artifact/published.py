@@ -4,7 +4,7 @@ import contextlib
 import posixpath
 import warnings
 
-from ..errors import ArtifactError, HubConnectionError, HubEntryError, HubError
+from ..errors import ArtifactError, HubEntryError, HubError
 from ..hub.client import explained_errors, import_client
 from ..hub.repository import Repository, format_address, open_repository
 from .card import CARD, MARK, model_card
@@ -14,17 +14,23 @@ from .signature import SIGNATURE
 
 
 def download_artifact(
-    repo_id: str, *, revision: str | None = None, subfolder: str = "", token: str | None = None
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | None = None,
+    signed: bool = False,
 ) -> Artifact:
     """Return the artifact of a repository, after downloading its files that the cache does not hold.
 
-    Only its own files are downloaded: the manifest, those that the manifest names, and the signature if there is one.
+    Only its own files are downloaded: the manifest, those that the manifest names, and the signature if it is asked for.
 
     Args:
         repo_id: "OWNER/NAME".
         revision: Branch, tag or commit; None for the branch "main".
         subfolder: Folder of the artifact in the repository; "" for its root.
         token: Access token, or None for the one that `hf auth login` or HF_TOKEN stored.
+        signed: Whether to download the signature, too, if there is one.
 
     Raises:
         HubError: The repository, the revision or the artifact does not exist, access is refused, the Hub cannot be
@@ -42,8 +48,9 @@ def download_artifact(
         ) from error
     artifact = read_artifact(manifest.parent)
     repository.download_all([posixpath.join(subfolder, name) for name in artifact.manifest.files])
-    with contextlib.suppress(HubEntryError, HubConnectionError):  # most artifacts are not signed
-        repository.download(posixpath.join(subfolder, SIGNATURE))
+    if signed:
+        with contextlib.suppress(HubEntryError):  # whoever opens the artifact says that it is not signed
+            repository.download(posixpath.join(subfolder, SIGNATURE))
     return artifact
 
 
@@ -72,11 +79,8 @@ def upload_artifact(
             api.create_branch(repo_id, branch=branch, exist_ok=True)
     repository = open_repository(repo_id, branch, token)
     with explained_errors(where):
-        uploads: dict[str, str | bytes] = {
-            name: str(artifact.path / name)
-            for name in (MANIFEST, *artifact.manifest.files, SIGNATURE)
-            if name != SIGNATURE or (artifact.path / SIGNATURE).is_file()
-        }
+        names = [MANIFEST, *artifact.manifest.files, *([SIGNATURE] if (artifact.folder / SIGNATURE).exists() else [])]
+        uploads: dict[str, str | bytes] = {name: str(artifact.folder / name) for name in names}
         if _is_ours(repository, posixpath.join(subfolder, CARD)):
             uploads[CARD] = card.encode()
         else:

@@ -9,12 +9,12 @@ Source: https://github.com/ossf/model-signing-spec
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..arrays.arguments import as_path
 from ..errors import InputError, SAEError, SignatureError
-
-if TYPE_CHECKING:
-    from model_signing.hashing import Config as HashingConfig
+from .folder import Artifact, read_artifact
+from .manifest import MANIFEST
 
 SIGNATURE = "model.sig"
 """Name of the file with the signature. It is the only file of the folder that the signature does not cover."""
@@ -22,7 +22,29 @@ SIGNATURE = "model.sig"
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 
 
-def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> None:
+def read_signed_artifact(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> Artifact:
+    """Return the artifact in the folder `path` if its manifest is the one that the owner of a key has signed.
+
+    The signature is checked first, and then the manifest that was read is compared with it. The manifest has the sha256
+    of every other file, and a file is compared with it where it is read. So nothing can be exchanged in between.
+
+    Raises:
+        SignatureError: As for `check_signature`, or another artifact has taken the place of the one that was checked.
+        InputError: `public_key` cannot be read as a key or as certificates.
+        SAEError: model-signing is not installed.
+        ArtifactError: The owner of the key has signed something that is not an artifact.
+    """
+    signed = check_signature(path, public_key)
+    artifact = read_artifact(path)
+    if artifact.sha256 != signed:
+        raise SignatureError(
+            f"{artifact.path} was replaced while its signature was checked: the sha256 of {MANIFEST} is "
+            f"{artifact.sha256}, and {signed} is signed. Open the artifact again."
+        )
+    return artifact
+
+
+def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> str | None:
     """Check that the owner of a key has signed an artifact, and that every file is as it was signed.
 
     The network is not used. No file of the artifact is trusted: a file that was changed, added or removed after the
@@ -33,12 +55,15 @@ def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[
         public_key: PEM file with the public key of the signer, or with the certificates of the authorities that the
             signer's certificate must come from.
 
+    Returns:
+        The signed sha256 of `sae.json`; None if the folder does not have this file.
+
     Raises:
         SignatureError: The artifact is not signed, is signed with another key, or was changed after it was signed.
         InputError: `public_key` cannot be read as a key or as certificates.
         SAEError: model-signing is not installed.
     """
-    folder, key = Path(path), Path(public_key)
+    folder, key = as_path("path", path), as_path("public_key", public_key)
     hashing, verifier = hashing_config(), _verifier(key)
     signature = folder / SIGNATURE
     if not signature.is_file():
@@ -46,8 +71,7 @@ def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[
             f"{folder} is not signed: it has no {SIGNATURE}. Get the signed artifact, sign it (saeexport sign), or do "
             "not ask for a signature."
         )
-    if linked := [entry.name for entry in sorted(folder.iterdir()) if entry.is_symlink() and entry.is_dir()]:
-        raise SignatureError(f"{folder} has links to folders, which a signature does not cover: {', '.join(linked)}.")
+    check_folder(folder)
     try:
         verifier.set_hashing_config(hashing).verify(folder, signature)
     except _refusals() as error:
@@ -55,13 +79,34 @@ def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[
             f"{folder} is not what the owner of {key} signed: {_reason(error)}. Do not use it. Get the artifact again, "
             "or the right key."
         ) from error
+    return hashing.hashed.get(MANIFEST)
 
 
-def hashing_config() -> "HashingConfig":
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds nothing that a signature does not cover, and nothing that has no end.
+
+    Raises:
+        SignatureError: It has a link to a folder, or something that is neither a file nor a folder.
+    """
+    for place, folders, files in os.walk(folder):
+        strange = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        strange += [name for name in files if not os.path.isfile(os.path.join(place, name))]
+        if strange:
+            raise SignatureError(
+                f"{place} has {', '.join(sorted(strange))}, which a signature does not cover: it covers ordinary files "
+                "and links to them. Remove it, or get the artifact again."
+            )
+
+
+def hashing_config() -> Any:
     """Return what a signature covers: every file but the signature itself, by sha256.
 
     Files are read through symbolic links, as in the cache of the Hugging Face Hub. The list of files to ignore that a
     signature may carry is not followed.
+
+    Returns:
+        A `model_signing.hashing.Config`. Its attribute `hashed` is the sha256 of each file, by its path in the folder,
+        once they were hashed.
 
     Raises:
         SAEError: model-signing is not installed.
@@ -73,11 +118,18 @@ def hashing_config() -> "HashingConfig":
             f'Signatures need model-signing, and {error.name} is not installed: pip install "saeexport[signing]".'
         ) from None
 
-    class EveryFile(hashing.Config):
+    class Hashing(hashing.Config):
+        hashed: dict[str, str]
+
+        def hash(self, *arguments: Any, **options: Any) -> Any:
+            found = super().hash(*arguments, **options)
+            self.hashed = {file.identifier: file.digest.digest_hex for file in found.resource_descriptors()}
+            return found
+
         def add_ignored_paths(self, **ignored: Any) -> None:
             pass
 
-    config = EveryFile().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=True)
+    config = Hashing().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=True)
     return config.set_allow_symlinks(True).set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
 
 

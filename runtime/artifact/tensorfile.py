@@ -29,6 +29,9 @@ BITS = {
 
 NUMPY_DTYPES = {dtype.safetensors: dtype.numpy for dtype in DTYPES.values()}
 
+MOST_DIMENSIONS = 32
+"""Largest number of dimensions of a tensor: NumPy before version 2 has no more."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -121,6 +124,8 @@ def _stored(name: str, entry: dict[str, Any], start: int) -> StoredTensor:
     bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (end - begin):
         raise ValueError(f"{name} is {dtype} {shape}, and has {end - begin} bytes")
+    if len(shape) > MOST_DIMENSIONS or math.prod(filter(None, shape)) * BITS[dtype] >= 2**63:
+        raise ValueError(f"{name} has a shape of {len(shape)} dimensions that no array has")  # an empty one, too
     return StoredTensor(dtype, tuple(shape), start + begin, end - begin)
 
 

@@ -50,7 +50,8 @@ def replaced_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
     symbolic link, the file that it points to is replaced.
 
     Raises:
-        InputError: At the start or at the end, `path` is not an ordinary file, or exists and `overwrite` is False.
+        InputError: At the start or at the end, `path` is not an ordinary file, or exists and `overwrite` is False, or
+            its folder does not exist.
         OSError: The file cannot be written.
     """
     path = Path(os.path.realpath(path))
@@ -82,7 +83,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, in place of one that exists, as `replaced_file` does.
 
     Raises:
-        InputError: `path` is not an ordinary file.
+        InputError: `path` is not an ordinary file, or its folder does not exist.
         OSError: The file cannot be written.
     """
     with replaced_file(path, overwrite=True) as file:
@@ -93,8 +94,10 @@ def check_output_file(path: Path, overwrite: bool) -> None:
     """Check that `path` can be written.
 
     Raises:
-        InputError: It is not an ordinary file, or exists and `overwrite` is False.
+        InputError: Its folder does not exist, it is not an ordinary file, or it exists and `overwrite` is False.
     """
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder. Make it first, or choose another path.")
     if path.is_symlink() or (path.exists() and not path.is_file()):  # a link that was resolved points to itself
         raise InputError(f"{path} is not an ordinary file. Choose another path.")
     if path.exists() and not overwrite:

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
+from ..arrays.limits import check_fits
 from ..arrays.tensor import feed_of
 from ..artifact.names import HOOK_INPUT, HOOK_NAMES
 from ..errors import SAEError
@@ -71,9 +72,13 @@ def bench(session: SAESession, hooks: Sequence[str], tokens: Sequence[int], seco
         hooks: Names of the hooks to compute.
         tokens: Numbers of tokens per call.
         seconds: How long to measure each number of tokens, after two calls that are not counted.
+
+    Raises:
+        InputError: A batch does not fit in memory.
     """
     golden, dtype = load_golden(session.artifact), session.cfg.dtype
     for count in tokens:
+        check_fits(f"A batch of {count} tokens", count * golden.original[HOOK_INPUT][0].nbytes)
         x, target = (
             None if given is None else feed_of(np.resize(given, (count, *given.shape[1:])), dtype)
             for given in (golden.original[HOOK_INPUT], golden.target)

@@ -10,7 +10,7 @@ from .bench import bench_command
 from .console import new_parser, run
 from .doctor import doctor_command
 from .inspect import inspect_command
-from .reports import add_report_options
+from .reports import add_verify_options
 from .run import run_command
 from .verify import verify_command
 
@@ -45,13 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_artifact(sub)
     _add_device(sub)
-    add_report_options(sub)
-    sub.add_argument(
-        "--public-key",
-        "--certificate",
-        metavar="FILE",
-        help="PEM file with the key, or the certificate of the authority, that the artifact must be signed with",
-    )
+    add_verify_options(sub)
 
     sub = add_command("run", run_command, "Run the SAE on a file of activations and write its hook tensors.")
     _add_artifact(sub)

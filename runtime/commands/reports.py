@@ -51,8 +51,14 @@ class Outcome:
         return 2 if self.report is None else 1 if self.report.failures else 0
 
 
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `report_command` reads."""
+def add_verify_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both `verify` commands have: the signature to ask for, and those of `report_command`."""
+    parser.add_argument(
+        "--public-key",
+        "--certificate",
+        metavar="FILE",
+        help="PEM file with the key, or the certificate of the authority, that the artifact must be signed with",
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,

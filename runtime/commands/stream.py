@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.dtypes import BFLOAT16
+from ..arrays.npyfile import map_npy
 from ..arrays.tensor import Array, feed_of
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, TARGET
 from ..artifact.tensorfile import TensorWriter
@@ -56,7 +57,7 @@ def stream(
         raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(HOOK_NAMES)}.")
     if batch is not None:
         batch = as_integer("batch", batch, 1)
-    x = _map_array(Path(source))
+    x = _map_array(source)
     lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
     given = _as_input(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # raises before anything is written
     rows = _rows(x, x.shape[len(lead) :])
@@ -94,7 +95,7 @@ def _target_rows(
                 f"{' '.join(FEATURE_HOOKS)})."
             )
         return None
-    given = _map_array(Path(targets))
+    given = _map_array(targets)
     check_target(given, cfg, lead, str(targets))
     _as_input(given[:0] if given.ndim > 1 else given, cfg.dtype, str(targets))
     return _rows(given, given.shape[len(lead) :])
@@ -112,13 +113,8 @@ def _as_input(x: Array, dtype: str, source: str) -> Array:
     return x
 
 
-def _map_array(path: Path) -> Any:
-    try:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
-    if not isinstance(x, np.ndarray):
-        raise InputError(f"{path} holds several arrays. Save the one that you want with numpy.save.")
+def _map_array(path: str | os.PathLike[str]) -> Any:
+    x = map_npy(path)
     if not x.flags.c_contiguous:
-        raise InputError(f"{path} is in Fortran order. Save numpy.ascontiguousarray(x) instead.")
+        raise InputError(f"{os.fspath(path)} is in Fortran order. Save numpy.ascontiguousarray(x) instead.")
     return x

@@ -23,14 +23,17 @@ uncertain. Tensors of bfloat16 are stored in float32, because few readers suppor
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from ..arrays.dtypes import FLOAT32
+from ..arrays.dtypes import BFLOAT16, DTYPES, FLOAT32
 from ..arrays.tensor import Array
+from ..artifact.contracts import MODEL
 from ..artifact.folder import Artifact
-from ..artifact.manifest import HookBudget, HookParity
+from ..artifact.manifest import HookBudget, HookParity, Manifest
 from ..artifact.names import (
     FEATURE_IDS,
     FEATURE_SCALE,
@@ -39,12 +42,11 @@ from ..artifact.names import (
     HOOK_INPUT,
     HOOK_OUTPUT,
     HOOK_RECONS,
-    INTERVENTION,
     TARGET,
 )
 from ..artifact.tensorfile import tensors_in
 from ..devices.options import TF32
-from ..errors import IntegrityError
+from ..errors import InputError, IntegrityError
 from ..session.interventions import Intervention
 from .reference import Budgets, Hooks, Reference, SteeredReference
 
@@ -113,22 +115,11 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
     budgets, steered_budgets = _budgets(artifact, precision)
     computed = [*sae.hooks[1:], *(STEERED + hook for hook in CHANGED_HOOKS)]
     uncertain = UNCERTAIN + (TF32 if precision == TF32 else sae.dtype)
-    needed = {
-        HOOK_INPUT,
-        *INTERVENTION,
-        *computed,
-        *(RESIDUAL + name for name in computed),
-        uncertain,
-        uncertain + OTHER,
-    }
-    if sae.takes_target:
-        needed.add(TARGET)
-    if missing := needed - set(tensors):
-        raise IntegrityError(f"{path} has no tensor {', '.join(sorted(missing))}. Export the SAE again.")
+    _check_tensors(tensors, artifact.manifest, uncertain, path)
     truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in computed}
     alternative = truth[HOOK_ACTS_POST].copy()
     places, values = tensors[uncertain], tensors[uncertain + OTHER]
-    if places.dtype != np.int64 or places.shape != values.shape or ((places < 0) | (places >= alternative.size)).any():
+    if ((places < 0) | (places >= alternative.size)).any():
         raise IntegrityError(
             f"{path}: {uncertain} are not indices into {list(alternative.shape)} activations. Export the SAE again."
         )
@@ -144,7 +135,11 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         alternative_acts=None if rounded else alternative,
         flips=None if rounded else tensors.get(uncertain + FLIPS),
     )
-    intervention = Intervention(*(tensors[name] for name in (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)))
+    try:
+        intervention = Intervention(*(tensors[name] for name in (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)))
+        intervention.check(sae.d_sae, sae.dtype)
+    except InputError as error:
+        raise IntegrityError(f"{path} has an intervention that cannot be made: {error} Export the SAE again.") from None
     return SteeredReference(
         {**clean.original, **_changed_hooks(tensors, clean.original, intervention)},
         {**clean.truth, **_changed_hooks(truth, clean.truth, intervention)},
@@ -156,6 +151,45 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         clean=clean,
         intervention=intervention,
     )
+
+
+def _check_tensors(tensors: Hooks, manifest: Manifest, uncertain: str, path: Path) -> None:
+    """Check that every tensor that is read is there, with the dtype and the shape that the manifest implies.
+
+    Raises:
+        IntegrityError: One is missing or different.
+    """
+    sae, tokens = manifest.sae, manifest.golden.tokens
+    floats, whole = np.dtype(np.float32), np.dtype(np.int64)
+    stored = floats if sae.dtype == BFLOAT16 else DTYPES[sae.dtype].numpy
+
+    def rows(name: str) -> int:
+        """Return a size that the manifest does not tell: that of the first dimension, if there is one."""
+        return next(iter(tensors[name].shape), 1) if name in tensors else 1
+
+    m, places = rows(FEATURE_IDS), rows(uncertain)
+    expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        tensor.name: (stored, (tokens, *map(int, tensor.shape[1:]))) for tensor in manifest.graphs[MODEL].outputs
+    }
+    expected |= {STEERED + hook: expected[hook] for hook in CHANGED_HOOKS}
+    expected[STEERED + HOOK_ACTS_POST] = stored, (tokens, m)
+    expected |= {RESIDUAL + name: (floats, shape) for name, (_, shape) in expected.items() if name != HOOK_INPUT}
+    expected |= {FEATURE_IDS: (whole, (m,)), uncertain: (whole, (places,)), uncertain + OTHER: (floats, (places,))}
+    for name in (FEATURE_SCALE, FEATURE_SHIFT):
+        expected[name] = stored, (1 if rows(name) == 1 else tokens, m)
+    if sae.takes_target:
+        expected[TARGET] = stored, (tokens, *sae.output_shape)
+    if uncertain + FLIPS in tensors:
+        expected[uncertain + FLIPS] = whole, (tokens,)
+    if missing := expected.keys() - tensors:
+        raise IntegrityError(f"{path} has no tensor {', '.join(sorted(missing))}. Export the SAE again.")
+    for name, (dtype, shape) in expected.items():
+        found = tensors[name]
+        if found.dtype != dtype or found.shape != shape:
+            raise IntegrityError(
+                f"{path}: {name} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}. Export the SAE "
+                "again."
+            )
 
 
 def _changed_hooks(tensors: Hooks, clean: Hooks, intervention: Intervention) -> dict[str, Array]:

@@ -8,13 +8,13 @@ import numpy as np
 from ..arrays.dtypes import FLOAT32, widened
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import FEATURES, contracts_of
-from ..artifact.folder import read_artifact
+from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import Manifest
 from ..artifact.names import HOOK_ACTS_POST, L0, VALUES
-from ..artifact.signature import check_signature
+from ..artifact.signature import read_signed_artifact
 from ..devices.blocks import slice_feeds
 from ..devices.start import CPU, TENSORRT
-from ..errors import ArtifactError, ParityError, SignatureError
+from ..errors import IntegrityError, ParityError, SignatureError
 from ..session.session import SAESession
 from .golden import load_golden
 from .proof import judge_graphs
@@ -54,22 +54,48 @@ def verify(
         ProviderError: The device cannot be used.
         InputError: `public_key` cannot be read.
     """
-    if public_key is not None:
-        try:
-            check_signature(path, public_key)
-        except SignatureError as error:
-            return Report(f"{path}: not signed as asked", problems=[str(error)])
-    artifact = read_artifact(path)
+    artifact = read_intact(path, public_key)
+    if isinstance(artifact, Report):  # do not run what was changed
+        return artifact
+    with open_verified(artifact, device, precision) as session:
+        return judge_session(session, load_golden(artifact, precision))
+
+
+def read_intact(path: str | os.PathLike[str], public_key: str | os.PathLike[str] | None = None) -> Artifact | Report:
+    """Return the artifact in a folder, or a report of every file that was changed, or of its signature.
+
+    Args:
+        path: Folder of the artifact.
+        public_key: As for `verify`.
+
+    Raises:
+        ArtifactError: The folder is not an artifact.
+        InputError: `public_key` cannot be read.
+    """
+    try:
+        artifact = read_artifact(path) if public_key is None else read_signed_artifact(path, public_key)
+    except SignatureError as error:
+        return Report(f"{path}: not signed as asked", problems=[str(error)])
     problems = []
     for name in artifact.manifest.files:
         try:
             artifact.file(name)
-        except ArtifactError as error:
+        except IntegrityError as error:
             problems.append(str(error))
-    if problems:  # do not run what was changed
-        return Report(f"{path}: not intact", problems=problems, artifact=artifact)
-    with SAESession(path, device, precision=precision) as session:
-        return judge_session(session, load_golden(artifact, precision))
+    return Report(f"{path}: not intact", problems=problems, artifact=artifact) if problems else artifact
+
+
+def open_verified(artifact: Artifact, device: str, precision: str = FLOAT32) -> SAESession:
+    """Open a session of an artifact whose files were checked.
+
+    Raises:
+        IntegrityError: Another artifact has taken its place.
+    """
+    session = SAESession(artifact.path, device, precision=precision)
+    if session.artifact.sha256 != artifact.sha256:
+        session.close()
+        raise IntegrityError(f"{artifact.path} was replaced while it was verified. Verify it again.")
+    return session
 
 
 def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:

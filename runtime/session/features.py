@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..arrays.arguments import as_integer
+from ..arrays.limits import check_fits
 from ..arrays.tensor import Array, TensorValue
 from ..errors import InputError
 
@@ -64,7 +65,8 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
             d_sae: Number of features of the SAE.
 
         Raises:
-            InputError: A feature that is on has an index that is not in `[0, d_sae)`.
+            InputError: A feature that is on has an index that is not in `[0, d_sae)`, or the result does not fit in
+                memory.
         """
         d_sae = as_integer("d_sae", d_sae, 0)
         indices, values, l0 = (np.asarray(array) for array in self)
@@ -72,6 +74,7 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
         on = indices[(*where, place)]
         if on.size and not 0 <= int(on.min()) <= int(on.max()) < d_sae:
             raise InputError(f"The indices range from {on.min()} to {on.max()}, but d_sae is {d_sae}.")
+        check_fits("The dense array", max(1, l0.size) * d_sae * values.dtype.itemsize)
         dense = np.zeros((*indices.shape[:-1], d_sae), values.dtype)
         dense[(*where, on)] = values[(*where, place)]
         dense[l0 < 0] = np.nan

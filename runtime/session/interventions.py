@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.dtypes import is_float, rounded
+from ..arrays.limits import check_fits
 from ..arrays.tensor import Array, Tensor, TensorValue, as_given, check_holds_its_values
 from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
 from ..errors import InputError
@@ -204,6 +205,7 @@ def _numbers(name: str, values: npt.ArrayLike) -> Array:
         array = np.asarray(None)
     if array.dtype.kind not in "iu" and not is_float(array.dtype):
         raise InputError(f"The {name} is {values!r}; it must be numbers.")
+    check_fits(f"The {name} of the intervention", array.size * np.dtype(np.float64).itemsize)
     return array.astype(np.float64)
 
 

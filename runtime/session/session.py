@@ -14,7 +14,6 @@ from ..artifact.held import open_artifact
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
 from ..artifact.published import download_artifact
-from ..artifact.signature import check_signature
 from ..devices.blocks import block_sizes
 from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
@@ -84,8 +83,8 @@ class SAESession:
             weights once more (about a second per 2 GB). Sizes are compared in any case.
         public_key: PEM file with the public key of the person who signed the artifact (`saeexport sign`), or with the
             certificates of the authorities that the signer's certificate must come from. An artifact without that
-            signature is refused before anything else is read from its folder. This reads every file once more. None
-            does not ask for a signature.
+            signature is refused before anything else is read from its folder. This reads every file once more, and
+            cannot be combined with `check_integrity=False`. None does not ask for a signature.
 
     Raises:
         ArtifactError: The folder is not an artifact, or one of its files differs from the manifest.
@@ -115,11 +114,10 @@ class SAESession:
             graphs, precision, threads, arena, memory_limit, block_tokens, stream, cuda_graph, cache,
             check_integrity,
         )  # fmt: skip
-        if public_key is not None:
-            check_signature(path, public_key)
-        artifact, files = open_artifact(path, options.check_integrity)
+        artifact, files = open_artifact(path, options.check_integrity, public_key)
         self.artifact: Artifact = artifact
         self._asked_device = device
+        self._public_key = None if public_key is None else os.path.abspath(public_key)
         found = choose_device(self.artifact, device, options)
         self.device: str = found.name
         for_cpu = options.graphs == "cpu" or (options.graphs == "auto" and found.kind == CPU)
@@ -151,14 +149,16 @@ class SAESession:
             revision: Branch, tag or commit; None for the branch "main".
             subfolder: Folder of the artifact in the repository; "" for its root.
             token: Access token, or None for the one that `hf auth login` or HF_TOKEN stored.
-            **options: Further options of `SAESession`.
+            **options: Further options of `SAESession`. With `public_key`, the signature is downloaded, too.
 
         Raises:
             HubError: There is no such repository, revision or artifact, access is refused, the Hub cannot be reached,
                 or huggingface_hub is not installed.
             ArtifactError: As for `SAESession`, as are `ProviderError` and `InputError`.
         """
-        artifact = download_artifact(repo_id, revision=revision, subfolder=subfolder, token=token)
+        artifact = download_artifact(
+            repo_id, revision=revision, subfolder=subfolder, token=token, signed=options.get("public_key") is not None
+        )
         return cls(artifact.path, device, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -613,7 +613,8 @@ class SAESession:
         if self._options.stream is not None:
             raise InputError("This session has a CUDA stream, which cannot be copied. Open another with stream=.")
         artifact = self.artifact
-        return _open_again, (str(artifact.folder), self._asked_device, vars(self._options), artifact.sha256)
+        options = {**vars(self._options), "public_key": self._public_key}
+        return _open_again, (str(artifact.folder), self._asked_device, options, artifact.sha256)
 
     def __enter__(self) -> "SAESession":
         return self

@@ -1,6 +1,7 @@
 """Prepares the activations on which parity is proved: a sample of those given, or random ones."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from runtime.arrays.dtypes import FLOAT32, rounded
+from runtime.arrays.npyfile import UNREADABLE, map_npy
 from runtime.arrays.tensor import Array, as_given, check_holds_its_values
 from runtime.artifact.manifest import SAEConfig
 from runtime.artifact.names import HOOK_ACTS_POST
@@ -134,18 +136,21 @@ def _synthetic(sae: Any, config: SAEConfig, tokens: int) -> tuple[Array, Array |
 ENDINGS = (".npy", ".npz", ".safetensors")
 """Endings of the files that `read_activations` reads."""
 
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+"""What the zip library raises for a damaged archive, an encrypted one, and one with another compression."""
+
 
 def read_activations(path: str) -> Array:
     """Return the only array of a `.npy`, `.npz` or `.safetensors` file.
 
     Raises:
-        InputError: The file has another extension, is damaged, or does not hold exactly one array.
+        InputError: The file has another extension, is damaged, or does not hold exactly one array; a `.npy` is missing.
         OSError: The file cannot be read.
     """
     ending = Path(path).suffix
     try:
         if ending == ".npy":
-            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: Array = map_npy(path)
             return array
         if ending == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -154,7 +159,7 @@ def read_activations(path: str) -> Array:
             return _only(load_file(path), path)
     except InputError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+    except (*UNREADABLE, *ZIP_ERRORS, SafetensorError) as error:
         raise InputError(f"{path} cannot be read as an array: {error}") from error
     raise InputError(f"{path} ends in {ending!r}; activations are read from .npy, .npz and .safetensors.")
 

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from runtime.artifact.folder import Artifact, read_artifact
+from runtime.artifact.folder import Artifact
 from runtime.artifact.names import HOOK_INPUT
 from runtime.errors import ParityError
 from runtime.parity.golden import load_golden
 from runtime.parity.report import Report
-from runtime.parity.verify import judge_session
-from runtime.session.session import SAESession
+from runtime.parity.verify import judge_session, open_verified, read_intact
 
 from ..checkpoints.memory import convert_if_needed
 from ..checkpoints.registry import load
@@ -31,6 +30,7 @@ def verify(
     device: str = "auto",
     *,
     targets: Any = None,
+    public_key: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Compare an artifact with a HookedSAE on this machine, and return the report.
 
@@ -45,19 +45,23 @@ def verify(
             batch.
         device: Device that runs the artifact, as for `runtime.SAESession`.
         targets: Activations that a transcoder with the error term predicts, one for each of `activations`.
+        public_key: PEM file with the key or the certificates that the artifact must be signed with, as for
+            `runtime.SAESession`. None does not ask for a signature.
 
     Returns:
         A report with a verdict for each output of each graph. `report.failures` is empty if the artifact is at parity.
+        If a file was changed, or the signature is not the one that was asked for, nothing is run.
 
     Raises:
-        ArtifactError: The folder is not an artifact, or is damaged.
+        ArtifactError: The folder is not an artifact.
         ParityError: The artifact has int8 weights, which are not at parity.
         ExportError: The activations cannot be used, or the SAE cannot be converted.
-        InputError: The activations do not fit the SAE.
+        InputError: The activations do not fit the SAE, or `public_key` cannot be read.
         ProviderError: The device cannot be used.
     """
-    artifact = read_artifact(path)
-    artifact.check_files()
+    artifact = read_intact(path, public_key)
+    if isinstance(artifact, Report):
+        return artifact
     if artifact.manifest.parity is None:
         raise ParityError(
             f"{artifact.path} has {artifact.manifest.weights_dtype} weights and is not at parity with the original. "
@@ -75,7 +79,7 @@ def verify(
     clean = reference_of(original, batch, target)
     check_features(clean, activations is not None)
     steered = steered_reference_of(original, clean, typical_intervention(clean))
-    with SAESession(path, device) as session:
+    with open_verified(artifact, device) as session:
         return judge_session(session, steered)
 
 
@@ -86,6 +90,7 @@ def assert_parity(
     device: str = "auto",
     *,
     targets: Any = None,
+    public_key: str | os.PathLike[str] | None = None,
 ) -> None:
     """Raise an error unless an artifact computes what a HookedSAE computes, for use in test suites.
 
@@ -96,7 +101,7 @@ def assert_parity(
             error and budget.
         ArtifactError, ExportError, InputError, ProviderError: As for `verify`.
     """
-    verify(path, sae, activations, device, targets=targets).raise_for_failures()
+    verify(path, sae, activations, device, targets=targets, public_key=public_key).raise_for_failures()
 
 
 def _differences(artifact: Artifact, sae: Any) -> list[str]:

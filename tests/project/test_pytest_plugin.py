@@ -135,6 +135,15 @@ def test_a_signature_can_be_asked_for(suite, artifact, tmp_path):
     suite(f"--sae-artifact={artifact}", f"--sae-public-key={public}").assert_outcomes(passed=36)
 
 
+def test_a_test_that_changes_the_working_directory_is_not_in_the_way(suite, pytester, artifact, tmp_path, monkeypatch):
+    private, public = make_key(tmp_path)
+    sign(artifact, private)
+    shutil.copy(public, "release.pub")
+    pytester.makepyfile(test_first="def test_it(tmp_path): __import__('os').chdir(tmp_path)")
+    monkeypatch.chdir(".")  # which is restored at the end
+    suite(f"--sae-artifact={artifact}", "--sae-public-key=release.pub").assert_outcomes(passed=37)
+
+
 def test_it_costs_a_run_that_does_not_use_it_nothing(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import sys\ndef test_it():\n"

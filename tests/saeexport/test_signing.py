@@ -1,6 +1,9 @@
 """A signature covers every file of an artifact; whatever was changed after it, or by another hand, is refused."""
 
+import copy
 import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +16,11 @@ import saeexport
 from runtime import InputError, SAEError, SAESession, SignatureError
 from runtime.artifact import signature
 from runtime.artifact.signature import SIGNATURE, check_signature
+from runtime.artifact.writing import PARTIAL
+from runtime.commands.main import main as runtime_main
 from saeexport import ExportError, sign
 from saeexport.cli import main
+from saeexport.staging import exchange
 from tests.support.keys import make_certificate, make_key, private_bytes
 from tests.support.samples import ROOT, TINY, contents, make_sae, normal
 
@@ -67,6 +73,11 @@ def link_to_a_folder(folder):
     (folder / "more").symlink_to(TINY, target_is_directory=True)
 
 
+def link_to_a_folder_below(folder):
+    (folder / "below").mkdir()
+    link_to_a_folder(folder / "below")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -77,8 +88,11 @@ def link_to_a_folder(folder):
         (add_folder, "Extra files .*more/file"),
         (lambda folder: (folder / "acts.onnx").unlink(), "Missing files .*acts.onnx"),
         (link_to_another, "Hash mismatch for 'golden.safetensors'"),
-        (link_to_a_folder, "links to folders, which a signature does not cover: more"),
-        (lambda folder: os.mkfifo(folder / "fifo"), "damaged, or was made in another way .*special file"),
+        (link_to_a_folder, "tiny has more, which a signature does not cover"),
+        (link_to_a_folder_below, "tiny/below has more, which a signature does not cover"),
+        (lambda folder: os.mkfifo(folder / "fifo"), "tiny has fifo, which a signature does not cover"),
+        (lambda folder: (folder / "zeros").symlink_to("/dev/zero"), "tiny has zeros, which a signature does not cover"),
+        (lambda folder: (folder / "loop").symlink_to("loop"), "tiny has loop, which a signature does not cover"),
         (lambda folder: (folder / SIGNATURE).write_text(""), "model.sig is damaged"),
         (lambda folder: (folder / SIGNATURE).write_text("[" * 100_000), "model.sig is damaged"),
         (lambda folder: (folder / SIGNATURE).write_text("{}"), "model.sig is damaged"),
@@ -153,11 +167,77 @@ def test_files_that_are_links_are_read_through_them(signed, keys, tmp_path):
 
 def test_nothing_is_read_before_the_signature_is_checked(artifact, keys, monkeypatch):
     (artifact / "sae.json").write_text("not JSON")
-    for reader in ("runtime.session.session.open_artifact", f"{runtime.verify.__module__}.read_artifact"):
-        monkeypatch.setattr(reader, lambda *arguments: pytest.fail("the manifest was read"))
+    for module in ("runtime.artifact.held", "runtime.artifact.signature", runtime.verify.__module__):
+        monkeypatch.setattr(f"{module}.read_artifact", lambda *arguments: pytest.fail("the manifest was read"))
     with pytest.raises(SignatureError):
         SAESession(artifact, "cpu", public_key=keys[1])
-    assert "is not signed" in runtime.verify(artifact, "cpu", public_key=keys[1]).failures[0]
+    for one in (runtime.verify, saeexport.verify):
+        assert "is not signed" in one(artifact, device="cpu", public_key=keys[1]).failures[0]
+
+
+def test_an_artifact_that_takes_its_place_after_the_check_is_refused(signed, keys, tmp_path, monkeypatch):
+    """Whoever can write to the folder could exchange it between the check and the reading of the manifest."""
+    other = saeexport.export(make_sae(seed=3), tmp_path / "other", normal(40, 6)).path
+
+    def check_and_exchange(path, key, check=check_signature):
+        found = check(path, key)
+        exchange(signed, other)
+        return found
+
+    monkeypatch.setattr(signature, "check_signature", check_and_exchange)
+    with pytest.raises(
+        SignatureError, match=r"was replaced while its signature was checked: the sha256 of sae\.json is"
+    ):
+        SAESession(signed, "cpu", public_key=keys[1])
+    exchange(signed, other)
+    assert "was replaced while" in runtime.verify(signed, "cpu", public_key=keys[1]).failures[0]
+
+
+@pytest.mark.parametrize("one", [runtime.verify, saeexport.verify])
+def test_an_artifact_that_takes_its_place_during_a_verification_is_refused(artifact, tmp_path, monkeypatch, one):
+    other = saeexport.export(make_sae(seed=3), tmp_path / "other", normal(40, 6)).path
+
+    def open_another(*arguments, opened=SAESession, **options):
+        exchange(artifact, other)
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(f"{runtime.verify.__module__}.SAESession", open_another)
+    with pytest.raises(runtime.IntegrityError, match="was replaced while it was verified. Verify it again"):
+        one(artifact, device="cpu")
+
+
+def test_a_signature_needs_the_checks_of_the_files(signed, keys):
+    with pytest.raises(InputError, match="check_integrity is False: the files that are loaded would not be compared"):
+        SAESession(signed, "cpu", public_key=keys[1], check_integrity=False)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda session: pickle.loads(pickle.dumps(session))])
+def test_a_copy_of_a_session_asks_for_the_same_signature(signed, keys, monkeypatch, make):
+    monkeypatch.chdir(keys[1].parent)
+    with SAESession(signed, "cpu", public_key=keys[1].name) as session:
+        monkeypatch.chdir("/")
+        make(session).close()
+        (signed / "README.md").write_text("new")
+        with pytest.raises(SignatureError, match=r"Extra files .*README\.md"):
+            make(session)
+
+
+def test_both_verify_commands_ask_for_a_signature(signed, keys, tmp_path, capsys):
+    other = make_key(tmp_path, "other")[1]
+    for command in (runtime_main, main):
+        assert command(["verify", str(signed), "--device", "cpu", "--public-key", str(keys[1])]) == 0
+        assert command(["verify", str(signed), "--device", "cpu", "--public-key", str(other)]) == 1
+        assert re.search("^FAIL: .*Key mismatch", capsys.readouterr().out, re.MULTILINE)
+        assert command(["verify", str(signed), "--device", "cpu", "--certificate", str(tmp_path / "no.crt")]) == 2
+        assert "cannot be read as a public key or a certificate" in capsys.readouterr().err
+
+
+def test_a_path_that_is_none_is_an_error_of_ours(signed, keys):
+    for wrong in ("\0", 7):
+        with pytest.raises(InputError, match="must be the path of a file or folder"):
+            SAESession(signed, "cpu", public_key=wrong)
+        with pytest.raises(InputError, match="must be the path of a file or folder"):
+            SAESession(wrong, "cpu", public_key=keys[1])
 
 
 def test_certificates(artifact, tmp_path):
@@ -218,10 +298,33 @@ def test_a_signature_is_replaced_when_asked(signed, keys, tmp_path):
     with pytest.raises(ExportError, match="is signed already"):
         sign(signed, private)
     assert contents(signed) == before
-    (signed / f"{SIGNATURE}.new").write_text("of a signing that was killed")
+    (signed / f".{SIGNATURE}.01234567{PARTIAL}").write_text("of a signing that was killed")
     sign(signed, private, overwrite=True)
     check_signature(signed, public)
     assert contents(signed).keys() == before.keys()
+
+
+def test_what_a_killed_signing_left_is_not_in_the_way_of_an_export(signed):
+    (signed / f".{SIGNATURE}.01234567{PARTIAL}").write_text("of a signing that was killed")
+    assert main(["export", str(TINY), str(signed), "--overwrite"]) == 0
+    assert contents(signed).keys() == contents(TINY).keys()
+
+
+def test_a_signature_that_is_a_link_is_replaced_and_not_what_it_leads_to(signed, keys, tmp_path):
+    """In the cache of the Hub, model.sig is a link to a blob whose name is its sha256."""
+    (signed / SIGNATURE).rename(tmp_path / "blob")
+    (signed / SIGNATURE).symlink_to(tmp_path / "blob")
+    before = (tmp_path / "blob").read_bytes()
+    private, public = make_key(tmp_path, "other")
+    sign(signed, private, overwrite=True)
+    check_signature(signed, public)
+    assert (tmp_path / "blob").read_bytes() == before
+
+
+def test_what_a_signature_does_not_cover_is_not_signed(artifact, keys):
+    os.mkfifo(artifact / "fifo")
+    with pytest.raises(SignatureError, match="tiny has fifo, which a signature does not cover"):
+        sign(artifact, keys[0])
 
 
 def test_an_export_replaces_a_signed_artifact_and_says_that_the_signature_is_gone(signed, keys, capsys):

@@ -5,11 +5,12 @@ import os
 import shutil
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from runtime import ArtifactError, IntegrityError, ManifestError, SAESession, read_artifact, verify
+from runtime import ArtifactError, IntegrityError, ManifestError, SAEError, SAESession, read_artifact, verify
 from runtime.artifact import files, folder, held, strict_json
 from runtime.artifact.files import OpenedFile, hash_file, open_file
 from runtime.artifact.manifest import FileRecord
@@ -108,6 +109,50 @@ def test_a_file_that_may_not_be_read(path):
     path.chmod(0)
     with pytest.raises(IntegrityError, match="Permission denied"):
         open_file(path)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        OpenedFile.read,
+        OpenedFile.sha256,
+        OpenedFile.check,
+        OpenedFile.check_unchanged,
+        OpenedFile.map,
+        OpenedFile.forget_pages,
+    ],
+)
+def test_a_file_that_is_closed_reads_no_other(path, tmp_path, use):
+    """The system gives the descriptor to the next file that is opened."""
+    opened = open_file(path)
+    opened.close()
+    with (tmp_path / "other").open("w+b") as other:
+        other.write(CONTENT)
+        other.seek(7)
+        with pytest.raises(SAEError, match="file is closed. Open the artifact again"):
+            use(opened)
+        assert other.tell() == 7
+    opened.close()
+
+
+def test_a_file_may_be_closed_in_the_middle_of_a_read(path, tmp_path, monkeypatch):
+    """As a session is that is closed after Ctrl-C, while a thread still computes the sha256 of the weights."""
+    monkeypatch.setattr(files, "CHUNK", 1000)
+    opened = open_file(path)
+    chunks = opened._chunks()
+    assert next(chunks) == CONTENT[:1000]
+    opened.close()
+    with path.open("rb") as other:
+        assert other.fileno() == opened._descriptor
+        with pytest.raises(SAEError, match="file is closed"):
+            next(chunks)
+        assert os.lseek(other.fileno(), 0, os.SEEK_CUR) == 0
+
+
+def test_threads_read_one_file_at_once(path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK", 10)
+    with open_file(path) as opened, ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: opened.read(), range(8))) == {CONTENT}
 
 
 def test_the_reason_of_the_system_is_told(path, monkeypatch):

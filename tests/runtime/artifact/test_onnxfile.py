@@ -13,7 +13,7 @@ from onnx.external_data_helper import uses_external_data
 from runtime import ArtifactError, IntegrityError, SAESession, read_artifact
 from runtime.artifact.contracts import CONTRACTS
 from runtime.artifact.held import HeldFiles
-from runtime.artifact.onnxfile import external_tensors, parameters
+from runtime.artifact.onnxfile import ExternalTensor, external_tensors, parameters
 from tests.support.breaking import edit_graph, rewrite
 from tests.support.samples import TINY, normal
 
@@ -120,6 +120,14 @@ def test_a_dtype_without_an_array_is_refused(artifact):
     rewrite(artifact, "model.onnx", edit_graph(change))
     with SAESession(artifact, "cpu", graphs="portable") as session, pytest.raises(IntegrityError, match="ONNX type 17"):
         session(normal(6))
+
+
+@pytest.mark.parametrize("shape", [(0, 2**70), (0, 2**61, 2**61), (1,) * 33, (1,) * 10_000])
+def test_a_shape_that_no_array_has_is_an_error(shape):
+    tensor = ExternalTensor(TensorProto.FLOAT, shape, "f", 0, 0 if shape[0] == 0 else 4)
+    with pytest.raises(ValueError, match="of the ONNX type 1 in") as error:
+        tensor.view(np.zeros(8, np.uint8))
+    assert len(str(error.value)) < 200
 
 
 def test_a_mask_of_booleans_may_be_a_parameter():

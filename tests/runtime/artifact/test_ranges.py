@@ -44,6 +44,7 @@ def int8(tmp_path_factory):
         (("sae", "hook_name"), "a" * 4097, "sae: hook_name is 'a{96}...; it must be a text of at most 4096 characters"),
         (("sae", "hook_name"), "a\x00b", r"sae: hook_name is 'a\\x00b'; it must be a text"),
         (("sae", "hook_name"), "\x1b[31m", r"sae: hook_name is '\\x1b\[31m'; it must be a text"),
+        (("sae", "hook_name"), "\x9b31m", r"sae: hook_name is '\\x9b31m'; it must be a text"),
         (("sae", "hook_name"), "\ud800", r"sae: hook_name is '\\ud800'; it must be a text .* single surrogates"),
         (("provenance", "a" * 5000), "1", "provenance: a key is 'a{96}...; it must be a text"),
         (("golden", "tokens"), 0, "golden: tokens is 0; it must be from 1 to 16, those of the proof"),

@@ -86,6 +86,15 @@ def test_a_malformed_file_is_an_error(content, message, tmp_path):
         load(content)
 
 
+@pytest.mark.parametrize("shape", [[2, 3, *[1] * 31], [0, 10**30], [0, 1 << 62], [0, *[2] * 62]])
+def test_a_shape_that_no_array_has_is_an_error(shape):
+    """An empty tensor fits into a file whatever its other dimensions are."""
+    size = 24 if shape[0] else 0
+    content = content_of({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}, b"\0" * size)
+    with pytest.raises(ArtifactError, match=f"x has a shape of {len(shape)} dimensions that no array has"):
+        tensors_in(np.frombuffer(content, np.uint8), "the file")
+
+
 def test_a_large_header_is_not_parsed(monkeypatch):
     monkeypatch.setattr(tensorfile, "LARGEST_HEADER", 10)
     with pytest.raises(ArtifactError, match="at most 10 are allowed"):

@@ -213,6 +213,14 @@ def test_a_link_to_itself_is_refused(tmp_path):
         write(tmp_path / "link")
 
 
+@pytest.mark.parametrize("folder", ["none", "file"])
+def test_the_folder_must_exist(tmp_path, folder):
+    """Otherwise the error of the system would name a partial file that the caller has never heard of."""
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"{folder} is not a folder. Make it first, or choose another path"):
+        write(tmp_path / folder / "out")
+
+
 def test_a_file_keeps_its_permissions(tmp_path):
     (tmp_path / "secret").touch(mode=0o600)
     write(tmp_path / "secret")

@@ -105,12 +105,13 @@ def test_a_failure_is_in_every_format_with_its_numbers(capsys, artifact):
     assert "its budget" in case.find("failure").get("message")
 
 
-def test_a_changed_file_fails_and_nothing_runs(capsys, artifact):
+@pytest.mark.parametrize("main", [run, saeexport])
+def test_a_changed_file_fails_and_nothing_runs(capsys, artifact, main):
     (artifact / "model.onnx").write_bytes(b"\0" * (artifact / "model.onnx").stat().st_size)
-    code, document = written(capsys, "json", artifact)
+    code, document = written(capsys, "json", artifact, main=main)
     assert (code, document["verdicts"]) == (1, [])
     assert "it was changed after the export" in document["problems"][0]
-    code, suite = written(capsys, "junit", artifact)
+    code, suite = written(capsys, "junit", artifact, main=main)
     assert (code, suite.get("tests"), suite.get("failures")) == (1, "1", "1")
 
 

@@ -62,15 +62,28 @@ def test_files_of_the_artifact_before_are_removed_and_others_stay(hub):
     assert set(head(hub, "ada/again")) == {*contents(TINY), CARD, "notes"}
 
 
-def test_a_signature_belongs_to_the_artifact(hub, tmp_path):
+def test_a_signed_artifact_is_pushed_and_opened_with_its_signature(hub, artifact, tmp_path):
     private, public = make_key(tmp_path)
-    signed = sign(shutil.copytree(TINY, tmp_path / "signed"), private)
-    signed.push_to_hub("ada/signed", token=TOKEN)
-    SAESession.from_pretrained("ada/signed", "cpu", public_key=public).close()
-    read_artifact(TINY).push_to_hub("ada/signed", token=TOKEN)
-    assert set(head(hub, "ada/signed")) == {*contents(TINY), CARD, ".gitattributes"}
-    with pytest.raises(SignatureError, match="is not signed: it has no model.sig"):
-        SAESession.from_pretrained("ada/signed", "cpu", public_key=public)
+    for name in ("ada/signed", "ada/many"):
+        sign(artifact, private, overwrite=True)
+        subfolder = "layer_3" if name == "ada/many" else ""
+        read_artifact(artifact).push_to_hub(name, token=TOKEN, subfolder=subfolder)
+        with SAESession.from_pretrained(name, "cpu", token=TOKEN, subfolder=subfolder, public_key=public) as session:
+            assert session(normal(2, 6)).shape == (2, 6)
+    (artifact / "model.sig").unlink()
+    read_artifact(artifact).push_to_hub("ada/signed", token=TOKEN)
+    assert "model.sig" not in head(hub, "ada/signed")  # of the artifact before
+    SAESession.from_pretrained("ada/signed", "cpu", token=TOKEN).close()
+    with pytest.raises(SignatureError, match="is not signed"):
+        SAESession.from_pretrained("ada/signed", "cpu", token=TOKEN, public_key=public)
+
+
+def test_the_working_directory_may_change_before_the_upload(hub, artifact, monkeypatch):
+    monkeypatch.chdir(artifact.parent)
+    opened = read_artifact(artifact.name)
+    monkeypatch.chdir("/")
+    opened.push_to_hub("ada/moved", token=TOKEN)
+    assert contents(TINY).keys() <= set(head(hub, "ada/moved"))
 
 
 def test_a_card_that_somebody_wrote_stays(hub):

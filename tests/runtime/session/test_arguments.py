@@ -217,3 +217,17 @@ def test_top_features_by_hand():
     assert not accepted(
         lambda index: TopFeatures(np.array([[index]]), np.array([[1.0]]), np.array([1])).dense(4), [-1, 4, -5, 2**40]
     )
+
+
+@pytest.mark.parametrize("d_sae", [10**15, 2**70])
+@pytest.mark.parametrize("tokens", [0, 4])
+def test_a_dense_array_that_does_not_fit_is_refused(d_sae, tokens):
+    found = TopFeatures(np.zeros((tokens, 2), int), np.zeros((tokens, 2), np.float32), np.zeros(tokens, int))
+    with pytest.raises(InputError, match="The dense array would take .* GiB, and this machine has"):
+        found.dense(d_sae)
+
+
+def test_edits_that_do_not_fit_are_refused():
+    view = np.broadcast_to(np.float32(1), (2**40, 3))
+    with pytest.raises(InputError, match="The scale of the intervention would take 24,576 GiB"):
+        Intervention([1, 2, 3], view, 0.0)

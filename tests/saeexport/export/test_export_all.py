@@ -55,6 +55,8 @@ def quick(monkeypatch):
         return read_artifact(shutil.copytree(TINY, path))
 
     monkeypatch.setattr(module, "export", copy)
+    gc.collect()
+    gc.freeze()  # each export collects, which would take most of the time of these tests
     return calls
 
 
@@ -206,6 +208,14 @@ def test_nothing_to_export(tmp_path, source, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=message):
         export_all(tmp_path / source, tmp_path / "tree")
+
+
+def test_what_a_killed_command_left_of_the_records_is_removed(release, tmp_path, quick):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / ".exports.json.01234567.saeexport-partial").write_text("{")
+    export_all(release, tmp_path / "tree")
+    assert sorted(entry.name for entry in (tmp_path / "tree").iterdir()) == [
+        "exports.json", "layer_10", "layer_2", "mlp"]  # fmt: skip
 
 
 def test_a_tree_inside_its_source(release, quick):

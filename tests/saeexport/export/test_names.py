@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import importlib, inspect, sys
 
@@ -21,5 +23,6 @@ for first in ("saeexport", "saeexport._export", "saeexport.proof.verify", "saeex
 """
 
 
+@pytest.mark.slow
 def test_public_functions_are_not_shadowed_by_modules():
     subprocess.run([sys.executable, "-c", CODE], check=True, timeout=300)

@@ -204,11 +204,12 @@ def test_an_edit_that_cancels_exactly_is_not_a_decision(tmp_path, dtype):
     assert f"feature {other} of token {token} is off" in "".join(judge("steer", [POST], outputs, cancelled)[0].failures)
 
 
-@pytest.mark.parametrize("change", [
-    lambda places, values: (places + 10**7, values), lambda places, values: (places, values[:-1]),
-    lambda places, values: (places.float(), values),
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda places, values: (places + 10**7, values), "uncertain.bfloat16 are not indices into .* activations"),
+    (lambda places, values: (places, values[:-1]), "uncertain.bfloat16.acts_post is float32 .*, expected float32"),
+    (lambda places, values: (places.float(), values), "uncertain.bfloat16 is float32 .*, expected int64"),
 ], ids=["elsewhere", "too few", "no places"])  # fmt: skip
-def test_invalid_uncertain_features_are_refused(tmp_path, change):
+def test_invalid_uncertain_features_are_refused(tmp_path, change, message):
     path = export(sae_of("gated"), tmp_path / "sae", normal(60, D_IN), dtype="bfloat16").path
 
     def spoil(file):
@@ -218,5 +219,5 @@ def test_invalid_uncertain_features_are_refused(tmp_path, change):
         save_file({**tensors, **{name: tensor.contiguous() for name, tensor in zip(names, changed, strict=True)}}, file)
 
     rewrite(path, "golden.safetensors", spoil)
-    with pytest.raises(IntegrityError, match="uncertain.bfloat16 are not indices into .* activations. Export"):
+    with pytest.raises(IntegrityError, match=f"{message}.*Export the SAE"):
         runtime.verify(path, "cpu")
