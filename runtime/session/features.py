@@ -1,6 +1,7 @@
 """The sparse result: the strongest features of each token, instead of `d_sae` activations that are mostly zero."""
 
-from typing import Generic, TypeVar
+import itertools
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -77,8 +78,101 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
         dense[l0 < 0] = np.nan
         return dense
 
+    def to_scipy(self, d_sae: int) -> Any:
+        """Return the activations as a `scipy.sparse.csr_array`, `(tokens, d_sae)`, for leading dimensions flattened.
+
+        Args:
+            d_sae: Number of features of the SAE.
+
+        Raises:
+            InputError: A token has NaN, a feature that is on has an index that is not in `[0, d_sae)`, or SciPy is not
+                installed.
+        """
+        try:
+            from scipy.sparse import csr_array
+        except ModuleNotFoundError as error:
+            raise _missing("to_scipy", error) from error
+        self._refuse_nan("to_scipy")
+        offsets, indices, values = self._ragged(by_id=True)
+        d_sae = as_integer("d_sae", d_sae, 0)
+        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
+            raise InputError(f"The indices range from {indices.min()} to {indices.max()}, but d_sae is {d_sae}.")
+        return csr_array((values, indices, offsets), shape=(len(offsets) - 1, d_sae))
+
+    def to_arrow(self) -> Any:
+        """Return a `pyarrow.Table` with a row for each token, for leading dimensions flattened.
+
+        Its columns are `indices: list<int32>` and `values: list<float>`, of the features that are on, the strongest
+        first, and `l0: int32`. All three are null for a token with NaN.
+
+        Raises:
+            InputError: pyarrow is not installed.
+        """
+        pa = import_arrow()
+        offsets, indices, values = self._ragged()
+        l0 = np.asarray(self.l0).reshape(-1)
+        places = pa.array(offsets, mask=np.append(l0 < 0, False))
+        return pa.table({
+            "indices": pa.ListArray.from_arrays(places, pa.array(indices)),
+            "values": pa.ListArray.from_arrays(places, pa.array(values.astype(np.float32))),
+            "l0": pa.array(l0.astype(np.int32), mask=l0 < 0),
+        })  # fmt: skip
+
+    def to_vectors(self) -> list[dict[str, list[Any]]]:
+        """Return `{"indices": [...], "values": [...]}` for each token, by ascending index: the JSON of sparse vectors.
+
+        This is the form of Qdrant. The page "Features as columns" of the documentation has those of OpenSearch,
+        Elasticsearch and pgvector.
+
+        Raises:
+            InputError: A token has NaN.
+        """
+        self._refuse_nan("to_vectors")
+        offsets, indices, values = self._ragged(by_id=True)
+        rows = itertools.pairwise(offsets)
+        return [{"indices": indices[a:b].tolist(), "values": values[a:b].tolist()} for a, b in rows]
+
+    def _refuse_nan(self, method: str) -> None:
+        if tokens := int((np.asarray(self.l0) < 0).sum()):
+            raise InputError(
+                f"{tokens} of {np.asarray(self.l0).size} tokens have NaN among their activations, which {method} "
+                "cannot represent. Leave out the tokens whose l0 is -1."
+            )
+
+    def _ragged(self, by_id: bool = False) -> tuple[Array, Array, Array]:
+        """Return the offsets of the tokens, and the ids and activations of the features that are on, one after another.
+
+        Args:
+            by_id: Whether the features of a token are in the order of their ids, instead of their strength.
+        """
+        width = self.indices.shape[-1]
+        indices, values = (np.asarray(array).reshape(-1, width) for array in self[:2])
+        if by_id:
+            order = np.argsort(indices, axis=-1, kind="stable")
+            indices, values = (np.take_along_axis(array, order, axis=-1) for array in (indices, values))
+        on = (indices >= 0) & (values != 0)
+        offsets = np.concatenate([[0], on.sum(axis=-1).cumsum()]).astype(np.int32)
+        return offsets, indices[on].astype(np.int32), values[on]
+
     def __repr__(self) -> str:
         return f"TopFeatures(indices={self.indices!r}, values={self.values!r}, l0={self.l0!r})"
+
+
+def import_arrow() -> Any:
+    """Import pyarrow.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        import pyarrow
+    except ModuleNotFoundError as error:
+        raise _missing("A table of features", error) from error
+    return pyarrow
+
+
+def _missing(what: str, error: ModuleNotFoundError) -> InputError:
+    return InputError(f'{what} needs {error.name}, which is not installed: pip install "saeexport[tables]"')
 
 
 def strongest_features(acts: Array, k: int) -> TopFeatures[Array]:

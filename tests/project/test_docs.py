@@ -61,7 +61,7 @@ def test_the_blocks_print_what_the_page_shows(page):
 def test_pages_with_blocks_are_found():
     names = {name_of(page) for page in RUN}
     assert {"README.md", *(f"docs/{name}.md" for name in (
-        "artifact", "custom-architecture", "exporting", "interventions", "other-languages", "parity", "precision",
+        "artifact", "columns", "custom-architecture", "exporting", "columns", "interventions", "other-languages", "parity", "precision",
         "quickstart", "running"))} == names  # fmt: skip
 
 
