@@ -1,15 +1,22 @@
 """The sparse result: the strongest features of each token, instead of `d_sae` activations that are mostly zero."""
 
+import html
 import itertools
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array, TensorValue
+from ..artifact.labels import Labels
 from ..errors import InputError
+from ..tables import format_table
 
 Value = TypeVar("Value", bound=TensorValue)
+
+PRINTED_TOKENS, PRINTED = 10, 5
+"""Tokens, and features of each, that are printed."""
 
 _INDEX_BITS = 32
 _LAST = np.uint64((1 << _INDEX_BITS) - 1)
@@ -18,7 +25,8 @@ _LAST = np.uint64((1 << _INDEX_BITS) - 1)
 class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
     """The k features with the largest activations, in absolute value, of each token.
 
-    It can be unpacked: `indices, values, l0 = sae.top_features(x, k)`.
+    It can be unpacked: `indices, values, l0 = sae.top_features(x, k)`. Printed, it is a table of the first tokens with
+    their strongest features, and with their labels where the artifact has some.
 
     Where fewer than k features are on, the places after them have the index -1 and the value 0. A token with NaN among
     its activations, as NaN in the input gives, has the index -1 and the value NaN in every place, and l0 = -1. Of
@@ -26,14 +34,25 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
     """
 
     # Not a NamedTuple: before Python 3.11 those cannot be generic.
-    __slots__ = ()
+    _read_labels: Callable[[], Labels] | None
 
-    def __new__(cls, indices: Value, values: Value, l0: Value) -> "TopFeatures[Value]":
-        """Return the result that consists of these three arrays."""
-        return super().__new__(cls, (indices, values, l0))
+    def __new__(
+        cls, indices: Value, values: Value, l0: Value, read_labels: Callable[[], Labels] | None = None
+    ) -> "TopFeatures[Value]":
+        """Return the result that consists of these three arrays.
 
-    def __getnewargs__(self) -> tuple[Value, Value, Value]:
-        return self[0], self[1], self[2]  # for pickle
+        Args:
+            indices: Ids of the features.
+            values: Their activations.
+            l0: The number of features that are on.
+            read_labels: Function that returns the labels of the features, with which the result is printed.
+        """
+        found = super().__new__(cls, (indices, values, l0))
+        found._read_labels = read_labels
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self[0], self[1], self[2])  # a copy is printed without labels
 
     @property
     def indices(self) -> Value:
@@ -153,6 +172,42 @@ class TopFeatures(tuple[Value, Value, Value], Generic[Value]):
         on = (indices >= 0) & (values != 0)
         offsets = np.concatenate([[0], on.sum(axis=-1).cumsum()]).astype(np.int32)
         return offsets, indices[on].astype(np.int32), values[on]
+
+    def __str__(self) -> str:
+        """Return a table of the first tokens and their strongest features, with their labels if there are some."""
+        rows = [
+            (position, l0, ", ".join(f"{j} {value:.2f}" + (text and f' "{text}"') for j, value, text in strongest))
+            for position, l0, strongest in self._printed()
+        ]
+        more = self._left_out()
+        return format_table(rows, header=("token", "l0", "strongest features"), right=(1,)) + (more and f"\n{more}")
+
+    def _repr_html_(self) -> str:
+        """Return the same table for notebooks."""
+        lines = ["<tr><th>token</th><th>l0</th><th>strongest features</th></tr>"]
+        for position, l0, strongest in self._printed():
+            cells = "<br>".join(f"{j} &nbsp;{value:.2f} &nbsp;{html.escape(text)}" for j, value, text in strongest)
+            lines.append(f"<tr><td>{position}</td><td>{l0}</td><td>{cells}</td></tr>")
+        return f"<table>{''.join(lines)}</table>{self._left_out()}"
+
+    def _printed(self) -> list[tuple[str, str, list[tuple[int, float, str]]]]:
+        """Return position, l0, and id, activation and label of the strongest features, of the first tokens."""
+        indices, values, l0 = (np.asarray(array) for array in self)
+        labels = None if self._read_labels is None else self._read_labels()
+        rows = []
+        for position in itertools.islice(np.ndindex(l0.shape), PRINTED_TOKENS):
+            strongest = [
+                (int(j), float(value), "" if labels is None else str(labels[int(j)]))
+                for j, value in zip(indices[position][:PRINTED], values[position][:PRINTED], strict=True)
+                if j >= 0
+            ]
+            on = int(l0[position])
+            rows.append((", ".join(map(str, position)), "NaN" if on < 0 else str(on), strongest))
+        return rows
+
+    def _left_out(self) -> str:
+        more = np.asarray(self.l0).size - PRINTED_TOKENS
+        return f"and {more:,} more tokens" if more > 0 else ""
 
     def __repr__(self) -> str:
         return f"TopFeatures(indices={self.indices!r}, values={self.values!r}, l0={self.l0!r})"
