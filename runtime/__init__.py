@@ -3,6 +3,7 @@
 from . import _onnxruntime  # noqa: F401
 from .arrays.tensor import Tensor
 from .artifact.folder import Artifact, read_artifact
+from .artifact.labels import Example, Label, Labels
 from .artifact.manifest import Manifest, SAEConfig
 from .errors import (
     ArtifactError,
@@ -33,6 +34,7 @@ __all__ = [
     "ArtifactError",
     "Clamp",
     "Edit",
+    "Example",
     "HookPoint",
     "HubConnectionError",
     "HubEntryError",
@@ -40,6 +42,8 @@ __all__ = [
     "InputError",
     "IntegrityError",
     "Intervention",
+    "Label",
+    "Labels",
     "Manifest",
     "ManifestError",
     "ParityError",

@@ -15,6 +15,7 @@ from ._export import export
 from ._export_all import TreeEntry, export_all
 from .checkpoints.memory import convert
 from .checkpoints.registry import load
+from .labels import load_labels
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
 from .signing import sign
@@ -36,6 +37,7 @@ __all__ = [
     "export",
     "export_all",
     "load",
+    "load_labels",
     "sign",
     "verify",
 ]

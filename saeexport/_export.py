@@ -19,14 +19,16 @@ from tqdm import tqdm
 from runtime.arrays.arguments import as_path
 from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.folder import Artifact, read_artifact
+from runtime.artifact.labels import LABELS, Labels
 from runtime.artifact.manifest import FORMAT_VERSION, INT8, GoldenSpec, GraphSpec, Manifest, SAEConfig
 from runtime.artifact.tensorfile import TensorWriter
-from runtime.errors import ExportError
+from runtime.errors import ExportError, InputError
 from runtime.parity.golden import save_golden
 from runtime.parity.reference import Reference
 
 from .checkpoints.memory import convert_if_needed
 from .graphs.write import quantize_weights, trace_model, write_graphs
+from .labels import load_labels
 from .original.dtypes import DTypeLike
 from .original.exportable import check_hooks, check_weights, config_of, in_dtype
 from .original.hooked_sae import HookedSAE
@@ -57,6 +59,7 @@ def export(
     targets: Any = None,
     dtype: DTypeLike | None = None,
     weights: str | None = None,
+    labels: Labels | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Artifact:
     """Export a HookedSAE to the folder `path` as a verified artifact, and return the artifact.
@@ -82,6 +85,7 @@ def export(
         weights: None keeps the weights as they are. "int8" makes the file four times smaller and the CPU faster on few
             tokens, but the artifact is not at parity: the manifest records what is lost. Keep the checkpoint, because
             an SAE cannot be loaded back from int8 weights.
+        labels: Labels of the features, or a file that `saeexport.load_labels` reads. They are stored as `labels.json`.
         overwrite: Whether to replace an artifact at `path`.
 
     Raises:
@@ -102,6 +106,7 @@ def export(
             f"weights is {weights!r} and the SAE is in {config.dtype}; weights must be None, to keep them as they are, "
             f"or {INT8!r}, for an SAE in {FLOAT32}."
         )
+    labels = _as_labels(labels, config.d_sae)
     batch, target = prepare_activations(sae, config, activations, targets)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
@@ -112,6 +117,8 @@ def export(
             if weights == INT8:
                 state = quantize_weights(model, state)
             _write_weights(state, folder / WEIGHTS)
+            if labels is not None:
+                (folder / LABELS).write_text(labels.to_json(), "utf-8")
             graphs = write_graphs(model, config, folder / WEIGHTS)
             stage("running the original in its dtype and in float64")
             clean = reference_of(sae, batch, target)
@@ -139,6 +146,17 @@ def export(
             raise  # not of the file system, but of a signal handler that limits the time
         raise ExportError(f"{path} was not written: {error}") from error
     return read_artifact(path)
+
+
+def _as_labels(labels: Labels | str | os.PathLike[str] | None, d_sae: int) -> Labels | None:
+    """Return the labels of the features, read from their file if a path is given."""
+    if labels is None:
+        return None
+    if not isinstance(labels, Labels):
+        return load_labels(labels, d_sae)
+    if labels.d_sae != d_sae:
+        raise InputError(f"The labels are those of {labels.d_sae} features, and the SAE has {d_sae}.")
+    return labels
 
 
 def _float32_reference(

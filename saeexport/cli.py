@@ -78,6 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=export_command)
     sub.add_argument("checkpoint", help=CHECKPOINT)
     sub.add_argument("out", help="folder to write")
+    sub.add_argument(
+        "--labels", metavar="FILE",
+        help="labels of the features: labels.json of an artifact, or what Neuronpedia exports (default: none)",
+    )  # fmt: skip
 
     text = (
         "Export every checkpoint below folders or addresses on the Hub to a tree of artifacts. Run the command again "
@@ -179,7 +183,7 @@ def export_command(options: argparse.Namespace) -> int:
     was_signed = (Path(options.out) / SIGNATURE).exists()
     artifact = export(
         sae, options.out, activations, head_shape,
-        dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
+        dtype=options.dtype, weights=options.weights, labels=options.labels, overwrite=options.overwrite,
     )  # fmt: skip
 
     manifest, measured = artifact.manifest, artifact.manifest.parity

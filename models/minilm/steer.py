@@ -53,7 +53,6 @@ SCALES = [0.0, 0.5, 1.0, 2.0, 4.0, 8.0]
 def main() -> None:
     """Find the features, scale them, plot, write and print."""
     model, result = MiniLM(), {}
-    labels = json.loads(ARTIFACT.with_suffix(".features.json").read_text("utf-8"))
     with SAESession(ARTIFACT) as sae:
         strongest = strongest_activations(model, sae)
         for i, topic in enumerate(TOPICS):
@@ -62,7 +61,7 @@ def main() -> None:
             rows = [cosines(model, sae, feature, scale, own) for scale in SCALES]
             result[topic] = {
                 "feature": feature,
-                "examples": labels[feature],
+                "examples": [str(example) for example in sae.labels[feature].examples],
                 "least_in_its_sentences": round(inside, 2),
                 "most_in_the_others": round(outside, 2),
                 "scales": SCALES,

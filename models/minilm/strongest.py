@@ -30,10 +30,10 @@ def main(out: Path) -> int:
     print(f"  Verified: {len(report.verdicts)} outputs of {len(graphs)} graphs are within their budgets. The command\n"
           f"  `python -m runtime verify models/{ARTIFACT.name}` prints them.")  # fmt: skip
 
-    labels = json.loads(ARTIFACT.with_suffix(".features.json").read_text("utf-8"))
     sentences = json.loads((out / "tokens.json").read_text("utf-8"))
     with SAESession(ARTIFACT) as sae:
         output, cache = sae.run_with_cache(np.load(out / "activations.npy"))
+        labels = sae.labels
     acts = cache["hook_sae_acts_post"]
     error = np.abs(output - cache["hook_sae_input"]).max()
     print(f"  Ran {len(acts)} tokens: {(acts > 0).sum(1).mean():.0f} of {acts.shape[1]} features are on per token.\n"
@@ -47,7 +47,7 @@ def main(out: Path) -> int:
         for feature in np.argsort(-block.max(0))[:FEATURES]:
             token = int(block[:, feature].argmax())
             print(f"    feature {feature:>4}  {block[token, feature]:5.2f} on {tokens[token + 1]!r}; also on: "
-                  f"{' | '.join(labels[feature][:2])}")  # fmt: skip
+                  f"{' | '.join(map(str, labels[int(feature)].examples[:2]))}")  # fmt: skip
     return 0
 
 

@@ -20,6 +20,7 @@ from corpus import load_texts
 from encoder import D_MODEL, LAYER, MiniLM
 from tqdm import tqdm
 
+from runtime import Labels, read_artifact
 from runtime.arrays.tensor import Array
 from saeexport import HookedSAE, HookedSAEConfig, export, load
 
@@ -130,9 +131,17 @@ def main() -> None:
     options = parser.parse_args()
     texts, model = load_texts(options.cache), MiniLM()
     held_out, rest = texts[:HELD_OUT], texts[HELD_OUT:]
-    sae = load(ARTIFACT) if options.again else train(cached_activations(model, rest, options.cache / "train.npy"))
+    if options.again:
+        sae, labels = load(ARTIFACT), read_artifact(ARTIFACT).read_labels()
+    else:
+        sae, labels = train(cached_activations(model, rest, options.cache / "train.npy")), None
+    export_sae(sae, model, held_out, labels)
+
+
+def export_sae(sae: HookedSAE, model: MiniLM, held_out: list[str], labels: Labels | None) -> None:
+    """Export the SAE, and prove it on a quarter of the held-out texts."""
     real = torch.cat([model.activations(ids) for _, ids in list(model.batches(held_out))[::4]])
-    artifact = export(sae, ARTIFACT, activations=real, overwrite=ARTIFACT.exists())
+    artifact = export(sae, ARTIFACT, activations=real, labels=labels, overwrite=ARTIFACT.exists())
     print(f"The SAE was exported to {artifact.path}.")
 
 

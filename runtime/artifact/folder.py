@@ -9,6 +9,7 @@ from pathlib import Path
 from ..arrays.arguments import as_path
 from ..errors import ArtifactError
 from .files import Identity, OpenedFile, identify, open_file
+from .labels import LABELS, Labels, read_labels
 from .manifest import MANIFEST, Manifest, SAEConfig
 from .parse import parse_manifest
 from .strict_json import check_size
@@ -97,6 +98,18 @@ class Artifact:
         """
         for name in self.manifest.files:
             self.file(name)
+
+    def read_labels(self) -> Labels:
+        """Return the labels of the features; there are none if the artifact was exported without.
+
+        Raises:
+            IntegrityError: The file of the labels is missing or was changed.
+            ArtifactError: It does not hold labels of this SAE's features.
+        """
+        if LABELS not in self.manifest.files:
+            return Labels(self.manifest.sae.d_sae)
+        with self.open(LABELS) as file:
+            return read_labels(file.read(check=True), self.manifest.sae.d_sae, str(file.path))
 
     def push_to_hub(
         self,

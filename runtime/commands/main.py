@@ -9,6 +9,7 @@ from ..devices.options import FAMILIES, PRECISIONS
 from .bench import bench_command
 from .console import new_parser, run
 from .doctor import doctor_command
+from .features import features_command
 from .inspect import inspect_command
 from .reports import add_verify_options
 from .run import run_command
@@ -64,6 +65,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--batch", type=int, metavar="N", help="tokens to run at a time (default: as many as make 256 MiB of output)"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    _add_device(sub)
+
+    sub = add_command(
+        "features",
+        features_command,
+        "Write the features that are on for each token to a Parquet file. After a stop, the same command goes on.",
+    )
+    _add_artifact(sub)
+    sub.add_argument("source", help=".npy or Parquet file of activations")
+    sub.add_argument("target", help="Parquet file to write, with the columns indices, values and l0")
+    some = sub.add_mutually_exclusive_group()
+    some.add_argument("--k", type=int, metavar="N", help="keep the N strongest features of each token")
+    some.add_argument("--all", action="store_true", help="keep all features that are on (the default)")
+    sub.add_argument(
+        "--column", metavar="NAME", help="column of a Parquet file with the activations (default: the one with lists)"
+    )
+    sub.add_argument(
+        "--keep", nargs="+", default=[], metavar="NAME", help="columns of a Parquet file to copy (default: none)"
     )
     sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     _add_device(sub)

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 
 from ..arrays.arguments import as_integer
-from ..arrays.dtypes import BFLOAT16
-from ..arrays.npyfile import map_npy
-from ..arrays.tensor import Array, feed_of
+from ..arrays.tensor import Array
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, HOOK_NAMES, TARGET
 from ..artifact.tensorfile import TensorWriter
 from ..artifact.writing import replaced_file
 from ..errors import InputError
-from ..session.batch import Batch, as_dtype, check_target, flat_shape
+from ..session.batch import Batch, check_target, flat_shape
 from ..session.session import SAESession
+from .sources import as_input, as_rows, map_array
 
 BLOCK_BYTES = 256 << 20
 """Bytes of output in memory at a time, unless the caller gives a number of tokens."""
@@ -57,10 +56,10 @@ def stream(
         raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(HOOK_NAMES)}.")
     if batch is not None:
         batch = as_integer("batch", batch, 1)
-    x = _map_array(source)
+    x = map_array(source)
     lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
-    given = _as_input(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # raises before anything is written
-    rows = _rows(x, x.shape[len(lead) :])
+    given = as_input(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # raises before anything is written
+    rows = as_rows(x, x.shape[len(lead) :])
     target_rows = _target_rows(session, targets, lead, names)
     shape = Batch(cfg, x, lead, None).shape
     tensors = {name: (shape(name), given.dtype if name == HOOK_INPUT else cfg.dtype) for name in names}
@@ -68,8 +67,8 @@ def stream(
     with replaced_file(Path(target), overwrite) as file:
         writer = TensorWriter(file, tensors)
         for start in range(0, len(rows), batch):
-            block = _as_input(rows[start : start + batch], cfg.dtype, str(source))
-            given_targets = None if target_rows is None else _as_input(
+            block = as_input(rows[start : start + batch], cfg.dtype, str(source))
+            given_targets = None if target_rows is None else as_input(
                 target_rows[start : start + batch], cfg.dtype, str(targets)
             )  # fmt: skip
             for name, tensor in session.compute(block, names, given_targets).items():
@@ -95,26 +94,7 @@ def _target_rows(
                 f"{' '.join(FEATURE_HOOKS)})."
             )
         return None
-    given = _map_array(targets)
+    given = map_array(targets)
     check_target(given, cfg, lead, str(targets))
-    _as_input(given[:0] if given.ndim > 1 else given, cfg.dtype, str(targets))
-    return _rows(given, given.shape[len(lead) :])
-
-
-def _rows(x: Array, token_shape: tuple[int, ...]) -> Array:
-    return x.reshape(-1, *token_shape) if x.size else x.reshape(0, *token_shape)
-
-
-def _as_input(x: Array, dtype: str, source: str) -> Array:
-    """Return rows of the file as an input of the SAE; float32 is rounded to bfloat16, which a .npy file cannot hold."""
-    if dtype == BFLOAT16 and x.dtype == np.float32:
-        return feed_of(x, dtype)
-    as_dtype(x, dtype, source)
-    return x
-
-
-def _map_array(path: str | os.PathLike[str]) -> Any:
-    x = map_npy(path)
-    if not x.flags.c_contiguous:
-        raise InputError(f"{os.fspath(path)} is in Fortran order. Save numpy.ascontiguousarray(x) instead.")
-    return x
+    as_input(given[:0] if given.ndim > 1 else given, cfg.dtype, str(targets))
+    return as_rows(given, given.shape[len(lead) :])

@@ -103,7 +103,8 @@ def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[I
     if interventions:
         acts_post = compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST]
         found = strongest_features(_edited_on_host(acts_post, interventions), k)
-        return TopFeatures(*(graphs.backend.move_to_device_of(array, acts_post) for array in found))
+        indices, values, l0 = (graphs.backend.move_to_device_of(array, acts_post) for array in found)
+        return TopFeatures(indices, values, l0)
     outputs = graphs.run(graphs.variant(FEATURES), batch.feeds() | {K: np.array([k], np.int64)})
     indices, values = (outputs[name].reshape(*batch.lead, k) for name in (INDICES, VALUES))
     return TopFeatures(indices, values, outputs[L0].reshape(batch.lead))

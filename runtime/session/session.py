@@ -11,6 +11,7 @@ from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.folder import Artifact
 from ..artifact.held import open_artifact
+from ..artifact.labels import LABELS, Labels
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
 from ..artifact.published import download_artifact
@@ -126,6 +127,7 @@ class SAESession:
         self._graphs = Graphs(self.artifact, files, found, options, for_cpu, block_tokens)
         self._hooks = HookRegistry()
         self._parameters: dict[str, Array] = {}
+        self._labels: Labels | None = None
 
     @classmethod
     def from_pretrained(
@@ -160,6 +162,19 @@ class SAESession:
             repo_id, revision=revision, subfolder=subfolder, token=token, signed=options.get("public_key") is not None
         )
         return cls(artifact.path, device, **options)
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of the features, read from `labels.json`; `sae.labels[j]` is that of feature `j`.
+
+        An artifact that was exported without labels has none, and each label is empty.
+
+        Raises:
+            ArtifactError: `labels.json` is damaged.
+        """
+        if self._labels is None:
+            self._labels = self.artifact.read_labels()
+        return self._labels
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the artifact to a repository on the Hugging Face Hub; see `Artifact.push_to_hub`."""
@@ -539,7 +554,8 @@ class SAESession:
             InputError: `x` has another shape or dtype, or k is out of range.
         """
         k = as_integer("k", k, 1, self.cfg.d_sae, most_is="d_sae = ")
-        return top_features(self._graphs, self._batch(x), k, self._interventions())
+        found = top_features(self._graphs, self._batch(x), k, self._interventions())
+        return TopFeatures(*found, lambda: self.labels) if LABELS in self.artifact.manifest.files else found
 
     def explain(self, names: Sequence[str] | None = None, tokens: int = 1, *, steered: bool = False) -> Plan:
         """Return how a request would be carried out, and why. The result can be printed.

@@ -12,6 +12,7 @@ from runtime.artifact.budgets import MOST_LOST
 from runtime.artifact.checks import check_manifest
 from runtime.artifact.contracts import ACTIVATE, CONTRACTS, CPU_VARIANTS, DECODE, MODEL, PORTABLE, SPARSE, STEER
 from runtime.artifact.files import hash_file
+from runtime.artifact.labels import LABELS
 from runtime.artifact.manifest import (
     CUSTOM,
     MANIFEST,
@@ -229,7 +230,7 @@ def _write_manifest(
         ExportError: A reader would refuse the manifest, such as one with an option that is not finite.
     """
     names = sorted([manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())])
-    files = {name: hash_file(folder / name) for name in names}
+    files = {name: hash_file(folder / name) for name in names + [LABELS] * (folder / LABELS).exists()}
     complete = dataclasses.replace(manifest, parity=parity, fidelity=fidelity, files=files)
     try:
         check_manifest(complete)

@@ -10,7 +10,9 @@ from tests.support.samples import ROOT, TINY
 
 ALLOWED = {"ml_dtypes", "numpy", "onnxruntime", "safetensors"}
 OF_SIGNATURES = {"cryptography", "model_signing", "OpenSSL"}  # imported when a signature is asked for
+OF_TABLES = {"pyarrow", "scipy"}  # imported when features are converted, or written to a table
 FURTHER = {"commands": {"tqdm"}, "hub": {"huggingface_hub"}}  # in these folders
+OF_FILES = {"signature.py": OF_SIGNATURES, "features.py": OF_TABLES, "columns.py": OF_TABLES, "sources.py": OF_TABLES}
 HEAVY = ("torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "saeexport")
 
 BLOCK = f"""
@@ -41,7 +43,7 @@ def imports_of(path):
 def test_every_import_is_of_the_standard_library_or_allowed():
     refused = {}
     for path in sorted((ROOT / "runtime").rglob("*.py")):
-        more = FURTHER.get(path.parent.name, set()) | (OF_SIGNATURES if path.name == "signature.py" else set())
+        more = FURTHER.get(path.parent.name, set()) | OF_FILES.get(path.name, set())
         allowed = ALLOWED | more | set(sys.stdlib_module_names)
         if more := set(imports_of(path)) - allowed:
             refused[path] = more
@@ -57,7 +59,7 @@ output, cache = sae.run_with_cache(numpy.ones((2, 6), "float32"))
 assert list(cache) == list(sae.hook_names)
 runtime.assert_parity({str(TINY)!r}, "cpu")
 assert main(["verify", {str(TINY)!r}]) == 0
-assert not {{*{HEAVY!r}, "huggingface_hub"}} & set(sys.modules), sys.modules.keys()
+assert not {{*{HEAVY!r}, "huggingface_hub", "pyarrow", "scipy"}} & set(sys.modules), sys.modules.keys()
 """
     done = run(BLOCK + code)
     assert done.returncode == 0, done.stderr
