@@ -9,8 +9,8 @@
       ]
     }
 
-`index` ascends. Features without a label are left out, and so are `text`, `examples`, `spans` and `activation` where they
-are not known; `source` and `license` may be null. A span is a pair of positions in `text`, counted in Unicode code
+`index` ascends. Features without a label are left out, and so is what is not known of `text`, `examples`, `spans` and
+`activation`; `source` and `license` may be null. A span is a pair of positions in `text`, counted in Unicode code
 points: the start of the token on which the feature is strong, and the position behind its end. Labels have no part in
 the proof of parity.
 """

@@ -23,7 +23,7 @@ def download_artifact(
 ) -> Artifact:
     """Return the artifact of a repository, after downloading its files that the cache does not hold.
 
-    Only its own files are downloaded: the manifest, those that the manifest names, and the signature if it is asked for.
+    Only its own files are downloaded: the manifest, those that it names, and the signature if it is asked for.
 
     Args:
         repo_id: "OWNER/NAME".

@@ -39,11 +39,10 @@ def open_source(path: Path, session: SAESession, column: str | None, keep: tuple
     Raises:
         InputError: It is neither, or it does not have such activations or columns.
     """
-    try:
+    is_parquet = False
+    if path.is_file():  # opening a FIFO would wait for a writer
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}. Give a .npy or a Parquet file.") from error
     if is_parquet:
         return _open_parquet(path, session, column, keep)
     if column is not None or keep:
