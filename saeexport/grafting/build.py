@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from runtime.artifact.contracts import ENCODE, MODEL, STEER
 from runtime.artifact.names import HOOK_ACTS_POST
@@ -12,6 +13,7 @@ from .cut import Cut, cut_stages
 from .host import values_of
 from .insert import Inserted, Place
 from .unfuse import unfuse
+from .write import IR_VERSION
 
 INSERTED = {TAP: MODEL, SPLICE: STEER, FEATURES: ENCODE}
 """The graph of an SAE that each mode inserts."""
@@ -53,7 +55,16 @@ def build_graph(model: ir.Model, places: Sequence[Place], mode: str, hooks: Coll
         graph.outputs.clear()
     graph.outputs.extend(outputs)
     graph.sort()
+    if mode == FEATURES:
+        _drop_unread_inputs(graph)
     return graph
+
+
+def _drop_unread_inputs(graph: ir.Graph) -> None:
+    """Remove the inputs that the outputs do not depend on, such as past keys of later layers."""
+    RemoveUnusedNodesPass()(ir.Model(graph, ir_version=IR_VERSION))
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
 
 
 def build_stages(model: ir.Model, places: Sequence[Place]) -> dict[str, ir.Graph]:

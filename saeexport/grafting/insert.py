@@ -22,13 +22,13 @@ from runtime.artifact.names import (
     FEATURE_IDS,
     FEATURE_SCALE,
     HOOK_ERROR,
+    HOOK_OUTPUT,
     HOOK_RECONS,
     INPUT,
     INTERVENTION,
 )
 from runtime.errors import GraftError
-
-ATTACH, USE_ERROR_TERM = "attach", "use_error_term"
+from runtime.hosts.names import ATTACH, USE_ERROR_TERM, at
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,11 @@ class Inserted:
         for value in model.graph.initializers.values():
             copies[value] = self._parameter(value)
         self._copy(model.graph, copies)
-        self.hooks = {
-            value.name: self._hook(copies[value], value, place.sae) for value in model.graph.outputs if value.name
-        }
-        self._flat = {value.name: copies[value] for value in model.graph.outputs}
+        self._outputs = {str(value.name): value for value in model.graph.outputs}
+        self.hooks: dict[str, ir.Value] = {}
+        self._flat = {name: copies[value] for name, value in self._outputs.items()}
+        for name, value in self._outputs.items():
+            self.hooks[name] = self._hook(self._flat[name], value, place.sae)
         self._place_nodes()
 
     def splice(self) -> ir.Value:
@@ -107,6 +108,7 @@ class Inserted:
         first = len(self._nodes)
         recons, error = self._flat[HOOK_RECONS], self._flat[HOOK_ERROR]
         output = self._node("Where", [with_error, self._node("Add", [recons, error]), recons])
+        self.hooks[HOOK_OUTPUT] = self._hook(output, self._outputs[HOOK_OUTPUT], self._place.sae)
         output = self._cast(self._node("Reshape", [output, self._shape]), x.dtype)
         spliced = self._node("Where", [attach, output, x])
         spliced.type, spliced.shape = x.type, x.shape
@@ -195,7 +197,10 @@ class Inserted:
         sizes = [int(size) for size in list(original.shape or ())[1:]]
         shape = self._node("Concat", [self._leading, self._vector(*sizes)], axis=0)
         hook = self._node("Reshape", [value, shape])
-        hook.name, hook.type = f"{self._place.hook}.{original.name}", original.type
+        name = at(self._place.hook, str(original.name))
+        if (replaced := self.hooks.get(str(original.name))) is not None:
+            replaced.name = f"{name}.default"
+        hook.name, hook.type = name, original.type
         leading = list(self._x.shape or ())[: -trailing_dimensions(self._x, self._place)]
         hook.shape = ir.Shape([*leading, *sizes])
         return hook
