@@ -1,0 +1,1 @@
+"""Grafts SAEs into the ONNX model of their language model."""
