@@ -82,7 +82,7 @@ class Layout:
 
 BLOCK: dict[str, Entry] = {RESID_PRE: ("", "input"), RESID_POST: ("", "output")}
 ONLY_POST_NORM = {
-    NORMALIZED_RESID_POST: f"only models that normalise after they add have it; the output of this block is {RESID_POST}"
+    NORMALIZED_RESID_POST: f"only models that normalise after they add have it; this block's output is {RESID_POST}"
 }
 
 
@@ -124,7 +124,7 @@ def _post_norm(name: str, o: str, norm_1: str, up: str, down: str, norm_2: str) 
         NORMALIZED_RESID_POST: ("", "output"), ATTN_OUT: (o, "output"), MLP_OUT: (down, "output"), Z: (o, "input"),
         POST: (down, "input"), MLP_IN: (up, "input"),
     }  # fmt: skip
-    sums = (
+    sums: tuple[tuple[Entry, ...], ...] = (
         (places[RESID_PRE], places[ATTN_OUT], places[RESID_MID]),
         ((norm_1, "output"), places[MLP_OUT], places[RESID_POST]),
     )

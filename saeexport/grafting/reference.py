@@ -25,8 +25,8 @@ from ..original.running import evaluating, to_numpy, torch_hook
 from .names import Entry, Place, find_block, find_place, layout_of, split_hook
 
 SUM_BOUND = 1e-4
-"""Largest error, relative to the norm of each token, of the residual sums of a layout in float32. A wrong layout misses a
-term or a factor and is off by more than a hundredth; rounding is at most 1e-6."""
+"""Largest error, relative to the norm of each token, of the residual sums of a layout in float32. A wrong layout misses
+a term or a factor and is off by more than a hundredth; rounding is at most 1e-6."""
 
 
 def load_model(folder: str | os.PathLike[str]) -> nn.Module:
