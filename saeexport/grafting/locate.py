@@ -20,6 +20,7 @@ from runtime.hosts.names import ATTENTION_MASK
 from runtime.session.session import SAESession
 
 from .host import Host
+from .names import split_hook
 from .probe import FLOATS, candidates, read
 from .scopes import propose
 
@@ -118,15 +119,14 @@ def find(
         GraftError: No value is the tensor at the hook, several are, it cannot be proved, or the SAE does not fit.
     """
     ranked = rank(host, hook, sae, reference, only=value if force else None)
+    if not ranked:
+        raise GraftError(_no_candidate(host, hook, sae, value))
     if force:
         if value is None:
             raise GraftError(f"{hook}: a value can only be forced by its name. Pass {hook}@VALUE.")
-        if not ranked:
-            raise GraftError(_no_candidate(host, hook, sae, value))
         chosen = ranked[0]
         return Located(value, Evidence(FORCED, chosen.error, None, None, chosen.variance_explained, _tokens(reference)))
-    if not ranked:
-        raise GraftError(_no_candidate(host, hook, sae, value))
+    check_trained_at(hook, sae)
     decide = _by_error if hook in reference.activations else _by_variance
     best, runner_up = decide(host, hook, ranked)
     if value is not None and value not in (best.value, *(c.value for c in ranked if c.alias_of == best.value)):
@@ -138,8 +138,8 @@ def find(
         raise GraftError(
             f"{hook}: the tensor at the hook is {best.value}, but the SAE {sae.path} explains "
             f"{best.variance_explained:.0%} of its variance, less than nothing. It was trained on another tensor, or "
-            "on a model whose weights were changed before (fold_ln, centred weights). To graft it nevertheless, name the "
-            f"value: {hook}@{best.value} with force=True, --force."
+            "on a model whose weights were changed before (fold_ln, centred weights). To graft it nevertheless, name "
+            f"the value: {hook}@{best.value} with force=True, --force."
         )
     return Located(
         best.value,
@@ -152,6 +152,24 @@ def find(
             _tokens(reference),
         ),
     )
+
+
+def check_trained_at(hook: str, sae: Artifact) -> None:
+    """Refuse an SAE that says that it was trained at another hook; names that are not TransformerLens' say nothing.
+
+    Raises:
+        GraftError: It is refused.
+    """
+    trained = sae.manifest.sae.hook_name
+    try:
+        same = split_hook(trained) == split_hook(hook)
+    except GraftError:
+        return
+    if not same:
+        raise GraftError(
+            f"{hook}: the SAE {sae.path} was trained at {trained}. Graft it there, or name the value to graft it at, "
+            f"{hook}@VALUE, with force=True, --force."
+        )
 
 
 def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str | None = None) -> list[Candidate]:
@@ -244,7 +262,7 @@ def _by_error(host: Host, hook: str, ranked: Sequence[Candidate]) -> tuple[Candi
             f"{hook}: no value of the host {host.path} is the tensor at the hook. The nearest one is {best.value}, "
             f"{best.error:.1e} of a token's norm away from the activation ({limit:.0e} is allowed). The tensor may lie "
             "inside a fused operator, or the host may have other weights, or weights of fewer bits, than the model "
-            f"that the activation is from. To graft there nevertheless, pass {hook}@{best.value} with force=True, --force."
+            f"that the activation is from. To graft there nevertheless: {hook}@{best.value} with force=True, --force."
         )
     same = [c for c in ranked if c.error is not None and c.error <= max(SEPARATION * best.error, SAME)]
     others = [c for c in ranked if c not in same]
@@ -259,8 +277,8 @@ def _by_variance(host: Host, hook: str, ranked: Sequence[Candidate]) -> tuple[Ca
     )
     if not measured:
         raise GraftError(
-            f"{hook}: there is no activation to compare with, and no value is reconstructed by the SAE, so that none can "
-            f"be confirmed. {ask}"
+            f"{hook}: there is no activation to compare with, and no value is reconstructed by the SAE, so that none "
+            f"can be confirmed. {ask}"
         )
     best = measured[0]
     assert best.variance_explained is not None

@@ -51,11 +51,25 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
         kind = getattr(transformers, name, transformers.AutoModel)
-        model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options)
+        with _no_progress_bar():
+            model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise GraftError(f"{folder} cannot be read as a Hugging Face model: {error}") from error
     assert isinstance(model, nn.Module)
     return model.eval()
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def capture(model: nn.Module, feeds: Mapping[str, Array], hooks: Iterable[str]) -> dict[str, Array]:

@@ -43,7 +43,7 @@ def propose(graph: ir.Graph, hook: str, width: int) -> set[str]:
     found: set[str] = set()
     for child, tensor in places:
         nodes = {node for node, path in paths.items() if not child or path == child or path.startswith(f"{child}.")}
-        values = _leaving(graph, nodes) if tensor == "output" else _entering(graph, nodes)
+        values = _leaving(nodes) if tensor == "output" else _entering(nodes)
         found |= {str(value.name) for value in values if _is_wide(value, width)}
     return found
 
@@ -74,14 +74,14 @@ def _is_container(child: str) -> bool:
     return "." not in child
 
 
-def _leaving(graph: ir.Graph, nodes: set[ir.Node]) -> Iterable[ir.Value]:
+def _leaving(nodes: set[ir.Node]) -> Iterable[ir.Value]:
     for node in nodes:
         for value in node.outputs:
             if value.is_graph_output() or any(use.node not in nodes for use in value.uses()):
                 yield value
 
 
-def _entering(graph: ir.Graph, nodes: set[ir.Node]) -> Iterable[ir.Value]:
+def _entering(nodes: set[ir.Node]) -> Iterable[ir.Value]:
     for node in nodes:
         for value in node.inputs:
             if value is not None and value.producer() is not None and value.producer() not in nodes:
@@ -89,6 +89,5 @@ def _entering(graph: ir.Graph, nodes: set[ir.Node]) -> Iterable[ir.Value]:
 
 
 def _is_wide(value: ir.Value, width: int) -> bool:
-    return (
-        value.shape is None or not len(value.shape) or value.shape[-1] == width or not isinstance(value.shape[-1], int)
-    )
+    size = value.shape[-1] if value.shape is not None and len(value.shape) else None
+    return size == width or not isinstance(size, int)
