@@ -16,6 +16,7 @@ SAEError
 |   `-- HubConnectionError   the Hub cannot be reached, and its cache does not hold what was asked for
 |-- ParityError              the artifact does not compute what the original computes
 |-- ExportError              (saeexport) an SAE cannot be exported
+|   `-- GraftError           (saeexport) an SAE cannot be grafted into a host
 `-- CheckpointError          (saeexport) a path cannot be read as an SAE
 """
 
@@ -78,6 +79,10 @@ class ParityError(SAEError, AssertionError):
 
 class ExportError(SAEError):
     """An SAE cannot be exported; nothing was written."""
+
+
+class GraftError(ExportError):
+    """An SAE cannot be grafted into a host model; nothing was written."""
 
 
 class CheckpointError(SAEError):

@@ -1,0 +1,79 @@
+"""Builds the graphs of a grafted host: one for each mode, and the stages."""
+
+from collections.abc import Collection, Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from runtime.artifact.contracts import ENCODE, MODEL, STEER
+from runtime.artifact.names import HOOK_ACTS_POST
+from runtime.hosts.names import FEATURES, SPLICE, TAP
+
+from .cut import Cut, cut_stages
+from .host import values_of
+from .insert import Inserted, Place
+from .unfuse import unfuse
+from .write import IR_VERSION
+
+INSERTED = {TAP: MODEL, SPLICE: STEER, FEATURES: ENCODE}
+"""The graph of an SAE that each mode inserts."""
+
+DESCRIPTIONS = {
+    TAP: "The host, unchanged. The hooks of the SAEs are further outputs.",
+    SPLICE: "The host goes on from the output of each SAE: of its reconstruction, plus the error if <hook>.use_error_term "
+    "is true. The inputs that begin with the name of a hook have defaults: the SAE is attached (<hook>.attach), its own "
+    "setting of the error term, and no edits (<hook>.feature_ids and so on, as in the SAE's steer.onnx).",
+    FEATURES: "The feature activations alone. The host ends behind the last hook.",
+}
+
+
+def build_graph(model: ir.Model, places: Sequence[Place], mode: str, hooks: Collection[str]) -> ir.Graph:
+    """Return the graph of a mode.
+
+    Args:
+        model: The host, which is not changed.
+        places: The SAEs, in the order in which the host computes their values.
+        mode: "tap", "splice" or "features".
+        hooks: Names of the hooks that become outputs of tap and splice.
+
+    Raises:
+        GraftError: The shape or dtype of a value does not fit its SAE.
+    """
+    graph = model.graph.clone()
+    values = values_of(graph)
+    outputs = []
+    for place in places:
+        x = values[place.value]
+        if mode == SPLICE:
+            x = unfuse(graph, x)
+        inserted = Inserted(graph, place, x, INSERTED[mode])
+        if mode == SPLICE:
+            values[place.value] = inserted.splice()
+        wanted = [HOOK_ACTS_POST] if mode == FEATURES else [name for name in inserted.hooks if name in hooks]
+        outputs += [inserted.hooks[name] for name in wanted]
+    if mode == FEATURES:
+        graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    graph.sort()
+    if mode == FEATURES:
+        _drop_unread_inputs(graph)
+    return graph
+
+
+def _drop_unread_inputs(graph: ir.Graph) -> None:
+    """Remove the inputs that the outputs do not depend on, such as past keys of later layers."""
+    RemoveUnusedNodesPass()(ir.Model(graph, ir_version=IR_VERSION))
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+
+
+def build_stages(model: ir.Model, places: Sequence[Place]) -> dict[str, ir.Graph]:
+    """Return the graphs of the stages of a host by their names; see `cut_stages`."""
+    stages = cut_stages(model, [Cut(place.hook, place.value) for place in places])
+    return {name: stage.graph for name, stage in stages.items()}
+
+
+def describe_stage(name: str, graph: ir.Graph) -> str:
+    """Return the purpose of a stage, a text for people."""
+    gives = ", ".join(str(value.name) for value in graph.outputs)
+    return f"Stage {name.rpartition('.')[2]} of the host, cut at the hooks of the SAEs. It gives {gives}."
