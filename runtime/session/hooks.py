@@ -202,6 +202,11 @@ class HookRegistry:
 
 
 def checked_pairs(fwd_hooks: FwdHooks) -> list[tuple[HookSelector, HookFunction]]:
+    """Return the pairs of a hook and a function that a caller gave.
+
+    Raises:
+        InputError: They are not pairs.
+    """
     try:
         return [(where, function) for where, function in fwd_hooks]
     except (TypeError, ValueError):  # it is not a sequence, or not one of pairs
