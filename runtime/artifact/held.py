@@ -4,14 +4,9 @@ Graphs take a few kilobytes each and are read when the session opens. The weight
 two file descriptors. So a session goes on when the artifact is replaced, moved or deleted, and when the process changes
 its working directory.
 
-On a CPU, ONNX Runtime gets the bytes of the graph and the mapped weights, and no path: nothing can change between the
-check and the load. `SessionOptions.add_external_initializers` puts the weights in the place of the file that the graph
-names, and `add_initializer` with the same values makes ONNX Runtime use the mapping in place, where the former alone
-copies it. For an SAE of 151 MB, loading two graphs takes 0.08 s of CPU time more than from the path, for the page
-faults of the mapping. The process then has 71 MB less in memory, because the mapping is dropped after the load.
-
-A GPU loads graphs from their path, which TensorRT's provider reads, and refuses if the path leads elsewhere before or
-after the load (`HeldFiles.at_path`).
+On a CPU and with CUDA, ONNX Runtime gets the bytes of the graph and the mapped weights (`runtime.devices.loading`):
+nothing can change between the check and the load. TensorRT's provider reads a graph and the weights from their paths,
+and refuses if a path leads elsewhere before or after the load (`HeldFiles.at_path`).
 """
 
 import contextlib
@@ -112,22 +107,27 @@ class HeldFolder:
         yield self.graphs[graph].path
         self._check_paths(graph)
 
+    def are_at_path(self, graph: str) -> bool:
+        """Tell whether the paths of a graph and of its files still lead to the files that were opened."""
+        return self._replaced(graph) is None
+
     def close(self) -> None:
         """Close the files. Arrays that were mapped from them stay valid."""
         for file in self.data.values():
             file.close()
 
     def _check_paths(self, graph: str) -> None:
+        if (path := self._replaced(graph)) is not None:
+            raise IntegrityError(
+                f"{path} was replaced, moved or deleted after this session opened it, and on this device a graph is "
+                "loaded from its path. Open the artifact again."
+            )
+
+    def _replaced(self, graph: str) -> Path | None:
+        """Return the path of a graph, or of a file with parameters, that leads to another file than was opened."""
         held = self.graphs[graph]
-        for path, identity in (
-            (held.path, held.identity),
-            *((file.path, file.identity) for file in self.data.values()),
-        ):
-            if identify(path) != identity:
-                raise IntegrityError(
-                    f"{path} was replaced, moved or deleted after this session opened it, and on this device a graph "
-                    "is loaded from its path. Open the artifact again."
-                )
+        opened = ((held.path, held.identity), *((file.path, file.identity) for file in self.data.values()))
+        return next((path for path, identity in opened if identify(path) != identity), None)
 
 
 class HeldFiles(HeldFolder):

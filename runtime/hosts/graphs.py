@@ -5,6 +5,7 @@ shapes on the CPU, because their results are needed there.
 """
 
 import ctypes
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from ..artifact.manifest import GraphSpec, TensorSpec
 from ..devices.capabilities import missing_capability, resolve_device_name
 from ..devices.cpu import CpuBackend
 from ..devices.cuda.driver import driver
+from ..devices.loading import parameter_values, start_on_checked_bytes
 from ..devices.options import Options
 from ..devices.select import find_device
 from ..devices.start import CPU, TENSORRT, Device, is_from_onnx_runtime, start_session
@@ -94,8 +96,10 @@ class HostGraphs(LoadedGraphs):
             "use_tf32": "0",
             "arena_extend_strategy": "kSameAsRequested",
         }
-        with self._held.at_path(graph) as path:
-            return start_session(str(path), self._device, options, threads=self._options.threads, whole=False)
+        start = functools.partial(
+            start_session, device=self._device, provider_options=options, threads=self._options.threads, whole=False
+        )
+        return start_on_checked_bytes(graph, self._held, parameter_values(graph, self._held), start)
 
     def _check_session(self, graph: str, session: ort.InferenceSession, path: Path) -> None:
         spec = self._specs[graph]
