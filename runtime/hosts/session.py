@@ -264,8 +264,7 @@ class HostSession:
         with self.saes(saes, use_error_term, reset_saes_end=reset_saes_end):
             setup = self._attachments.current()
             placed = self._place(fwd_hooks, setup)
-            staged = StagedPass(self.host.manifest, self._graphs, self._sae_graphs, setup, placed, self._points)
-            return HostOutput(staged.run(self._feeds(feeds)))
+            return HostOutput(self._run_staged(self._feeds(feeds), setup, placed))
 
     @contextmanager
     def saes(
@@ -593,6 +592,12 @@ class HostSession:
         graph = self._graph(setup)
         switches = self._switches(feeds, setup) if graph == SPLICE else {}
         return self._graphs.run(graph, {**feeds, **switches}, list(dict.fromkeys(names)))
+
+    def _run_staged(
+        self, feeds: Mapping[str, Array], setup: Setup, placed: Sequence[PlacedHook] = ()
+    ) -> dict[str, Array]:
+        staged = StagedPass(self.host.manifest, self._graphs, self._sae_graphs, setup, placed, self._points)
+        return staged.run(feeds)
 
     def _acts(self, feeds: Mapping[str, Array], hooks: Sequence[str]) -> dict[str, Array]:
         """Return the activations of the features at some hooks, 0 at masked positions."""
