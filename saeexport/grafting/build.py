@@ -11,7 +11,7 @@ from runtime.hosts.names import FEATURES, SPLICE, TAP
 
 from .cut import Cut, cut_stages
 from .host import values_of
-from .insert import Inserted, Place
+from .insert import Graft, Inserted
 from .unfuse import unfuse
 from .write import IR_VERSION
 
@@ -27,12 +27,12 @@ DESCRIPTIONS = {
 }
 
 
-def build_graph(model: ir.Model, places: Sequence[Place], mode: str, hooks: Collection[str]) -> ir.Graph:
+def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Collection[str]) -> ir.Graph:
     """Return the graph of a mode.
 
     Args:
         model: The host, which is not changed.
-        places: The SAEs, in the order in which the host computes their values.
+        grafts: The SAEs, in the order in which the host computes their values.
         mode: "tap", "splice" or "features".
         hooks: Names of the hooks that become outputs of tap and splice.
 
@@ -42,13 +42,13 @@ def build_graph(model: ir.Model, places: Sequence[Place], mode: str, hooks: Coll
     graph = model.graph.clone()
     values = values_of(graph)
     outputs = []
-    for place in places:
-        x = values[place.value]
+    for graft in grafts:
+        x = values[graft.value]
         if mode == SPLICE:
             x = unfuse(graph, x)
-        inserted = Inserted(graph, place, x, INSERTED[mode])
+        inserted = Inserted(graph, graft, x, INSERTED[mode])
         if mode == SPLICE:
-            values[place.value] = inserted.splice()
+            values[graft.value] = inserted.splice()
         wanted = [HOOK_ACTS_POST] if mode == FEATURES else [name for name in inserted.hooks if name in hooks]
         outputs += [inserted.hooks[name] for name in wanted]
     if mode == FEATURES:
@@ -67,9 +67,9 @@ def _drop_unread_inputs(graph: ir.Graph) -> None:
         graph.inputs.remove(value)
 
 
-def build_stages(model: ir.Model, places: Sequence[Place]) -> dict[str, ir.Graph]:
+def build_stages(model: ir.Model, grafts: Sequence[Graft]) -> dict[str, ir.Graph]:
     """Return the graphs of the stages of a host by their names; see `cut_stages`."""
-    stages = cut_stages(model, [Cut(place.hook, place.value) for place in places])
+    stages = cut_stages(model, [Cut(graft.hook, graft.value) for graft in grafts])
     return {name: stage.graph for name, stage in stages.items()}
 
 

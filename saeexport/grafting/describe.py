@@ -10,7 +10,7 @@ from runtime.hosts.manifest import CachePair, Evidence, GraftedSAE
 from runtime.hosts.manifest import Host as HostRecord
 
 from .host import Host
-from .insert import Place, trailing_dimensions
+from .insert import Graft, trailing_dimensions
 
 NAMES = {ir.DataType(dtype.onnx): name for name, dtype in DTYPES.items()} | {ir.DataType.BOOL: "bool"}
 
@@ -41,11 +41,11 @@ def describe_host(host: Host, kind: str) -> HostRecord:
     )  # fmt: skip
 
 
-def describe_sae(values: Mapping[str, ir.Value], place: Place, evidence: Evidence) -> GraftedSAE:
+def describe_sae(values: Mapping[str, ir.Value], graft: Graft, evidence: Evidence) -> GraftedSAE:
     """Return the record of an SAE and its place; `values` are those of the host."""
-    x = values[place.value]
+    x = values[graft.value]
     tensor = describe_tensor(x)
     return GraftedSAE(
-        place.hook, place.folder, place.artifact.sha256, place.value, tensor.dtype, tensor.shape,
-        trailing_dimensions(x, place) > 1, evidence,
+        graft.hook, graft.folder, graft.artifact.sha256, graft.value, tensor.dtype, tensor.shape,
+        trailing_dimensions(x, graft) > 1, evidence,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Makes the feeds on which a host is proved: a padded batch of sequences of different lengths."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,24 @@ def default_feeds(host: Host, tokenizer: "Path | None" = None) -> tuple[dict[str
     return feeds, source
 
 
-def empty_cache(host: Host, batch: int) -> dict[str, Array]:
-    """Return past keys and values of no token for a batch."""
-    inputs = {value.name: value for value in host.graph.inputs}
-    return {past: _empty_cache(inputs[past], batch) for past, _ in host.cache}
+def select_sequences(host: Host, feeds: Mapping[str, Array], keep: Array) -> dict[str, Array]:
+    """Return the feeds of some of the sequences.
+
+    Args:
+        host: The host.
+        feeds: Inputs of the host.
+        keep: Which sequences to keep, `(batch,)` bool.
+
+    Raises:
+        GraftError: The host takes batches of one size only.
+    """
+    ids = next(value for value in host.graph.inputs if value.name == INPUT_IDS)
+    if _fixed_sizes(ids)[0] is not None:
+        raise GraftError(
+            f"The host {host.path} takes batches of {len(keep)} sequences only, and on {len(keep) - keep.sum()} of them "
+            "a feature is at its threshold but for rounding. Pass other feeds: --reference FILE."
+        )
+    return {name: array[keep] if array.shape[:1] == keep.shape else array for name, array in feeds.items()}
 
 
 def _empty_cache(value: ir.Value, batch: int) -> Array:

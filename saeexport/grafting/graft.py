@@ -27,9 +27,10 @@ from ..staging import check_output_folder, staged_folder
 from ..versions import package_versions
 from .build import DESCRIPTIONS, build_graph, build_stages, describe_stage
 from .describe import describe_host, describe_sae
-from .feeds import default_feeds
+from .given import prepare
 from .host import Host, load_host
-from .insert import Place, trailing_dimensions
+from .insert import Graft, trailing_dimensions
+from .locate import Reference, find
 from .prove import prove
 from .write import move_weights, write_graph
 
@@ -80,27 +81,26 @@ def graft(
     check_output_folder(path, overwrite)
     asked = read_saes(saes, modes)
     loaded = load_host(host)
-    tokenizer = find_tokenizer(loaded.path, hf)
-    feeds, source = default_feeds(loaded, tokenizer)
+    given = prepare(loaded, [each.hook for each in asked], hf, reference)
     values = loaded.values()
-    located = [_locate(loaded, each, force) for each in asked]
+    located = [_locate(loaded, each, given.reference, force) for each in asked]
     order = {name: i for i, name in enumerate(values)}
     located.sort(key=lambda pair: order[pair[0].value])  # stable: SAEs at one value stay in the order of the caller
-    places = [place for place, _ in located]
-    grafted = tuple(describe_sae(values, place, evidence) for place, evidence in located)
+    grafts = [each for each, _ in located]
+    grafted = tuple(describe_sae(values, each, evidence) for each, evidence in located)
     try:
         with staged_folder(path, overwrite) as folder:
-            for place in places:
-                _copy_sae(place.artifact, folder / place.folder)
-            if tokenizer is not None:
-                shutil.copyfile(tokenizer, folder / TOKENIZER)
+            for each in grafts:
+                _copy_sae(each.artifact, folder / each.folder)
+            if given.tokenizer is not None:
+                shutil.copyfile(given.tokenizer, folder / TOKENIZER)
             move_weights(loaded.model, folder)
-            graphs = _write_graphs(loaded, places, modes, hooks, folder)
-            proof = prove(folder, path, loaded, places, graphs, feeds, source)
+            graphs = _write_graphs(loaded, grafts, modes, hooks, folder)
+            proof = prove(folder, path, loaded, grafts, graphs, given)
             files = [
                 GOLDEN,
                 *(spec.file for spec in graphs.values()),
-                *(f"{place.folder}/{SAE_MANIFEST}" for place in places),
+                *(f"{each.folder}/{SAE_MANIFEST}" for each in grafts),
             ]
             files += [name for name in (DATA, TOKENIZER) if (folder / name).exists()]
             manifest = HostManifest(
@@ -179,20 +179,18 @@ def check_names(argument: str, given: Collection[str], known: Collection[str]) -
         raise GraftError(f"{argument} is {given!r}; it must hold one or more of {', '.join(known)}.")
 
 
-def find_tokenizer(host: Path, hf: "PathLike | None") -> Path | None:
-    """Return the `tokenizer.json` in the folder of the transformers model or beside the host, if there is one."""
-    folders = [host.parent] if hf is None else [as_path("hf", hf), host.parent]
-    return next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
-
-
-def _locate(host: Host, asked: Asked, force: bool) -> tuple[Place, Evidence]:
-    """Return the place of an SAE and the evidence for it."""
+def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> tuple[Graft, Evidence]:
+    """Return an SAE with its place, and the evidence for the place."""
     values = host.values()
-    if asked.value is None or asked.value not in values:
-        raise GraftError(f"The host {host.path} has no value {asked.value}.")
-    place = Place(asked.hook, asked.artifact, sae_folder(asked.hook), asked.value)
-    trailing_dimensions(values[asked.value], place)
-    return place, Evidence("forced", None, None, None, None, 0)
+    if asked.value is not None and asked.value not in values:
+        raise GraftError(
+            f"The host {host.path} does not compute a value {asked.value}. saeexport locate lists those that fit."
+        )
+    forced = force and asked.value is not None
+    located = find(host, asked.hook, asked.artifact, reference, asked.value, forced)
+    found = Graft(asked.hook, asked.artifact, sae_folder(asked.hook), located.value)
+    trailing_dimensions(values[located.value], found)
+    return found, located.evidence
 
 
 def _copy_sae(artifact: Artifact, folder: Path) -> None:
@@ -204,15 +202,15 @@ def _copy_sae(artifact: Artifact, folder: Path) -> None:
 
 
 def _write_graphs(
-    host: Host, places: Sequence[Place], modes: Collection[str], hooks: Collection[str], folder: Path
+    host: Host, grafts: Sequence[Graft], modes: Collection[str], hooks: Collection[str], folder: Path
 ) -> dict[str, GraphSpec]:
     """Write the graph of each mode, and the stages, and return their specs by name."""
     specs = {}
     for mode in MODES:
         if mode in modes:
-            graph = build_graph(host.model, places, mode, hooks)
+            graph = build_graph(host.model, grafts, mode, hooks)
             specs[mode] = write_graph(graph, host.model, folder / f"{mode}.onnx", DESCRIPTIONS[mode])
     if SPLICE in modes:
-        for name, graph in build_stages(host.model, places).items():
+        for name, graph in build_stages(host.model, grafts).items():
             specs[name] = write_graph(graph, host.model, folder / f"{name}.onnx", describe_stage(name, graph))
     return specs

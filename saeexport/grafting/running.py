@@ -1,12 +1,13 @@
 """Runs the graphs of a grafted host with ONNX Runtime on the CPU, and its stages with the PyTorch SAEs between them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
+from runtime.arrays.dtypes import rounded, widened
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import GraphSpec
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_RECONS
@@ -15,9 +16,10 @@ from runtime.hosts.names import STAGE
 from runtime.session.interventions import Intervention
 
 from ..original.running import all_hooks, torch_hook
-from .insert import Place
+from .insert import Graft
 
 Replace = Callable[[str, Array], Array]
+"""A function of a hook and the tensor there, whose result the next stage reads."""
 
 
 class Graph:
@@ -56,7 +58,12 @@ class Graph:
 
 
 def run_stages(
-    folder: Path, graphs: Mapping[str, GraphSpec], hooks: "list[str]", feeds: Mapping[str, Array], replace: Replace
+    folder: Path,
+    graphs: Mapping[str, GraphSpec],
+    hooks: "list[str]",
+    feeds: Mapping[str, Array],
+    replace: Replace,
+    optimize: bool = True,
 ) -> dict[str, Array]:
     """Run the stages of a host one after another, and return every tensor by its name in the stages.
 
@@ -66,11 +73,12 @@ def run_stages(
         hooks: The hooks in the order of the host.
         feeds: Inputs of the host.
         replace: Function of a hook and the tensor there, whose result the next stages read.
+        optimize: Whether ONNX Runtime rewrites the graphs.
     """
     tensors: dict[str, Array] = dict(feeds)
     for i in range(len(hooks) + 1):
         if f"{STAGE}{i}" in graphs:
-            tensors.update(Graph(folder / graphs[f"{STAGE}{i}"].file)(tensors))
+            tensors.update(Graph(folder / graphs[f"{STAGE}{i}"].file, optimize)(tensors))
         else:  # the SAE before is at the same value
             tensors[hooks[i]] = tensors[hooks[i - 1]]
         if i < len(hooks):
@@ -78,11 +86,24 @@ def run_stages(
     return tensors
 
 
-def reconstruct(place: Place, sae: Any, x: Array, intervention: Intervention | None = None) -> Array:
-    """Return what a PyTorch SAE makes of a host's tensor without the error term, in the tensor's shape and dtype."""
-    hooks = () if intervention is None else ((HOOK_ACTS_POST, torch_hook(intervention)),)
-    rows = x.reshape(-1, *place.sae.input_shape).astype(
-        place.sae.dtype if place.sae.dtype != "bfloat16" else np.float32
-    )
-    recons: Array = all_hooks(sae, rows, None, *hooks)[HOOK_RECONS]
-    return recons.reshape(x.shape).astype(x.dtype)
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an SAE makes of a host's tensor.
+
+    Attributes:
+        recons: The reconstruction, in the shape and dtype of the tensor.
+        acts_post: The feature activations, with the leading dimensions of the tensor.
+    """
+
+    recons: Array
+    acts_post: Array
+
+
+def reconstruct(graft: Graft, sae: Any, x: Array, intervention: Intervention | None = None) -> Reconstruction:
+    """Return what a PyTorch SAE makes of a host's tensor without the error term."""
+    edits = () if intervention is None else ((HOOK_ACTS_POST, torch_hook(intervention)),)
+    rows = rounded(widened(x).reshape(-1, *graft.sae.input_shape), graft.sae.dtype)
+    hooks = all_hooks(sae, rows, None, *edits)
+    trailing = 1 if x.shape[-1] == graft.sae.d_in else 2
+    recons = hooks[HOOK_RECONS].reshape(x.shape).astype(x.dtype)
+    return Reconstruction(recons, hooks[HOOK_ACTS_POST].reshape(*x.shape[:-trailing], -1))
