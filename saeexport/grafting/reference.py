@@ -95,7 +95,7 @@ def capture(model: nn.Module, feeds: Mapping[str, Array], hooks: Iterable[str]) 
     wanted = {Place(place.module, place.tensor) for place in places.values()} | sums
     with contextlib.ExitStack() as stack:
         for place in wanted:
-            stack.enter_context(_hooked(model, place, keep(place)))
+            stack.enter_context(hooked(model, place, keep(place)))
         run(model, feeds)
     if missing := [hook for hook, place in places.items() if Place(place.module, place.tensor) not in seen]:
         raise GraftError(f"{', '.join(missing)}: the model did not run the module with this tensor.")
@@ -172,7 +172,7 @@ def run_spliced(
             if hook in edits:
                 stack.enter_context(sae.hooks(fwd_hooks=[(HOOK_ACTS_POST, torch_hook(edits[hook]))]))
             place = find_place(model, hook)
-            stack.enter_context(_hooked(model, Place(place.module, place.tensor), _replacer(sae)))
+            stack.enter_context(hooked(model, Place(place.module, place.tensor), _replacer(sae)))
         return run(model, feeds)
 
 
@@ -195,7 +195,7 @@ def _error_term(sae: Any, use: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hooked(model: nn.Module, place: Place, call: Callable[[Tensor], None]) -> Iterator[None]:
+def hooked(model: nn.Module, place: Place, call: Callable[[Tensor], None]) -> Iterator[None]:
     """Call a function on the tensor of a place whenever the module runs."""
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -237,12 +237,12 @@ def _named(outputs: Any) -> dict[str, Array]:
         if isinstance(value, Tensor):
             named[name] = to_numpy(value)
         elif name == "past_key_values":
-            for index, (keys, values) in enumerate(_cache_layers(value)):
+            for index, (keys, values) in enumerate(layers_of_cache(value)):
                 named[f"present.{index}.key"], named[f"present.{index}.value"] = to_numpy(keys), to_numpy(values)
     return named
 
 
-def _cache_layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+def layers_of_cache(cache: Any) -> list[tuple[Tensor, Tensor]]:
     """Return keys and values of each layer of a transformers cache, of the releases with and without `layers`."""
     if hasattr(cache, "layers"):
         return [(layer.keys, layer.values) for layer in cache.layers]
