@@ -21,8 +21,8 @@ from runtime.errors import GraftError
 from runtime.hosts.names import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, TOKEN_TYPE_IDS
 
 from ..original.running import evaluating
-from .names import find_place
-from .reference import hooked, layers_of_cache, load_model
+from .names import Place, find_place
+from .reference import hooked, keep_in, layers_of_cache, load_model
 
 MODEL = "model.onnx"
 PAST_KEY_VALUES, PRESENT = "past_key_values.", "present."
@@ -75,21 +75,21 @@ class _Traced(nn.Module):
         self.model = model
         self._names = list(names)
         self._hooks = list(hooks)
-        self._places = [find_place(model, hook) for hook in hooks]
+        self._places = [find_place(model, hook).without_heads() for hook in hooks]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         feeds: dict[str, Any] = dict(zip(self._names, inputs, strict=True))
         past = [feeds.pop(name) for name in self._names if name.startswith(PAST_KEY_VALUES)]
         if past:
             feeds["past_key_values"] = _cache(self.model, past)
-        seen: dict[int, Tensor] = {}
+        seen: dict[Place, Tensor] = {}
         with contextlib.ExitStack() as stack:
-            for i, place in enumerate(self._places):
-                stack.enter_context(hooked(self.model, place, lambda tensor, i=i: seen.update({i: tensor})))
+            for place in set(self._places):
+                stack.enter_context(hooked(self.model, place, keep_in(seen, place)))
             outputs = self.model(**feeds, return_dict=True)
         main = outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]
         kept = [tensor for layer in layers_of_cache(outputs["past_key_values"]) for tensor in layer] if past else []
-        return (main, *kept, *(seen[i] for i in range(len(self._places))))
+        return (main, *kept, *(seen[place] for place in self._places))
 
     def output_names(self) -> list[str]:
         """Return the names of the outputs, in order."""
@@ -110,12 +110,13 @@ def _inputs(model: nn.Module, cache: bool) -> tuple[list[str], list[Tensor], lis
     decoder = is_decoder(model)
     past = PAST if decoder and cache else 0
     ids = torch.arange(BATCH * POSITIONS).reshape(BATCH, POSITIONS) % config.vocab_size
-    batch, positions, every = torch.export.Dim("batch"), torch.export.Dim("sequence"), torch.export.Dim.DYNAMIC
+    batch, positions = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    total: Any = torch.export.Dim.DYNAMIC if past else positions  # PyTorch has no dimension that is a sum of two
     known: dict[str, tuple[Tensor, dict[int, Any]]] = {
         INPUT_IDS: (ids, {0: batch, 1: positions}),
         ATTENTION_MASK: (
             torch.ones(BATCH, past + POSITIONS, dtype=torch.int64),
-            {0: batch, 1: every if past else positions},
+            {0: batch, 1: total},
         ),
         TOKEN_TYPE_IDS: (torch.zeros_like(ids), {0: batch, 1: positions}),
     }

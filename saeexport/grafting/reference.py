@@ -88,22 +88,17 @@ def capture(model: nn.Module, feeds: Mapping[str, Array], hooks: Iterable[str]) 
     places = {hook: find_place(model, hook) for hook in hooks}
     sums = {term for hook in places for equation in _sums(model, hook) for term in equation}
     seen: dict[Place, Tensor] = {}
-
-    def keep(place: Place) -> Callable[[Tensor], None]:
-        return lambda tensor: seen.update({place: tensor.detach().clone()})
-
-    wanted = {Place(place.module, place.tensor) for place in places.values()} | sums
     with contextlib.ExitStack() as stack:
-        for place in wanted:
-            stack.enter_context(hooked(model, place, keep(place)))
+        for place in sums | {place.without_heads() for place in places.values()}:
+            stack.enter_context(hooked(model, place, keep_in(seen, place)))
         run(model, feeds)
-    if missing := [hook for hook, place in places.items() if Place(place.module, place.tensor) not in seen]:
+    if missing := [hook for hook, place in places.items() if place.without_heads() not in seen]:
         raise GraftError(f"{', '.join(missing)}: the model did not run the module with this tensor.")
     for hook in places:
         check_sums(hook, [[seen[term] for term in equation] for equation in _sums(model, hook)])
     result = {}
     for hook, place in places.items():
-        array = to_numpy(seen[Place(place.module, place.tensor)])
+        array = to_numpy(seen[place.without_heads()])
         if place.heads is not None:
             array = array.reshape(*array.shape[:-1], place.heads, -1)
         result[hook] = array
@@ -171,8 +166,7 @@ def run_spliced(
             stack.enter_context(evaluating(sae))
             if hook in edits:
                 stack.enter_context(sae.hooks(fwd_hooks=[(HOOK_ACTS_POST, torch_hook(edits[hook]))]))
-            place = find_place(model, hook)
-            stack.enter_context(hooked(model, Place(place.module, place.tensor), _replacer(sae)))
+            stack.enter_context(hooked(model, find_place(model, hook), _replacer(sae)))
         return run(model, feeds)
 
 
@@ -192,6 +186,15 @@ def _error_term(sae: Any, use: bool) -> Iterator[None]:
         yield
     finally:
         sae.cfg.use_error_term = before
+
+
+def keep_in(seen: dict[Place, Tensor], place: Place) -> Callable[[Tensor], None]:
+    """Return a function that puts a copy of a tensor into `seen`, because what follows may change it in place."""
+
+    def keep(tensor: Tensor) -> None:
+        seen[place] = tensor.clone()
+
+    return keep
 
 
 @contextlib.contextmanager
