@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from runtime.artifact.contracts import ENCODE, MODEL, STEER
 from runtime.artifact.names import HOOK_ACTS_POST
@@ -10,8 +11,9 @@ from runtime.hosts.names import FEATURES, SPLICE, TAP
 
 from .cut import Cut, cut_stages
 from .host import values_of
-from .insert import Inserted, Place
+from .insert import Graft, Inserted
 from .unfuse import unfuse
+from .write import IR_VERSION
 
 INSERTED = {TAP: MODEL, SPLICE: STEER, FEATURES: ENCODE}
 """The graph of an SAE that each mode inserts."""
@@ -25,12 +27,12 @@ DESCRIPTIONS = {
 }
 
 
-def build_graph(model: ir.Model, places: Sequence[Place], mode: str, hooks: Collection[str]) -> ir.Graph:
+def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Collection[str]) -> ir.Graph:
     """Return the graph of a mode.
 
     Args:
         model: The host, which is not changed.
-        places: The SAEs, in the order in which the host computes their values.
+        grafts: The SAEs, in the order in which the host computes their values.
         mode: "tap", "splice" or "features".
         hooks: Names of the hooks that become outputs of tap and splice.
 
@@ -40,25 +42,34 @@ def build_graph(model: ir.Model, places: Sequence[Place], mode: str, hooks: Coll
     graph = model.graph.clone()
     values = values_of(graph)
     outputs = []
-    for place in places:
-        x = values[place.value]
+    for graft in grafts:
+        x = values[graft.value]
         if mode == SPLICE:
             x = unfuse(graph, x)
-        inserted = Inserted(graph, place, x, INSERTED[mode])
+        inserted = Inserted(graph, graft, x, INSERTED[mode])
         if mode == SPLICE:
-            values[place.value] = inserted.splice()
+            values[graft.value] = inserted.splice()
         wanted = [HOOK_ACTS_POST] if mode == FEATURES else [name for name in inserted.hooks if name in hooks]
         outputs += [inserted.hooks[name] for name in wanted]
     if mode == FEATURES:
         graph.outputs.clear()
     graph.outputs.extend(outputs)
     graph.sort()
+    if mode == FEATURES:
+        _drop_unread_inputs(graph)
     return graph
 
 
-def build_stages(model: ir.Model, places: Sequence[Place]) -> dict[str, ir.Graph]:
+def _drop_unread_inputs(graph: ir.Graph) -> None:
+    """Remove the inputs that the outputs do not depend on, such as past keys of later layers."""
+    RemoveUnusedNodesPass()(ir.Model(graph, ir_version=IR_VERSION))
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+
+
+def build_stages(model: ir.Model, grafts: Sequence[Graft]) -> dict[str, ir.Graph]:
     """Return the graphs of the stages of a host by their names; see `cut_stages`."""
-    stages = cut_stages(model, [Cut(place.hook, place.value) for place in places])
+    stages = cut_stages(model, [Cut(graft.hook, graft.value) for graft in grafts])
     return {name: stage.graph for name, stage in stages.items()}
 
 

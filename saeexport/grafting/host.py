@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
 
 from runtime.arrays.arguments import as_path
 from runtime.artifact.files import hash_file
@@ -28,6 +28,7 @@ class Host:
 
     Attributes:
         path: File of the model.
+        name: Name of the model: that of its file, or of its folder if the file is called "model.onnx".
         model: The model. Its weights stay in the file until they are copied.
         sha256: Checksum of the file; with external data, of the checksums of the file and of each data file.
         exporter: Name and version of the program that wrote the file.
@@ -36,6 +37,7 @@ class Host:
     """
 
     path: Path
+    name: str
     model: ir.Model
     sha256: str
     exporter: str
@@ -72,6 +74,7 @@ def load_host(path: "str | Path") -> Host:
         raise GraftError(f"The host {path} cannot be read: {error}") from None
     except Exception as error:  # protobuf and onnx_ir raise exceptions of their own
         raise GraftError(f"The host {path} is not an ONNX model: {error}") from None
+    model = RemoveInitializersFromInputsPass()(model).model
     opset = _check_operators(model, path)
     exporter = " ".join(filter(None, (model.producer_name, model.producer_version)))
     model.graph.sort()
@@ -81,7 +84,8 @@ def load_host(path: "str | Path") -> Host:
             model = ShapeInferencePass()(model).model
         except onnx.shape_inference.InferenceError as error:
             raise GraftError(f"The host {path} is not valid ONNX: {error}") from None
-    return Host(path, model, _sha256(model, path), exporter, opset, _cache(model.graph))
+    name = path.stem if path.stem != "model" else path.absolute().parent.name
+    return Host(path, name, model, _sha256(model, path), exporter, opset, _cache(model.graph))
 
 
 def _check_operators(model: ir.Model, path: Path) -> int:

@@ -10,7 +10,6 @@ At a value x of the host, `[batch, positions, d_in]` or with heads `[batch, posi
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,18 @@ from runtime.artifact.names import (
     FEATURE_IDS,
     FEATURE_SCALE,
     HOOK_ERROR,
+    HOOK_OUTPUT,
     HOOK_RECONS,
     INPUT,
     INTERVENTION,
 )
 from runtime.errors import GraftError
-
-ATTACH, USE_ERROR_TERM = "attach", "use_error_term"
+from runtime.hosts.names import ATTACH, USE_ERROR_TERM, at
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an SAE is grafted.
+class Graft:
+    """An SAE and where it is grafted.
 
     Attributes:
         hook: Name of the hook, which is the prefix of every name that belongs to the SAE.
@@ -60,28 +59,28 @@ class Inserted:
         hooks: The hooks by name, with the leading dimensions of the host's value.
     """
 
-    def __init__(self, graph: ir.Graph, place: Place, x: ir.Value, name: str) -> None:
+    def __init__(self, graph: ir.Graph, graft: Graft, x: ir.Value, name: str) -> None:
         """Insert one of the SAE's graphs so that it reads `x`.
 
         Args:
             graph: Graph of the host.
-            place: The SAE and its place.
+            graft: The SAE and its place.
             x: Value that the SAE reads.
             name: Name of the SAE's graph.
 
         Raises:
             GraftError: The shape or dtype of `x` does not fit the SAE.
         """
-        self._graph, self._place, self._x = graph, place, x
+        self._graph, self._graft, self._x = graph, graft, x
         self._nodes: list[ir.Node] = []
         self._constants: dict[tuple[int, ...], ir.Value] = {}
-        trailing = trailing_dimensions(x, place)
+        trailing = trailing_dimensions(x, graft)
         self._shape = self._node("Shape", [x])
         self._leading = self._node("Slice", [self._shape, self._vector(0), self._vector(-trailing)])
-        model = ir.load(place.artifact.folder / place.artifact.manifest.graphs[name].file)
+        model = ir.load(graft.artifact.folder / graft.artifact.manifest.graphs[name].file)
         inputs = {value.name: value for value in model.graph.inputs}
         self._dtype = inputs[INPUT].dtype
-        flat = self._node("Reshape", [self._cast(x, self._dtype), self._vector(-1, *place.sae.input_shape)])
+        flat = self._node("Reshape", [self._cast(x, self._dtype), self._vector(-1, *graft.sae.input_shape)])
         copies = {inputs[INPUT]: flat}
         for value in model.graph.inputs:
             if value.name in INTERVENTION:
@@ -89,11 +88,12 @@ class Inserted:
         for value in model.graph.initializers.values():
             copies[value] = self._parameter(value)
         self._copy(model.graph, copies)
-        self.hooks = {
-            value.name: self._hook(copies[value], value, place.sae) for value in model.graph.outputs if value.name
-        }
-        self._flat = {value.name: copies[value] for value in model.graph.outputs}
-        self._place_nodes()
+        self._outputs = {str(value.name): value for value in model.graph.outputs}
+        self.hooks: dict[str, ir.Value] = {}
+        self._flat = {name: copies[value] for name, value in self._outputs.items()}
+        for name, value in self._outputs.items():
+            self.hooks[name] = self._hook(self._flat[name], value, graft.sae)
+        self._append()
 
     def splice(self) -> ir.Value:
         """Let everything that reads `x` read the SAE's output instead, and return that output.
@@ -103,10 +103,11 @@ class Inserted:
         x, own = self._x, set(self._nodes)
         users = [use for use in x.uses() if use.node not in own]
         attach = self._flag(ATTACH, True)
-        with_error = self._flag(USE_ERROR_TERM, self._place.sae.use_error_term)
+        with_error = self._flag(USE_ERROR_TERM, self._graft.sae.use_error_term)
         first = len(self._nodes)
         recons, error = self._flat[HOOK_RECONS], self._flat[HOOK_ERROR]
         output = self._node("Where", [with_error, self._node("Add", [recons, error]), recons])
+        self.hooks[HOOK_OUTPUT] = self._hook(output, self._outputs[HOOK_OUTPUT], self._graft.sae)
         output = self._cast(self._node("Reshape", [output, self._shape]), x.dtype)
         spliced = self._node("Where", [attach, output, x])
         spliced.type, spliced.shape = x.type, x.shape
@@ -117,11 +118,11 @@ class Inserted:
                 name = x.name
                 x.name, spliced.name = f"{name}.clean", name
                 self._graph.outputs[i] = spliced
-        self._place_nodes(first)
+        self._append(first)
         return spliced
 
     def _node(self, op_type: str, inputs: list[ir.Value | None], **attributes: int) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes, name=f"{self._place.hook}/graft.{len(self._nodes)}.{op_type}")
+        node = ir.node(op_type, inputs, attributes, name=f"{self._graft.hook}/graft.{len(self._nodes)}.{op_type}")
         node.outputs[0].name = node.name
         self._nodes.append(node)
         return node.outputs[0]
@@ -136,7 +137,7 @@ class Inserted:
 
     def _vector(self, *sizes: int) -> ir.Value:
         if sizes not in self._constants:
-            name = f"{self._place.hook}.sizes.{len(self._constants)}"
+            name = f"{self._graft.hook}.sizes.{len(self._constants)}"
             self._constants[sizes] = self._initializer(name, ir.tensor(np.array(sizes, np.int64), name=name))
         return self._constants[sizes]
 
@@ -147,13 +148,12 @@ class Inserted:
 
     def _parameter(self, value: ir.Value) -> ir.Value:
         """Return a constant of the SAE as an initializer of the host; its weights stay in the SAE's folder."""
-        tensor, name = value.const_value, f"{self._place.hook}.{value.name}"
+        tensor, name = value.const_value, f"{self._graft.hook}.{value.name}"
         assert tensor is not None
         if isinstance(tensor, ir.ExternalTensor):
-            base = Path(tensor.base_dir)
             tensor = ir.ExternalTensor(
-                f"{self._place.folder}/{tensor.location}", tensor.offset, tensor.length, tensor.dtype,
-                shape=tensor.shape, name=name, base_dir=base.parents[len(Path(self._place.folder).parts) - 1],
+                f"{self._graft.folder}/{tensor.location}", tensor.offset, tensor.length, tensor.dtype,
+                shape=tensor.shape, name=name,
             )  # fmt: skip
         return self._initializer(name, tensor)
 
@@ -162,11 +162,11 @@ class Inserted:
         assert value.dtype is not None
         shape = (0,) if value.name == FEATURE_IDS else (1, 0)
         default = (np.ones if value.name == FEATURE_SCALE else np.zeros)(shape, value.dtype.numpy())
-        dimensions = [f"{self._place.hook}.{dimension}" for dimension in value.shape or ()]
-        return self._input_with_default(f"{self._place.hook}.{value.name}", value.dtype, dimensions, default)
+        dimensions = [f"{self._graft.hook}.{dimension}" for dimension in value.shape or ()]
+        return self._input_with_default(f"{self._graft.hook}.{value.name}", value.dtype, dimensions, default)
 
     def _flag(self, name: str, default: bool) -> ir.Value:
-        return self._input_with_default(f"{self._place.hook}.{name}", ir.DataType.BOOL, [], np.array(default))
+        return self._input_with_default(f"{self._graft.hook}.{name}", ir.DataType.BOOL, [], np.array(default))
 
     def _input_with_default(
         self, name: str, dtype: ir.DataType, shape: "list[str]", default: "np.ndarray[Any, Any]"
@@ -183,10 +183,10 @@ class Inserted:
             inputs = [None if value is None else copies[value] for value in node.inputs]
             copy = ir.Node(
                 node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs),
-                name=f"{self._place.hook}/{node.name or node.outputs[0].name}",
+                name=f"{self._graft.hook}/{node.name or node.outputs[0].name}",
             )  # fmt: skip
             for old, new in zip(node.outputs, copy.outputs, strict=True):
-                new.name, new.type = f"{self._place.hook}/{old.name}", old.type
+                new.name, new.type = f"{self._graft.hook}/{old.name}", old.type
                 copies[old] = new
             self._nodes.append(copy)
 
@@ -195,32 +195,35 @@ class Inserted:
         sizes = [int(size) for size in list(original.shape or ())[1:]]
         shape = self._node("Concat", [self._leading, self._vector(*sizes)], axis=0)
         hook = self._node("Reshape", [value, shape])
-        hook.name, hook.type = f"{self._place.hook}.{original.name}", original.type
-        leading = list(self._x.shape or ())[: -trailing_dimensions(self._x, self._place)]
+        name = at(self._graft.hook, str(original.name))
+        if (replaced := self.hooks.get(str(original.name))) is not None:
+            replaced.name = f"{name}.default"
+        hook.name, hook.type = name, original.type
+        leading = list(self._x.shape or ())[: -trailing_dimensions(self._x, self._graft)]
         hook.shape = ir.Shape([*leading, *sizes])
         return hook
 
-    def _place_nodes(self, first: int = 0) -> None:
+    def _append(self, first: int = 0) -> None:
         """Put the nodes from `first` on behind the node that computes x; the graph is sorted when it is complete."""
         self._graph.extend(self._nodes[first:])
 
 
-def trailing_dimensions(x: ir.Value, place: Place) -> int:
+def trailing_dimensions(x: ir.Value, graft: Graft) -> int:
     """Return how many trailing dimensions of a host's value make one token's activation: 1, or 2 with heads.
 
     Raises:
         GraftError: The value does not have the SAE's width, or is not of a floating-point dtype.
     """
-    given = f"{place.value} has shape {x.shape} and dtype {x.dtype} in the host"
-    takes = f"the SAE at {place.hook} takes (..., {', '.join(map(str, place.sae.input_shape))})"
+    given = f"{graft.value} has shape {x.shape} and dtype {x.dtype} in the host"
+    takes = f"the SAE at {graft.hook} takes (..., {', '.join(map(str, graft.sae.input_shape))})"
     if x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         raise GraftError(
             f"{given}; {takes} in a floating-point dtype. A quantised value cannot be replaced: graft into the model "
             "before it is quantised."
         )
     sizes = [size if isinstance(size, int) else None for size in (x.shape or ())]
-    if len(sizes) > 1 and sizes[-1] == place.sae.d_in:
+    if len(sizes) > 1 and sizes[-1] == graft.sae.d_in:
         return 1
-    if len(sizes) > 2 and sizes[-1] and sizes[-2] and sizes[-1] * sizes[-2] == place.sae.d_in:
+    if len(sizes) > 2 and sizes[-1] and sizes[-2] and sizes[-1] * sizes[-2] == graft.sae.d_in:
         return 2
-    raise GraftError(f"{given}; {takes}. Name another value: --sae {place.hook}@VALUE=ARTIFACT.")
+    raise GraftError(f"{given}; {takes}. Name another value: --sae {graft.hook}@VALUE=ARTIFACT.")

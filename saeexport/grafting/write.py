@@ -7,12 +7,15 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from runtime.artifact.manifest import GraphSpec
 from runtime.errors import GraftError
+from runtime.hosts.names import DATA
 
 from ..graphs.passes.strip import strip_remarks
 from .cut import reads
+from .describe import describe_graph
+from .unfuse import hide_residuals
 
-WEIGHTS = "host.data"
 ALIGNMENT = 4096
 """Offsets in the weights file are multiples of a page, so that every tensor can be mapped into memory."""
 
@@ -32,7 +35,7 @@ def move_weights(model: ir.Model, folder: Path) -> None:
         GraftError: The host's external data is missing or too short.
     """
     position = 0
-    with (folder / WEIGHTS).open("wb") as file:
+    with (folder / DATA).open("wb") as file:
         for value in _in_order_of_use(model):
             tensor = value.const_value
             if tensor is None or (tensor.nbytes <= SMALLEST and not isinstance(tensor, ir.ExternalTensor)):
@@ -54,7 +57,7 @@ def move_weights(model: ir.Model, folder: Path) -> None:
                     f"{tensor.nbytes}. The file with its data is truncated: copy the host again."
                 )
             value.const_value = ir.ExternalTensor(
-                WEIGHTS, position, written, tensor.dtype, shape=ir.Shape(tensor.shape), name=str(value.name),
+                DATA, position, written, tensor.dtype, shape=ir.Shape(tensor.shape), name=str(value.name),
                 base_dir=folder,
             )  # fmt: skip
             position += written
@@ -75,31 +78,37 @@ def _in_order_of_use(model: ir.Model) -> Iterator[ir.Value]:
     yield from (value for graph in graphs[1:] for value in graph.initializers.values() if value in inside - seen)
 
 
-def write_graph(graph: ir.Graph, model: ir.Model, path: Path) -> None:
+def write_graph(graph: ir.Graph, model: ir.Model, path: Path, description: str) -> GraphSpec:
     """Write a graph as a model, without what it does not need and without traces of the exporting machine.
 
     Args:
         graph: The graph, which is changed.
         model: Model that it belongs to.
         path: File to write.
+        description: Purpose of the graph, a text for people.
+
+    Returns:
+        The inputs and outputs of the graph.
 
     Raises:
         GraftError: The graph is not valid ONNX.
     """
+    hide_residuals(graph)
     written = ir.Model(
         graph, ir_version=max(model.ir_version or IR_VERSION, IR_VERSION), functions=list(model.functions.values())
     )
-    written = RemoveUnusedNodesPass()(written).model
+    written = strip_remarks(RemoveUnusedNodesPass()(written).model)
     graph = written.graph
     graph.sort()
     in_order = sorted(graph.initializers.items())  # passes collect them in sets, whose order changes
     graph.initializers.clear()
     graph.initializers.update(in_order)
-    ir.save(strip_remarks(written), path)
+    ir.save(written, path)
     try:
-        onnx.checker.check_model(path, full_check=False)
+        onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
         raise GraftError(
             f"{path.name} is not valid ONNX: {error} If an operator of the SAE has another form in the host's opset "
             f"{model.opset_imports.get('')}, export the host with opset 20."
         ) from error
+    return describe_graph(graph, path.name, description)
