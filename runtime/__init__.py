@@ -21,8 +21,8 @@ from .errors import (
 from .hosts.folder import GraftedHost, read_host
 from .hosts.output import HostOutput
 from .hosts.session import HostSession
+from .hosts.verify import assert_parity, verify
 from .parity.report import Report, Verdict
-from .parity.verify import assert_parity, verify
 from .session.features import TopFeatures
 from .session.hooks import HookPoint
 from .session.interventions import Ablate, Add, Clamp, Edit, Intervention, Scale

@@ -21,14 +21,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..arrays.dtypes import widened
+from ..arrays.dtypes import FLOAT32, widened
 from ..arrays.tensor import Array
 from ..artifact.names import HOOK_ACTS_POST, HOOK_INPUT, HOOK_NAMES
-from ..errors import ArtifactError, ProviderError, SAEError
+from ..artifact.signature import check_signature
+from ..errors import ArtifactError, InputError, ProviderError, SAEError, SignatureError
 from ..parity.report import Report, Verdict
+from ..parity.verify import assert_parity as assert_artifact_parity
+from ..parity.verify import verify as verify_artifact
 from .attaching import Setup
 from .feeds import complete_feeds
-from .folder import read_host
+from .folder import is_host, read_host
 from .generation import Decoder
 from .golden import GoldenHost, load_golden_host
 from .hook_proof import HookProof
@@ -38,20 +41,72 @@ from .rule import PROVES, as_errors, host_error, host_errors
 from .session import HostSession
 
 
-def verify_host(path: str | os.PathLike[str], device: str = "auto") -> Report:
-    """Verify the files of a grafted host, and its graphs on the golden batch.
+def verify(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    precision: str = FLOAT32,
+    *,
+    public_key: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Verify the files of an artifact or of a grafted host, and every output of every graph that runs on the device.
+
+    The report of an artifact names the graphs that were not run, such as those that no CPU computes in half precision,
+    and the packages that have another version here than where the folder was made. A grafted host is judged by
+    `runtime.hosts.rule`.
 
     Args:
-        path: Folder of the grafted host.
-        device: Device to run on, as `HostSession` takes it.
+        path: Folder of the artifact or of the grafted host.
+        device: Device to run on, as `SAESession` takes it.
+        precision: "float32", or "tf32" for a GPU that computes float32 products in TF32. TF32 has wider budgets of its
+            own, measured at export; a grafted host has none.
+        public_key: PEM file with the key or the certificates that the folder must be signed with, as `SAESession`
+            takes it. None does not ask for a signature.
 
     Returns:
-        The report. `report.failures` is empty if the host passes. If a file was changed, nothing is run.
+        The report. `report.failures` is empty if the folder passes. If a file was changed, or the signature is not the
+        one that was asked for, nothing is run.
 
     Raises:
-        ArtifactError: The folder is not a grafted host.
+        ArtifactError: The folder is neither an artifact nor a grafted host.
+        ProviderError: The device cannot be used.
+        InputError: `public_key` cannot be read, or a grafted host is to be verified in TF32.
+    """
+    if not is_host(path):
+        return verify_artifact(path, device, precision, public_key=public_key)
+    if precision != FLOAT32:
+        raise InputError(f"precision is {precision!r}; a grafted host is verified in its own. Leave it out.")
+    return verify_host(path, device, public_key)
+
+
+def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
+    """Raise an error unless an artifact or a grafted host computes on this machine what PyTorch computed at export.
+
+    It is meant for the test suite of a service.
+
+    Args:
+        path: Folder of the artifact or of the grafted host.
+        device: Device to run on, as `SAESession` takes it.
+
+    Raises:
+        ParityError: It does not, or it is an artifact with int8 weights. The message lists every reason.
+        ArtifactError: The folder is neither an artifact nor a grafted host.
         ProviderError: The device cannot be used.
     """
+    if is_host(path):
+        verify_host(path, device).raise_for_failures()
+    else:
+        assert_artifact_parity(path, device)
+
+
+def verify_host(
+    path: str | os.PathLike[str], device: str = "auto", public_key: str | os.PathLike[str] | None = None
+) -> Report:
+    """Verify the files of a grafted host, and its graphs on the golden batch; see `verify`."""
+    if public_key is not None:
+        try:
+            check_signature(path, public_key)
+        except SignatureError as error:
+            return Report(f"{path}: not signed as asked", problems=[str(error)])
     host = read_host(path)
     facts = {"made_with": host.manifest.producer, "sha256": host.sha256}
     if problems := host.check_files():
