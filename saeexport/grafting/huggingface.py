@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from runtime.arrays.arguments import as_path
 from runtime.errors import GraftError
 from runtime.hosts.names import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, TOKEN_TYPE_IDS
 
@@ -25,9 +27,36 @@ from .names import Place, find_place
 from .reference import hooked, keep_in, layers_of_cache, load_model
 
 MODEL = "model.onnx"
+STACK_TRACE = "pkg.torch.onnx.stack_trace"
 PAST_KEY_VALUES, PRESENT = "past_key_values.", "present."
 BATCH, POSITIONS, PAST = 2, 5, 3
 """Sizes of the inputs that the model is traced with; all different, and none 1, so that no dimension becomes fixed."""
+
+
+PREFIX = "hf:"
+"""Beginning of a host's address that is the folder of a Hugging Face model."""
+
+
+@contextlib.contextmanager
+def opened(
+    host: "str | os.PathLike[str]", hf: "str | os.PathLike[str] | None", hooks: Sequence[str]
+) -> Iterator[tuple[Path, "Path | None"]]:
+    """Yield the ONNX file of a host, and the folder of the Hugging Face model to compare with.
+
+    A host "hf:FOLDER" is exported to a temporary folder, which is removed at the end, and is compared with its own
+    model.
+
+    Raises:
+        GraftError: `hf` is another model than the one to export, or the model cannot be exported.
+    """
+    if not str(host).startswith(PREFIX):
+        yield as_path("host", host), None if hf is None else as_path("hf", hf)
+        return
+    folder = Path(str(host).removeprefix(PREFIX))
+    if hf is not None and as_path("hf", hf).absolute() != folder.absolute():
+        raise GraftError(f"The host is {host}, and it is to be compared with {hf}. Leave the second one away.")
+    with tempfile.TemporaryDirectory(prefix="saeexport-") as temporary:
+        yield export_host(folder, hooks, Path(temporary) / folder.absolute().name), folder
 
 
 def export_host(folder: "str | os.PathLike[str]", hooks: Sequence[str], out: Path, cache: bool = True) -> Path:
@@ -62,6 +91,8 @@ def export_host(folder: "str | os.PathLike[str]", hooks: Sequence[str], out: Pat
     model_ir = program.model
     for hook in hooks:
         _keep_as_value(model_ir.graph, hook)
+    for node in model_ir.graph.all_nodes():  # what tells where the model's code lies on this machine
+        node.metadata_props.pop(STACK_TRACE, None)
     out.mkdir(parents=True, exist_ok=True)
     ir.save(model_ir, out / MODEL, external_data=f"{MODEL}.data")
     return out / MODEL
