@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array
-from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_INPUT, HOOK_NAMES
+from ..artifact.names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_ERROR, HOOK_INPUT, HOOK_NAMES
 from ..devices.options import Options
 from ..errors import ArtifactError, InputError, IntegrityError, UnknownHookError
 from ..session.batch import NamesFilter
@@ -199,7 +199,7 @@ class HostSession:
         wanted = _select(names_filter, list(sources))
         outputs = self._outputs if return_output else []
         tensors = self._run(self._feeds(feeds), setup, [*outputs, *(sources[name] for name in wanted)])
-        cache = {name: tensors[sources[name]] for name in wanted}
+        cache = {name: self._with_heads(sources[name], tensors[sources[name]]) for name in wanted}
         return (HostOutput({name: tensors[name] for name in outputs}) if return_output else None), cache
 
     def run_with_saes(
@@ -559,6 +559,14 @@ class HostSession:
             names = (name for name in HOOK_NAMES if name != HOOK_ERROR or setup.attached[hook])
             sources.update({at(hook, name): at(hook, name) for name in names})
         return {name: source for name, source in sources.items() if source in outputs}
+
+    def _with_heads(self, name: str, tensor: Array) -> Array:
+        """Return a tensor of a graph with the heads of the host's value, which the SAE's graph may have flattened."""
+        for sae in self.host.manifest.saes:
+            own = name.startswith(f"{sae.hook}.") and not name.endswith(FEATURE_HOOKS)
+            if own and sae.heads and tensor.ndim < len(sae.shape):
+                return tensor.reshape(*tensor.shape[:-1], *sae.shape[-2:])
+        return tensor
 
     def _graph(self, setup: Setup) -> str:
         """Return the graph of a pass of the whole host.
