@@ -16,6 +16,8 @@ from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
 POST, PRE, Z = "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"
 """The first two are one value of the host, so that the second SAE reads what the first gives."""
 
+HOOKS = [POST, PRE, Z]
+
 ATOL = 2e-5
 """Values of the small host have sizes up to 10, and float32 rounds each of some hundred operators to 5e-7."""
 
@@ -72,7 +74,8 @@ class Grafted:
 def small_saes(folder, hooks, **config):
     """Export a random SAE for each hook, and return their folders and themselves."""
     paths, saes = {}, {}
-    for i, hook in enumerate(hooks):
+    for hook in hooks:
+        i = HOOKS.index(hook)
         sae = make_sae(d_in=D_MODEL, d_sae=24, hook_name=hook, seed=i, **config)
         export(sae, folder / hook, activations=torch.from_numpy(normal(64, D_MODEL, seed=i)))
         paths[hook], saes[hook] = folder / hook, load(folder / hook)
