@@ -82,11 +82,8 @@ class _Cutter:
         own = {value for node in nodes for value in node.outputs}
         read = list(dict.fromkeys(value for node in nodes for value in reads(node)))
         constants = [value for value in read if value.is_initializer() and value not in self._graph.inputs]
-        outputs = {
-            self._names[value]: value
-            for value in self._graph.outputs
-            if value not in self._hook_of and (value in own or (i == len(self._cuts) and value in self._inputs))
-        }
+        outputs = {self._names[value]: value for value in self._graph.outputs
+                   if value not in self._hook_of and (value in own or (i == len(self._cuts) and value in self._inputs))}
         outputs |= {self._names[value]: value for node in nodes for value in self._across(node)}
         if i < len(self._cuts):
             outputs = {self._cuts[i].hook: self._at[i], **outputs}
@@ -124,8 +121,7 @@ class _Cutter:
         return [
             value
             for value in node.outputs
-            if value not in self._hook_of
-            and any(self._stage(user) > self._stage(node) for user in self._readers.get(value, ()))
+            if value not in self._hook_of and any(self._stage(user) > self._stage(node) for user in self._readers.get(value, ()))
         ]
 
 

@@ -38,6 +38,14 @@ SAME = 1e-6
 MIN_EXPLAINED = 0.6
 """Least variance that an SAE has to explain if that alone identifies its tensor. Published SAEs explain 0.6 to 0.99."""
 
+CLEARLY_MORE, CLEARLY_LESS_LOST = 0.05, 1.4
+"""An SAE belongs to another tensor if it explains more of it by at least so much, and loses this many times less there.
+Of the layers next to the one that it was trained at, an SAE explains 0.1 less; of the tensor before the last bias of a
+norm it explains 0.01 less, and that one is told by its numbers."""
+
+MEASURED_FLOPS = 4e12
+"""Bound on the work of running the SAE on every candidate, about a minute. Beyond it, it runs on those that fit."""
+
 UNLIKE = 0.0
 """An SAE that explains less than this of its tensor knows less about it than its typical token does."""
 
@@ -119,6 +127,23 @@ def find(
         GraftError: No value is the tensor at the hook, several are, it cannot be proved, or the SAE does not fit.
     """
     ranked = rank(host, hook, sae, reference, only=value if force else None)
+    return decide(host, hook, sae, reference, ranked, value, force)
+
+
+def decide(
+    host: Host,
+    hook: str,
+    sae: Artifact,
+    reference: Reference,
+    ranked: Sequence[Candidate],
+    value: str | None = None,
+    force: bool = False,
+) -> Located:
+    """Return the value at a hook out of its candidates; see `find`.
+
+    Raises:
+        GraftError: No value is the tensor at the hook, several are, it cannot be proved, or the SAE does not fit.
+    """
     if not ranked:
         raise GraftError(_no_candidate(host, hook, sae, value))
     if force:
@@ -127,8 +152,8 @@ def find(
         chosen = ranked[0]
         return Located(value, Evidence(FORCED, chosen.error, None, None, chosen.variance_explained, _tokens(reference)))
     check_trained_at(hook, sae)
-    decide = _by_error if hook in reference.activations else _by_variance
-    best, runner_up = decide(host, hook, ranked)
+    choose = _by_error if hook in reference.activations else _by_variance
+    best, runner_up = choose(host, hook, ranked)
     if value is not None and value not in (best.value, *(c.value for c in ranked if c.alias_of == best.value)):
         raise GraftError(
             f"{hook}: {value} was asked for, but {best.value} is the tensor at the hook ({_describe(best)}). Leave the "
@@ -141,6 +166,7 @@ def find(
             "on a model whose weights were changed before (fold_ln, centred weights). To graft it nevertheless, name "
             f"the value: {hook}@{best.value} with force=True, --force."
         )
+    _check_explains_no_other_better(hook, sae, best, ranked)
     return Located(
         best.value,
         Evidence(
@@ -151,6 +177,25 @@ def find(
             best.variance_explained,
             _tokens(reference),
         ),
+    )
+
+
+def _check_explains_no_other_better(hook: str, sae: Artifact, best: Candidate, ranked: Sequence[Candidate]) -> None:
+    """Refuse an SAE that explains another tensor clearly better than the one at the hook.
+
+    Raises:
+        GraftError: It was trained at the other tensor, or under a name that means another tensor there.
+    """
+    if best.variance_explained is None:
+        return
+    other = max(ranked, key=lambda candidate: candidate.variance_explained or -np.inf)
+    more, lost = other.variance_explained, 1 - best.variance_explained
+    if more is None or more - best.variance_explained < CLEARLY_MORE or lost < CLEARLY_LESS_LOST * (1 - more):
+        return
+    raise GraftError(
+        f"{hook}: the tensor at the hook is {best.value}, of which the SAE {sae.path} explains "
+        f"{best.variance_explained:.1%}, but it explains {more:.1%} of {other.value}: it was trained there. Name the "
+        f"hook of that tensor, or the value: {hook}@{other.value} with force=True, --force."
     )
 
 
@@ -175,8 +220,8 @@ def check_trained_at(hook: str, sae: Artifact) -> None:
 def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str | None = None) -> list[Candidate]:
     """Return the values of a host that may be the tensor at a hook, the best one first.
 
-    The variance that the SAE explains is measured for all of them if there is no activation to compare with, otherwise
-    for the best ones.
+    The variance that the SAE explains is measured for all of them if that is affordable or there is no activation to
+    compare with, otherwise for those near the activation.
 
     Args:
         host: The host.
@@ -196,18 +241,20 @@ def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str |
     proposed = propose(host.graph, hook, width)
     found: list[Candidate] = []
     explains = _Explainer(sae)
+    flops = 4.0 * positions * width * sae.manifest.sae.d_sae * len(values)
+    affordable = flops <= MEASURED_FLOPS
     for value, array in read(host.model, host.path.absolute().parent, values, reference.feeds, positions * width):
         if array.shape[-1] != width and (array.ndim < 3 or array.shape[-1] * array.shape[-2] != width):
             continue
         own = _rows(array, width, mask)
-        error = None if rows is None else _error(own, rows)
-        near = rows is None or (error is not None and error <= max(LIMIT.values()))
+        error = np.inf if rows is None else _error(own, rows)
+        measured = rows is None or affordable or error <= max(LIMIT.values())
         producer = value.producer()
         found.append(
             Candidate(
                 str(value.name), "" if producer is None else producer.op_type, array.shape,
-                FLOATS.get(value.dtype, "") if value.dtype is not None else "", error,
-                explains(own) if near else None, value.name in proposed,
+                FLOATS.get(value.dtype, "") if value.dtype is not None else "", None if rows is None else error,
+                explains(own) if measured else None, value.name in proposed,
             )
         )  # fmt: skip
     return _mark_aliases(host, sorted(found, key=_rank))

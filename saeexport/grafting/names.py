@@ -55,6 +55,10 @@ class Place:
     tensor: Tensor
     heads: int | None = None
 
+    def without_heads(self) -> "Place":
+        """Return the place of the tensor as the module has it, `(..., width)`."""
+        return Place(self.module, self.tensor)
+
 
 Entry = tuple[str, Tensor]
 

@@ -88,22 +88,17 @@ def capture(model: nn.Module, feeds: Mapping[str, Array], hooks: Iterable[str]) 
     places = {hook: find_place(model, hook) for hook in hooks}
     sums = {term for hook in places for equation in _sums(model, hook) for term in equation}
     seen: dict[Place, Tensor] = {}
-
-    def keep(place: Place) -> Callable[[Tensor], None]:
-        return lambda tensor: seen.update({place: tensor.detach().clone()})
-
-    wanted = {Place(place.module, place.tensor) for place in places.values()} | sums
     with contextlib.ExitStack() as stack:
-        for place in wanted:
-            stack.enter_context(_hooked(model, place, keep(place)))
+        for place in sums | {place.without_heads() for place in places.values()}:
+            stack.enter_context(hooked(model, place, keep_in(seen, place)))
         run(model, feeds)
-    if missing := [hook for hook, place in places.items() if Place(place.module, place.tensor) not in seen]:
+    if missing := [hook for hook, place in places.items() if place.without_heads() not in seen]:
         raise GraftError(f"{', '.join(missing)}: the model did not run the module with this tensor.")
     for hook in places:
         check_sums(hook, [[seen[term] for term in equation] for equation in _sums(model, hook)])
     result = {}
     for hook, place in places.items():
-        array = to_numpy(seen[Place(place.module, place.tensor)])
+        array = to_numpy(seen[place.without_heads()])
         if place.heads is not None:
             array = array.reshape(*array.shape[:-1], place.heads, -1)
         result[hook] = array
@@ -171,8 +166,7 @@ def run_spliced(
             stack.enter_context(evaluating(sae))
             if hook in edits:
                 stack.enter_context(sae.hooks(fwd_hooks=[(HOOK_ACTS_POST, torch_hook(edits[hook]))]))
-            place = find_place(model, hook)
-            stack.enter_context(_hooked(model, Place(place.module, place.tensor), _replacer(sae)))
+            stack.enter_context(hooked(model, find_place(model, hook), _replacer(sae)))
         return run(model, feeds)
 
 
@@ -194,8 +188,17 @@ def _error_term(sae: Any, use: bool) -> Iterator[None]:
         sae.cfg.use_error_term = before
 
 
+def keep_in(seen: dict[Place, Tensor], place: Place) -> Callable[[Tensor], None]:
+    """Return a function that puts a copy of a tensor into `seen`, because what follows may change it in place."""
+
+    def keep(tensor: Tensor) -> None:
+        seen[place] = tensor.clone()
+
+    return keep
+
+
 @contextlib.contextmanager
-def _hooked(model: nn.Module, place: Place, call: Callable[[Tensor], None]) -> Iterator[None]:
+def hooked(model: nn.Module, place: Place, call: Callable[[Tensor], None]) -> Iterator[None]:
     """Call a function on the tensor of a place whenever the module runs."""
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -237,12 +240,12 @@ def _named(outputs: Any) -> dict[str, Array]:
         if isinstance(value, Tensor):
             named[name] = to_numpy(value)
         elif name == "past_key_values":
-            for index, (keys, values) in enumerate(_cache_layers(value)):
+            for index, (keys, values) in enumerate(layers_of_cache(value)):
                 named[f"present.{index}.key"], named[f"present.{index}.value"] = to_numpy(keys), to_numpy(values)
     return named
 
 
-def _cache_layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+def layers_of_cache(cache: Any) -> list[tuple[Tensor, Tensor]]:
     """Return keys and values of each layer of a transformers cache, of the releases with and without `layers`."""
     if hasattr(cache, "layers"):
         return [(layer.keys, layer.values) for layer in cache.layers]
