@@ -69,8 +69,12 @@ def _drop_unread_inputs(graph: ir.Graph) -> None:
 
 def build_stages(model: ir.Model, grafts: Sequence[Graft]) -> dict[str, ir.Graph]:
     """Return the graphs of the stages of a host by their names; see `cut_stages`."""
-    stages = cut_stages(model, [Cut(graft.hook, graft.value) for graft in grafts])
-    return {name: stage.graph for name, stage in stages.items()}
+    graph = model.graph.clone()
+    values = values_of(graph)
+    for name in {graft.value for graft in grafts}:
+        unfuse(graph, values[name])
+    graph.sort()
+    return cut_stages(graph, [Cut(graft.hook, graft.value) for graft in grafts])
 
 
 def describe_stage(name: str, graph: ir.Graph) -> str:

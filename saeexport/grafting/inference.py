@@ -47,7 +47,10 @@ def infer_types(model: ir.Model, folder: Path) -> ir.Model:
 
 def _unknown(model: ir.Model) -> list[ir.Value]:
     return [
-        value for node in model.graph for value in node.outputs if value.name and (value.dtype is None or value.shape is None)
+        value
+        for node in model.graph
+        for value in node.outputs
+        if value.name and (value.dtype is None or value.shape is None)
     ]
 
 
