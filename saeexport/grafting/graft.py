@@ -68,7 +68,8 @@ def graft(
         reference: Safetensors or .npz file with feeds of the host, and optionally activations `hooks/<hook>` and
             outputs `outputs/<name>`, instead of `hf`.
         modes: Which graphs to write: "tap", "splice", "features".
-        hooks: Names of the hooks that are outputs of tap and splice; all that an SAE computes by default.
+        hooks: Names of the hooks that are outputs of tap and splice, in addition to hook_sae_input and
+            hook_sae_acts_post; all that an SAE computes by default.
         force: Whether to graft at a value that could not be confirmed. The manifest records it.
         overwrite: Whether to replace a grafted host at `path`.
 
