@@ -237,6 +237,8 @@ def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str |
     expected = reference.activations.get(hook)
     mask, positions = reference.mask(), _positions(reference, expected, width, hook)
     rows = None if expected is None else _rows(expected, width, mask)
+    if not _tokens(reference):
+        raise GraftError(f"{hook}: the feeds do not have a token that is not masked, so that nothing can be compared.")
     values = [value for value in candidates(host.model, width) if only is None or value.name == only]
     proposed = propose(host.graph, hook, width)
     found: list[Candidate] = []

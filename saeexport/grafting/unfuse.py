@@ -28,6 +28,8 @@ def expose_residuals(graph: ir.Graph) -> None:
         if is_fused(node):
             if len(node.outputs) <= SUM:
                 node.resize_outputs(SUM + 1)
+                for unused in node.outputs[1:SUM]:
+                    unused.name = unused.name or ""  # an output without a name cannot be written
             total, output = node.outputs[SUM], node.outputs[0]
             if not total.name:
                 total.name = f"{output.name}.residual"

@@ -5,13 +5,16 @@ import torch
 from saeexport import HookedSAE, HookedSAEConfig
 
 
-def explaining_sae(d_in: int, hook_name: str, explained: float = 0.9, seed: int = 0, **config) -> HookedSAE:
-    """Return an SAE that reconstructs `x` as a multiple of it, with a feature for each direction and its opposite.
+def explaining_sae(
+    d_in: int, hook_name: str, explained: float = 0.9, center=None, seed: int = 0, **config
+) -> HookedSAE:
+    """Return an SAE that reconstructs a multiple of `x - center`, with a feature for each direction and its opposite.
 
     Args:
         d_in: Width of the activations.
         hook_name: TransformerLens name.
-        explained: Fraction of the variance around 0 that it explains, for any x.
+        explained: Fraction of the variance around `center` that it explains, for any x. With 1, it explains any tensor.
+        center: The typical activation, `(d_in,)`; None for 0.
         seed: Seed of its directions.
         config: Further options of its config.
     """
@@ -21,5 +24,7 @@ def explaining_sae(d_in: int, hook_name: str, explained: float = 0.9, seed: int 
     both = torch.cat([directions, -directions], dim=1)
     with torch.no_grad():
         sae.W_enc.copy_(both)
+        if center is not None:
+            sae.b_dec.copy_(torch.as_tensor(center))
         sae.W_dec.copy_(both.T * (1 - (1 - explained) ** 0.5))
     return sae.eval()

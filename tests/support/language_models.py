@@ -13,7 +13,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Split
 from torch import nn
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 3, 64, 4, 500
@@ -80,10 +80,10 @@ def save(name: str, folder: Path, **config: Any) -> Path:
 
 @functools.cache
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Return a tokenizer of whole words "w3" to "w499", after "<pad>", "<s>" and "</s>"."""
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    """Return a tokenizer of single ASCII characters, after "<pad>", "<s>" and "</s>"."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {chr(i): i - 29 for i in range(32, 127)}
     made = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    made.pre_tokenizer = Whitespace()
+    made.pre_tokenizer = Split("", "isolated")
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>"
     )
