@@ -16,6 +16,7 @@ from ._export import export
 from ._export_all import TreeEntry, export_all
 from .checkpoints.memory import convert
 from .checkpoints.registry import load
+from .grafting.graft import graft
 from .grafting.search import locate
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
@@ -38,6 +39,7 @@ __all__ = [
     "convert",
     "export",
     "export_all",
+    "graft",
     "load",
     "locate",
     "sign",

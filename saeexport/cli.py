@@ -23,6 +23,7 @@ from ._export_all import export_all, head_shape_of
 from ._tree_summary import summarize
 from .checkpoints.duplicates import note_duplicates
 from .checkpoints.registry import FORMATS, load, read, request_of
+from .grafting.graft_command import add_graft_command
 from .grafting.locate_command import add_locate_command
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
@@ -123,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace a signature that is there")
 
+    add_graft_command(commands)
     add_locate_command(commands)
 
     text = "Print the format, architecture, config and tensors of a checkpoint or an artifact."

@@ -26,7 +26,7 @@ from ..arrays.tensor import Array
 from ..errors import IntegrityError
 from .manifest import MANIFEST, FileRecord
 
-CHUNK = 1 << 22
+CHUNK = 1 << 18
 
 FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
 """Opening a FIFO does not wait, a child process does not get the handle, and Windows does not translate line ends."""
@@ -61,7 +61,8 @@ class OpenedFile:
         self._expected = expected
         self.identity = _identity(os.fstat(descriptor))
         self.size = self.identity[2]
-        self._lock = threading.Lock()  # the position in the file belongs to one reader at a time
+        self._reading = threading.Lock()  # the position in the file belongs to one reader at a time
+        self._creating = threading.Lock()  # a mapping does not wait for a reader: weights are hashed and loaded at once
         self._mapping: mmap.mmap | None = None
         self._is_checked = False
 
@@ -74,7 +75,7 @@ class OpenedFile:
         Raises:
             IntegrityError: The file became shorter or longer while it was read, or its sha256 differs.
         """
-        with self._lock:
+        with self._reading:
             content = b"".join(self._chunks())
         if check:
             self._compare(hashlib.sha256(content).hexdigest())
@@ -87,7 +88,7 @@ class OpenedFile:
             IntegrityError: The file became shorter or longer while it was read.
         """
         digest = hashlib.sha256()
-        with self._lock:
+        with self._reading:
             for chunk in self._chunks():
                 digest.update(chunk)
         return digest.hexdigest()
@@ -117,7 +118,7 @@ class OpenedFile:
 
     def map(self) -> Array:
         """Return the content as a read-only array of bytes, mapped into memory and not read."""
-        with self._lock:
+        with self._creating:
             if self._mapping is None and self.size:  # an empty file cannot be mapped
                 self._mapping = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
         return np.frombuffer(b"" if self._mapping is None else self._mapping, np.uint8)

@@ -105,7 +105,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         missing = [
             field.name
             for field in dataclasses.fields(kind)
-            if field.name not in content and field.default is dataclasses.MISSING
+            if field.name not in content
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
         ]
         if missing:
             raise ManifestError(f"{where} has no key {', '.join(map(repr, missing))}.")

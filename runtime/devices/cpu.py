@@ -1,5 +1,6 @@
 """The CPU backend: it runs graphs from numpy arrays to numpy arrays."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,10 @@ import onnxruntime as ort
 from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.pool import BufferPool
 from ..arrays.tensor import Array, TensorValue, as_given
-from ..artifact.held import HeldFiles
+from ..artifact.held import HeldFolder
 from ..artifact.manifest import GraphSpec
-from ..artifact.onnxfile import Parameter
-from ..errors import ProviderError
 from .blocks import output_dimensions, slice_feeds
+from .loading import parameter_values, start_on_checked_bytes
 from .options import Options
 from .start import CPU, Device, start_session
 
@@ -25,7 +25,7 @@ class CpuBackend:
         self._options = options
         self._memory = BufferPool(keep=options.arena)
 
-    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
+    def load_graph(self, graph: str, files: HeldFolder) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph, from the bytes that were checked.
 
         The session uses the mapped weights in place.
@@ -33,12 +33,12 @@ class CpuBackend:
         Raises:
             ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
         """
-        values = {name: _ort_value(parameter) for name, parameter in files.parameters(graph).items()}
-        session = start_session(
-            files.graphs[graph].content, Device(CPU), threads=self._options.threads, arena=self._options.arena,
-            parameters=values, weights=values,
-        )  # fmt: skip
-        files.weights.forget_pages()  # ONNX Runtime has repacked most of them
+        values = parameter_values(graph, files)
+        start = functools.partial(
+            start_session, device=Device(CPU), threads=self._options.threads, arena=self._options.arena, weights=values
+        )
+        session = start_on_checked_bytes(graph, files, values, start)
+        files.forget_pages()  # ONNX Runtime has repacked most of them
         return session
 
     def import_array(self, x: Any) -> TensorValue:
@@ -91,18 +91,6 @@ class CpuBackend:
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""
-
-
-def _ort_value(parameter: Parameter) -> ort.OrtValue:
-    """Return a parameter as an `OrtValue` on the same memory."""
-    if parameter.array.dtype.name != BFLOAT16:
-        return ort.OrtValue.ortvalue_from_numpy(parameter.array)
-    if not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
-        raise ProviderError(
-            f"The artifact is in bfloat16, which runs with ONNX Runtime 1.20 or later; {ort.__version__} is installed: "
-            "pip install --upgrade onnxruntime"
-        )
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(parameter.array.view(np.uint16), parameter.element_type)
 
 
 def _bind_input(binding: Any, name: str, feed: Array) -> Array:

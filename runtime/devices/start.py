@@ -6,6 +6,7 @@ a GPU lists only that GPU's provider, forbids the fallback, and is checked to ru
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -57,8 +58,10 @@ def start_session(
     arena: bool = True,
     parameters: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    whole: bool = True,
 ) -> ort.InferenceSession:
-    """Start an ONNX Runtime session that runs every node of a model on one device.
+    """Start an ONNX Runtime session that runs a model on one device.
 
     Args:
         model: Path of the model, or its bytes.
@@ -67,8 +70,11 @@ def start_session(
         threads: Number of CPU threads per call. None means one per core that this process may use.
         arena: Whether to keep freed host memory for the next call.
         parameters: Values in host memory of all initializers that the model keeps in another file, by name, as
-            `onnxruntime.OrtValue`. They replace the file. The session keeps them.
+            `onnxruntime.OrtValue`. They replace the file, and ONNX Runtime copies them while it loads the model.
         weights: Initializers by name, as `onnxruntime.OrtValue` on the device. The session uses them in place.
+        folder: Folder of the files that a model given as bytes refers to.
+        whole: Whether every node must run on the device. If not, ONNX Runtime may run nodes that compute shapes, and
+            those that the device does not have, on the CPU.
 
     Raises:
         ProviderError: The session does not run on the device.
@@ -83,10 +89,12 @@ def start_session(
     threads = threads or thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads
-    if device.kind != CPU:
+    if device.kind != CPU and whole:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if parameters:
         options.add_external_initializers(list(parameters), list(parameters.values()))
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     for name, value in (weights or {}).items():
         options.add_initializer(name, value)
     provider = PROVIDERS[device.kind]
@@ -97,8 +105,8 @@ def start_session(
     if running[0] != provider:
         raise ProviderError(f"A session for {device.name} started on {running[0]} instead.")
     # ONNX Runtime does not own the memory of an OrtValue that was made from an array. A thread may still be running the
-    # session when its graph is released, so the parameters live exactly as long as the session.
-    session.parameters_in_use = parameters
+    # session when its graph is released, so the values live exactly as long as the session.
+    session.values_in_use = (parameters, weights)
     survive_fork(session)
     return session
 

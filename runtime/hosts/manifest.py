@@ -126,7 +126,7 @@ class OutputParity:
     """The errors of one output of the host; `runtime.hosts.rule` says how they are measured.
 
     Attributes:
-        own: Error of the ungrafted host, the larger one of those against PyTorch and without optimisations.
+        own: Error of the host itself in the same condition, without the graph that is judged.
         error: Error of the grafted host on the machine of the exporter.
         budget: Largest error that is allowed.
     """
@@ -152,6 +152,7 @@ class GraftParity:
         edited: The same with an edit of features.
         decoded: Outputs of the splice token by token with the cache.
         moved: How far attaching the SAEs moves each output, measured as an error is.
+        inputs: The activation at each hook in the tap or the splice, by hook.
     """
 
     device: str
@@ -164,6 +165,7 @@ class GraftParity:
     edited: dict[str, OutputParity]
     decoded: dict[str, OutputParity]
     moved: dict[str, float]
+    inputs: dict[str, OutputParity] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)

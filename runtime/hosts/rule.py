@@ -38,7 +38,7 @@ def host_budget(own: float, dtype: str) -> float:
 
 
 def host_errors(y: Array, reference: Array, mask: Array) -> Errors:
-    """Return the error of an output, and its largest difference of one element relative to the mean square of its token.
+    """Return the error of an output, and the largest difference of one element relative to the size of its token.
 
     Args:
         y: The output.

@@ -1,6 +1,5 @@
 """The versions of the packages that made an artifact, and of those that are installed here."""
 
-import importlib.metadata
 from collections.abc import Iterable, Mapping
 
 import onnxruntime
@@ -11,6 +10,8 @@ ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the version of each package that is installed here."""
+    import importlib.metadata  # takes as long to import as a tenth of the runtime, and a session does not need it
+
     versions = {}
     for package in packages:
         try:

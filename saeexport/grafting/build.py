@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from runtime.artifact.contracts import ENCODE, MODEL, STEER
-from runtime.artifact.names import HOOK_ACTS_POST
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
 from runtime.hosts.names import FEATURES, SPLICE, TAP
 
 from .cut import Cut, cut_stages
@@ -17,6 +17,9 @@ from .write import IR_VERSION
 
 INSERTED = {TAP: MODEL, SPLICE: STEER, FEATURES: ENCODE}
 """The graph of an SAE that each mode inserts."""
+
+ALWAYS = (HOOK_INPUT, HOOK_ACTS_POST)
+"""The hooks that are outputs of every tap and splice: an SAE is judged on its input, and features are what it is for."""
 
 DESCRIPTIONS = {
     TAP: "The host, unchanged. The hooks of the SAEs are further outputs.",
@@ -34,7 +37,7 @@ def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Coll
         model: The host, which is not changed.
         grafts: The SAEs, in the order in which the host computes their values.
         mode: "tap", "splice" or "features".
-        hooks: Names of the hooks that become outputs of tap and splice.
+        hooks: Names of the hooks that become outputs of tap and splice, in addition to `ALWAYS`.
 
     Raises:
         GraftError: The shape or dtype of a value does not fit its SAE.
@@ -49,7 +52,7 @@ def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Coll
         inserted = Inserted(graph, graft, x, INSERTED[mode])
         if mode == SPLICE:
             values[graft.value] = inserted.splice()
-        wanted = [HOOK_ACTS_POST] if mode == FEATURES else [name for name in inserted.hooks if name in hooks]
+        wanted = [HOOK_ACTS_POST] if mode == FEATURES else [name for name in inserted.hooks if name in hooks or name in ALWAYS]
         outputs += [inserted.hooks[name] for name in wanted]
     if mode == FEATURES:
         graph.outputs.clear()
@@ -69,8 +72,12 @@ def _drop_unread_inputs(graph: ir.Graph) -> None:
 
 def build_stages(model: ir.Model, grafts: Sequence[Graft]) -> dict[str, ir.Graph]:
     """Return the graphs of the stages of a host by their names; see `cut_stages`."""
-    stages = cut_stages(model, [Cut(graft.hook, graft.value) for graft in grafts])
-    return {name: stage.graph for name, stage in stages.items()}
+    graph = model.graph.clone()
+    values = values_of(graph)
+    for name in {graft.value for graft in grafts}:
+        unfuse(graph, values[name])
+    graph.sort()
+    return cut_stages(graph, [Cut(graft.hook, graft.value) for graft in grafts])
 
 
 def describe_stage(name: str, graph: ir.Graph) -> str:

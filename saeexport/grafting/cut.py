@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .host import values_of
+from runtime.hosts.names import stage
 
-STAGE = "stage"
+from .host import values_of
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,19 @@ class Cut:
     value: str
 
 
-def cut_stages(model: ir.Model, cuts: Sequence[Cut]) -> dict[str, ir.Model]:
+def cut_stages(graph: ir.Graph, cuts: Sequence[Cut]) -> dict[str, ir.Graph]:
     """Return the stages of a host by their names, `stage.0` to `stage.N`.
 
     Between two SAEs at one value nothing is computed: the stage is left out, and the tensor at the second hook is what
     was made of the one at the first.
 
     Args:
-        model: The host, which is not changed.
+        graph: The host, which is not changed.
         cuts: The hooks, in the order in which the host computes their values.
     """
-    graph = model.graph
     cutter = _Cutter(graph, cuts)
-    stages = {}
-    for i, cut in enumerate(cuts):
-        if i == 0 or cut.value != cuts[i - 1].value:
-            stages[f"{STAGE}.{i}"] = cutter.stage(i)
-    stages[f"{STAGE}.{len(cuts)}"] = cutter.stage(len(cuts))
-    return {
-        name: ir.Model(stage, ir_version=model.ir_version, functions=list(model.functions.values()))
-        for name, stage in stages.items()
-    }
+    last = len(cuts)
+    return {stage(i): cutter.stage(i) for i in range(last + 1) if i in (0, last) or cuts[i].value != cuts[i - 1].value}
 
 
 class _Cutter:
@@ -82,8 +74,11 @@ class _Cutter:
         own = {value for node in nodes for value in node.outputs}
         read = list(dict.fromkeys(value for node in nodes for value in reads(node)))
         constants = [value for value in read if value.is_initializer() and value not in self._graph.inputs]
-        outputs = {self._names[value]: value for value in self._graph.outputs
-                   if value not in self._hook_of and (value in own or (i == len(self._cuts) and value in self._inputs))}
+        outputs = {
+            self._names[value]: value
+            for value in self._graph.outputs
+            if value not in self._hook_of and (value in own or (i == len(self._cuts) and value in self._inputs))
+        }
         outputs |= {self._names[value]: value for node in nodes for value in self._across(node)}
         if i < len(self._cuts):
             outputs = {self._cuts[i].hook: self._at[i], **outputs}
@@ -94,7 +89,7 @@ class _Cutter:
         needed = list(dict.fromkeys(needed))
         view = ir.GraphView(
             needed, list(outputs.values()), nodes=nodes, initializers=constants,
-            opset_imports=self._graph.opset_imports, name=f"{STAGE}.{i}",
+            opset_imports=self._graph.opset_imports, name=stage(i),
         )  # fmt: skip
         graph = view.clone()
         for value, original in zip(graph.inputs, needed, strict=True):
@@ -121,7 +116,8 @@ class _Cutter:
         return [
             value
             for value in node.outputs
-            if value not in self._hook_of and any(self._stage(user) > self._stage(node) for user in self._readers.get(value, ()))
+            if value not in self._hook_of
+            and any(self._stage(user) > self._stage(node) for user in self._readers.get(value, ()))
         ]
 
 

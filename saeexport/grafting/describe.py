@@ -4,15 +4,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from runtime.arrays.dtypes import DTYPES
 from runtime.artifact.manifest import GraphSpec, TensorSpec
 from runtime.hosts.manifest import CachePair, Evidence, GraftedSAE
 from runtime.hosts.manifest import Host as HostRecord
 
 from .host import Host
+from .inference import NAMES
 from .insert import Graft, trailing_dimensions
-
-NAMES = {ir.DataType(dtype.onnx): name for name, dtype in DTYPES.items()} | {ir.DataType.BOOL: "bool"}
 
 
 def describe_tensor(value: ir.Value) -> TensorSpec:

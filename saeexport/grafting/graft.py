@@ -1,9 +1,10 @@
 """Grafts SAEs into a host: finds the values at their hooks, writes the folder, proves it, and puts it in its place."""
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -27,8 +28,9 @@ from ..staging import check_output_folder, staged_folder
 from ..versions import package_versions
 from .build import DESCRIPTIONS, build_graph, build_stages, describe_stage
 from .describe import describe_host, describe_sae
-from .given import prepare
+from .given import Given, prepare
 from .host import Host, load_host
+from .huggingface import opened
 from .insert import Graft, trailing_dimensions
 from .locate import Reference, find
 from .prove import prove
@@ -66,7 +68,8 @@ def graft(
         reference: Safetensors or .npz file with feeds of the host, and optionally activations `hooks/<hook>` and
             outputs `outputs/<name>`, instead of `hf`.
         modes: Which graphs to write: "tap", "splice", "features".
-        hooks: Names of the hooks that are outputs of tap and splice; all that an SAE computes by default.
+        hooks: Names of the hooks that are outputs of tap and splice, in addition to hook_sae_input and
+            hook_sae_acts_post; all that an SAE computes by default.
         force: Whether to graft at a value that could not be confirmed. The manifest records it.
         overwrite: Whether to replace a grafted host at `path`.
 
@@ -80,43 +83,51 @@ def graft(
     check_names("hooks", hooks, HOOK_NAMES)
     check_output_folder(path, overwrite)
     asked = read_saes(saes, modes)
-    loaded = load_host(host)
-    given = prepare(loaded, [each.hook for each in asked], hf, reference)
-    values = loaded.values()
-    located = [_locate(loaded, each, given.reference, force) for each in asked]
-    order = {name: i for i, name in enumerate(values)}
-    located.sort(key=lambda pair: order[pair[0].value])  # stable: SAEs at one value stay in the order of the caller
-    grafts = [each for each, _ in located]
-    grafted = tuple(describe_sae(values, each, evidence) for each, evidence in located)
+    with opened(host, hf, [each.hook for each in asked]) as (file, model):
+        loaded = load_host(file)
+        given = prepare(loaded, [each.hook for each in asked], model, reference)
+        located = locate_all(loaded, asked, given.reference, force)
+        with _as_graft_errors(path), staged_folder(path, overwrite) as folder:
+            _write(folder, path, loaded, located, given, [mode for mode in MODES if mode in modes], hooks)
+    return read_host(path)
+
+
+def _write(
+    folder: Path, path: Path, host: Host, located: Sequence[tuple[Graft, Evidence]], given: Given,
+    modes: Sequence[str], hooks: Collection[str],
+) -> None:  # fmt: skip
+    """Write and prove everything that a grafted host consists of."""
+    grafts, values = [each for each, _ in located], host.values()
+    saes = tuple(describe_sae(values, each, evidence) for each, evidence in located)
+    for each in grafts:
+        _copy_sae(each.artifact, folder / each.folder)
+    if given.tokenizer is not None:
+        shutil.copyfile(given.tokenizer, folder / TOKENIZER)
+    move_weights(host.model, folder)
+    graphs = _write_graphs(host, grafts, modes, hooks, folder)
+    proof = prove(folder, path, host, grafts, graphs, given)
+    files = [GOLDEN, *(spec.file for spec in graphs.values()), *(f"{each.folder}/{SAE_MANIFEST}" for each in grafts)]
+    files += [name for name in (DATA, TOKENIZER) if (folder / name).exists()]
+    records = {name: hash_file(folder / name) for name in sorted(files)}
+    manifest = HostManifest(
+        describe_host(host, proof.kind), saes, graphs, proof.golden, proof.parity, package_versions(), records
+    )
     try:
-        with staged_folder(path, overwrite) as folder:
-            for each in grafts:
-                _copy_sae(each.artifact, folder / each.folder)
-            if given.tokenizer is not None:
-                shutil.copyfile(given.tokenizer, folder / TOKENIZER)
-            move_weights(loaded.model, folder)
-            graphs = _write_graphs(loaded, grafts, modes, hooks, folder)
-            proof = prove(folder, path, loaded, grafts, graphs, given)
-            files = [
-                GOLDEN,
-                *(spec.file for spec in graphs.values()),
-                *(f"{each.folder}/{SAE_MANIFEST}" for each in grafts),
-            ]
-            files += [name for name in (DATA, TOKENIZER) if (folder / name).exists()]
-            manifest = HostManifest(
-                describe_host(loaded, proof.kind), grafted, graphs, proof.golden, proof.parity, package_versions(),
-                {name: hash_file(folder / name) for name in sorted(files)},
-            )  # fmt: skip
-            try:
-                check_host_manifest(manifest)
-            except ManifestError as error:
-                raise GraftError(f"{path} was not written: {error}") from error
-            (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+        check_host_manifest(manifest)
+    except ManifestError as error:
+        raise GraftError(f"{path} was not written: {error}") from error
+    (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+
+
+@contextlib.contextmanager
+def _as_graft_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into ones that say what was not written."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, TimeoutError) and error.errno is None:
             raise  # not of the file system, but of a signal handler that limits the time
         raise GraftError(f"{path} was not written: {error}") from error
-    return read_host(path)
 
 
 @dataclass(frozen=True)
@@ -177,6 +188,18 @@ def check_names(argument: str, given: Collection[str], known: Collection[str]) -
     """
     if isinstance(given, str) or not given or not set(given) <= set(known):
         raise GraftError(f"{argument} is {given!r}; it must hold one or more of {', '.join(known)}.")
+
+
+def locate_all(host: Host, asked: Sequence[Asked], reference: Reference, force: bool) -> list[tuple[Graft, Evidence]]:
+    """Return the SAEs with their places and the evidence, in the order in which the host computes the values.
+
+    SAEs at one value stay in the order in which they were asked for.
+
+    Raises:
+        GraftError: A value cannot be found or confirmed.
+    """
+    order = {name: i for i, name in enumerate(host.values())}
+    return sorted((_locate(host, each, reference, force) for each in asked), key=lambda pair: order[pair[0].value])
 
 
 def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> tuple[Graft, Evidence]:

@@ -5,14 +5,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from runtime.arrays.arguments import as_path
 from runtime.artifact.files import hash_file
 from runtime.errors import GraftError
 
+from .inference import infer_types
 from .unfuse import expose_residuals
 
 OLDEST_OPSET = 14
@@ -79,11 +79,7 @@ def load_host(path: "str | Path") -> Host:
     exporter = " ".join(filter(None, (model.producer_name, model.producer_version)))
     model.graph.sort()
     expose_residuals(model.graph)
-    if any(value.type is None or value.shape is None for value in values_of(model.graph).values()):
-        try:
-            model = ShapeInferencePass()(model).model
-        except onnx.shape_inference.InferenceError as error:
-            raise GraftError(f"The host {path} is not valid ONNX: {error}") from None
+    model = infer_types(model, path.absolute().parent)
     name = path.stem if path.stem != "model" else path.absolute().parent.name
     return Host(path, name, model, _sha256(model, path), exporter, opset, _cache(model.graph))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx.defs
 import onnx_ir as ir
 
 from runtime.artifact.folder import Artifact
@@ -179,7 +180,9 @@ class Inserted:
 
     def _copy(self, sae: ir.Graph, copies: dict[ir.Value, ir.Value]) -> None:
         """Copy the nodes of the SAE's graph; `copies` maps its values to those of the host, and is filled."""
+        opset = self._graph.opset_imports.get("", 0)
         for node in sae:
+            check_operator(node, opset, self._graft.hook)
             inputs = [None if value is None else copies[value] for value in node.inputs]
             copy = ir.Node(
                 node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs),
@@ -227,3 +230,27 @@ def trailing_dimensions(x: ir.Value, graft: Graft) -> int:
     if len(sizes) > 2 and sizes[-1] and sizes[-2] and sizes[-1] * sizes[-2] == graft.sae.d_in:
         return 2
     raise GraftError(f"{given}; {takes}. Name another value: --sae {graft.hook}@VALUE=ARTIFACT.")
+
+
+def check_operator(node: ir.Node, opset: int, hook: str) -> None:
+    """Refuse a node of an SAE whose operator has another form in the host's opset.
+
+    The SAE's own opset may be newer or older. Most operators only gained dtypes since; others got an input for what was
+    an attribute, or did not exist.
+
+    Raises:
+        GraftError: The operator does not exist in the opset, or does not have the node's attributes or inputs.
+    """
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        problem = "does not exist"
+    else:
+        strange = set(node.attributes) - set(schema.attributes)
+        if not strange and schema.min_input <= len(node.inputs) <= schema.max_input:
+            return
+        problem = f"does not take {', '.join(sorted(strange)) or f'{len(node.inputs)} inputs'}"
+    raise GraftError(
+        f"The SAE at {hook} needs the operator {node.op_type}, which {problem} in opset {opset}, that of the host. Export "
+        "the host with opset 20."
+    )

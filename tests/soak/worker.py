@@ -118,6 +118,11 @@ class Worker:
             if self._ask({"kind": kind, "number": "first"}) is None:
                 return kind
         self._baseline = self._held()
+        end = time.monotonic() + SETTLED
+        while time.monotonic() < end:  # faulthandler's thread, for one, is still there when it has been cancelled
+            time.sleep(0.02)
+            held = self._held()
+            self._baseline = {name: min(before, held[name], key=len) for name, before in self._baseline.items()}
         return None
 
     def _serve(self, requests, answers):
@@ -127,9 +132,7 @@ class Worker:
         os.dup2(log.fileno(), 2)
         torch.set_num_threads(1)
         with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).mallopt(
-                M_ARENA_MAX, 1
-            )  # an arena for each thread keeps what it had, and looks like a leak
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # what the arena of a thread keeps would look like a leak
         gc.freeze()
         for line in requests:
             request = json.loads(line)

@@ -132,7 +132,7 @@ class Session:
     def __init__(self, machine, model, options, providers):
         ((self.provider, self.options),) = providers
         self.machine, self.session_options, self.model = machine, options, model
-        self.real = REAL_SESSION(runs_on_a_cpu(model), providers=["CPUExecutionProvider"])
+        self.real = start_on_a_cpu(model, options)
         self.captured, self.runs = {}, []
         machine.sessions.append(self)
 
@@ -190,14 +190,44 @@ class Binding:
         session.run_with_iobinding(binding)
 
 
-def runs_on_a_cpu(model):
-    """Return the model that computes a graph on the CPU: for half precision, its variant in float32."""
+FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class SessionOptions(ort.SessionOptions):
+    """ONNX Runtime's options, which also keep the parameters that replace a file."""
+
+    external = None
+
+    def add_external_initializers(self, names, values):
+        self.external = names, values
+        super().add_external_initializers(names, values)
+
+
+def start_on_a_cpu(model, options):
+    """Return a session that computes a graph on the CPU: for half precision, its variant in float32."""
+    ours = ort.SessionOptions()
     if model == read_adding_model("bfloat16"):
-        return wide_sum()
-    if isinstance(model, bytes):
-        return model
-    wide = Path(model).with_suffix(".wide.onnx")
-    return str(wide if wide.exists() else model)
+        model = wide_sum()
+    elif isinstance(model, str):
+        model = in_float32(Path(model))
+    elif options.external is not None:
+        ours.add_external_initializers(*options.external)
+    elif (folder := config_entry(options, FOLDER)) is not None:
+        ours.add_session_config_entry(FOLDER, folder)
+        model = in_float32(next(path for path in Path(folder).glob("*.onnx") if path.read_bytes() == model))
+    return REAL_SESSION(model, ours, providers=["CPUExecutionProvider"])
+
+
+def config_entry(options, name):
+    try:
+        return options.get_session_config_entry(name)
+    except RuntimeError:
+        return None
+
+
+def in_float32(path):
+    wide = path.with_suffix(".wide.onnx")
+    return str(wide if wide.exists() else path)
 
 
 def wide_sum():
@@ -273,4 +303,5 @@ def simulate(monkeypatch, **more):
         return Session(machine, model, options, providers)
 
     monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(ort, "SessionOptions", SessionOptions)
     return machine

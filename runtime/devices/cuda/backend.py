@@ -12,6 +12,7 @@ the GPU returns at once, and work that the caller queues on that stream afterwar
 handed to another stream, the next call that reads the tensor waits for that stream, so it sees edits in place.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
 from ...errors import InputError, SAEError
 from ..blocks import output_dimensions, slice_feeds
+from ..loading import parameter_values, start_on_checked_bytes
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
@@ -97,17 +99,14 @@ class CudaBackend:
         return options
 
     def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
-        """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU.
-
-        Raises:
-            IntegrityError: The artifact was replaced after it was opened.
-        """
-        with self._card.exclusive(), files.at_path(graph) as path:
+        """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU."""
+        with self._card.exclusive():
             self._check_open()
-            return start_session(
-                str(path), self._device, self.cuda_options(), threads=self._options.threads,
-                arena=self._options.arena, weights=self._weights.values(),
+            start = functools.partial(
+                start_session, device=self._device, provider_options=self.cuda_options(),
+                threads=self._options.threads, arena=self._options.arena, weights=self._weights.values(),
             )  # fmt: skip
+            return start_on_checked_bytes(graph, files, parameter_values(graph, files), start)
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy: as a `Tensor` if it is on the GPU, as an array if on the host.

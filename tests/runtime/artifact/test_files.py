@@ -272,7 +272,8 @@ def test_a_file_is_hashed_again_only_if_it_changed(artifact, monkeypatch):
         opened.file("decode.onnx")
 
 
-def test_the_cache_of_the_hugging_face_hub_consists_of_links(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_cache_of_the_hugging_face_hub_consists_of_links(tmp_path, device, machine):
     snapshot, blobs = tmp_path / "snapshots" / "1234", tmp_path / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -281,14 +282,15 @@ def test_the_cache_of_the_hugging_face_hub_consists_of_links(tmp_path):
             blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
             shutil.copy(file, blob)
             (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
-    with SAESession(snapshot, "cpu") as session, SAESession(TINY, "cpu") as other:
+    with SAESession(snapshot, device) as session, SAESession(TINY, "cpu") as other:
         np.testing.assert_array_equal(session(normal(6)), other(normal(6)))
 
 
-def test_the_weights_alone_may_be_a_link(artifact, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_weights_alone_may_be_a_link(artifact, tmp_path, device, machine):
     (artifact / "weights.safetensors").rename(tmp_path / "weights")
     (artifact / "weights.safetensors").symlink_to(tmp_path / "weights")
-    with SAESession(artifact, "cpu") as session, SAESession(TINY, "cpu") as other:
+    with SAESession(artifact, device) as session, SAESession(TINY, "cpu") as other:
         np.testing.assert_array_equal(session(normal(6)), other(normal(6)))
 
 
@@ -323,3 +325,21 @@ def test_an_artifact_that_is_always_replaced_is_an_error(artifact, monkeypatch):
     monkeypatch.setattr(folder.Artifact, "is_current", lambda self: False)
     with pytest.raises(IntegrityError, match="is being replaced again and again"):
         SAESession(artifact, "cpu")
+
+
+def test_a_file_is_mapped_while_it_is_hashed(path, in_time, monkeypatch):
+    with open_file(path) as file:
+        mapped, chunks = threading.Event(), OpenedFile._chunks
+
+        def wait_and_read(self):
+            assert mapped.wait(10)
+            yield from chunks(self)
+
+        monkeypatch.setattr(OpenedFile, "_chunks", wait_and_read)
+        digests = []
+        hashing = threading.Thread(target=lambda: digests.append(file.sha256()))
+        hashing.start()
+        assert bytes(file.map()) == CONTENT
+        mapped.set()
+        hashing.join()
+        assert digests == [record().sha256]

@@ -16,6 +16,7 @@ import pytest
 
 from runtime import Ablate, Clamp, InputError, IntegrityError, SAEError, SAESession, read_artifact
 from runtime.artifact.files import OpenedFile
+from runtime.devices.tensorrt import backend
 from saeexport import export
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 
@@ -81,8 +82,9 @@ CHANGES = [replace, delete, move, replace_files]
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_session_goes_on_with_the_artifact_that_it_opened(artifact, other, expected, change, loaded):
-    with SAESession(artifact, "cpu") as session:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_session_goes_on_with_the_artifact_that_it_opened(artifact, other, expected, change, loaded, device, machine):
+    with SAESession(artifact, device) as session:
         if loaded:
             session.encode(X)
         change(artifact, other)
@@ -130,14 +132,17 @@ def test_weights_that_are_overwritten_in_place_are_noticed(artifact, check_integ
             session.W_dec  # noqa: B018
 
 
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_on_a_gpu_a_graph_is_not_loaded_from_a_path_that_leads_elsewhere(artifact, other, machine, device, monkeypatch):
-    from runtime.devices.tensorrt import backend
-
+@pytest.fixture
+def tensorrt(machine, artifact, monkeypatch):
+    """Return a function that opens the artifact with TensorRT, on a simulated GPU."""
     monkeypatch.setattr(backend, "tensorrt_version", lambda: "10.9.0")
     monkeypatch.setattr(backend, "driver", lambda: machine)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    with SAESession(artifact, device, cache=artifact.with_name("cache")) as session:
+    return lambda: SAESession(artifact, "tensorrt", cache=artifact.with_name("cache"))
+
+
+def test_with_tensorrt_a_graph_is_not_loaded_from_a_path_that_leads_elsewhere(artifact, other, tensorrt):
+    with tensorrt() as session:
         before = session.encode(X)
         replace(artifact, other)
         np.testing.assert_array_equal(session.encode(X), before)
@@ -145,9 +150,7 @@ def test_on_a_gpu_a_graph_is_not_loaded_from_a_path_that_leads_elsewhere(artifac
             session(X)
 
 
-def test_on_a_gpu_a_graph_that_is_replaced_while_it_is_loaded_is_refused(artifact, other, machine, monkeypatch):
-    from runtime.devices.cuda import backend
-
+def test_with_tensorrt_a_graph_that_is_replaced_while_it_is_loaded_is_refused(artifact, other, tensorrt, monkeypatch):
     start = backend.start_session
 
     def start_late(*args, **options):
@@ -156,7 +159,7 @@ def test_on_a_gpu_a_graph_that_is_replaced_while_it_is_loaded_is_refused(artifac
         return session
 
     monkeypatch.setattr(backend, "start_session", start_late)
-    with SAESession(artifact, "cuda") as session, pytest.raises(IntegrityError, match="was replaced, moved or deleted"):
+    with tensorrt() as session, pytest.raises(IntegrityError, match="was replaced, moved or deleted"):
         session.encode(X)
 
 
