@@ -18,8 +18,6 @@ from runtime.errors import GraftError
 from saeexport.grafting.huggingface import export_host
 from saeexport.grafting.reference import load_model
 
-OPTIMUM, GENAI = "optimum-onnx", "onnxruntime-genai"
-
 
 @dataclass(frozen=True)
 class Exporter:
@@ -28,12 +26,10 @@ class Exporter:
     Attributes:
         name: Its name in the table.
         export: The function that does it: (folder, folder to write to) -> ONNX file.
-        packages: Packages whose versions the table shows.
     """
 
     name: str
     export: Callable[[Path, Path], Path]
-    packages: tuple[str, ...]
 
 
 class Plain(nn.Module):
@@ -48,7 +44,9 @@ class Plain(nn.Module):
         return outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]
 
     def options(self):
-        return {"return_dict": True} | ({} if type(self.model).__name__.startswith("DistilBert") else {"use_cache": False})
+        return {"return_dict": True} | (
+            {} if type(self.model).__name__.startswith("DistilBert") else {"use_cache": False}
+        )
 
 
 INPUTS, IDS = ["input_ids", "attention_mask"], torch.arange(3, 13).reshape(2, 5)
