@@ -155,7 +155,6 @@ def test_swapped_saes_are_found(copied):
     for graph in ("tap", "features", "splice"):
         change_graph(copied, graph, swap)
     found = failures(copied)
-    print(found)
     for start in (f"tap: {Z}.hook_sae_acts_pre", f"features: {PRE}.hook_sae_acts_post", "splice: logits"):
         assert any(failure.startswith(start) for failure in found), start
 
