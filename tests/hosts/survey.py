@@ -43,10 +43,6 @@ PACKAGES = (
 )  # fmt: skip
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 ALL = (*ENCODERS, *DECODERS)
-    ("torch", "transformers"),
-    ("optimum-onnx", "transformers"),
-    ("onnxruntime-genai", "transformers"),
-)
 
 CASES: tuple[tuple[Exporter, tuple[str, ...]], ...] = (
     (Exporter("saeexport graft hf:", own(["blocks.1.hook_resid_post"])), ALL),
@@ -67,8 +63,8 @@ CASES: tuple[tuple[Exporter, tuple[str, ...]], ...] = (
 
 
 HEADS = (
-    "exporter", "models", "opset", "dtype", "past key values", "hooks without a value", "largest error", "nearest other",
-    "graft",
+    "exporter", "models", "opset", "dtype", "past key values", "hooks without a value", "largest error",
+    "nearest other", "graft",
 )  # fmt: skip
 
 

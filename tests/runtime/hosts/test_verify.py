@@ -106,10 +106,6 @@ def test_an_attach_input_that_is_always_on_is_found(copied):
 
 
 def test_an_input_of_the_error_term_that_does_nothing_is_found(copied):
-    def swap(graph):
-        rewire(graph, f"{PRE}.use_error_term", f"{Z}.use_error_term")
-        rewire(graph, f"{Z}.use_error_term", f"{PRE}.use_error_term")
-
     change_graph(copied, "splice", lambda graph: rewire(graph, f"{PRE}.use_error_term", f"{PRE}.attach"))
     assert any(failure.startswith("splice: logits: the token error is") for failure in failures(copied))
 
@@ -134,14 +130,14 @@ def test_an_edit_that_does_nothing_is_found(copied):
 def test_an_sae_at_another_tensor_is_found(copied, grafted):
     for graph in ("tap", "features"):
         change_graph(
-            copied, graph, lambda graph: rewire_first(graph, "blocks/1/hook_resid_pre", "blocks/0/hook_resid_mid")
+            copied, graph, lambda graph: move_saes(graph, "blocks/1/hook_resid_pre", "blocks/0/hook_resid_mid")
         )
     found = failures(copied)
     assert any(f"tap: {PRE}.hook_sae_input: the token error is" in failure for failure in found)
     assert any(failure.startswith(f"features: {PRE}.hook_sae_acts_post") for failure in found)
 
 
-def rewire_first(graph, old, new):
+def move_saes(graph, old, new):
     """Let the nodes of the SAEs read another value, and leave those of the host."""
     for node in graph.node:
         if node.name.startswith((POST, PRE)):
