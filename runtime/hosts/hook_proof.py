@@ -63,10 +63,13 @@ class HookProof:
             if all(array.shape == reference.truth[name].shape for name, array in known.items()):
                 reference = follow_graph(reference, found, Stages(self._stage(ACTIVATE), self._stage(DECODE)))
         expected = [name for name in self._names if name in found]
-        return [
-            dataclasses.replace(verdict, hook=at(self._hook, verdict.hook))
-            for verdict in judge(graph, expected, found, reference)
-        ]
+        return [self._of_host(graph, verdict) for verdict in judge(graph, expected, found, reference)]
+
+    def _of_host(self, graph: str, verdict: Verdict) -> Verdict:
+        """Return a verdict with the names that the tensors have in a graph of the host."""
+        name, start = at(self._hook, verdict.hook), f"{graph}: {verdict.hook}: "
+        failures = tuple(failure.replace(start, f"{graph}: {name}: ", 1) for failure in verdict.failures)
+        return dataclasses.replace(verdict, hook=name, failures=failures)
 
     def _rows(self, array: object) -> Array:
         rows = widened(np.asarray(array))

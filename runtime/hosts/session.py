@@ -11,23 +11,20 @@ import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array
-from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_INPUT, HOOK_NAMES
 from ..devices.options import Options
-from ..errors import ArtifactError, InputError, IntegrityError, UnknownHookError
-from ..session.batch import NamesFilter
+from ..errors import ArtifactError, InputError, IntegrityError
+from ..session.batch import NamesFilter, select_hooks
 from ..session.features import TopFeatures, strongest_features
-from ..session.graphs import Graphs
-from ..session.hooks import FwdHooks, HookPoint, PlacedHook, checked_pairs
+from ..session.hooks import FwdHooks
 from ..session.interventions import Edit, Intervention
 from ..session.session import SAESession
 from .attaching import Attachments, Setup
-from .feeds import complete_feeds, is_token, tokens_of
+from .feeds import complete_feeds
 from .folder import GraftedHost
 from .generation import generate
-from .graphs import HostGraphs, choose_device, open_host
-from .names import ATTACH, FEATURES, SPLICE, TAP, USE_ERROR_TERM, at
+from .names import SPLICE
 from .output import HostOutput
-from .stages import StagedPass
+from .running import HostRunner
 from .text import Tokenizer, is_text
 
 HostEdits: TypeAlias = Mapping[str, Mapping[int, Edit] | Intervention]
@@ -79,20 +76,11 @@ class HostSession:
         check_integrity: bool = True,
     ) -> None:
         self._options = Options(threads=threads, check_integrity=check_integrity)
-        host, files = open_host(path, self._options.check_integrity)
-        self.host: GraftedHost = host
         self._asked_device = device
-        try:
-            found = choose_device(host, device)
-        except BaseException:
-            files.close()
-            raise
-        self.device: str = found.name
-        self._graphs = HostGraphs(host, files, found, self._options)
-        self._attachments = Attachments({hook: sae.manifest.sae.use_error_term for hook, sae in host.saes.items()})
-        names = [name for hook in host.saes for name in (hook, *(at(hook, sae_hook) for sae_hook in HOOK_NAMES))]
-        self._points = {name: HookPoint(name) for name in names}
-        self._saes: dict[str, SAESession] = {}
+        self._runner = HostRunner(path, device, self._options)
+        self.host: GraftedHost = self._runner.host
+        self.device: str = self._runner.device
+        self._attachments = Attachments({hook: sae.manifest.sae.use_error_term for hook, sae in self.host.saes.items()})
         self._tokenizer: Tokenizer | None = None
         self._lock = threading.Lock()
 
@@ -112,16 +100,8 @@ class HostSession:
         Raises:
             UnknownHookError: No SAE was grafted at this hook; it is a KeyError.
         """
-        self._graphs.check_open()
         self._attachments.chosen([hook], None)
-        with self._lock:
-            if hook not in self._saes:
-                options = self._options
-                self._saes[hook] = SAESession(
-                    self.host.saes[hook].folder, self.device, threads=options.threads,
-                    check_integrity=options.check_integrity,
-                )  # fmt: skip
-            return self._saes[hook]
+        return self._runner.sae(hook)
 
     def tokenize(self, text: str | Sequence[str], *, max_length: int | None = None) -> dict[str, Array]:
         """Return the inputs of the host for a text, or for a list of texts, which are padded on the right.
@@ -146,7 +126,7 @@ class HostSession:
             InputError: The folder does not have one.
             SAEError: `tokenizers` is not installed.
         """
-        self._graphs.check_open()
+        self._runner.graphs.check_open()
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = Tokenizer(self.host)
@@ -162,7 +142,7 @@ class HostSession:
             InputError: The feeds do not fit the host.
             ArtifactError: SAEs are attached, and the folder does not have a splice.
         """
-        return HostOutput(self._run(self._feeds(feeds), self._attachments.current(), self._outputs))
+        return HostOutput(self._runner.run(self._feeds(feeds), self._attachments.current(), self._runner.outputs))
 
     # fmt: off
     @overload
@@ -195,11 +175,11 @@ class HostSession:
             ArtifactError: As for `__call__`.
         """
         setup = self._attachments.current()
-        sources = self._cached(setup)
-        wanted = _select(names_filter, list(sources))
-        outputs = self._outputs if return_output else []
-        tensors = self._run(self._feeds(feeds), setup, [*outputs, *(sources[name] for name in wanted)])
-        cache = {name: tensors[sources[name]] for name in wanted}
+        sources = self._runner.cached(setup)
+        wanted = select_hooks(names_filter, list(sources))
+        outputs = self._runner.outputs if return_output else []
+        tensors = self._runner.run(self._feeds(feeds), setup, [*outputs, *(sources[name] for name in wanted)])
+        cache = {name: self._runner.with_heads(sources[name], tensors[sources[name]]) for name in wanted}
         return (HostOutput({name: tensors[name] for name in outputs}) if return_output else None), cache
 
     def run_with_saes(
@@ -263,8 +243,8 @@ class HostSession:
         """
         with self.saes(saes, use_error_term, reset_saes_end=reset_saes_end):
             setup = self._attachments.current()
-            placed = self._place(fwd_hooks, setup)
-            return HostOutput(self._run_staged(self._feeds(feeds), setup, placed))
+            placed = self._runner.place(fwd_hooks, setup)
+            return HostOutput(self._runner.run_in_stages(self._feeds(feeds), setup, placed))
 
     @contextmanager
     def saes(
@@ -354,7 +334,7 @@ class HostSession:
         Raises:
             InputError: As for `__call__`, as is `ArtifactError`.
         """
-        return self._acts(self._feeds(feeds), self.hook_names)
+        return self._runner.features(self._feeds(feeds), self._attachments.current(), self.hook_names)
 
     def top_features(self, feeds: Any, hook: str | None = None, k: int = 10) -> TopFeatures[Array]:
         """Return the k strongest features of each token at a hook: indices and values, `(..., k)`, and l0, `(...)`.
@@ -376,7 +356,9 @@ class HostSession:
         self._attachments.chosen([name], None)
         d_sae = self.host.saes[name].manifest.sae.d_sae
         k = as_integer("k", k, 1, d_sae, most_is="d_sae = ")
-        return strongest_features(self._acts(self._feeds(feeds), [name])[name], k)
+        return strongest_features(
+            self._runner.features(self._feeds(feeds), self._attachments.current(), [name])[name], k
+        )
 
     # fmt: off
     @overload
@@ -440,7 +422,7 @@ class HostSession:
                 )
 
         def run(feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Array]:
-            return self._run(complete_feeds(self.host.manifest.host, feeds), setup, names)
+            return self._runner.run(complete_feeds(self.host.manifest.host, feeds), setup, names)
 
         ids = generate(
             self.host.manifest.host, run, self._prompt(prompt), max_new_tokens, do_sample=do_sample,
@@ -461,12 +443,12 @@ class HostSession:
             InputError: The graph does not have an input or output with a given name, or an input is missing.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
-        spec = self._graphs.spec(graph)
+        spec = self._runner.graphs.spec(graph)
         known = {"inputs": [tensor.name for tensor in spec.inputs], "outputs": [tensor.name for tensor in spec.outputs]}
         for role, given in (("inputs", feeds), ("outputs", names or ())):
             if unknown := [str(name) for name in given if name not in known[role]]:
                 raise InputError(f"{graph!r} has no {role} {', '.join(unknown)}; it has {', '.join(known[role])}.")
-        return self._graphs.run(graph, {name: np.asarray(array) for name, array in feeds.items()}, names)
+        return self._runner.graphs.run(graph, {name: np.asarray(array) for name, array in feeds.items()}, names)
 
     def release(self, graph: str) -> None:
         """Free one graph's copy of the weights; a later call loads it again.
@@ -474,15 +456,11 @@ class HostSession:
         Raises:
             ArtifactError: The folder does not contain the graph.
         """
-        self._graphs.release(graph)
+        self._runner.graphs.release(graph)
 
     def close(self) -> None:
         """Free the graphs, their weights and the open files. A later call raises an error; closing twice does not."""
-        with self._lock:
-            for sae in self._saes.values():
-                sae.close()
-            self._saes.clear()
-        self._graphs.close()
+        self._runner.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how `pickle` and `copy` open the same folder again, with the same options and added SAEs.
@@ -491,7 +469,7 @@ class HostSession:
             SAEError: The session is closed.
             InputError: The caller is inside `saes` or `steering`: a copy would be without them.
         """
-        self._graphs.check_open()
+        self._runner.graphs.check_open()
         if self._attachments.is_in_block:
             raise InputError(
                 "This session is inside `saes` or `steering`, and a copy would be without them. Leave the block before "
@@ -512,10 +490,6 @@ class HostSession:
         hooks = ", ".join(self.hook_names)
         return f"HostSession({str(self.host.path)!r}, {self.host.manifest.host.name}, SAEs at {hooks}, {self.device})"
 
-    @property
-    def _outputs(self) -> list[str]:
-        return [tensor.name for tensor in self.host.manifest.host.outputs]
-
     def _feeds(self, given: Any) -> dict[str, Array]:
         if is_text(given):
             given = self.tokenize(given)
@@ -528,7 +502,7 @@ class HostSession:
         if use_error_term is not None and not isinstance(use_error_term, (bool, np.bool_)):
             raise InputError(f"use_error_term is {use_error_term!r}; it must be True, False or None.")
         attached = self._attachments.chosen(_as_hooks(saes), None if use_error_term is None else bool(use_error_term))
-        if attached and SPLICE not in self._graphs:
+        if attached and SPLICE not in self._runner.graphs:
             raise ArtifactError(
                 f"{self.host.path} does not have the graph {SPLICE!r}, in which SAEs are attached; it has "
                 f"{', '.join(self.host.manifest.graphs)}. Graft the SAEs again with the mode splice."
@@ -547,99 +521,6 @@ class HostSession:
         before = self._attachments.current().attached
         return Setup({hook: before.get(hook, on) for hook, on in chosen.items()}, interventions)
 
-    def _cached(self, setup: Setup) -> dict[str, str]:
-        """Return the names of the cache, in firing order, with the outputs of the graph that hold them."""
-        graph = self._graph(setup)
-        outputs = {tensor.name for tensor in self._graphs.spec(graph).outputs}
-        sources: dict[str, str] = {}
-        for hook in self.hook_names:
-            if hook not in setup.attached:
-                sources[hook] = at(hook, HOOK_INPUT)
-                continue
-            names = (name for name in HOOK_NAMES if name != HOOK_ERROR or setup.attached[hook])
-            sources.update({at(hook, name): at(hook, name) for name in names})
-        return {name: source for name, source in sources.items() if source in outputs}
-
-    def _graph(self, setup: Setup) -> str:
-        """Return the graph of a pass of the whole host.
-
-        One graph serves every call, with SAEs and without, so that the weights are in memory once.
-
-        Raises:
-            ArtifactError: The folder does not have such a graph.
-        """
-        for graph in (SPLICE, TAP):
-            if graph in self._graphs:
-                return graph
-        raise ArtifactError(
-            f"{self.host.path} has the graphs {', '.join(self.host.manifest.graphs)}, none of which computes the "
-            "outputs of the host. Call encode or top_features, or graft the SAEs again with the mode tap or splice."
-        )
-
-    def _switches(self, feeds: Mapping[str, Array], setup: Setup) -> dict[str, Array]:
-        """Return the inputs of the splice that attach SAEs and edit features."""
-        given: dict[str, Array] = {}
-        for hook, sae in self.host.saes.items():
-            given[at(hook, ATTACH)] = np.array(hook in setup.attached)
-            if hook in setup.attached:
-                given[at(hook, USE_ERROR_TERM)] = np.array(setup.attached[hook])
-            if hook in setup.edits:
-                edits = setup.edits[hook].feeds(tokens_of(feeds), sae.manifest.sae.dtype)
-                given.update({at(hook, name): np.asarray(array) for name, array in edits.items()})
-        return given
-
-    def _run(self, feeds: Mapping[str, Array], setup: Setup, names: Sequence[str]) -> dict[str, Array]:
-        graph = self._graph(setup)
-        switches = self._switches(feeds, setup) if graph == SPLICE else {}
-        return self._graphs.run(graph, {**feeds, **switches}, list(dict.fromkeys(names)))
-
-    def _run_staged(
-        self, feeds: Mapping[str, Array], setup: Setup, placed: Sequence[PlacedHook] = ()
-    ) -> dict[str, Array]:
-        staged = StagedPass(self.host.manifest, self._graphs, self._sae_graphs, setup, placed, self._points)
-        return staged.run(feeds)
-
-    def _acts(self, feeds: Mapping[str, Array], hooks: Sequence[str]) -> dict[str, Array]:
-        """Return the activations of the features at some hooks, 0 at masked positions."""
-        setup = self._attachments.current()
-        names = [at(hook, HOOK_ACTS_POST) for hook in hooks]
-        plain = not setup.attached and not setup.edits
-        tensors = self._graphs.run(FEATURES, feeds, names) if plain and FEATURES in self._graphs else \
-            self._run(feeds, setup, names)  # fmt: skip
-        masked = ~is_token(feeds)
-        acts = {}
-        for hook, name in zip(hooks, names, strict=True):
-            array = tensors[name]
-            if masked.any() and array.shape[: masked.ndim] == masked.shape:
-                array[masked] = 0
-            acts[hook] = array
-        return acts
-
-    def _place(self, fwd_hooks: FwdHooks, setup: Setup) -> list[PlacedHook]:
-        """Return the functions at the names that fire in a pass.
-
-        Raises:
-            UnknownHookError: A name does not fire.
-        """
-        known: list[str] = []
-        for hook in self.hook_names:
-            fired = [at(hook, name) for name in HOOK_NAMES if name != HOOK_ERROR or setup.attached.get(hook)]
-            known += fired if hook in setup.attached else [hook]
-        placed = []
-        for order, (where, function) in enumerate(checked_pairs(fwd_hooks)):
-            if isinstance(where, str) and where not in known:
-                raise UnknownHookError(f"{where!r}: no such hook fires. There are {', '.join(known)}.")
-            if not callable(function):
-                raise InputError(f"The function for the hook {where!r} is {function!r}, which cannot be called.")
-            if not isinstance(where, str) and not callable(where):
-                raise InputError(f"A hook is {where!r}; it must be a name or a predicate on names.")
-            names = [where] if isinstance(where, str) else [name for name in known if where(name)]
-            placed += [PlacedHook(name, function, order + 1, None) for name in names]
-        return placed
-
-    def _sae_graphs(self, hook: str) -> Graphs:
-        return self.sae(hook)._graphs
-
 
 def _as_hooks(hooks: Hooks) -> list[str]:
     if isinstance(hooks, str):
@@ -647,25 +528,6 @@ def _as_hooks(hooks: Hooks) -> list[str]:
     if not isinstance(hooks, Sequence):
         raise InputError(f"The SAEs are {hooks!r}; they must be the name of a hook, or a list of names.")
     return list(hooks)
-
-
-def _select(names_filter: NamesFilter, names: list[str]) -> list[str]:
-    """Return the names that a TransformerLens `names_filter` selects; unknown names are ignored.
-
-    Raises:
-        InputError: The filter is not None, a string, a list of strings or a function; it is a ValueError.
-    """
-    if names_filter is None:
-        return names
-    if isinstance(names_filter, str):
-        return [name for name in names if name == names_filter]
-    if isinstance(names_filter, list):
-        return [name for name in names if name in names_filter]
-    if callable(names_filter):
-        return [name for name in names if names_filter(name)]
-    raise InputError(
-        f"names_filter is {names_filter!r}; it must be None, a string, a list of strings, or a function of a name."
-    )
 
 
 def _open_again(

@@ -16,6 +16,7 @@ Each SAE must move an output by more than `PROVES` budgets, and so must the edit
 pass every comparison in which it makes little difference.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
@@ -38,7 +39,7 @@ from .hook_proof import HookProof
 from .manifest import GraftParity, OutputParity
 from .names import FEATURES, INPUT_IDS, SPLICE, TAP, at, stage
 from .rule import PROVES, as_errors, host_error, host_errors
-from .session import HostSession
+from .running import HostRunner
 
 
 def verify(
@@ -111,23 +112,23 @@ def verify_host(
     facts = {"made_with": host.manifest.producer, "sha256": host.sha256}
     if problems := host.check_files():
         return Report(f"{path}: not intact", problems=problems, **facts)  # type: ignore[arg-type]
-    with HostSession(path, device) as session:
-        golden = load_golden_host(session.host)
+    with contextlib.closing(HostRunner(path, device)) as runner:
+        golden = load_golden_host(runner.host)
         tokens = int(golden.mask.sum())
         report = Report(
-            f"{session.host.path} on {session.device}: {tokens} tokens", device=session.device, tokens=tokens,
-            made_with=host.manifest.producer, sha256=session.host.sha256,
+            f"{runner.host.path} on {runner.device}: {tokens} tokens", device=runner.device, tokens=tokens,
+            made_with=host.manifest.producer, sha256=runner.host.sha256,
         )  # fmt: skip
-        _HostProof(session, golden, report).judge()
+        _HostProof(runner, golden, report).judge()
     return report
 
 
 class _HostProof:
     """Runs the graphs of one host on its golden batch, and adds verdicts to a report."""
 
-    def __init__(self, session: HostSession, golden: GoldenHost, report: Report) -> None:
-        self.session, self.golden, self.report = session, golden, report
-        self.manifest = session.host.manifest
+    def __init__(self, runner: HostRunner, golden: GoldenHost, report: Report) -> None:
+        self.runner, self.golden, self.report = runner, golden, report
+        self.manifest = runner.host.manifest
         self.parity: GraftParity = self.manifest.parity
 
     def judge(self) -> None:
@@ -142,27 +143,28 @@ class _HostProof:
             except SAEError as error:
                 self.report.problems.append(f"{graph}: {error}")
             finally:
-                self.session.release(graph)  # one copy of the host's weights at a time
+                self.runner.graphs.release(graph)  # one copy of the host's weights at a time
 
     def judge_tap(self) -> None:
         """Judge the outputs of the tap, the activations at the hooks, and the hooks of the SAEs."""
-        tensors = self.session.run_graph(TAP, self.golden.feeds)
+        tensors = self.runner.graphs.run(TAP, self.golden.feeds)
         self.compare(TAP, tensors, self.golden.outputs, self.parity.tap)
-        inputs = {at(hook, HOOK_INPUT): tensors[at(hook, HOOK_INPUT)] for hook in self.manifest.hooks}
+        names = [at(hook, HOOK_INPUT) for hook in self.manifest.hooks]
+        inputs = {name: self.runner.with_heads(name, tensors[name]) for name in names}
         recorded = {at(hook, HOOK_INPUT): array for hook, array in self.golden.inputs.items()}
         budgets = {at(hook, HOOK_INPUT): record for hook, record in self.parity.inputs.items()}
         self.compare(TAP, inputs, recorded, budgets)
         for hook in self.manifest.hooks:
             found = {name: self.rows(tensors[at(hook, name)]) for name in HOOK_NAMES[1:] if at(hook, name) in tensors}
-            proof = HookProof(self.session.sae(hook), hook, self.rows(inputs[at(hook, HOOK_INPUT)]))
+            proof = HookProof(self.runner.sae(hook), hook, self.rows(inputs[at(hook, HOOK_INPUT)]))
             self.report.verdicts.extend(proof.judge(TAP, found))
 
     def judge_features(self) -> None:
         """Judge the activations of the features, on the recorded activation at each hook."""
-        tensors = self.session.run_graph(FEATURES, self.golden.feeds)
+        tensors = self.runner.graphs.run(FEATURES, self.golden.feeds)
         for hook in self.manifest.hooks:
             budget = self.parity.inputs[hook].budget if hook in self.parity.inputs else 0.0
-            proof = HookProof(self.session.sae(hook), hook, self.rows(self.golden.inputs[hook]), budget)
+            proof = HookProof(self.runner.sae(hook), hook, self.rows(self.golden.inputs[hook]), budget)
             found = {HOOK_ACTS_POST: self.rows(tensors[at(hook, HOOK_ACTS_POST)])}
             self.report.verdicts.extend(proof.judge(FEATURES, found))
 
@@ -208,14 +210,14 @@ class _HostProof:
 
     def staged(self, attached: Mapping[str, bool]) -> dict[str, Array]:
         """Return the outputs of the stages with the artifacts of some SAEs between them."""
-        outputs = self.session._run_staged(self.golden.feeds, Setup(attached, {}))
+        outputs = self.runner.run_in_stages(self.golden.feeds, Setup(attached, {}))
         for i in range(len(self.manifest.hooks) + 1):
             if stage(i) in self.manifest.graphs:
-                self.session.release(stage(i))
+                self.runner.graphs.release(stage(i))
         return {name: outputs[name] for name in self.golden.outputs}
 
     def run(self, feeds: Mapping[str, Array], setup: Setup, names: Sequence[str]) -> dict[str, Array]:
-        return self.session._run(complete_feeds(self.manifest.host, feeds), setup, names)
+        return self.runner.run(complete_feeds(self.manifest.host, feeds), setup, names)
 
     def rows(self, tensor: Array) -> Array:
         """Return a row for each token that counts."""

@@ -52,7 +52,11 @@ def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Coll
         inserted = Inserted(graph, graft, x, INSERTED[mode])
         if mode == SPLICE:
             values[graft.value] = inserted.splice()
-        wanted = [HOOK_ACTS_POST] if mode == FEATURES else [name for name in inserted.hooks if name in hooks or name in ALWAYS]
+        wanted = (
+            [HOOK_ACTS_POST]
+            if mode == FEATURES
+            else [name for name in inserted.hooks if name in hooks or name in ALWAYS]
+        )
         outputs += [inserted.hooks[name] for name in wanted]
     if mode == FEATURES:
         graph.outputs.clear()
@@ -60,6 +64,16 @@ def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Coll
     graph.sort()
     if mode == FEATURES:
         _drop_unread_inputs(graph)
+    return graph
+
+
+def build_probe(model: ir.Model, grafts: Sequence[Graft]) -> ir.Graph:
+    """Return the graph of a host that ends at the hooks, with the values there as its outputs."""
+    graph = model.graph.clone()
+    values = values_of(graph)
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in dict.fromkeys(graft.value for graft in grafts))
+    _drop_unread_inputs(graph)
     return graph
 
 

@@ -1,5 +1,6 @@
 """What a grafted host is compared with: feeds, and the activations and outputs of the model in PyTorch or in a file."""
 
+import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from runtime.arrays.tensor import Array
 from runtime.errors import GraftError
 from runtime.hosts.names import TOKENIZER
 
-from .feeds import default_feeds
+from .feeds import default_feeds, select_sequences
 from .host import Host
 from .locate import GOLDEN, REFERENCE, Reference
 from .reference import capture, load_model
@@ -68,6 +69,23 @@ def prepare(
         return Given(Reference(feeds), source, None, {}, tokenizer)
     model = load_model(as_path("hf", hf))
     return Given(Reference(feeds, capture(model, feeds, hooks), REFERENCE), source, model, {}, tokenizer)
+
+
+def select(host: Host, given: Given, keep: Array) -> Given:
+    """Return what a host is compared with on some of the sequences.
+
+    Args:
+        host: The host.
+        given: What it is compared with on all of them.
+        keep: Which sequences to keep, `(batch,)` bool.
+
+    Raises:
+        GraftError: The host takes batches of one size only.
+    """
+    old = given.reference
+    activations = {hook: array[keep] for hook, array in old.activations.items()}
+    reference = dataclasses.replace(old, feeds=select_sequences(host, old.feeds, keep), activations=activations)
+    return dataclasses.replace(given, reference=reference, outputs={k: y[keep] for k, y in given.outputs.items()})
 
 
 def _from_file(host: Host, hooks: Collection[str], file: Path, tokenizer: Path | None) -> Given:

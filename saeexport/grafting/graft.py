@@ -23,6 +23,8 @@ from runtime.hosts.checks import check_host_manifest
 from runtime.hosts.folder import GraftedHost, read_host
 from runtime.hosts.manifest import MANIFEST, Evidence, HostManifest
 from runtime.hosts.names import DATA, FEATURES, GOLDEN, MODES, SPLICE, TOKENIZER, sae_folder
+from runtime.hosts.verify import verify_host
+from runtime.parity.report import Report
 
 from ..staging import check_output_folder, staged_folder
 from ..versions import package_versions
@@ -117,6 +119,8 @@ def _write(
     except ManifestError as error:
         raise GraftError(f"{path} was not written: {error}") from error
     (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+    report = verify_host(folder, "cpu")
+    Report(f"{path} was not written: verification failed", report.verdicts, report.problems).raise_for_failures()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,9 @@ from .graft import graft
 
 def add_graft_command(commands: Any) -> None:
     """Add the command to the commands of a parser."""
-    text = "Graft SAEs into the ONNX model of their language model, and prove that the result computes what PyTorch does."
+    text = (
+        "Graft SAEs into the ONNX model of their language model, and prove that the result computes what PyTorch does."
+    )
     sub = commands.add_parser("graft", help=text, description=text)
     sub.set_defaults(command=graft_command)
     sub.add_argument("host", help="ONNX model of the language model, or hf:MODEL_DIR to export one of transformers")
@@ -27,7 +29,9 @@ def add_graft_command(commands: Any) -> None:
     sub.add_argument("out", help="folder to write")
     group = sub.add_mutually_exclusive_group()
     group.add_argument(
-        "--hf", metavar="MODEL_DIR", help="folder of the same model for transformers, to confirm the values and the result"
+        "--hf",
+        metavar="MODEL_DIR",
+        help="folder of the same model for transformers, to confirm the values and the result",
     )
     group.add_argument(
         "--reference", metavar="FILE",
@@ -79,9 +83,14 @@ def describe_host(host: GraftedHost) -> str:
     manifest = host.manifest
     size = sum(record.bytes for record in manifest.files.values()) / 1e6
     rows = [(sae.hook, sae.value, _evidence(sae.evidence)) for sae in manifest.saes]
-    lines = [f"{host.path}: {len(manifest.graphs)} graphs, {size:.1f} MB", format_table(rows, header=("hook", "value", "evidence"))]
+    lines = [
+        f"{host.path}: {len(manifest.graphs)} graphs, {size:.1f} MB",
+        format_table(rows, header=("hook", "value", "evidence")),
+    ]
     parity = manifest.parity
-    against = "the model in PyTorch" if parity.reference == "pytorch" else "its stages with the PyTorch SAEs between them"
+    against = (
+        "the model in PyTorch" if parity.reference == "pytorch" else "its stages with the PyTorch SAEs between them"
+    )
     for what, records in (("tap", parity.tap), ("splice", parity.splice)):
         if records:
             worst = max(records.values(), key=lambda record: record.error / record.budget)

@@ -22,7 +22,7 @@ from runtime.arrays.dtypes import widened
 from runtime.arrays.tensor import Array
 from runtime.artifact.budgets import MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
-from runtime.artifact.names import HOOK_ACTS_POST
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
 from runtime.errors import GraftError, ParityError
 from runtime.hosts.manifest import DECODER, ENCODER, GraftParity, HostGolden, OutputParity
 from runtime.hosts.names import ATTACH, ATTENTION_MASK, GOLDEN, INPUT_IDS, POSITION_IDS, SPLICE, TAP, USE_ERROR_TERM, at
@@ -30,17 +30,20 @@ from runtime.hosts.rule import PROVES, host_budget, host_error
 from runtime.session.interventions import Intervention
 
 from ..checkpoints.registry import load
-from .feeds import select_sequences
-from .given import Given
+from .build import build_probe
+from .given import Given, select
 from .host import Host
 from .insert import Graft
-from .probe import read
 from .reference import run, run_spliced
 from .running import Graph, reconstruct, run_stages
+from .write import write_graph
 
 EDITED_FEATURES = 4
 CAUSAL = 1e-3
 """Largest error of the outputs at earlier positions, when the last token is another one, of a host that is a decoder."""
+
+
+WITHOUT_OPTIMISATIONS = "it does without ONNX Runtime's optimisations"
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,7 @@ def prove(
         GraftError: The host computes something else than the model that it is compared with.
         ParityError: A graph does not compute what it must, or an SAE or an edit moves nothing.
     """
-    feeds = dict(given.reference.feeds)
-    proving = _Proving(folder, path, host, grafts, graphs, given, feeds)
+    proving = _Proving(folder, path, host, grafts, graphs, given)
     agree = proving.sequences_with_equal_decisions()
     if not agree.all():
         if agree.sum() * 2 < len(agree):
@@ -84,7 +86,7 @@ def prove(
                 f"{path} was not written: on {len(agree) - agree.sum()} of {len(agree)} sequences the splice decides "
                 "about other features than the SAEs in PyTorch. Rounding explains a few decisions, not as many."
             )
-        proving = dataclasses.replace(proving, feeds=select_sequences(host, feeds, agree))
+        proving = dataclasses.replace(proving, given=select(host, given, agree))
     return proving.prove()
 
 
@@ -96,9 +98,9 @@ class _Proving:
     grafts: Sequence[Graft]
     graphs: dict[str, GraphSpec]
     given: Given
-    feeds: dict[str, Array]
 
     def __post_init__(self) -> None:
+        self.feeds = dict(self.given.reference.feeds)
         ids = self.feeds[INPUT_IDS] if INPUT_IDS in self.feeds else next(iter(self.feeds.values()))
         self.mask = self.feeds[ATTENTION_MASK] != 0 if ATTENTION_MASK in self.feeds else np.ones(ids.shape[:2], bool)
         self.hooks = [graft.hook for graft in self.grafts]
@@ -106,6 +108,7 @@ class _Proving:
         self.outputs = [str(value.name) for value in self.host.graph.outputs if value.name not in present]
         self.saes = {graft.hook: load(graft.artifact.folder) for graft in self.grafts}
         self.failures: list[str] = []
+        self.detach = {at(hook, ATTACH): np.array(False) for hook in self.hooks}
         self.without_error = {at(hook, USE_ERROR_TERM): np.array(False) for hook in self.hooks}
 
     def sequences_with_equal_decisions(self) -> Array:
@@ -131,7 +134,8 @@ class _Proving:
         noise = self.noise(own)
         tensors = {f"feeds/{name}": array for name, array in self.feeds.items()}
         tensors |= {f"outputs/{name}": own[name] for name in self.outputs}
-        tensors |= self.activations_at_hooks()
+        activations, noise_at_hooks = self.activations_at_hooks()
+        tensors |= {at(hook, "input"): x for hook, x in activations.items()}
         parity = GraftParity(
             "cpu",
             "stages" if self.given.model is None else "pytorch",
@@ -148,6 +152,12 @@ class _Proving:
             found = self.graph(TAP)(self.feeds)
             exact = all(np.array_equal(found[name], own[name], equal_nan=True) for name in self.outputs)
             parity = dataclasses.replace(parity, exact=exact, tap=self.compare(TAP, found, own, noise))
+        if mode := next((mode for mode in (TAP, SPLICE) if mode in self.graphs), None):
+            found = self.graph(mode)(self.feeds | self.detach)
+            inputs = {hook: found[at(hook, HOOK_INPUT)] for hook in self.hooks}
+            parity = dataclasses.replace(
+                parity, inputs=self.compare("activations", inputs, activations, noise_at_hooks)
+            )
         if SPLICE in self.graphs:
             parity, golden = self.prove_splice(parity, own, noise)
             tensors |= golden
@@ -162,8 +172,7 @@ class _Proving:
     ) -> tuple[GraftParity, dict[str, Array]]:
         """Judge the splice, and return the record with its errors, and the tensors of the golden batch."""
         graph = self.graph(SPLICE)
-        detach = {at(hook, ATTACH): np.array(False) for hook in self.hooks}
-        detached = self.compare("splice, no SAE attached", graph(self.feeds | detach), own, noise)
+        detached = self.compare("splice, no SAE attached", graph(self.feeds | self.detach), own, noise)
         found = graph(self.feeds | self.without_error)
         edits = {hook: typical_edit(found[at(hook, HOOK_ACTS_POST)][self.mask]) for hook in self.hooks}
         given = {
@@ -178,7 +187,7 @@ class _Proving:
         edited = self.compare("splice, features edited", found_edited, reference_edited, noise_edited)
         moved = {name: host_error(found[name], own[name], self.mask) for name in self.outputs}
         for hook in self.hooks:
-            alone = graph(self.feeds | detach | {at(hook, ATTACH): np.array(True)} | self.without_error)
+            alone = graph(self.feeds | self.detach | {at(hook, ATTACH): np.array(True)} | self.without_error)
             self.check_moves(f"attaching the SAE at {hook}", alone, own, splice)
             ids = {name: array for name, array in given.items() if name.startswith(f"{hook}.")}
             self.check_moves(f"editing features at {hook}", graph(self.feeds | self.without_error | ids), found, splice)
@@ -197,7 +206,7 @@ class _Proving:
         Raises:
             GraftError: It is too large to be one of rounding.
         """
-        others = [("itself without ONNX Runtime's optimisations", Graph(self.host.path, optimize=False)(self.feeds))]
+        others = [(WITHOUT_OPTIMISATIONS, Graph(self.host.path, optimize=False)(self.feeds))]
         if self.given.model is not None:
             others.append(("the model in PyTorch", self.named(run(self.given.model, self.feeds), own)))
         if self.given.outputs:
@@ -257,14 +266,23 @@ class _Proving:
             )
         return found
 
-    def activations_at_hooks(self) -> dict[str, Array]:
-        """Return the tensor at each hook in the ungrafted host."""
-        tensors, values = {}, self.host.values()
+    def activations_at_hooks(self) -> tuple[dict[str, Array], dict[str, float]]:
+        """Return the tensor at each hook in the ungrafted host, and the own error of the host there."""
+        probe = self.folder / "probe.onnx"
+        try:
+            write_graph(build_probe(self.host.model, self.grafts), self.host.model, probe, "")
+            found, slow = Graph(probe)(self.feeds), Graph(probe, optimize=False)(self.feeds)
+        finally:
+            probe.unlink(missing_ok=True)
+        activations, own = {}, {}
         for graft in self.grafts:
-            size = self.mask.size * graft.sae.d_in
-            ((value, array),) = read(self.host.model, self.folder, [values[graft.value]], self.feeds, size)
-            tensors[at(graft.hook, "input")] = array if value.dtype is None else array.astype(value.dtype.numpy())
-        return tensors
+            x = activations[graft.hook] = found[graft.value]
+            own[graft.hook] = self.own_error(graft.value, x, slow[graft.value], WITHOUT_OPTIMISATIONS)
+            expected = self.given.reference.activations.get(graft.hook)
+            if expected is not None:
+                what = f"what it is compared with at {graft.hook}"
+                own[graft.hook] = max(own[graft.hook], self.own_error(graft.value, x, expected.reshape(x.shape), what))
+        return activations, own
 
     def staged(
         self, edits: Mapping[str, Intervention], acts: "dict[str, Array] | None" = None, optimize: bool = True
@@ -317,9 +335,9 @@ class _Proving:
     ) -> dict[str, OutputParity]:
         """Return the record of each output, and note those whose error exceeds its budget."""
         records = {}
-        for name in self.outputs:
-            budget = host_budget(noise[name], str(found[name].dtype))
-            error = host_error(found[name], expected[name], self.mask)
+        for name in noise:
+            budget = host_budget(noise[name], str(expected[name].dtype))
+            error = host_error(found[name].reshape(expected[name].shape), expected[name], self.mask)
             if not error <= budget:
                 self.failures.append(f"{what}: {name}: the error is {error:.3e}, its budget {budget:.3e}.")
             records[name] = OutputParity(noise[name], error, budget)
