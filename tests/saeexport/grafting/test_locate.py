@@ -12,8 +12,9 @@ from runtime.artifact.folder import read_artifact
 from runtime.errors import GraftError
 from saeexport import export
 from saeexport.grafting import locate, probe
+from saeexport.grafting.candidates import Reference, rank, variance_explained
 from saeexport.grafting.host import load_host
-from saeexport.grafting.locate import Reference, find, rank, variance_explained
+from saeexport.grafting.locate import find
 from tests.support.explaining import explaining_sae
 from tests.support.tiny_hosts import D_MODEL, TinyHost
 
