@@ -16,9 +16,9 @@ from runtime.arrays.tensor import Array
 from runtime.errors import GraftError
 from runtime.hosts.names import TOKENIZER
 
+from .candidates import GOLDEN, REFERENCE, Reference
 from .feeds import default_feeds, select_sequences
 from .host import Host
-from .locate import GOLDEN, REFERENCE, Reference
 from .reference import capture, load_model
 
 HOOKS, OUTPUTS = "hooks/", "outputs/"

@@ -29,12 +29,13 @@ from runtime.parity.report import Report
 from ..staging import check_output_folder, staged_folder
 from ..versions import package_versions
 from .build import DESCRIPTIONS, build_graph, build_stages, describe_stage
+from .candidates import Reference
 from .describe import describe_host, describe_sae
 from .given import Given, prepare
 from .host import Host, load_host
 from .huggingface import opened
 from .insert import Graft, trailing_dimensions
-from .locate import Reference, find
+from .locate import find
 from .prove import prove
 from .write import move_weights, write_graph
 

@@ -6,7 +6,7 @@ from typing import Any
 from runtime.errors import GraftError
 from runtime.tables import format_table
 
-from .locate import Candidate
+from .candidates import Candidate
 from .search import Search, locate
 
 MOST_ROWS = 12

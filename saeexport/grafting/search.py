@@ -8,10 +8,11 @@ from runtime.arrays.arguments import as_path
 from runtime.artifact.folder import read_artifact
 from runtime.errors import GraftError
 
+from .candidates import Candidate, rank
 from .given import prepare
 from .host import load_host
 from .huggingface import opened
-from .locate import Candidate, Located, decide, rank
+from .locate import Located, decide
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
