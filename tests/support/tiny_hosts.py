@@ -70,6 +70,7 @@ class TinyHost:
         """Write the model to a file, with its weights in another one if `external`."""
         model = self._model()
         onnx.checker.check_model(model)
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # onnx would append to it
         onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=100)
         return path
 
