@@ -42,7 +42,10 @@ def test_weights_are_stored_once_and_shared_by_the_graphs(graft_into):
         for value in ir.load(path).graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):
-                assert places.setdefault(value.name, (tensor.location, tensor.offset)) == (tensor.location, tensor.offset)
+                assert places.setdefault(value.name, (tensor.location, tensor.offset)) == (
+                    tensor.location,
+                    tensor.offset,
+                )
                 assert tensor.location in (DATA, f"saes/{HOOK}/weights.safetensors")
                 assert tensor.location != DATA or tensor.offset % ALIGNMENT == 0
             else:

@@ -12,6 +12,7 @@ from saeexport import export
 from saeexport.cli import main
 from saeexport.grafting.graft import graft
 from saeexport.grafting.host import load_host
+from saeexport.original.architectures import Transcoder
 from tests.support.samples import make_sae, normal
 from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
 
@@ -114,7 +115,7 @@ def test_int8_weights(attempt, tmp_path):
 
 
 def test_a_transcoder_is_grafted_for_its_features_only(tmp_path):
-    sae = make_sae(D_MODEL, 64, hook_name=HOOK, architecture="transcoder", d_out=D_MODEL, use_error_term=False)
+    sae = Transcoder({"d_in": D_MODEL, "d_out": D_MODEL, "d_sae": 64, "hook_name": HOOK, "use_error_term": False})
     export(sae, tmp_path / "sae", activations=HOST.run(HOST.feeds())[HOOK].reshape(-1, D_MODEL).astype(np.float32))
     path, saes = HOST.write(tmp_path / "host.onnx"), {f"{HOOK}@{VALUE}": tmp_path / "sae"}
     with pytest.raises(GraftError, match="is a transcoder, .* --modes features"):
@@ -138,7 +139,11 @@ def test_unknown_modes_and_hooks(attempt):
 
 def test_a_file_that_is_no_model(tmp_path, sae_at):
     (tmp_path / "host.onnx").write_bytes(b"not a model")
-    for name, says in (("host.onnx", "is not an ONNX model"), ("missing.onnx", "cannot be read"), (".", "cannot be read")):
+    for name, says in (
+        ("host.onnx", "is not an ONNX model"),
+        ("missing.onnx", "cannot be read"),
+        (".", "cannot be read"),
+    ):
         with pytest.raises(GraftError, match=says):
             graft(tmp_path / name, [sae_at(HOST, HOOK)], tmp_path / "out")
 
