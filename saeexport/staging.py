@@ -31,7 +31,7 @@ SUFFIXES = (".onnx", ".safetensors")
 
 
 def check_output_folder(path: Path, overwrite: bool) -> None:
-    """Refuse a path that exists, unless it is to be overwritten and its folder holds one artifact or grafted host alone.
+    """Refuse a path that exists, unless it may be overwritten and holds one artifact or grafted host and nothing else.
 
     Raises:
         ExportError: The path is refused; the message says what to do.

@@ -19,12 +19,12 @@ INSERTED = {TAP: MODEL, SPLICE: STEER, FEATURES: ENCODE}
 """The graph of an SAE that each mode inserts."""
 
 ALWAYS = (HOOK_INPUT, HOOK_ACTS_POST)
-"""The hooks that are outputs of every tap and splice: an SAE is judged on its input, and features are what it is for."""
+"""The hooks that are outputs of every tap and splice: the input, on which an SAE is judged, and the features."""
 
 DESCRIPTIONS = {
     TAP: "The host, unchanged. The hooks of the SAEs are further outputs.",
-    SPLICE: "The host goes on from the output of each SAE: of its reconstruction, plus the error if <hook>.use_error_term "
-    "is true. The inputs that begin with the name of a hook have defaults: the SAE is attached (<hook>.attach), its own "
+    SPLICE: "The host goes on from the output of each SAE: its reconstruction, plus the error if <hook>.use_error_term "
+    "is true. The inputs that begin with the name of a hook have defaults: the SAE attached (<hook>.attach), its own "
     "setting of the error term, and no edits (<hook>.feature_ids and so on, as in the SAE's steer.onnx).",
     FEATURES: "The feature activations alone. The host ends behind the last hook.",
 }

@@ -63,7 +63,7 @@ class _Cutter:
         for node in graph:
             for value in reads(node):
                 self._readers.setdefault(value, []).append(node)
-        self._names = {value: value.name for value in (*graph.inputs, *graph.outputs)} | self._hook_of
+        self._names = {value: str(value.name) for value in (*graph.inputs, *graph.outputs)} | self._hook_of
         for node in graph:
             for value in self._across(node):
                 self._names.setdefault(value, f"live.{len(self._names)}")

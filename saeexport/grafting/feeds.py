@@ -42,8 +42,8 @@ def default_feeds(host: Host, tokenizer: "Path | None" = None) -> tuple[dict[str
     inputs = {value.name: value for value in host.graph.inputs if not value.is_initializer()}
     if INPUT_IDS not in inputs:
         raise GraftError(
-            f"The host {host.path} has the inputs {', '.join(map(str, inputs))}, and none called {INPUT_IDS}. Pass feeds: "
-            "--reference FILE."
+            f"The host {host.path} has the inputs {', '.join(map(str, inputs))}, and none called {INPUT_IDS}. Pass "
+            "feeds: --reference FILE."
         )
     batch, length = _fixed_sizes(inputs[INPUT_IDS])
     if tokenizer is None:
@@ -94,8 +94,8 @@ def select_sequences(host: Host, feeds: Mapping[str, Array], keep: Array) -> dic
     ids = next(value for value in host.graph.inputs if value.name == INPUT_IDS)
     if _fixed_sizes(ids)[0] is not None:
         raise GraftError(
-            f"The host {host.path} takes batches of {len(keep)} sequences only, and on {len(keep) - keep.sum()} of them "
-            "a feature is at its threshold but for rounding. Pass other feeds: --reference FILE."
+            f"The host {host.path} takes batches of {len(keep)} sequences only, and on {len(keep) - keep.sum()} of "
+            "them a feature is at its threshold but for rounding. Pass other feeds: --reference FILE."
         )
     return {name: array[keep] if array.shape[:1] == keep.shape else array for name, array in feeds.items()}
 

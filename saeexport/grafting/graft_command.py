@@ -43,7 +43,7 @@ def add_graft_command(commands: Any) -> None:
     )
     sub.add_argument(
         "--hooks", type=_names, default=HOOK_NAMES, metavar="HOOK,...",
-        help="hooks of each SAE that tap and splice give, in addition to hook_sae_input and hook_sae_acts_post (default: all)",
+        help="hooks of each SAE that tap and splice give, with hook_sae_input and hook_sae_acts_post (default: all)",
     )  # fmt: skip
     sub.add_argument("--force", action="store_true", help="graft at each VALUE even if it cannot be confirmed")
     sub.add_argument("--overwrite", action="store_true", help="replace a grafted host at OUT")
@@ -95,9 +95,8 @@ def describe_host(host: GraftedHost) -> str:
         if records:
             worst = max(records.values(), key=lambda record: record.error / record.budget)
             compared = "the ungrafted host" if what == "tap" else against
-            lines.append(
-                f"{what} against {compared} on {parity.tokens} tokens: error {worst.error:.1e}, budget {worst.budget:.1e}"
-            )
+            measured = f"error {worst.error:.1e}, budget {worst.budget:.1e}"
+            lines.append(f"{what} against {compared} on {parity.tokens} tokens: {measured}")
     return "\n".join([*lines, f"prove it without PyTorch: python -m runtime verify {host.path}"])
 
 

@@ -1,7 +1,8 @@
-"""Loads the ONNX model of a language model as a host: its graph with the type of every value, and what it is made of."""
+"""Loads the ONNX model of a language model as a host: its graph with the type of every value, and its facts."""
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,5 +124,5 @@ def _cache(graph: ir.Graph) -> tuple[tuple[str, str], ...]:
     return tuple((name, presents[rest]) for name in pasts if (rest := PAST.sub("", name, count=1)) in presents)
 
 
-def _names(values: "list[ir.Value] | ir.GraphInputs") -> list[str]:
+def _names(values: Iterable[ir.Value]) -> list[str]:
     return [value.name for value in values if value.name]

@@ -143,7 +143,9 @@ class Inserted:
         return self._constants[sizes]
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape.numpy())), const_value=tensor
+        )
         self._graph.register_initializer(value)
         return value
 
@@ -195,7 +197,7 @@ class Inserted:
 
     def _hook(self, value: ir.Value, original: ir.Value, sae: SAEConfig) -> ir.Value:
         """Return the tensor of a hook with the leading dimensions of the host's value."""
-        sizes = [int(size) for size in list(original.shape or ())[1:]]
+        sizes = [size for size in list(original.shape or ())[1:] if isinstance(size, int)]
         shape = self._node("Concat", [self._leading, self._vector(*sizes)], axis=0)
         hook = self._node("Reshape", [value, shape])
         name = at(self._graft.hook, str(original.name))
@@ -251,6 +253,6 @@ def check_operator(node: ir.Node, opset: int, hook: str) -> None:
             return
         problem = f"does not take {', '.join(sorted(strange)) or f'{len(node.inputs)} inputs'}"
     raise GraftError(
-        f"The SAE at {hook} needs the operator {node.op_type}, which {problem} in opset {opset}, that of the host. Export "
-        "the host with opset 20."
+        f"The SAE at {hook} needs the operator {node.op_type}, which {problem} in opset {opset}, that of the host. "
+        "Export the host with opset 20."
     )

@@ -20,30 +20,23 @@ from safetensors.numpy import save_file
 
 from runtime.arrays.dtypes import widened
 from runtime.arrays.tensor import Array
-from runtime.artifact.budgets import MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
-from runtime.errors import GraftError, ParityError
+from runtime.errors import ParityError
 from runtime.hosts.manifest import DECODER, ENCODER, GraftParity, HostGolden, OutputParity
 from runtime.hosts.names import ATTACH, ATTENTION_MASK, GOLDEN, INPUT_IDS, POSITION_IDS, SPLICE, TAP, USE_ERROR_TERM, at
 from runtime.hosts.rule import PROVES, host_budget, host_error
 from runtime.session.interventions import Intervention
 
-from ..checkpoints.registry import load
-from .build import build_probe
+from .expected import Expected
 from .given import Given, select
 from .host import Host
 from .insert import Graft
-from .reference import run, run_spliced
-from .running import Graph, reconstruct, run_stages
-from .write import write_graph
+from .running import Graph
 
 EDITED_FEATURES = 4
 CAUSAL = 1e-3
-"""Largest error of the outputs at earlier positions, when the last token is another one, of a host that is a decoder."""
-
-
-WITHOUT_OPTIMISATIONS = "it does without ONNX Runtime's optimisations"
+"""Largest error of the outputs at earlier positions of a decoder when the last token is another one."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +79,27 @@ def prove(
                 f"{path} was not written: on {len(agree) - agree.sum()} of {len(agree)} sequences the splice decides "
                 "about other features than the SAEs in PyTorch. Rounding explains a few decisions, not as many."
             )
-        proving = dataclasses.replace(proving, given=select(host, given, agree))
+        proving = _Proving(folder, path, host, grafts, graphs, select(host, given, agree))
     return proving.prove()
 
 
-@dataclass
 class _Proving:
-    folder: Path
-    path: Path
-    host: Host
-    grafts: Sequence[Graft]
-    graphs: dict[str, GraphSpec]
-    given: Given
+    """Judges the graphs of a folder against what they must compute, and notes what fails."""
 
-    def __post_init__(self) -> None:
-        self.feeds = dict(self.given.reference.feeds)
-        ids = self.feeds[INPUT_IDS] if INPUT_IDS in self.feeds else next(iter(self.feeds.values()))
-        self.mask = self.feeds[ATTENTION_MASK] != 0 if ATTENTION_MASK in self.feeds else np.ones(ids.shape[:2], bool)
-        self.hooks = [graft.hook for graft in self.grafts]
-        present = {name for _, name in self.host.cache}
-        self.outputs = [str(value.name) for value in self.host.graph.outputs if value.name not in present]
-        self.saes = {graft.hook: load(graft.artifact.folder) for graft in self.grafts}
+    def __init__(
+        self, folder: Path, path: Path, host: Host, grafts: Sequence[Graft], graphs: dict[str, GraphSpec], given: Given
+    ) -> None:
+        self.expected = Expected(folder, host, grafts, graphs, given)
+        self.feeds, self.mask = self.expected.feeds, self.expected.mask
+        self.hooks, self.outputs = self.expected.hooks, self.expected.outputs
+        self.folder, self.path, self.host, self.grafts, self.graphs, self.given = (
+            folder,
+            path,
+            host,
+            grafts,
+            graphs,
+            given,
+        )
         self.failures: list[str] = []
         self.detach = {at(hook, ATTACH): np.array(False) for hook in self.hooks}
         self.without_error = {at(hook, USE_ERROR_TERM): np.array(False) for hook in self.hooks}
@@ -121,7 +114,7 @@ class _Proving:
         if SPLICE not in self.graphs or len(agree) == 1:
             return agree
         acts: dict[str, Array] = {}
-        self.staged({}, acts)
+        self.expected.staged({}, acts)
         found = self.graph(SPLICE)(self.feeds | self.without_error)
         for hook in self.hooks:
             differs = (found[at(hook, HOOK_ACTS_POST)] != 0) != (acts[hook] != 0)
@@ -129,25 +122,16 @@ class _Proving:
         return agree
 
     def prove(self) -> Proof:
+        """Judge every graph, and write the golden batch; see `prove`."""
         plain = Graph(self.host.path)
         own = plain(self.feeds)
-        noise = self.noise(own)
+        noise = self.expected.noise(own)
         tensors = {f"feeds/{name}": array for name, array in self.feeds.items()}
         tensors |= {f"outputs/{name}": own[name] for name in self.outputs}
-        activations, noise_at_hooks = self.activations_at_hooks()
+        activations, noise_at_hooks = self.expected.activations_at_hooks()
         tensors |= {at(hook, "input"): x for hook, x in activations.items()}
-        parity = GraftParity(
-            "cpu",
-            "stages" if self.given.model is None else "pytorch",
-            int(self.mask.sum()),
-            False,
-            {},
-            {},
-            {},
-            {},
-            {},
-            {},
-        )
+        reference = "stages" if self.given.model is None else "pytorch"
+        parity = GraftParity("cpu", reference, int(self.mask.sum()), False, {}, {}, {}, {}, {}, {})
         if TAP in self.graphs:
             found = self.graph(TAP)(self.feeds)
             exact = all(np.array_equal(found[name], own[name], equal_nan=True) for name in self.outputs)
@@ -181,8 +165,8 @@ class _Proving:
             for name, array in edits[graft.hook].feeds((1,), graft.sae.dtype).items()
         }
         found_edited = graph(self.feeds | self.without_error | given)
-        reference, noise_spliced = self.spliced({}, noise)
-        reference_edited, noise_edited = self.spliced(edits, noise)
+        reference, noise_spliced = self.expected.spliced({}, noise)
+        reference_edited, noise_edited = self.expected.spliced(edits, noise)
         splice = self.compare("splice, SAEs attached", found, reference, noise_spliced)
         edited = self.compare("splice, features edited", found_edited, reference_edited, noise_edited)
         moved = {name: host_error(found[name], own[name], self.mask) for name in self.outputs}
@@ -199,104 +183,6 @@ class _Proving:
             parity, detached=detached, splice=splice, edited=edited, decoded=decoded, moved=moved
         )
         return record, golden
-
-    def noise(self, own: Mapping[str, Array]) -> dict[str, float]:
-        """Return the own error of the host at each output, from what it is compared with.
-
-        Raises:
-            GraftError: It is too large to be one of rounding.
-        """
-        others = [(WITHOUT_OPTIMISATIONS, Graph(self.host.path, optimize=False)(self.feeds))]
-        if self.given.model is not None:
-            others.append(("the model in PyTorch", self.named(run(self.given.model, self.feeds), own)))
-        if self.given.outputs:
-            others.append(("the outputs in the file", dict(self.given.outputs)))
-        noise = dict.fromkeys(self.outputs, 0.0)
-        for what, outputs in others:
-            for name in self.outputs:
-                if name in outputs:
-                    noise[name] = max(noise[name], self.own_error(name, own[name], outputs[name], what))
-        return noise
-
-    def own_error(self, name: str, y: Array, other: Array, what: str) -> float:
-        """Return the error of an output of the host, after checking that rounding explains it."""
-        error = host_error(y, other, self.mask)
-        most = MOST_OWN_ERROR.get(str(y.dtype), MOST_OWN_ERROR["float32"])
-        if not error <= most:
-            raise GraftError(
-                f"The host {self.host.path} computes something else than {what}: {name} is off by {error:.1e} of a "
-                f"token's norm, and rounding explains at most {most:.1e}. Compare it with the model that it was "
-                "exported from."
-            )
-        return error
-
-    def spliced(
-        self, edits: Mapping[str, Intervention], noise: Mapping[str, float]
-    ) -> tuple[dict[str, Array], dict[str, float]]:
-        """Return the outputs with the PyTorch SAEs in the host, and the own errors of the host with them in it."""
-        staged = self.staged(edits)
-        if self.given.model is None:
-            reference, other = staged, self.staged(edits, optimize=False)
-        else:
-            run_in_torch = run_spliced(self.given.model, self.feeds, self.saes, False, edits)
-            reference = staged | self.named(run_in_torch, staged)
-            other = staged
-        own = {
-            name: max(
-                noise[name],
-                self.own_error(name, other[name], reference[name], "PyTorch does, with the PyTorch SAEs in both"),
-            )
-            for name in self.outputs
-        }
-        return {name: reference[name] for name in self.outputs}, own
-
-    def named(self, outputs: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the outputs of the PyTorch model by the names of the host's outputs: the nearest of the same shape."""
-        found = {}
-        for name in self.outputs:
-            fitting = [y for y in outputs.values() if y.shape == own[name].shape]
-            if name in outputs:
-                found[name] = outputs[name]
-            elif fitting:
-                found[name] = min(fitting, key=lambda y: host_error(own[name], y, self.mask))
-        if not found:
-            raise GraftError(
-                f"The model in PyTorch gives {', '.join(outputs)}, and the host {', '.join(self.outputs)}: no output has "
-                "the same name or shape, so that nothing can be compared. Use the model that the host was exported from."
-            )
-        return found
-
-    def activations_at_hooks(self) -> tuple[dict[str, Array], dict[str, float]]:
-        """Return the tensor at each hook in the ungrafted host, and the own error of the host there."""
-        probe = self.folder / "probe.onnx"
-        try:
-            write_graph(build_probe(self.host.model, self.grafts), self.host.model, probe, "")
-            found, slow = Graph(probe)(self.feeds), Graph(probe, optimize=False)(self.feeds)
-        finally:
-            probe.unlink(missing_ok=True)
-        activations, own = {}, {}
-        for graft in self.grafts:
-            x = activations[graft.hook] = found[graft.value]
-            own[graft.hook] = self.own_error(graft.value, x, slow[graft.value], WITHOUT_OPTIMISATIONS)
-            expected = self.given.reference.activations.get(graft.hook)
-            if expected is not None:
-                what = f"what it is compared with at {graft.hook}"
-                own[graft.hook] = max(own[graft.hook], self.own_error(graft.value, x, expected.reshape(x.shape), what))
-        return activations, own
-
-    def staged(
-        self, edits: Mapping[str, Intervention], acts: "dict[str, Array] | None" = None, optimize: bool = True
-    ) -> dict[str, Array]:
-        """Return the tensors of the stages with the PyTorch SAEs between them, without their error terms."""
-        grafts = {graft.hook: graft for graft in self.grafts}
-
-        def replace(hook: str, x: Array) -> Array:
-            hooks = reconstruct(grafts[hook], self.saes[hook], x, edits.get(hook))
-            if acts is not None:
-                acts[hook] = hooks.acts_post
-            return hooks.recons
-
-        return run_stages(self.folder, self.graphs, self.hooks, self.feeds, replace, optimize)
 
     def decode(self, graph: Graph, found: Mapping[str, Array], noise: Mapping[str, float]) -> dict[str, OutputParity]:
         """Judge the outputs of the splice token by token, each with the cache of those before."""
@@ -328,6 +214,7 @@ class _Proving:
         return all(host_error(outputs[name], own[name], earlier) < CAUSAL for name in by_position) and bool(by_position)
 
     def graph(self, name: str) -> Graph:
+        """Load a graph of the folder."""
         return Graph(self.folder / self.graphs[name].file)
 
     def compare(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -36,7 +37,7 @@ def move_weights(model: ir.Model, folder: Path) -> None:
     position = 0
     with (folder / DATA).open("wb") as file:
         for value in _in_order_of_use(model):
-            tensor = value.const_value
+            tensor: Any = value.const_value  # the protocol of tensors does not have `tofile`
             if tensor is None or (tensor.nbytes <= SMALLEST and not isinstance(tensor, ir.ExternalTensor)):
                 continue
             if tensor.nbytes <= SMALLEST or tensor.dtype == ir.DataType.STRING:
@@ -56,7 +57,7 @@ def move_weights(model: ir.Model, folder: Path) -> None:
                     f"{tensor.nbytes}. The file with its data is truncated: copy the host again."
                 )
             value.const_value = ir.ExternalTensor(
-                DATA, position, written, tensor.dtype, shape=ir.Shape(tensor.shape), name=str(value.name),
+                DATA, position, written, tensor.dtype, shape=ir.Shape(list(tensor.shape.numpy())), name=str(value.name),
                 base_dir=folder,
             )  # fmt: skip
             position += written

@@ -10,7 +10,7 @@ from tests.support.samples import ROOT, TINY
 
 ALLOWED = {"ml_dtypes", "numpy", "onnxruntime", "safetensors"}
 OF_SIGNATURES = {"cryptography", "model_signing", "OpenSSL"}  # imported when a signature is asked for
-FURTHER = {"commands": {"tqdm"}, "hub": {"huggingface_hub"}}  # in these folders
+FURTHER = {"commands": {"tqdm"}, "hub": {"huggingface_hub"}, "hosts": {"tokenizers"}}  # in these folders
 HEAVY = ("torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "saeexport")
 
 BLOCK = f"""

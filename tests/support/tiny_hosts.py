@@ -70,6 +70,7 @@ class TinyHost:
         """Write the model to a file, with its weights in another one if `external`."""
         model = self._model()
         onnx.checker.check_model(model)
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # onnx would append to it
         onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=100)
         return path
 
@@ -107,16 +108,17 @@ class TinyHost:
             b = f"blocks.{i}"
             x = hook(f"{b}.hook_resid_pre", x)
             n = norm(x, w[f"{i}.g1"])
-            q, k, v = (
-                (n @ w[f"{i}.W_{c}"]).reshape(*size, HEADS, D_HEAD).transpose(0, 2, 1, 3) for c in "QKV"
-            )
+            q, k, v = ((n @ w[f"{i}.W_{c}"]).reshape(*size, HEADS, D_HEAD).transpose(0, 2, 1, 3) for c in "QKV")
             scores = np.where(allowed, q @ k.transpose(0, 1, 3, 2) / np.sqrt(D_HEAD), -1e4)
             pattern = np.exp(scores - scores.max(-1, keepdims=True))
             z = (pattern / pattern.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
             z = hook(f"{b}.attn.hook_z", z).reshape(*size, D_MODEL)
             x = hook(f"{b}.hook_resid_mid", x + hook(f"{b}.hook_attn_out", z @ w[f"{i}.W_O"]))
             post = np.maximum(norm(x, w[f"{i}.g2"]) @ w[f"{i}.W_in"] + w[f"{i}.b_in"], 0)
-            x = hook(f"{b}.hook_resid_post", x + hook(f"{b}.hook_mlp_out", hook(f"{b}.mlp.hook_post", post) @ w[f"{i}.W_out"]))
+            x = hook(
+                f"{b}.hook_resid_post",
+                x + hook(f"{b}.hook_mlp_out", hook(f"{b}.mlp.hook_post", post) @ w[f"{i}.W_out"]),
+            )
         seen["logits"] = norm(x, w["g"]) @ w["W_U"]
         return seen
 
@@ -144,7 +146,9 @@ class TinyHost:
                       f"{output}.root")  # fmt: skip
             return op("Mul", [op("Div", [x, root], f"{output}.normalized"), gain], output)
 
-        mask = op("Unsqueeze", [op("Cast", ["attention_mask"], "mask.bool", to=onnx.TensorProto.BOOL), sizes(1, 2)], "mask")
+        mask = op(
+            "Unsqueeze", [op("Cast", ["attention_mask"], "mask.bool", to=onnx.TensorProto.BOOL), sizes(1, 2)], "mask"
+        )
         if self.causal:  # key j is seen by query i if j <= i + the number of past keys
             total = op("Gather", [op("Shape", ["attention_mask"], "shape"), constant("one", 1, np.int64)], "total")
             new = op("Gather", [op("Shape", ["input_ids"], "shape.ids"), "one"], "new")
@@ -153,8 +157,9 @@ class TinyHost:
             queries = op("Range", [op("Sub", [total, new], "past"), total, "one"], "queries")
             earlier = op("LessOrEqual", [keys, op("Unsqueeze", [queries, sizes(1)], "queries.column")], "earlier")
             mask = op("And", [mask, earlier], "mask.causal")
-        x = op("Add", [op("Gather", ["W_E", "input_ids"], "embed"), op("Gather", ["W_pos", "position_ids"], "pos_embed")],
-               "blocks/0/hook_resid_pre")  # fmt: skip
+        embedded = [op("Gather", [table, ids], f"{table}.of.{ids}")
+                    for table, ids in (("W_E", "input_ids"), ("W_pos", "position_ids"))]  # fmt: skip
+        x = op("Add", embedded, "blocks/0/hook_resid_pre")
         for i in range(self.layers):
             b = f"blocks/{i}"
             n = norm(x, f"{i}.g1", f"{b}/ln1")
@@ -180,7 +185,9 @@ class TinyHost:
                 n = norm(x, f"{i}.g2", f"{b}/ln2")
             pre = op("Add", [op("MatMul", [n, f"{i}.W_in"], f"{b}/mlp/product"), f"{i}.b_in"], f"{b}/mlp/hook_pre")
             out = op("MatMul", [op("Relu", [pre], f"{b}/mlp/hook_post"), f"{i}.W_out"], f"{b}/hook_mlp_out")
-            x = op("Add", [x, out], f"{b}/hook_resid_post" if i == self.layers - 1 else f"blocks/{i + 1}/hook_resid_pre")
+            x = op(
+                "Add", [x, out], f"{b}/hook_resid_post" if i == self.layers - 1 else f"blocks/{i + 1}/hook_resid_pre"
+            )
         op("MatMul", [norm(x, "g", "ln_final"), "W_U"], "logits")
         floats = onnx.helper.np_dtype_to_tensor_dtype(self.weights["W_E"].dtype)
 

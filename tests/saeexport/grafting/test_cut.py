@@ -41,7 +41,7 @@ def test_stages_compute_the_host_with_replaced_tensors(case, tmp_path):
     rng = np.random.default_rng(0)
     change = {hook: rng.standard_normal(host.run(feeds)[hook].shape[1:]).astype(np.float32) for hook in hooks}
     for replaced in ({}, change):
-        expected = host.run(feeds, {hook: lambda x, hook=hook: 0.5 * x + replaced[hook] for hook in replaced})
+        expected = host.run(feeds, {hook: lambda x, add=add: 0.5 * x + add for hook, add in replaced.items()})
         seen = {}
 
         def replace(hook, x, replaced=replaced, seen=seen):

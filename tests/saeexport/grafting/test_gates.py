@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from runtime.errors import GraftError, ParityError
-from saeexport.grafting import prove
+from saeexport.grafting import expected, prove
 from saeexport.grafting.graft import graft
 from saeexport.grafting.insert import Inserted
 from saeexport.grafting.running import Reconstruction
@@ -83,9 +83,9 @@ def test_a_splice_that_does_nothing_is_refused_if_the_reference_does_nothing_eit
     def identity(graft, sae, x, intervention=None):
         return Reconstruction(x, sound(graft, sae, x, intervention).acts_post)
 
-    sound = prove.reconstruct
+    sound = expected.reconstruct
     monkeypatch.setattr(Inserted, "splice", does_nothing)
-    monkeypatch.setattr(prove, "reconstruct", identity)
+    monkeypatch.setattr(expected, "reconstruct", identity)
     with pytest.raises(ParityError) as caught:
         graft_into(HOST, HOOK)
     lines = str(caught.value).splitlines()
@@ -163,7 +163,9 @@ def test_decoding_that_ignores_the_cache_is_refused(graft_into, monkeypatch):
     sound = prove._Proving.decode
 
     def forgets(self, graph, found, noise):
-        return sound(self, lambda feeds: graph(feeds | {name: self.feeds[name] for name, _ in self.host.cache}), found, noise)
+        return sound(
+            self, lambda feeds: graph(feeds | {name: self.feeds[name] for name, _ in self.host.cache}), found, noise
+        )
 
     monkeypatch.setattr(prove._Proving, "decode", forgets)
     with pytest.raises((ParityError, GraftError), match="token by token|cannot run"):
