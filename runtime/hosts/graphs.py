@@ -32,7 +32,7 @@ from ..session.loading import LoadedGraphs
 from .feeds import dimensions, numpy_dtype
 from .folder import GraftedHost, read_host
 from .manifest import MANIFEST
-from .names import DATA
+from .names import DATA, sae_folder
 
 
 class HostGraphs(LoadedGraphs):
@@ -132,14 +132,10 @@ def open_host(path: str | os.PathLike[str], check_integrity: bool = True) -> tup
         data = {DATA: host.open(DATA)} if DATA in files else {}
         for hook, sae in host.saes.items():
             weights = sae.manifest.weights
-            data[f"{_folder_of(host, hook)}/{weights}"] = sae.open(weights)
+            data[f"{sae_folder(hook)}/{weights}"] = sae.open(weights)
         return HeldFolder(graphs, data, check_integrity)
 
     return open_folder(path, read_host, hold)
-
-
-def _folder_of(host: GraftedHost, hook: str) -> str:
-    return next(sae.folder for sae in host.manifest.saes if sae.hook == hook)
 
 
 def choose_device(host: GraftedHost, name: str) -> Device:
