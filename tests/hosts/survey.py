@@ -132,7 +132,7 @@ def survey(exporter: Exporter, model: str, folder: Path, out: Path, saes: SAEs) 
         del hooks["resid_mid"]
     try:
         path = exporter.export(folder, out)
-    except SAEError as error:
+    except Exception as error:  # of whatever kind the exporter raises
         return Row(exporter.name, model, graft=f"not exported: {_reason(error)}")
     host = load_host(path)
     given = prepare(host, list(hooks.values()), folder, None)
