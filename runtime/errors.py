@@ -4,12 +4,12 @@ Whatever a caller can do wrong raises one of these errors. What the caller's own
 signal handlers among them, passes through unchanged. Any other exception is a bug, and keeps its type and traceback.
 
 SAEError
-|-- ArtifactError            a folder is not an artifact, or cannot be used as one
-|   |-- ManifestError        sae.json is not JSON, lacks a key, or has a newer format
+|-- ArtifactError            a folder is not an artifact or a grafted host, or cannot be used as one
+|   |-- ManifestError        a manifest is not JSON, lacks a key, or has a newer format
 |   |-- IntegrityError       a file is missing, truncated, changed, or from another export
 |   `-- SignatureError       the artifact does not have the signature that was asked for
 |-- InputError               an array or option has a shape, dtype or value that is not accepted
-|-- UnknownHookError         a name is not one of the six hooks
+|-- UnknownHookError         a name is not that of a hook
 |-- ProviderError            the requested device cannot run the SAE
 |-- HubError                 a repository on the Hugging Face Hub cannot be read or written
 |   |-- HubEntryError        a repository does not have a file or folder
@@ -26,11 +26,11 @@ class SAEError(Exception):
 
 
 class ArtifactError(SAEError):
-    """A folder is not an artifact, or cannot be used as one."""
+    """A folder is not an artifact or a grafted host, or cannot be used as one."""
 
 
 class ManifestError(ArtifactError):
-    """`sae.json` cannot be read."""
+    """`sae.json` or `host.json` cannot be read."""
 
 
 class IntegrityError(ArtifactError):
@@ -50,7 +50,7 @@ class InputError(SAEError, ValueError, RuntimeError):
 
 
 class UnknownHookError(SAEError, KeyError):
-    """A name is not one of the six hooks. It is a `KeyError`, as in TransformerLens."""
+    """A name is not that of a hook. It is a `KeyError`, as in TransformerLens."""
 
     def __str__(self) -> str:
         """Return the message; a KeyError would show it in quotes."""

@@ -35,7 +35,8 @@ def main(out: Path) -> None:
         mask = feeds["attention_mask"]
         top = host.top_features(feeds, k=1)
         for row, sentence in enumerate(SENTENCES):
-            column = int(np.argmax(np.where(mask[row] != 0, top.values[row, :, 0], -np.inf)))
+            words = slice(1, int(mask[row].sum()) - 1)  # without [CLS] and [SEP]
+            column = 1 + int(np.argmax(top.values[row, words, 0]))
             feature, value = top.indices[row, column, 0], top.values[row, column, 0]
             print(f"{sentence}\n  strongest feature: {feature}, {value:.2f}, as in: {labels[feature][0]}")
         before = similarity(host(feeds)["last_hidden_state"], mask)

@@ -95,7 +95,8 @@ def _default(host: Host, spec: TensorSpec, feeds: Mapping[str, Array]) -> Array 
     pasts = {pair.past for pair in host.cache}
     if spec.name in pasts:
         return _empty_cache(spec, len(ids))
-    past = max((feeds[name].shape[_past_axis(host, name)] for name in pasts & set(feeds)), default=0)
+    given = (other for other in host.inputs if other.name in pasts and other.name in feeds)
+    past = max((feeds[other.name].shape[_token_dimension(other)] for other in given), default=0)
     if spec.name == ATTENTION_MASK:
         return np.ones((len(ids), past + ids.shape[1]), dtype)
     if spec.name == TOKEN_TYPE_IDS:
@@ -107,12 +108,15 @@ def _default(host: Host, spec: TensorSpec, feeds: Mapping[str, Array]) -> Array 
     return None
 
 
-def _past_axis(host: Host, name: str) -> int:
-    """Return the dimension of a cache that counts earlier tokens: the one after the batch that has a name."""
-    (spec,) = (spec for spec in host.inputs if spec.name == name)
+def _token_dimension(spec: TensorSpec) -> int:
+    """Return which dimension of an input of the cache counts tokens: the one after the batch that has a name.
+
+    Raises:
+        InputError: The shape of the input does not say it.
+    """
     named = [i for i, dimension in enumerate(spec.shape) if i and isinstance(dimension, str)]
     if len(named) != 1:
-        raise InputError(f"{name} has the shape {list(spec.shape)}, from which its size is not known. Pass it.")
+        raise InputError(f"{spec.name} has the shape {list(spec.shape)}, from which its size is not known. Pass it.")
     return named[0]
 
 
@@ -120,12 +124,10 @@ def _empty_cache(spec: TensorSpec, batch: int) -> Array:
     """Return a cache without tokens.
 
     Raises:
-        InputError: The shape of the input does not say which dimension counts tokens.
+        InputError: As for `_token_dimension`.
     """
-    named = [i for i, dimension in enumerate(spec.shape) if i and isinstance(dimension, str)]
-    if len(named) != 1:
-        raise InputError(f"{spec.name} has the shape {list(spec.shape)}, from which its size is not known. Pass it.")
-    shape = [batch, *(0 if isinstance(dimension, str) else dimension for dimension in spec.shape[1:])]
+    tokens = _token_dimension(spec)
+    shape = [batch, *(0 if i == tokens else int(size) for i, size in enumerate(spec.shape) if i)]
     return np.zeros(shape, numpy_dtype(spec.dtype))
 
 

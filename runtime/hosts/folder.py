@@ -60,8 +60,17 @@ class GraftedHost:
         """Tell whether `host.json` is still the file that was read. Each SAE is checked against it."""
         return identify(self.folder / MANIFEST) == self._identity
 
-    def check_files(self) -> list[str]:
-        """Return every file whose size or sha256 differs, as sentences, with those of the SAEs."""
+    def check_files(self) -> None:
+        """Check the size and sha256 of every file of the folder, with those of the SAEs.
+
+        Raises:
+            IntegrityError: A file is missing, truncated or changed.
+        """
+        if problems := self.damage():
+            raise IntegrityError("\n".join(problems))
+
+    def damage(self) -> list[str]:
+        """Return what is wrong with each file that is missing, truncated or changed, as sentences."""
         problems = []
         for name in self.manifest.files:
             try:

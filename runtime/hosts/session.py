@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array
+from ..artifact.signature import check_signature
 from ..devices.options import Options
 from ..errors import ArtifactError, InputError, IntegrityError
 from ..session.batch import NamesFilter, select_hooks
@@ -60,9 +61,12 @@ class HostSession:
         threads: Number of CPU threads per call; None means one per core that this process may use.
         check_integrity: Whether to compare the sha256 of every file that is loaded with the manifests. Sizes are
             compared in any case.
+        public_key: PEM file with the key or the certificates that the folder must be signed with (`saeexport sign`), as
+            `SAESession` takes it. None does not ask for a signature.
 
     Raises:
         ArtifactError: The folder is not a grafted host, or one of its files differs from the manifest.
+        SignatureError: `public_key` is given, and the folder does not have that signature.
         ProviderError: The device cannot be used, or cannot run this host.
         InputError: An option has an invalid value.
     """
@@ -74,8 +78,11 @@ class HostSession:
         *,
         threads: int | None = None,
         check_integrity: bool = True,
+        public_key: str | os.PathLike[str] | None = None,
     ) -> None:
         self._options = Options(threads=threads, check_integrity=check_integrity)
+        if public_key is not None:
+            check_signature(path, public_key)
         self._asked_device = device
         self._runner = HostRunner(path, device, self._options)
         self.host: GraftedHost = self._runner.host
@@ -409,8 +416,7 @@ class HostSession:
             InputError: The host is not a decoder, or the prompt or an option has an invalid value.
             UnknownHookError: As for `steering`, as is `ArtifactError`.
         """
-        before = self._attachments.current()
-        setup = before
+        setup = self._attachments.current()
         if edits is not None:
             with self.steering(edits, use_error_term):
                 setup = self._attachments.current()

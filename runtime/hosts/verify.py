@@ -110,7 +110,7 @@ def verify_host(
             return Report(f"{path}: not signed as asked", problems=[str(error)])
     host = read_host(path)
     facts = {"made_with": host.manifest.producer, "sha256": host.sha256}
-    if problems := host.check_files():
+    if problems := host.damage():
         return Report(f"{path}: not intact", problems=problems, **facts)  # type: ignore[arg-type]
     with contextlib.closing(HostRunner(path, device)) as runner:
         golden = load_golden_host(runner.host)

@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, NotImplemented, RuntimeException
 
 from runtime.arrays.dtypes import DTYPES
 from runtime.arrays.tensor import Array
+from runtime.devices.start import LOG_FATAL, ORT_ERRORS
 from runtime.errors import GraftError
 
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
@@ -84,7 +84,7 @@ def read(
 def _run(proto: onnx.ModelProto, folder: Path, feeds: Mapping[str, Array]) -> list[Array]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
+    options.log_severity_level = LOG_FATAL
     options.add_session_config_entry(EXTERNAL_FOLDER, str(folder.absolute()))
     try:
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -94,7 +94,7 @@ def _run(proto: onnx.ModelProto, folder: Path, feeds: Mapping[str, Array]) -> li
                              "FILE with a value for each of its inputs.")  # fmt: skip
         inputs = {name: _ort_value(feed) for name, feed in feeds.items() if name in taken}
         return [value.numpy() for value in session.run_with_ort_values(None, inputs)]
-    except (Fail, InvalidGraph, NotImplemented, RuntimeException) as error:
+    except ORT_ERRORS as error:
         raise GraftError(f"ONNX Runtime cannot run the host on the CPU: {error}") from error
 
 

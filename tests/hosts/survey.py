@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,7 +132,7 @@ def survey(exporter: Exporter, model: str, folder: Path, out: Path, saes: SAEs) 
         del hooks["resid_mid"]
     try:
         path = exporter.export(folder, out)
-    except SAEError as error:
+    except Exception as error:  # of whatever kind the exporter raises
         return Row(exporter.name, model, graft=f"not exported: {_reason(error)}")
     host = load_host(path)
     given = prepare(host, list(hooks.values()), folder, None)
@@ -163,10 +164,10 @@ def survey(exporter: Exporter, model: str, folder: Path, out: Path, saes: SAEs) 
 
 def _reason(error: Exception) -> str:
     """Return the first sentence of an error, without paths and hooks."""
-    first = str(error).splitlines()[0]
-    for prefix in HOOKS.values():
-        first = first.removeprefix(f"{prefix}: ")
-    return first[:120]
+    text = str(error).splitlines()[0]
+    for hook in HOOKS.values():
+        text = text.removeprefix(f"{hook}: ")
+    return re.split(r"\. |: \[", re.sub(r" /\S+", "", text))[0]
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ LLAMA = {
     "intermediate_size": 96, "vocab_size": VOCABULARY, "max_position_embeddings": 128,
 }  # fmt: skip
 NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
-HEAD_DIM = {"head_dim": 24}
+HEAD_DIM = {"head_dim": 32}
 """Other than `WIDTH / HEADS`, as in Qwen3 and Gemma, so that `hook_z` is wider than the residual stream."""
 
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -279,3 +279,10 @@ def test_locate_returns_the_candidates_and_the_refusal(tiny, artifacts, tmp_path
     assert "Pass the folder of the same model" in refused.refusal
     with pytest.raises(GraftError, match="does not say at which hook it was trained"):
         saeexport.locate(host.path, artifacts("").path)
+
+
+def test_a_host_that_onnx_runtime_cannot_run_is_refused(tiny, artifacts):
+    host, reference = tiny()
+    feeds = dict(reference.feeds) | {"attention_mask": reference.feeds["attention_mask"][:, :-2]}
+    with pytest.raises(GraftError, match="ONNX Runtime cannot run the host on the CPU"):
+        rank(host, HOOK, artifacts(), dataclasses.replace(reference, feeds=feeds))
