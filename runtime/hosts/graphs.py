@@ -19,9 +19,8 @@ from ..arrays.limits import check_fits
 from ..arrays.tensor import Array
 from ..artifact.held import HeldFolder, open_folder, read_graph
 from ..artifact.manifest import GraphSpec, TensorSpec
-from ..devices.capabilities import missing_capability, resolve_device_name
+from ..devices.capabilities import resolve_device_name, why_not_on
 from ..devices.cpu import CpuBackend
-from ..devices.cuda.driver import driver
 from ..devices.loading import parameter_values, start_on_checked_bytes
 from ..devices.options import Options
 from ..devices.select import find_device
@@ -149,15 +148,11 @@ def choose_device(host: GraftedHost, name: str) -> Device:
     device = find_device(name)
     if device.kind == TENSORRT:
         raise ProviderError(f'{host.path} holds a language model, which runs on "cpu" or "cuda"; device is {name!r}.')
-    if device.kind == CPU:
-        return device
-    gpu = driver().gpus()[device.index]
     dtypes = {sae.manifest.sae.dtype for sae in host.saes.values()} | {sae.dtype for sae in host.manifest.saes}
-    for dtype in sorted(dtypes):
-        if reason := missing_capability(gpu.capability, dtype):
-            if name == "auto":
-                return Device(CPU)
-            raise ProviderError(f"{host.path} cannot run on {device.name} ({gpu.name}): {reason}.")
+    if reason := why_not_on(device, sorted(dtypes)):
+        if name == "auto":
+            return Device(CPU)
+        raise ProviderError(f"{host.path} cannot run on {reason}.")
     return device
 
 
