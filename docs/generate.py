@@ -4,7 +4,7 @@ A region of a page between `<!-- table: NAME -->` and `<!-- end -->` is made fro
 benchmarks/results, or from the code, by the function of that name in `TABLES`. Images are copied from the folders in
 which they are drawn. `tests/project/test_docs.py` fails if a page differs from what this module would write.
 
-Only this module imports the table functions of benchmarks/ and models/.
+Only this module imports the table functions of benchmarks/, models/ and tests/hosts/.
 """
 
 import contextlib
@@ -25,7 +25,9 @@ from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
 from runtime.artifact.names import HOOK_NAMES
 from runtime.artifact.writing import write_text
 from saeexport.checkpoints import registry
+from saeexport.grafting.names import LAYOUTS
 from saeexport.original.architectures import ARCHITECTURES
+from tests.hosts import table as tried
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -178,6 +180,25 @@ def process_note() -> str:
     return tables.process_note(results(SPEED)["processes"])
 
 
+def hosts() -> str:
+    """Return the table of the hosts that were tried."""
+    return tried.table(results(tried.RESULTS))
+
+
+def hooks_of_layouts() -> str:
+    """Return the table of the places of hooks, one row for each hook and one column for each layout."""
+    known = dict.fromkeys(hook for layout in LAYOUTS for hook in layout.places)
+    rows = [[f"`{hook}`", *(_place(layout.places.get(hook)) for layout in LAYOUTS)] for hook in known]
+    return table_of(["hook", *(layout.name for layout in LAYOUTS)], rows)
+
+
+def _place(entry: tuple[str, str] | None) -> str:
+    if entry is None:
+        return ""
+    child, tensor = entry
+    return f"{tensor} of `{child}`" if child else f"{tensor} of the block"
+
+
 def code(names: Sequence[str]) -> str:
     """Return names in code font, separated by commas."""
     return ", ".join(f"`{name}`" for name in names)
@@ -226,6 +247,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "steering": steering,
     "graphs": graphs,
     "formats": formats,
+    "hosts": hosts,
+    "hooks-of-layouts": hooks_of_layouts,
 }
 """The functions behind the generated regions, by their names."""
 

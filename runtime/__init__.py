@@ -19,8 +19,11 @@ from .errors import (
     SignatureError,
     UnknownHookError,
 )
+from .hosts.folder import GraftedHost, read_host
+from .hosts.output import HostOutput
+from .hosts.session import HostSession
+from .hosts.verify import assert_parity, verify
 from .parity.report import Report, Verdict
-from .parity.verify import assert_parity, verify
 from .session.features import TopFeatures
 from .session.hooks import HookPoint
 from .session.interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
@@ -35,7 +38,10 @@ __all__ = [
     "Clamp",
     "Edit",
     "Example",
+    "GraftedHost",
     "HookPoint",
+    "HostOutput",
+    "HostSession",
     "HubConnectionError",
     "HubEntryError",
     "HubError",
@@ -61,5 +67,6 @@ __all__ = [
     "Verdict",
     "assert_parity",
     "read_artifact",
+    "read_host",
     "verify",
 ]

@@ -4,18 +4,19 @@ Whatever a caller can do wrong raises one of these errors. What the caller's own
 signal handlers among them, passes through unchanged. Any other exception is a bug, and keeps its type and traceback.
 
 SAEError
-|-- ArtifactError            a folder is not an artifact, or cannot be used as one
-|   |-- ManifestError        sae.json is damaged, or of another version of the format
+|-- ArtifactError            a folder is not an artifact or a grafted host, or cannot be used as one
+|   |-- ManifestError        sae.json or host.json is damaged, or of another version of the format
 |   |-- IntegrityError       a file is missing, truncated, changed, or from another export
 |   `-- SignatureError       the artifact does not have the signature that was asked for
 |-- InputError               an array or option has a shape, dtype or value that is not accepted
-|-- UnknownHookError         a name is not one of the six hooks
+|-- UnknownHookError         a name is not that of a hook
 |-- ProviderError            the requested device cannot run the SAE
 |-- HubError                 a repository on the Hugging Face Hub cannot be read or written
 |   |-- HubEntryError        a repository does not have a file or folder
 |   `-- HubConnectionError   the Hub cannot be reached, and its cache does not hold what was asked for
 |-- ParityError              the artifact does not compute what the original computes
 |-- ExportError              (saeexport) an SAE cannot be exported
+|   `-- GraftError           (saeexport) an SAE cannot be grafted into a host
 `-- CheckpointError          (saeexport) a path cannot be read as an SAE
 """
 
@@ -25,11 +26,11 @@ class SAEError(Exception):
 
 
 class ArtifactError(SAEError):
-    """A folder is not an artifact, or cannot be used as one."""
+    """A folder is not an artifact or a grafted host, or cannot be used as one."""
 
 
 class ManifestError(ArtifactError):
-    """`sae.json` is damaged or of another version of the format.
+    """`sae.json` or `host.json` is damaged or of another version of the format.
 
     It is not JSON, lacks a key, has a value outside of its range, or does not have the checksum that it states.
     """
@@ -52,7 +53,7 @@ class InputError(SAEError, ValueError, RuntimeError):
 
 
 class UnknownHookError(SAEError, KeyError):
-    """A name is not one of the six hooks. It is a `KeyError`, as in TransformerLens."""
+    """A name is not that of a hook. It is a `KeyError`, as in TransformerLens."""
 
     def __str__(self) -> str:
         """Return the message; a KeyError would show it in quotes."""
@@ -81,6 +82,10 @@ class ParityError(SAEError, AssertionError):
 
 class ExportError(SAEError):
     """An SAE cannot be exported; nothing was written."""
+
+
+class GraftError(ExportError):
+    """An SAE cannot be grafted into a host model; nothing was written."""
 
 
 class CheckpointError(SAEError):

@@ -4,6 +4,7 @@ from runtime.errors import (
     ArtifactError,
     CheckpointError,
     ExportError,
+    GraftError,
     HubError,
     InputError,
     ParityError,
@@ -15,6 +16,8 @@ from ._export import export
 from ._export_all import TreeEntry, export_all
 from .checkpoints.memory import convert
 from .checkpoints.registry import load
+from .grafting.graft import graft
+from .grafting.search import locate
 from .labels import load_labels
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
 from .proof.verify import assert_parity, verify
@@ -24,6 +27,7 @@ __all__ = [
     "ArtifactError",
     "CheckpointError",
     "ExportError",
+    "GraftError",
     "HookedSAE",
     "HookedSAEConfig",
     "HubError",
@@ -36,8 +40,10 @@ __all__ = [
     "convert",
     "export",
     "export_all",
+    "graft",
     "load",
     "load_labels",
+    "locate",
     "sign",
     "verify",
 ]

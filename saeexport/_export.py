@@ -5,7 +5,6 @@ does the folder take its final name.
 """
 
 import contextlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -37,17 +36,13 @@ from .proof.activations import check_features, prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
 from .proof.truth import for_tf32, reference_of, run_in_tf32, steered_reference_of, typical_intervention
 from .staging import check_output_folder, staged_folder
+from .versions import package_versions
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 STAGES = 4
 BLOCK_BYTES = 16 << 20  # bytes of weights that are copied at a time while they are written
 GOLDEN_TOKENS, GOLDEN_BYTES = 64, 6 << 20
-
-PACKAGES = (
-    "saeexport", "torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu", "numpy", "ml_dtypes", "safetensors",
-)  # fmt: skip
 
 
 def export(
@@ -202,16 +197,7 @@ def _manifest(
     Args:
         read: How the checkpoint was read, which becomes part of the provenance.
     """
-    return Manifest(FORMAT_VERSION, config, WEIGHTS, weights, graphs, golden, None, None, _versions() | read, {})
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of the packages that make an artifact; no path, user name or time, so that bytes repeat."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
+    return Manifest(FORMAT_VERSION, config, WEIGHTS, weights, graphs, golden, None, None, package_versions() | read, {})
 
 
 _shared_bar: ContextVar["tqdm[Any] | None"] = ContextVar("shared_bar", default=None)

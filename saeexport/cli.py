@@ -23,6 +23,8 @@ from ._export_all import export_all, head_shape_of
 from ._tree_summary import summarize
 from .checkpoints.duplicates import note_duplicates
 from .checkpoints.registry import FORMATS, load_for_export, read, request_of
+from .grafting.graft_command import add_graft_command
+from .grafting.locate_command import add_locate_command
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
@@ -125,6 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="PEM file with the certificate of the key and the intermediate ones (default: sign with the key alone)",
     )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace a signature that is there")
+
+    add_graft_command(commands)
+    add_locate_command(commands)
 
     text = "Print the format, architecture, config and tensors of a checkpoint or an artifact."
     sub = commands.add_parser("inspect", help=text, description=text)

@@ -1,4 +1,4 @@
-"""Signs an artifact in the format of OpenSSF Model Signing; `runtime.artifact.signature` checks the signature."""
+"""Signs an artifact or a grafted host in the format of OpenSSF Model Signing; see `runtime.artifact.signature`."""
 
 import os
 import tempfile
@@ -8,6 +8,7 @@ from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.signature import SIGNATURE, check_folder, hashing_config
 from runtime.artifact.writing import remove_abandoned, replaced_file
 from runtime.errors import ExportError, SAEError
+from runtime.hosts.folder import GraftedHost, is_host, read_host
 
 
 def sign(
@@ -16,14 +17,14 @@ def sign(
     certificates: str | os.PathLike[str] | None = None,
     *,
     overwrite: bool = False,
-) -> Artifact:
-    """Sign every file of an artifact with a private key, and return the artifact.
+) -> Artifact | GraftedHost:
+    """Sign every file of an artifact or of a grafted host with a private key, and return it.
 
     The signature is written to `model.sig` in the folder. It covers every other file, so the artifact must be complete
     before it is signed. The network is not used. Needs `pip install "saeexport[signing]"`.
 
     Args:
-        path: Folder of the artifact. Its files are checked before they are signed.
+        path: Folder of the artifact or of the grafted host. Its files are checked before they are signed.
         private_key: PEM file with an elliptic curve key (P-256, P-384 or P-521), without a password.
         certificates: PEM file with the certificate of that key, followed by the intermediate certificates if there are
             any. The signature then contains them, and is checked with the certificate of the authority. None signs
@@ -31,12 +32,12 @@ def sign(
         overwrite: Whether to replace a signature that is there.
 
     Raises:
-        ArtifactError: The folder is not an artifact, or is damaged.
+        ArtifactError: The folder is neither, or is damaged.
         SignatureError: The folder holds something that a signature does not cover, such as a link to a folder.
         ExportError: The artifact is signed already, or the key or the certificates cannot be used.
         SAEError: model-signing is not installed.
     """
-    artifact = read_artifact(path)
+    artifact = read_host(path) if is_host(path) else read_artifact(path)
     artifact.check_files()
     check_folder(artifact.folder)
     signature = artifact.folder / SIGNATURE

@@ -20,14 +20,18 @@ from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signature import SIGNATURE
 from runtime.artifact.writing import RENAME_EXCHANGE, flush, flush_entries, lock, remove_abandoned, rename
 from runtime.errors import ArtifactError, ExportError, ManifestError
+from runtime.hosts.folder import is_host, read_host
+from runtime.hosts.manifest import MANIFEST as HOST_MANIFEST
+from runtime.hosts.names import DATA, TOKENIZER
 
 REPLACED = ".replaced"
+NAMES = (MANIFEST, HOST_MANIFEST, SIGNATURE, DATA, TOKENIZER)
 SUFFIXES = (".onnx", ".safetensors")
-"""Endings of the files of an artifact, other than the manifest and the signature."""
+"""Names, and endings of the other names, of the files of an artifact or a grafted host."""
 
 
 def check_output_folder(path: Path, overwrite: bool) -> None:
-    """Refuse a path that exists, unless it is an artifact to be overwritten and its folder holds nothing else.
+    """Refuse a path that exists, unless it may be overwritten and holds one artifact or grafted host and nothing else.
 
     Raises:
         ExportError: The path is refused; the message says what to do.
@@ -43,19 +47,41 @@ def check_output_folder(path: Path, overwrite: bool) -> None:
         if not any(path.iterdir()):
             return
     try:
-        own = {MANIFEST, SIGNATURE, *read_artifact(path).manifest.files}
+        own = _own_files(path)
     except ManifestError:  # damaged, or of another version of the format: the names alone tell
-        own = {MANIFEST, SIGNATURE, *(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)}
+        own = {file for file in _files(path) if Path(file).name in NAMES or Path(file).suffix in SUFFIXES}
     except ArtifactError as error:
         raise ExportError(
             f"{path} exists and will not be overwritten, because it may not be an artifact: {error}"
         ) from None
-    strangers = sorted({entry.name for entry in path.iterdir()} - own)
+    strangers = sorted(_files(path) - own)
     if strangers:
         raise ExportError(
             f"{path} exists and will not be overwritten, because it holds files that are not part of its artifact: "
             f"{', '.join(strangers)}. Move them elsewhere first."
         )
+
+
+def _own_files(path: Path) -> set[str]:
+    """Return the files of the artifact or the grafted host in a folder, relative to it."""
+    if not is_host(path):
+        return {MANIFEST, SIGNATURE, *read_artifact(path).manifest.files}
+    host = read_host(path)
+    of_saes = {
+        f"{grafted.folder}/{name}"
+        for grafted in host.manifest.saes
+        for name in (MANIFEST, SIGNATURE, *host.saes[grafted.hook].manifest.files)
+    }
+    return {HOST_MANIFEST, *host.manifest.files} | of_saes
+
+
+def _files(path: Path) -> set[str]:
+    """Return everything in a folder, relative to it, except for folders that hold something."""
+    return {
+        entry.relative_to(path).as_posix()
+        for entry in path.rglob("*")
+        if entry.is_symlink() or not entry.is_dir() or not any(entry.iterdir())
+    }
 
 
 @contextlib.contextmanager
@@ -80,9 +106,12 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
                 staging.mkdir()
                 lock(staging, locks, wait=True)  # another export may think that it is abandoned, and remove it first
             yield staging
-            for file in staging.iterdir():
-                file.chmod(staging.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
-                flush(file)
+            for entry in staging.rglob("*"):
+                if entry.is_dir():
+                    flush_entries(entry)
+                    continue
+                entry.chmod(staging.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
+                flush(entry)
             flush_entries(staging)
             check_output_folder(path, overwrite)
             _move(staging, path, locks)

@@ -13,7 +13,7 @@ from ..arrays.dtypes import BFLOAT16, DTYPES, FLOAT32
 from ..errors import ManifestError
 from .check_records import check_fidelity, check_parity
 from .contracts import ACTIVATE, CPU_VARIANTS, DECODE, graph_specs
-from .manifest import CUSTOM, INT8, MANIFEST, GraphSpec, Manifest, SAEConfig
+from .manifest import CUSTOM, INT8, MANIFEST, FileRecord, GraphSpec, Manifest, SAEConfig
 from .names import FEATURE_HOOKS, HOOK_ERROR, HOOK_NAMES
 from .requirement import require
 from .strict_json import shown
@@ -39,7 +39,7 @@ def check_manifest(manifest: Manifest) -> None:
     Raises:
         ManifestError: A value is outside of its range, or contradicts another; the message names the key.
     """
-    _check_values(manifest, MANIFEST)
+    check_values(manifest, MANIFEST)
     _check_dtypes(manifest)
     _check_sae(manifest.sae)
     _check_files(manifest)
@@ -54,18 +54,18 @@ def check_manifest(manifest: Manifest) -> None:
     require(golden.source in ("activations", "synthetic"), "golden: source", golden.source, "activations or synthetic")
 
 
-def _check_values(value: Any, where: str) -> None:
+def check_values(value: Any, where: str) -> None:
     """Check what holds for all strings, integers and floats."""
     if dataclasses.is_dataclass(value):
         for key, item in vars(value).items():
-            _check_values(item, f"{where}: {key}")
+            check_values(item, f"{where}: {key}")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_values(key, f"{where}: a key")
-            _check_values(item, f"{where}: {key}")
+            check_values(key, f"{where}: a key")
+            check_values(item, f"{where}: {key}")
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            _check_values(item, f"{where}[{i}]")
+            check_values(item, f"{where}[{i}]")
     elif isinstance(value, str):
         if len(value) > MAX_TEXT or NOT_TEXT.search(value):
             raise ManifestError(
@@ -120,20 +120,38 @@ def _check_sae(sae: SAEConfig) -> None:
 def _check_files(manifest: Manifest) -> None:
     """Check that every file is in the folder and has a checksum."""
     for name, record in manifest.files.items():
-        if not FILE_NAME.fullmatch(name) or name.lower() == MANIFEST:
-            raise ManifestError(
-                f"{MANIFEST}: files names {shown(name)}, which is not a plain file name: letters, digits and ._- only, "
-                f"and not {MANIFEST}."
-            )
-        require(
-            SHA256.fullmatch(record.sha256) is not None, f"files['{name}']: sha256", record.sha256,
-            "64 hexadecimal digits in lower case",
-        )  # fmt: skip
-        require(1 <= record.bytes < 2**63, f"files['{name}']: bytes", record.bytes, "at least 1")
+        check_file_name(name, MANIFEST)
+        check_file_record(name, record, MANIFEST)
     used = [manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())]
     for name in used:
         if name not in manifest.files:
             raise ManifestError(f"{MANIFEST}: {shown(name)} is used but has no entry in files.")
+
+
+def check_file_name(name: str, manifest: str) -> None:
+    """Check that a name names a file inside the folder, and not the manifest.
+
+    Raises:
+        ManifestError: It does not.
+    """
+    if not FILE_NAME.fullmatch(name) or name.lower() == manifest:
+        raise ManifestError(
+            f"{manifest}: files names {shown(name)}, which is not a plain file name: letters, digits and ._- only, "
+            f"and not {manifest}."
+        )
+
+
+def check_file_record(name: str, record: FileRecord, manifest: str) -> None:
+    """Check the checksum and the size of a file.
+
+    Raises:
+        ManifestError: One of them is not possible.
+    """
+    require(
+        SHA256.fullmatch(record.sha256) is not None, f"files['{name}']: sha256", record.sha256,
+        "64 hexadecimal digits in lower case", manifest,
+    )  # fmt: skip
+    require(1 <= record.bytes < 2**63, f"files['{name}']: bytes", record.bytes, "at least 1", manifest)
 
 
 def _check_graphs(manifest: Manifest) -> None:

@@ -55,8 +55,9 @@ class OpenedFile:
         identity: Identity of the file when it was opened.
     """
 
-    def __init__(self, path: Path, descriptor: int, expected: FileRecord | None) -> None:
+    def __init__(self, path: Path, descriptor: int, expected: FileRecord | None, manifest: str = MANIFEST) -> None:
         self.path = path
+        self._manifest = manifest
         self._descriptor = descriptor
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         self._finalizer.atexit = False
@@ -147,8 +148,8 @@ class OpenedFile:
     def _compare(self, digest: str) -> None:
         if self._expected is not None and digest != self._expected.sha256:
             raise IntegrityError(
-                f"{self.path} has sha256 {digest}, {MANIFEST} says {self._expected.sha256}: it was changed after the "
-                f"export. Copy the whole folder again."
+                f"{self.path} has sha256 {digest}, {self._manifest} says {self._expected.sha256}: it was changed after "
+                "the export. Copy the whole folder again."
             )
 
     def _chunks(self) -> Iterator[bytes]:
@@ -181,12 +182,13 @@ class OpenedFile:
             yield self._descriptor
 
 
-def open_file(path: Path, expected: FileRecord | None = None) -> OpenedFile:
+def open_file(path: Path, expected: FileRecord | None = None, manifest: str = MANIFEST) -> OpenedFile:
     """Open an ordinary file, or a symbolic link to one.
 
     Args:
         path: Path of the file.
         expected: Size and sha256 in the manifest. The size is compared now, the sha256 by `OpenedFile.check`.
+        manifest: Name of the manifest's file, for the messages.
 
     Raises:
         IntegrityError: The file is missing, cannot be read, is not an ordinary file, or has another size.
@@ -209,10 +211,10 @@ def open_file(path: Path, expected: FileRecord | None = None) -> OpenedFile:
             )
         if expected is not None and status.st_size != expected.bytes:
             raise IntegrityError(
-                f"{path} has {status.st_size} bytes, {MANIFEST} says {expected.bytes}: it is truncated or from another "
+                f"{path} has {status.st_size} bytes, {manifest} says {expected.bytes}: it is truncated or from another "
                 f"export. Copy the whole folder again."
             )
-        return OpenedFile(path, descriptor, expected)
+        return OpenedFile(path, descriptor, expected, manifest)
     except BaseException:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -163,14 +163,14 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     given = as_path("path", path)
     folder = given.absolute()
     if not os.path.lexists(folder / MANIFEST):
-        raise ArtifactError(f"{given} is not an artifact, a folder with {MANIFEST}: {_content(given)}.")
+        raise ArtifactError(f"{given} is not an artifact, a folder with {MANIFEST}: {describe_content(given)}.")
     with open_file(folder / MANIFEST) as file:
         check_size(file.size)
         content = file.read()
     return Artifact(given, parse_manifest(content), folder, hashlib.sha256(content).hexdigest(), file.identity)
 
 
-def _content(folder: Path) -> str:
+def describe_content(folder: Path) -> str:
     """Return what is at a path instead of an artifact, for an error."""
     try:
         if not folder.exists():

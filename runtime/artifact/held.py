@@ -11,14 +11,15 @@ and refuses if a path leads elsewhere before or after the load (`HeldFiles.at_pa
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from ..errors import InputError, IntegrityError
 from .files import Identity, OpenedFile, identify
 from .folder import Artifact, read_artifact
-from .manifest import MANIFEST
+from .manifest import MANIFEST, FileRecord
 from .onnxfile import Parameter, parameters
 from .signature import read_signed_artifact
 
@@ -43,66 +44,78 @@ class HeldGraph:
     identity: Identity
 
 
-class HeldFiles:
-    """The weights and the graphs of an artifact.
+class HeldFolder:
+    """The graphs of a folder, which were read, and the files with their parameters, which are open.
 
     Attributes:
         graphs: The graphs, by name.
-        weights: The weights file, open.
+        data: The files with parameters, by the name that the graphs have for them.
 
     Args:
-        artifact: The artifact.
-        check_integrity: Whether to compare the sha256 of the files with the manifest: of the graphs now, of the weights
-            in `check_weights`. Sizes are compared now, in any case.
-
-    Raises:
-        IntegrityError: A file is missing, is not an ordinary file, or differs from the manifest.
+        graphs: As above.
+        data: As above.
+        check_integrity: Whether `check_data` compares the sha256 of the files with the manifest.
     """
 
-    def __init__(self, artifact: Artifact, check_integrity: bool = True) -> None:
+    def __init__(self, graphs: dict[str, HeldGraph], data: dict[str, OpenedFile], check_integrity: bool = True) -> None:
         self._check_integrity = check_integrity
-        self._location = artifact.manifest.weights
-        self.graphs = {name: _read_graph(artifact, name, check_integrity) for name in artifact.manifest.graphs}
-        self.weights: OpenedFile = artifact.open(self._location)
+        self.graphs = graphs
+        self.data = data
 
-    def check_weights(self) -> None:
-        """Compare the sha256 of the weights with the manifest, unless that is switched off.
+    def check_data(self) -> None:
+        """Compare the sha256 of the files with parameters with the manifest, unless that is switched off.
 
         Raises:
-            IntegrityError: It differs, or something was written to the file since it was opened.
+            IntegrityError: It differs, or something was written to a file since it was opened.
         """
-        if self._check_integrity:
-            self.weights.check()
-        self.weights.check_unchanged()
+        for file in self.data.values():
+            if self._check_integrity:
+                file.check()
+            file.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Check that nothing was written to the files with parameters since they were opened.
+
+        Raises:
+            IntegrityError: Something was.
+        """
+        for file in self.data.values():
+            file.check_unchanged()
 
     def parameters(self, graph: str) -> dict[str, Parameter]:
-        """Return the parameters that a graph keeps in the weights file, mapped and not loaded, by name.
+        """Return the parameters that a graph keeps in other files, mapped and not loaded, by name.
 
         Raises:
             ArtifactError: The graph is not ONNX.
-            IntegrityError: It refers to another file, or to bytes that the weights file does not have.
+            IntegrityError: It refers to another file, or to bytes that a file does not have.
         """
         held = self.graphs[graph]
-        return parameters(held.content, held.path, self._location, self.weights.map())
+        return parameters(held.content, held.path, {name: file.map() for name, file in self.data.items()})
+
+    def forget_pages(self) -> None:
+        """Return the memory of the mappings to the system, which reads the files again where they are needed."""
+        for file in self.data.values():
+            file.forget_pages()
 
     @contextlib.contextmanager
     def at_path(self, graph: str) -> Iterator[Path]:
-        """Yield the path of a graph for a library that opens it and the weights itself.
+        """Yield the path of a graph for a library that opens it and the files with parameters itself.
 
         Raises:
-            IntegrityError: Before or after, the path or that of the weights leads to another file than was opened.
+            IntegrityError: Before or after, the path or that of a file leads to another file than was opened.
         """
         self._check_paths(graph)
         yield self.graphs[graph].path
         self._check_paths(graph)
 
     def are_at_path(self, graph: str) -> bool:
-        """Tell whether the paths of a graph and of the weights still lead to the files that were opened."""
+        """Tell whether the paths of a graph and of its files still lead to the files that were opened."""
         return self._replaced(graph) is None
 
     def close(self) -> None:
-        """Close the weights file. Arrays that were mapped from it stay valid."""
-        self.weights.close()
+        """Close the files. Arrays that were mapped from them stay valid."""
+        for file in self.data.values():
+            file.close()
 
     def _check_paths(self, graph: str) -> None:
         if (path := self._replaced(graph)) is not None:
@@ -112,20 +125,69 @@ class HeldFiles:
             )
 
     def _replaced(self, graph: str) -> Path | None:
-        """Return the path, of a graph or of the weights, that leads to another file than was opened, if one does."""
+        """Return the path of a graph, or of a file with parameters, that leads to another file than was opened."""
         held = self.graphs[graph]
-        opened = ((held.path, held.identity), (self.weights.path, self.weights.identity))
+        opened = ((held.path, held.identity), *((file.path, file.identity) for file in self.data.values()))
         return next((path for path, identity in opened if identify(path) != identity), None)
 
 
-def _read_graph(artifact: Artifact, graph: str, check: bool) -> HeldGraph:
-    name = artifact.manifest.graphs[graph].file
-    if (size := artifact.manifest.files[name].bytes) > LARGEST_GRAPH:
-        raise IntegrityError(
-            f"{artifact.path / name} has {size:,} bytes according to {MANIFEST}; a graph has at most {LARGEST_GRAPH:,}."
-        )
-    with artifact.open(name) as file:
+class HeldFiles(HeldFolder):
+    """The weights and the graphs of an artifact.
+
+    Attributes:
+        weights: The weights file, open.
+
+    Args:
+        artifact: The artifact.
+        check_integrity: Whether to compare the sha256 of the files with the manifest: of the graphs now, of the weights
+            in `check_data`. Sizes are compared now, in any case.
+
+    Raises:
+        IntegrityError: A file is missing, is not an ordinary file, or differs from the manifest.
+    """
+
+    def __init__(self, artifact: Artifact, check_integrity: bool = True) -> None:
+        manifest = artifact.manifest
+        graphs = {
+            name: read_graph(artifact.open, manifest.files, graph.file, MANIFEST, check_integrity)
+            for name, graph in manifest.graphs.items()
+        }
+        self.weights: OpenedFile = artifact.open(manifest.weights)
+        super().__init__(graphs, {manifest.weights: self.weights}, check_integrity)
+
+
+def read_graph(
+    open_file: Callable[[str], OpenedFile], files: Mapping[str, FileRecord], name: str, manifest: str, check: bool
+) -> HeldGraph:
+    """Read a graph.
+
+    Args:
+        open_file: Function that opens a file of the folder by its name.
+        files: Sizes and checksums of the folder's files.
+        name: Name of the file.
+        manifest: Name of the manifest, for the message.
+        check: Whether to compare the sha256 with the manifest. The size is compared in any case.
+
+    Raises:
+        IntegrityError: The file is missing, is not an ordinary file, is too large, or differs from the manifest.
+    """
+    with open_file(name) as file:
+        if (size := files[name].bytes) > LARGEST_GRAPH:
+            raise IntegrityError(
+                f"{file.path} has {size:,} bytes according to {manifest}; a graph has at most {LARGEST_GRAPH:,}."
+            )
         return HeldGraph(file.path, file.read(check), file.identity)
+
+
+class Folder(Protocol):
+    """A folder whose manifest was read."""
+
+    def is_current(self) -> bool:
+        """Tell whether the manifest is still the file that was read."""
+
+
+Read = TypeVar("Read", bound=Folder)
+Held = TypeVar("Held", bound=HeldFolder)
 
 
 def open_artifact(
@@ -146,20 +208,50 @@ def open_artifact(
         SignatureError: The artifact does not have the signature that was asked for.
         InputError: A signature is asked for, and the files that are opened would not be compared with it.
     """
-    if public_key is not None and not check_integrity:
+    if public_key is not None:
+        check_files_are_compared(check_integrity)
+
+    def read(given: str | os.PathLike[str]) -> Artifact:
+        return read_artifact(given) if public_key is None else read_signed_artifact(given, public_key)
+
+    return open_folder(path, read, lambda artifact: HeldFiles(artifact, check_integrity))
+
+
+def check_files_are_compared(check_integrity: bool) -> None:
+    """Refuse to ask for a signature of files that are not compared with what is signed.
+
+    Raises:
+        InputError: `check_integrity` is False.
+    """
+    if not check_integrity:
         raise InputError(
             "public_key is given and check_integrity is False: the files that are loaded would not be compared with "
             "those that are signed. Leave out one of the two."
         )
+
+
+def open_folder(
+    path: str | os.PathLike[str], read: Callable[[str | os.PathLike[str]], Read], hold: Callable[[Read], Held]
+) -> tuple[Read, Held]:
+    """Return a folder with its files, of one export even if it is replaced at this moment.
+
+    Args:
+        path: The folder.
+        read: Function that reads its manifest.
+        hold: Function that opens its files.
+
+    Raises:
+        ArtifactError: As `read` and `hold` raise it, or the folder is replaced again and again.
+    """
     for _ in range(ATTEMPTS):
-        artifact = read_artifact(path) if public_key is None else read_signed_artifact(path, public_key)
+        folder = read(path)
         try:
-            files = HeldFiles(artifact, check_integrity)
+            files = hold(folder)
         except IntegrityError:
-            if artifact.is_current():
+            if folder.is_current():
                 raise
             continue
-        if artifact.is_current():
-            return artifact, files
+        if folder.is_current():
+            return folder, files
         files.close()
-    raise IntegrityError(f"{os.fspath(path)} is being replaced again and again: its {MANIFEST} changes. Try later.")
+    raise IntegrityError(f"{os.fspath(path)} is being replaced again and again: its manifest changes. Try later.")

@@ -8,7 +8,7 @@ https://protobuf.dev/programming-guides/encoding/.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,25 +105,24 @@ class Parameter:
     array: Array
 
 
-def parameters(model: bytes, path: Path, location: str, content: Array) -> dict[str, Parameter]:
-    """Return the initializers that a model keeps in the weights file, as views of its content, by name.
+def parameters(model: bytes, path: Path, contents: Mapping[str, Array]) -> dict[str, Parameter]:
+    """Return the initializers that a model keeps in other files, as views of their content, by name.
 
     Args:
         model: Content of the ONNX file.
         path: Path of the ONNX file, for the error.
-        location: Name of the weights file.
-        content: Content of the weights file, an array of bytes.
+        contents: Content of each file that the model may refer to, an array of bytes, by the name that it refers to.
 
     Raises:
         ArtifactError: The file is not ONNX.
-        IntegrityError: It refers to another file, or to bytes that the weights file does not have.
+        IntegrityError: It refers to another file, or to bytes that a file does not have.
     """
     found = {}
     for name, tensor in external_tensors(model, path).items():
-        if tensor.location != location:
-            raise IntegrityError(f"{path} keeps {name} in {tensor.location!r}, and not in {location}.")
+        if tensor.location not in contents:
+            raise IntegrityError(f"{path} keeps {name} in {tensor.location!r}, and not in {' or '.join(contents)}.")
         try:
-            found[name] = Parameter(tensor.element_type, tensor.view(content))
+            found[name] = Parameter(tensor.element_type, tensor.view(contents[tensor.location]))
         except ValueError as error:
             raise IntegrityError(f"{path} says that {name} is {error}. Export the SAE again.") from None
     return found

@@ -1,17 +1,20 @@
-"""Parses `sae.json` into a `Manifest`. Keys that a later release adds are ignored; everything else is checked."""
+"""Parses manifests into dataclasses. Keys that a later release adds are ignored; everything else is checked."""
 
 import dataclasses
 import functools
 import re
 import types
 import typing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ..errors import ManifestError
 from .checks import check_manifest
 from .checksum import CHECKSUM, checksum_of
-from .manifest import FORMAT_VERSION, MANIFEST, Manifest
-from .strict_json import COPY_AGAIN, read_json, shown
+from .manifest import SAE_FORMAT, Manifest, ManifestFormat
+from .strict_json import read_json, shown
+
+Content = TypeVar("Content")
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -25,51 +28,66 @@ def parse_manifest(data: bytes) -> Manifest:
             since it was written, lacks a key, or has a value of another type or outside of its range; the message
             names the key.
     """
-    text, content = read_json(data)
+    return parse(data, Manifest, SAE_FORMAT, check_manifest)
+
+
+def parse(data: bytes, kind: type[Content], format: ManifestFormat, check: Callable[[Content], None]) -> Content:
+    """Return the content of a manifest of any format.
+
+    Args:
+        data: The content of the file.
+        kind: Dataclass whose fields are the keys of the manifest.
+        format: Format of the manifest.
+        check: Function that raises a `ManifestError` for a value that is outside of its range.
+
+    Raises:
+        ManifestError: As for `parse_manifest`.
+    """
+    text, content = read_json(data, format)
     if not isinstance(content, dict):
-        raise ManifestError(f"{MANIFEST} is {shown(content)}, expected an object. {COPY_AGAIN}")
-    _check_version(content)
-    _check_checksum(text, content)
+        raise ManifestError(f"{format.file} is {shown(content)}, expected an object. {format.copy_again}")
+    _check_version(content, format)
+    _check_checksum(text, content, format)
     try:
-        manifest = _build(Manifest, content, MANIFEST)
-        assert isinstance(manifest, Manifest)
-        check_manifest(manifest)
+        manifest = _build(kind, content, format.file)
+        assert isinstance(manifest, kind)
+        check(manifest)
     except ManifestError as error:  # the checksum is right, so it was written like this
-        raise ManifestError(f"{error} Export the SAE again.") from None
+        raise ManifestError(f"{error} {format.order}.") from None
     return manifest
 
 
-def _check_version(content: dict[str, Any]) -> None:
+def _check_version(content: dict[str, Any], format: ManifestFormat) -> None:
     """Refuse a manifest of another format, whose checksum may follow another rule."""
     version = content.get("format_version")
     if type(version) is not int or version < 1:
         raise ManifestError(
-            f"{MANIFEST}: format_version is {shown(version)}; it must be an integer from 1 on. {COPY_AGAIN}"
+            f"{format.file}: format_version is {shown(version)}; it must be an integer from 1 on. {format.copy_again}"
         )
-    if version > FORMAT_VERSION:
+    if version > format.version:
         raise ManifestError(
-            f"{MANIFEST} has format version {version}; this release reads {FORMAT_VERSION}. "
+            f"{format.file} has format version {version}; this release reads {format.version}. "
             "Upgrade: pip install --upgrade saeexport"
         )
 
 
-def _check_checksum(text: str, content: dict[str, Any]) -> None:
+def _check_checksum(text: str, content: dict[str, Any], format: ManifestFormat) -> None:
     """Refuse a manifest that was changed after it was written."""
     stated = content.get(CHECKSUM)
     if stated is None:
         raise ManifestError(
-            f"{MANIFEST} has no {CHECKSUM} of its own content: an older release wrote it, or it was edited. Export the "
-            "SAE again, to a new folder."
+            f"{format.file} has no {CHECKSUM} of its own content: an older release wrote it, or it was edited. "
+            f"{format.order}, to a new folder."
         )
     if not isinstance(stated, str) or not re.fullmatch("[0-9a-f]{64}", stated):
         raise ManifestError(
-            f"{MANIFEST}: {CHECKSUM} is {shown(stated)}; it must be 64 hexadecimal digits. {COPY_AGAIN}"
+            f"{format.file}: {CHECKSUM} is {shown(stated)}; it must be 64 hexadecimal digits. {format.copy_again}"
         )
     found = checksum_of(text, stated)
     if found != stated:
         raise ManifestError(
-            f"{MANIFEST} was changed after the export: its content has the {CHECKSUM} {found}, and it says {stated}. "
-            f"{COPY_AGAIN}"
+            f"{format.file} was changed after the export: its content has the {CHECKSUM} {found}, and it says {stated}."
+            f" {format.copy_again}"
         )
 
 
@@ -87,7 +105,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         missing = [
             field.name
             for field in dataclasses.fields(kind)
-            if field.name not in content and field.default is dataclasses.MISSING
+            if field.name not in content
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
         ]
         if missing:
             raise ManifestError(f"{where} has no key {', '.join(map(repr, missing))}.")

@@ -8,8 +8,9 @@ Source: https://github.com/ossf/model-signing-spec
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..arrays.arguments import as_path
 from ..errors import InputError, SAEError, SignatureError
@@ -25,6 +26,38 @@ CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 def read_signed_artifact(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> Artifact:
     """Return the artifact in the folder `path` if its manifest is the one that the owner of a key has signed.
 
+    Raises:
+        SignatureError: As for `check_signature`, or another artifact has taken the place of the one that was checked.
+        InputError: `public_key` cannot be read as a key or as certificates.
+        SAEError: model-signing is not installed.
+        ArtifactError: The owner of the key has signed something that is not an artifact.
+    """
+    return read_signed(path, public_key, read_artifact, MANIFEST)
+
+
+class Folder(Protocol):
+    """A folder whose manifest was read."""
+
+    @property
+    def path(self) -> Path:
+        """Its path, as it was given."""
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of its manifest."""
+
+
+Signed = TypeVar("Signed", bound=Folder)
+
+
+def read_signed(
+    path: str | os.PathLike[str],
+    public_key: str | os.PathLike[str],
+    read: Callable[[str | os.PathLike[str]], Signed],
+    manifest: str,
+) -> Signed:
+    """Return a folder, as `read` reads it, if its manifest is the one that the owner of a key has signed.
+
     The signature is checked first, and then the manifest that was read is compared with it. The manifest has the sha256
     of every other file, and a file is compared with it where it is read. So nothing can be exchanged in between.
 
@@ -32,19 +65,19 @@ def read_signed_artifact(path: str | os.PathLike[str], public_key: str | os.Path
         SignatureError: As for `check_signature`, or another artifact has taken the place of the one that was checked.
         InputError: `public_key` cannot be read as a key or as certificates.
         SAEError: model-signing is not installed.
-        ArtifactError: The owner of the key has signed something that is not an artifact.
+        ArtifactError: The owner of the key has signed something that `read` does not read.
     """
-    signed = check_signature(path, public_key)
-    artifact = read_artifact(path)
-    if artifact.sha256 != signed:
+    signed = check_signature(path, public_key).get(manifest)
+    folder = read(path)
+    if folder.sha256 != signed:
         raise SignatureError(
-            f"{artifact.path} was replaced while its signature was checked: the sha256 of {MANIFEST} is "
-            f"{artifact.sha256}, and {signed} is signed. Open the artifact again."
+            f"{folder.path} was replaced while its signature was checked: the sha256 of {manifest} is "
+            f"{folder.sha256}, and {signed} is signed. Open it again."
         )
-    return artifact
+    return folder
 
 
-def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> str | None:
+def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> dict[str, str]:
     """Check that the owner of a key has signed an artifact, and that every file is as it was signed.
 
     The network is not used. No file of the artifact is trusted: a file that was changed, added or removed after the
@@ -56,7 +89,7 @@ def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[
             signer's certificate must come from.
 
     Returns:
-        The signed sha256 of `sae.json`; None if the folder does not have this file.
+        The signed sha256 of each file, by its path in the folder.
 
     Raises:
         SignatureError: The artifact is not signed, is signed with another key, or was changed after it was signed.
@@ -79,7 +112,7 @@ def check_signature(path: str | os.PathLike[str], public_key: str | os.PathLike[
             f"{folder} is not what the owner of {key} signed: {_reason(error)}. Do not use it. Get the artifact again, "
             "or the right key."
         ) from error
-    return hashing.hashed.get(MANIFEST)
+    return dict(hashing.hashed)
 
 
 def check_folder(folder: Path) -> None:

@@ -3,13 +3,14 @@
 It takes what RFC 8259 allows and nothing more: no NaN and no Infinity, no byte order mark, no key twice in one object.
 """
 
+import functools
 import json
 import math
 import re
 from typing import Any, NoReturn
 
 from ..errors import ManifestError
-from .manifest import MANIFEST
+from .manifest import SAE_FORMAT, ManifestFormat
 
 MAX_BYTES = 1 << 20
 """Largest size of a manifest in bytes. One of a real SAE has about 20,000."""
@@ -20,46 +21,49 @@ MAX_DEPTH = 32
 MAX_NUMBER = 32
 """Largest number of characters of a number. A float64 needs up to 24, an integer of 64 bits up to 20."""
 
-COPY_AGAIN = "Copy the whole folder again, or export the SAE again."
-
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, format: ManifestFormat = SAE_FORMAT) -> None:
     """Check the size of a manifest in bytes, which is known before it is read.
 
     Raises:
         ManifestError: It is larger than `MAX_BYTES`.
     """
     if size > MAX_BYTES:
-        raise ManifestError(f"{MANIFEST} has more than {MAX_BYTES:,} bytes, so it is not a manifest. {COPY_AGAIN}")
+        raise ManifestError(
+            f"{format.file} has more than {MAX_BYTES:,} bytes, so it is not a manifest. {format.copy_again}"
+        )
 
 
-def read_json(data: bytes) -> tuple[str, Any]:
+def read_json(data: bytes, format: ManifestFormat = SAE_FORMAT) -> tuple[str, Any]:
     """Return the text of a manifest and the value that it stands for.
 
     Args:
         data: The content of the file.
+        format: The format of the manifest, for the messages.
 
     Raises:
         ManifestError: The data is too large, is not UTF-8, is not JSON, or exceeds one of the bounds of this module.
     """
-    check_size(len(data))
+    check_size(len(data), format)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{MANIFEST} is not text ({error.reason} at byte {error.start}). {COPY_AGAIN}") from None
-    _check_depth(text)
+        raise ManifestError(
+            f"{format.file} is not text ({error.reason} at byte {error.start}). {format.copy_again}"
+        ) from None
+    _check_depth(text, format)
     try:
         return text, json.loads(
             text,
-            parse_int=_int,
-            parse_float=_float,
-            parse_constant=_refuse_constant,
-            object_pairs_hook=_object,
+            parse_int=functools.partial(_int, format),
+            parse_float=functools.partial(_float, format),
+            parse_constant=functools.partial(_refuse_constant, format),
+            object_pairs_hook=functools.partial(_object, format),
         )
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{MANIFEST} is not JSON ({error}); it may be truncated. {COPY_AGAIN}") from None
+        raise ManifestError(f"{format.file} is not JSON ({error}); it may be truncated. {format.copy_again}") from None
 
 
 def shown(value: object) -> str:
@@ -68,7 +72,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _check_depth(text: str) -> None:
+def _check_depth(text: str, format: ManifestFormat) -> None:
     """Refuse deep nesting before the parser, which is recursive, sees it."""
     depth = 0
     for match in _STRING_OR_BRACKET.finditer(text):
@@ -76,40 +80,44 @@ def _check_depth(text: str) -> None:
         depth += (token in "[{") - (token in "]}")
         if depth > MAX_DEPTH:
             raise ManifestError(
-                f"{MANIFEST} has more than {MAX_DEPTH} objects and lists inside each other, so it is not a manifest. "
-                f"{COPY_AGAIN}"
+                f"{format.file} has more than {MAX_DEPTH} objects and lists inside each other, so it is not a manifest."
+                f" {format.copy_again}"
             )
 
 
-def _int(digits: str) -> int:
-    _check_length(digits)
+def _int(format: ManifestFormat, digits: str) -> int:
+    _check_length(format, digits)
     return int(digits)
 
 
-def _float(digits: str) -> float:
-    _check_length(digits)
+def _float(format: ManifestFormat, digits: str) -> float:
+    _check_length(format, digits)
     value = float(digits)
     if not math.isfinite(value):
-        raise ManifestError(f"{MANIFEST} has the number {digits}, which is larger than any float64. {COPY_AGAIN}")
+        raise ManifestError(
+            f"{format.file} has the number {digits}, which is larger than any float64. {format.copy_again}"
+        )
     return value
 
 
-def _check_length(digits: str) -> None:
+def _check_length(format: ManifestFormat, digits: str) -> None:
     if len(digits) > MAX_NUMBER:
         raise ManifestError(
-            f"{MANIFEST} has a number of {len(digits):,} characters, {digits[:16]}...; a number has at most "
-            f"{MAX_NUMBER}. {COPY_AGAIN}"
+            f"{format.file} has a number of {len(digits):,} characters, {digits[:16]}...; a number has at most "
+            f"{MAX_NUMBER}. {format.copy_again}"
         )
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ManifestError(f"{MANIFEST} has the value {name}, which is not JSON: a number must be finite. {COPY_AGAIN}")
+def _refuse_constant(format: ManifestFormat, name: str) -> NoReturn:
+    raise ManifestError(
+        f"{format.file} has the value {name}, which is not JSON: a number must be finite. {format.copy_again}"
+    )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(format: ManifestFormat, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, item in pairs:
         if name in value:
-            raise ManifestError(f"{MANIFEST} has the key {shown(name)} twice in one object. {COPY_AGAIN}")
+            raise ManifestError(f"{format.file} has the key {shown(name)} twice in one object. {format.copy_again}")
         value[name] = item
     return value

@@ -1,4 +1,4 @@
-"""`python -m runtime inspect`: the configuration, graphs and parity record of an artifact, as text."""
+"""`python -m runtime inspect`: the configuration, graphs and parity record of an artifact or a grafted host."""
 
 import argparse
 import textwrap
@@ -7,16 +7,19 @@ from collections.abc import Iterable, Sequence
 from ..artifact.contracts import contracts_of
 from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import GraphSpec, HookParity, Manifest, TensorSpec
+from ..hosts.folder import is_host, read_host
 from ..parity.fidelity import describe_fidelity
 from ..tables import format_table
+from .inspect_host import describe_host
 
 WIDTH = 100
 """Characters per line, where a text can be wrapped."""
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    """Print what an artifact contains."""
-    print(describe(read_artifact(options.artifact)))
+    """Print what an artifact or a grafted host contains."""
+    folder = options.artifact
+    print(describe_host(read_host(folder)) if is_host(folder) else describe(read_artifact(folder)))
     return 0
 
 

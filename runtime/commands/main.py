@@ -36,7 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    sub = add_command("inspect", inspect_command, "Print the configuration, graphs and parity record of an artifact.")
+    sub = add_command(
+        "inspect",
+        inspect_command,
+        "Print the configuration, graphs and parity record of an artifact or a grafted host.",
+    )
     _add_artifact(sub)
 
     sub = add_command(

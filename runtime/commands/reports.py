@@ -116,9 +116,13 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "exit_code": outcome.exit_code,
         "error": _printable(outcome.error) or None,
         "path": _printable(outcome.path),
-        "manifest_sha256": artifact.sha256 if artifact else None,
+        "manifest_sha256": report.sha256 or None,
         "weights_sha256": artifact.manifest.files[artifact.manifest.weights].sha256 if artifact else None,
-        "judged_by": None if artifact is None else "parity" if artifact.manifest.parity else "fidelity",
+        "judged_by": None
+        if not report.sha256
+        else "fidelity"
+        if artifact and not artifact.manifest.parity
+        else "parity",
         "device": report.device or None,
         "tokens": report.tokens,
         "seconds": round(outcome.seconds, 3),
@@ -127,6 +131,12 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "problems": [_printable(problem) for problem in report.problems],
         "skipped": [{"graph": graph, "reason": reason} for graph, reason in report.skipped.items()],
     }
+
+
+def _judged_by(report: Report) -> str | None:
+    if not report.sha256:
+        return None
+    return "fidelity" if report.artifact and not report.artifact.manifest.parity else "parity"
 
 
 def as_junit(outcome: Outcome) -> ElementTree.Element:
@@ -176,7 +186,7 @@ def _here(version: str, here: str | None) -> str:
 
 
 def _versions(report: Report) -> dict[str, Any]:
-    made = report.artifact.manifest.provenance if report.artifact else {}
+    made = report.made_with
     return {"artifact": dict(made), "here": installed_versions(made), "differing": differing_versions(made)}
 
 

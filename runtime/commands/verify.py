@@ -1,8 +1,8 @@
-"""`python -m runtime verify`: the verdicts on an artifact, as a table, JSON or JUnit XML."""
+"""`python -m runtime verify`: the verdicts on an artifact or a grafted host, as a table, JSON or JUnit XML."""
 
 import argparse
 
-from ..parity.verify import verify
+from ..hosts.verify import verify
 from .reports import report_command
 
 

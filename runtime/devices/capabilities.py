@@ -1,5 +1,7 @@
 """Checks, before anything is loaded, which devices can run an artifact and how many tokens at a time."""
 
+from collections.abc import Iterable
+
 from ..arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ..artifact.folder import Artifact
 from ..artifact.manifest import INT8
@@ -28,6 +30,20 @@ def missing_capability(capability: tuple[int, int], what: str) -> str:
     if capability >= needed:
         return ""
     return "{} needs compute capability {}.{} or later, this GPU has {}.{}".format(what, *needed, *capability)
+
+
+def why_not_on(device: Device, needed: Iterable[str]) -> str:
+    """Return the name of a device and what it lacks, or an empty string if it lacks nothing.
+
+    Args:
+        device: The device.
+        needed: Dtypes and precisions.
+    """
+    if device.kind == CPU:
+        return ""
+    gpu = driver().gpus()[device.index]
+    reasons = (missing_capability(gpu.capability, what) for what in needed)
+    return next((f"{device.name} ({gpu.name}): {reason}" for reason in reasons if reason), "")
 
 
 def choose_device(artifact: Artifact, name: str, options: Options) -> Device:
@@ -85,10 +101,8 @@ def check_runs(artifact: Artifact, device: Device, options: Options) -> None:
         return
     if options.graphs == "cpu":
         raise InputError(f'graphs="cpu" selects CPU variants, but this session runs on {device.name}.')
-    gpu = driver().gpus()[device.index]
-    for what in (dtype, options.precision):
-        if reason := missing_capability(gpu.capability, what):
-            raise ProviderError(f"{artifact.path} cannot run on {device.name} ({gpu.name}): {reason}.")
+    if reason := why_not_on(device, (dtype, options.precision)):
+        raise ProviderError(f"{artifact.path} cannot run on {reason}.")
 
 
 def choose_block_tokens(artifact: Artifact, device: Device, options: Options) -> int:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.pool import BufferPool
 from ..arrays.tensor import Array, TensorValue, as_given
-from ..artifact.held import HeldFiles
+from ..artifact.held import HeldFolder
 from ..artifact.manifest import GraphSpec
 from .blocks import output_dimensions, slice_feeds
 from .loading import parameter_values, start_on_checked_bytes
@@ -25,7 +25,7 @@ class CpuBackend:
         self._options = options
         self._memory = BufferPool(keep=options.arena)
 
-    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
+    def load_graph(self, graph: str, files: HeldFolder) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph, from the bytes that were checked.
 
         The session uses the mapped weights in place.
@@ -38,7 +38,7 @@ class CpuBackend:
             start_session, device=Device(CPU), threads=self._options.threads, arena=self._options.arena, weights=values
         )
         session = start_on_checked_bytes(graph, files, values, start)
-        files.weights.forget_pages()  # ONNX Runtime has repacked most of them
+        files.forget_pages()  # ONNX Runtime has repacked most of them
         return session
 
     def import_array(self, x: Any) -> TensorValue:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..arrays.dtypes import BFLOAT16
-from ..artifact.held import HeldFiles
+from ..artifact.held import HeldFolder
 from ..artifact.onnxfile import Parameter
 from ..errors import ProviderError
 
@@ -29,18 +29,18 @@ class Start(Protocol):
 
 
 def start_on_checked_bytes(
-    graph: str, files: HeldFiles, parameters: Mapping[str, ort.OrtValue], start: Start
+    graph: str, files: HeldFolder, parameters: Mapping[str, ort.OrtValue], start: Start
 ) -> ort.InferenceSession:
     """Start a session of a graph that depends on nothing that happens at the path of the artifact.
 
     Args:
         graph: Name of the graph.
         files: Files of the artifact.
-        parameters: Values in host memory of the parameters in the weights file.
+        parameters: Values in host memory of the parameters in other files.
         start: Starts the session, with the values that the device uses in place.
     """
     held = files.graphs[graph]
-    if files.are_at_path(graph) and not files.weights.path.is_symlink():
+    if files.are_at_path(graph) and not any(file.path.is_symlink() for file in files.data.values()):
         # A release that refuses this says so in ways of its own. What is wrong with the graph is said below, too.
         with contextlib.suppress(Exception):
             session = start(held.content, folder=held.path.parent)
@@ -49,8 +49,8 @@ def start_on_checked_bytes(
     return start(held.content, parameters=parameters)
 
 
-def parameter_values(graph: str, files: HeldFiles) -> dict[str, ort.OrtValue]:
-    """Return the parameters of a graph as values on the mapped weights.
+def parameter_values(graph: str, files: HeldFolder) -> dict[str, ort.OrtValue]:
+    """Return the parameters of a graph as values on the mapped files.
 
     Raises:
         ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.

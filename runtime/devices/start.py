@@ -59,8 +59,9 @@ def start_session(
     parameters: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
     folder: Path | None = None,
+    whole: bool = True,
 ) -> ort.InferenceSession:
-    """Start an ONNX Runtime session that runs every node of a model on one device.
+    """Start an ONNX Runtime session that runs a model on one device.
 
     Args:
         model: Path of the model, or its bytes.
@@ -72,6 +73,8 @@ def start_session(
             `onnxruntime.OrtValue`. They replace the file, and ONNX Runtime copies them while it loads the model.
         weights: Initializers by name, as `onnxruntime.OrtValue` on the device. The session uses them in place.
         folder: Folder of the files that a model given as bytes refers to.
+        whole: Whether every node must run on the device. If not, ONNX Runtime may run nodes that compute shapes, and
+            those that the device does not have, on the CPU.
 
     Raises:
         ProviderError: The session does not run on the device.
@@ -86,7 +89,7 @@ def start_session(
     threads = threads or thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads
-    if device.kind != CPU:
+    if device.kind != CPU and whole:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if parameters:
         options.add_external_initializers(list(parameters), list(parameters.values()))

@@ -1,5 +1,6 @@
 """The result of a verification: one verdict per output of each graph, printed as a table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..artifact.folder import Artifact
@@ -50,9 +51,11 @@ class Report:
         verdicts: One verdict per output of each graph that was run.
         problems: Failures that belong to no output, as sentences, such as a file that is missing.
         skipped: Why a graph was not run, for each graph that was not.
-        artifact: What was verified; None if it could not be opened.
+        artifact: The artifact that was verified; None if it could not be opened, or if a grafted host was verified.
         device: Name of the device; "" if nothing was run.
         tokens: Number of tokens; 0 if nothing was run.
+        made_with: Versions of the software that made what was verified, by name; taken from the artifact.
+        sha256: The sha256 of the manifest; taken from the artifact.
     """
 
     title: str
@@ -62,6 +65,13 @@ class Report:
     artifact: Artifact | None = None
     device: str = ""
     tokens: int = 0
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.artifact is not None:
+            object.__setattr__(self, "made_with", self.artifact.manifest.provenance)
+            object.__setattr__(self, "sha256", self.artifact.sha256)
 
     @property
     def failures(self) -> list[str]:
@@ -90,7 +100,7 @@ class Report:
     @property
     def differing_versions(self) -> str:
         """A sentence about the packages that have another version here than at export; "" if none does."""
-        return describe_differences(self.artifact.manifest.provenance) if self.artifact else ""
+        return describe_differences(self.made_with)
 
 
 def count(n: int, noun: str) -> str:

@@ -155,20 +155,24 @@ def _in_shape(array: TensorValue, shape: tuple[int, ...], what: str) -> TensorVa
     return array.reshape(shape)
 
 
-def select_hooks(names_filter: NamesFilter) -> list[str]:
+def select_hooks(names_filter: NamesFilter, names: Sequence[str] = HOOK_NAMES) -> list[str]:
     """Return the hooks that a TransformerLens `names_filter` selects, in firing order; unknown names are ignored.
+
+    Args:
+        names_filter: None for all hooks, a name, a list of names, or a predicate on names.
+        names: The hooks to select from, in firing order.
 
     Raises:
         InputError: The filter is not None, a string, a list of strings or a function; it is a ValueError.
     """
     if names_filter is None:
-        return list(HOOK_NAMES)
+        return list(names)
     if isinstance(names_filter, str):
-        return [name for name in HOOK_NAMES if name == names_filter]
+        return [name for name in names if name == names_filter]
     if isinstance(names_filter, list):
-        return [name for name in HOOK_NAMES if any(isinstance(one, str) and one == name for one in names_filter)]
+        return [name for name in names if any(isinstance(one, str) and one == name for one in names_filter)]
     if callable(names_filter):
-        return [name for name in HOOK_NAMES if names_filter(name)]
+        return [name for name in names if names_filter(name)]
     raise InputError(
         f"names_filter is {names_filter!r}; it must be None, a string, a list of strings, or a function of a name."
     )

@@ -73,11 +73,17 @@ def forward(
     names: Sequence[str],
     hooks: Sequence[PlacedHook],
     points: dict[str, HookPoint],
+    use_error_term: bool | None = None,
 ) -> dict[str, TensorValue]:
     """Return the named hooks, in that order, of a pass with hook functions and interventions.
 
     Functions at `hook_sae_error` are called with the error term only, also if the names contain that hook.
+    `use_error_term` replaces the setting of the SAE, which None keeps.
     """
+    own = graphs.manifest.sae.use_error_term
+    if use_error_term not in (None, own):
+        fired = _run_in_stages(graphs, batch, hooks, points, names, not own)
+        return {name: fired[name] for name in names}
     if not hooks:
         return compute(graphs, batch, names)
     interventions = [hook.function.intervention for hook in hooks if isinstance(hook.function, SteeringHook)]
@@ -89,7 +95,7 @@ def forward(
             if HOOK_ACTS_POST in tensors:
                 tensors[HOOK_ACTS_POST] = _edited(graphs, tensors[HOOK_ACTS_POST], interventions)
             return tensors
-    fired = _run_in_stages(graphs, batch, hooks, points, names)
+    fired = _run_in_stages(graphs, batch, hooks, points, names, own)
     return {name: fired[name] for name in names}
 
 
@@ -148,11 +154,16 @@ def _edited_on_host(acts_post: TensorValue, interventions: Sequence[Intervention
 
 
 def _run_in_stages(
-    graphs: Graphs, batch: Batch, hooks: Sequence[PlacedHook], points: dict[str, HookPoint], names: Sequence[str]
+    graphs: Graphs,
+    batch: Batch,
+    hooks: Sequence[PlacedHook],
+    points: dict[str, HookPoint],
+    names: Sequence[str],
+    use_error_term: bool,
 ) -> dict[str, TensorValue]:
     """Run the SAE in stages, call the hook functions between them, and return the tensors of the hooks, in order.
 
-    The error is computed if it is one of the names or the SAE has the error term.
+    The error is computed if it is one of the names or the error term is on.
 
     As in the original, an array that a function returns at `hook_sae_input` reaches only the next function and the
     result, and an edit in place changes the caller's array. The error is that of the clean pass.
@@ -161,13 +172,12 @@ def _run_in_stages(
         InputError: A function returned something that is not an array of the tensor's shape and dtype.
     """
     fired: dict[str, TensorValue] = {}
-    use_error_term = graphs.manifest.sae.use_error_term
     with_error = use_error_term or HOOK_ERROR in names
 
     def fire(name: str, tensor: TensorValue) -> TensorValue:
         for hook in hooks:
             if hook.name == name:
-                returned = _call(hook, tensor, points[name])
+                returned = call_hook(hook, tensor, points[name])
                 if returned is not None:
                     array = graphs.backend.move_to_device_of(graphs.backend.import_array(returned), tensor)
                     tensor = array if name == HOOK_INPUT else _checked(array, tensor, name)
@@ -203,7 +213,7 @@ def _run_in_stages(
     return fired
 
 
-def _call(hook: PlacedHook, tensor: TensorValue, point: HookPoint) -> Any:
+def call_hook(hook: PlacedHook, tensor: TensorValue, point: HookPoint) -> Any:
     """Call a hook function. What it raises itself passes through.
 
     Raises:

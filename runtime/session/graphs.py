@@ -1,8 +1,6 @@
 """The graphs of an artifact on one device. They are loaded when first needed, and checked with the manifest."""
 
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,21 @@ from ..arrays.tensor import TensorValue
 from ..artifact.contracts import WEIGHTS_KEY
 from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
-from ..artifact.manifest import GraphSpec, TensorSpec
+from ..artifact.manifest import TensorSpec
 from ..artifact.names import TARGET, TOKENS, K
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.options import Options
 from ..devices.start import Device, is_from_onnx_runtime
-from ..errors import ArtifactError, InputError, IntegrityError, SAEError
+from ..errors import InputError, IntegrityError, SAEError
+from .loading import LoadedGraphs
 from .route import variant_of
 
 
-class Graphs:
+class Graphs(LoadedGraphs):
     """The graphs of an artifact on one device. Calls from several threads at once are safe.
 
     Attributes:
-        loaded: ONNX Runtime sessions that were started, by the name of the graph.
         for_cpu: Whether CPU variants are preferred to portable graphs.
         block_tokens: Number of tokens to run at a time.
         manifest: Manifest of the artifact.
@@ -44,17 +42,12 @@ class Graphs:
         for_cpu: bool,
         block_tokens: int,
     ) -> None:
-        self.loaded: dict[str, ort.InferenceSession] = {}
+        super().__init__(artifact.path, files, device)
         self.for_cpu = for_cpu
         self.block_tokens = block_tokens
         self.manifest = artifact.manifest
-        self._artifact = artifact
         self._files = files
-        self._device = device
         self._backend = create_backend(device, options, artifact, files, block_tokens)
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._closed = False
 
     @property
     def backend(self) -> Backend:
@@ -65,30 +58,6 @@ class Graphs:
         """
         self.check_process()
         return self._backend
-
-    def check_process(self) -> None:
-        """Refuse to go on in a forked process, which has none of the threads that ONNX Runtime waits for.
-
-        Raises:
-            SAEError: The process was forked after the session was opened.
-        """
-        if os.getpid() != self._process:
-            raise SAEError(
-                f"The session of {self._artifact.path} was opened in process {self._process}, from which this one was "
-                "forked, and ONNX Runtime does not work after a fork. Open the session in the process that uses it: "
-                "with gunicorn leave out --preload or open it in post_fork, with multiprocessing use the start method "
-                '"spawn" or "forkserver".'
-            )
-
-    def check_open(self) -> None:
-        """Check that the session can be used.
-
-        Raises:
-            SAEError: It was closed, or the process was forked after it was opened.
-        """
-        self.check_process()
-        if self._closed:
-            raise SAEError(f"The session of {self._artifact.path} is closed.")
 
     def run(
         self, graph: str, feeds: Mapping[str, TensorValue], names: Sequence[str] | None = None
@@ -127,10 +96,8 @@ class Graphs:
         Raises:
             ArtifactError: The artifact does not contain the graph.
         """
-        graphs = self.manifest.graphs
-        if not isinstance(graph, str) or graph not in graphs:
-            raise ArtifactError(f"{self._artifact.path} has no graph {graph!r}; it has {', '.join(graphs)}.")
-        return [tensor.name for tensor in graphs[graph].inputs]
+        self._check_name(graph)
+        return [tensor.name for tensor in self.manifest.graphs[graph].inputs]
 
     def feeds(self, graph: str, given: Mapping[str, Any]) -> dict[str, TensorValue]:
         """Return arrays that a caller gave as the inputs of a graph.
@@ -162,64 +129,16 @@ class Graphs:
         """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""
         return variant_of(self.manifest, graph, self.for_cpu)
 
-    def release(self, graph: str) -> None:
-        """Free a graph and its weights if it is loaded."""
-        self.check_process()
-        self.inputs(graph)  # raises for a name that is not a graph
-        with self._lock:
-            if session := self.loaded.pop(graph, None):
-                self.backend.release_session(session)
+    def _start(self, graph: str) -> ort.InferenceSession:
+        return self.backend.load_graph(graph, self._files)
 
-    def close(self) -> None:
-        """Free the graphs, their weights and the open files. A later run raises an error.
+    def _release_session(self, session: ort.InferenceSession) -> None:
+        self._backend.release_session(session)
 
-        In a forked process this does nothing: everything belongs to the process that opened the session.
-        """
-        if os.getpid() != self._process:
-            return
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                for session in self.loaded.values():
-                    self._backend.release_session(session)
-                self.loaded.clear()
-                self._backend.close()
-                self._files.close()
+    def _close_device(self) -> None:
+        self._backend.close()
 
-    def _session(self, graph: str) -> ort.InferenceSession:
-        self.check_process()
-        session = self.loaded.get(graph)
-        if session is None:
-            with self._lock:  # two threads that need the same graph load it once
-                self.check_open()
-                if graph not in self.loaded:
-                    self.loaded[graph] = self._load(graph)
-                session = self.loaded[graph]
-        return session
-
-    def _load(self, graph: str) -> ort.InferenceSession:
-        """Load a graph, and check that it is the graph that the manifest describes."""
-        self.inputs(graph)
-        manifest = self.manifest
-        spec = manifest.graphs[graph]
-        path = self._files.graphs[graph].path
-        # Reading the weights for their sha256 takes about as long as loading them: both happen at once.
-        checked = _in_background(self._files.check_weights)
-        try:
-            session = self.backend.load_graph(graph, self._files)
-        except Exception as error:
-            if not is_from_onnx_runtime(error):
-                raise
-            checked()
-            raise ArtifactError(
-                f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
-            ) from error
-        checked()
-        self._files.weights.check_unchanged()  # since they were checked, too
-        self._check_contract(session, spec, path)
-        return session
-
-    def _check_contract(self, session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:
+    def _check_session(self, graph: str, session: ort.InferenceSession, path: Path) -> None:
         """Check that a graph was exported for these weights, and that its inputs and outputs are those of the manifest.
 
         Raises:
@@ -235,34 +154,26 @@ class Graphs:
             raise IntegrityError(
                 f"{path} was exported for other weights (sha256 {weights}). Copy the whole folder again."
             )
-        for role, found, expected in (
-            ("inputs", session.get_inputs(), spec.inputs),
-            ("outputs", session.get_outputs(), spec.outputs),
-        ):
-            tensors = tuple(_tensor_spec(tensor) for tensor in found)
-            if tensors != expected:
-                raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
+        spec = manifest.graphs[graph]
+        check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
+        check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
 
 
-def _in_background(check: Callable[[], object]) -> Callable[[], None]:
-    """Start a check in its own thread, and return a function that waits for it and raises its exception."""
-    raised: list[BaseException] = []
+def check_tensors(path: Path, role: str, found: Sequence[Any], expected: Sequence[TensorSpec]) -> None:
+    """Check that the inputs or the outputs of a session are those that the manifest describes, in the same order.
 
-    def run() -> None:
-        try:
-            check()
-        except BaseException as error:  # raised again in the thread that asks for the result
-            raised.append(error)
+    Args:
+        path: Path of the graph, for the message.
+        role: "inputs" or "outputs".
+        found: What ONNX Runtime says about them.
+        expected: What the manifest says.
 
-    thread = threading.Thread(target=run, daemon=True)  # an interrupted load does not keep the process alive
-    thread.start()
-
-    def result() -> None:
-        thread.join()
-        if raised:
-            raise raised[0]
-
-    return result
+    Raises:
+        IntegrityError: They are not.
+    """
+    tensors = tuple(_tensor_spec(tensor) for tensor in found)
+    if tensors != tuple(expected):
+        raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
 
 
 def _missing(names: set[str], graph: str) -> str:
@@ -274,7 +185,7 @@ def _missing(names: set[str], graph: str) -> str:
     return f"{graph!r} also needs {', '.join(sorted(names))}."
 
 
-ONNX_TYPES = {f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}
+ONNX_TYPES = {"tensor(bool)": "bool", **{f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}}
 
 
 def _tensor_spec(argument: Any) -> TensorSpec:

@@ -121,10 +121,10 @@ class HookRegistry:
             UnknownHookError: A name is not a hook.
             InputError: `fwd_hooks` are not pairs of a hook and a function.
         """
-        pairs = _checked_pairs(fwd_hooks)
+        pairs = checked_pairs(fwd_hooks)
         blocks = self._current()
         if blocks is None:
-            blocks = _Blocks(_caller())
+            blocks = _Blocks(caller())
             blocks.token = self._blocks.set(blocks)
         blocks.level += 1
         level = blocks.level
@@ -198,10 +198,15 @@ class HookRegistry:
     def _current(self) -> _Blocks | None:
         """Return the blocks that this thread or asyncio task is in."""
         blocks = self._blocks.get()
-        return blocks if blocks is not None and blocks.owner == _caller() else None
+        return blocks if blocks is not None and blocks.owner == caller() else None
 
 
-def _checked_pairs(fwd_hooks: FwdHooks) -> list[tuple[HookSelector, HookFunction]]:
+def checked_pairs(fwd_hooks: FwdHooks) -> list[tuple[HookSelector, HookFunction]]:
+    """Return the pairs of a hook and a function that a caller gave.
+
+    Raises:
+        InputError: They are not pairs.
+    """
     try:
         return [(where, function) for where, function in fwd_hooks]
     except (TypeError, ValueError):  # it is not a sequence, or not one of pairs
@@ -225,7 +230,7 @@ def refuse_backward(bwd_hooks: Sequence[Any], direction: str = "fwd") -> None:
         )
 
 
-def _caller() -> object:
+def caller() -> object:
     """Return the caller: the thread, and the asyncio task if there is one."""
     asyncio = sys.modules.get("asyncio")  # a program that has not imported it has no tasks
     try:

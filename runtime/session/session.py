@@ -667,7 +667,7 @@ class SAESession:
     def _parameter(self, name: str) -> Array:
         if not self._parameters:
             self._graphs.check_open()
-            self._files.check_weights()
+            self._files.check_data()
             self._parameters = map_parameters(self._files.weights)
         return parameter(self._parameters, name, self.cfg.architecture)
 

@@ -167,7 +167,7 @@ def test_files_that_are_links_are_read_through_them(signed, keys, tmp_path):
 
 def test_nothing_is_read_before_the_signature_is_checked(artifact, keys, monkeypatch):
     (artifact / "sae.json").write_text("not JSON")
-    for module in ("runtime.artifact.held", "runtime.artifact.signature", runtime.verify.__module__):
+    for module in ("runtime.artifact.held", "runtime.artifact.signature", "runtime.parity.verify"):
         monkeypatch.setattr(f"{module}.read_artifact", lambda *arguments: pytest.fail("the manifest was read"))
     with pytest.raises(SignatureError):
         SAESession(artifact, "cpu", public_key=keys[1])
@@ -201,7 +201,7 @@ def test_an_artifact_that_takes_its_place_during_a_verification_is_refused(artif
         exchange(artifact, other)
         return opened(*arguments, **options)
 
-    monkeypatch.setattr(f"{runtime.verify.__module__}.SAESession", open_another)
+    monkeypatch.setattr("runtime.parity.verify.SAESession", open_another)
     with pytest.raises(runtime.IntegrityError, match="was replaced while it was verified. Verify it again"):
         one(artifact, device="cpu")
 

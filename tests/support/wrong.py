@@ -81,6 +81,32 @@ def _arrays_of(width):
     }  # fmt: skip
 
 
+def feeds_of(name):
+    """Return feeds, by what is wrong with them, that a host with an input `(batch, sequence)` int64 cannot take."""
+    ids = np.array([[1, 2, 3]])
+    whole = {
+        "none": None,
+        "number": 3,
+        "array": ids,
+        "list of numbers": [1, 2, 3],
+        "generator": (one for one in "ab"),
+        "opaque": Opaque(),
+        "empty": {},
+        "unknown name": {"unknown": ids},
+        "name that is not a text": {3: ids},
+    }
+    arrays = arrays_of(3) | {
+        "floats": ids.astype(np.float32),
+        "big-endian": ids.astype(">i8"),
+        "one dimension": ids[0],
+        "three dimensions": ids[None],
+        "too large": ids.astype(np.uint64) + np.uint64(2**63),
+        "timedelta": ids.astype("timedelta64[s]"),
+    }
+    del arrays["bool"]  # masks are
+    return whole | {kind: {name: array} for kind, array in arrays.items()}
+
+
 def accepted(call, wrong):
     """Return what a function did not refuse as it should: a line for each argument.
 

@@ -9,11 +9,14 @@ from runtime import (
     Ablate,
     Clamp,
     HookPoint,
+    HostOutput,
+    HostSession,
     Intervention,
     Manifest,
     Report,
     SAEConfig,
     SAESession,
+    Scale,
     Tensor,
     TopFeatures,
     Verdict,
@@ -115,3 +118,33 @@ def reports(path: str) -> list[Verdict]:
     config: SAEConfig = manifest.sae
     assert config.d_sae > len(report.failures)
     return report.verdicts
+
+
+def grafted(path: str, ids: npt.NDArray[np.int64]) -> str:
+    with HostSession(path, "cpu", threads=1) as host:
+        output = host({"input_ids": ids})
+        assert_type(output, HostOutput)
+        assert_type(output.logits, Array)
+        next_token: int = int(output["logits"][0, -1].argmax())
+        hook = host.hook_names[0]
+        output, cache = host.run_with_cache(["one text", "another"], lambda name: name.endswith("acts_post"))
+        assert_type(cache, dict[str, Array])
+        nothing, _ = host.run_with_cache("a text", return_output=False)
+        assert_type(nothing, None)
+        assert_type(host.run_with_saes("a text", saes=hook, use_error_term=False), HostOutput)
+        with host.steering({hook: {7: Scale(8.0), 9: Ablate()}}) as same:
+            assert_type(same, HostSession)
+            assert_type(same.encode("a text"), dict[str, Array])
+        assert_type(host.top_features("a text", hook, k=5), TopFeatures[Array])
+        assert_type(host.sae(hook), SAESession)
+        assert_type(host.generate(ids, 5, edits={hook: Intervention([1], 0.0, 1.0)}), Array)
+        text = host.generate("a text", 5, edits={hook: {7: Clamp(5.0)}}, do_sample=True, seed=next_token)
+        assert_type(text, str)
+        return text
+
+
+def hooked_host(host: HostSession, ids: npt.NDArray[np.int64]) -> Array:
+    def halve(x: Floats, hook: HookPoint) -> Floats:
+        return (x / 2).astype(np.float32)
+
+    return host.run_with_hooks_with_saes({"input_ids": ids}, [(host.hook_names[0], halve)])["logits"]

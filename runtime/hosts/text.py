@@ -1,0 +1,91 @@
+"""Text as the inputs of a host, with the package `tokenizers` and the `tokenizer.json` of the folder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays.arguments import as_integer
+from ..arrays.tensor import Array
+from ..errors import InputError, IntegrityError, SAEError
+from .folder import GraftedHost
+from .names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS, TOKENIZER
+
+RIGHT, LEFT = "right", "left"
+
+
+class Tokenizer:
+    """The tokenizer of a host.
+
+    Args:
+        host: The host.
+
+    Raises:
+        InputError: The folder does not have a tokenizer.
+        SAEError: `tokenizers` is not installed.
+        IntegrityError: `tokenizer.json` was changed, or is not a tokenizer.
+    """
+
+    def __init__(self, host: GraftedHost) -> None:
+        if TOKENIZER not in host.manifest.files:
+            raise InputError(
+                f"{host.path} does not have a {TOKENIZER}, so it does not take text. Pass its inputs as arrays: "
+                f"{', '.join(tensor.name for tensor in host.manifest.host.inputs)}."
+            )
+        try:
+            import tokenizers
+        except ModuleNotFoundError:
+            raise SAEError('Text needs tokenizers, which is not installed: pip install "saeexport[text]".') from None
+        with host.open(TOKENIZER) as file:
+            path, content = file.path, file.read(check=True)
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises plain exceptions
+            raise IntegrityError(f"{path} is not a tokenizer: {error}. Copy the whole folder again.") from None
+        padding = self._tokenizer.padding or {}
+        self._pad = padding.get("pad_id", 0)  # a padded token is masked, so that any id will do
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()  # a text that is too long is refused by the host, and not cut silently
+
+    def encode(self, text: Any, max_length: int | None = None, side: str = RIGHT) -> dict[str, Array]:
+        """Return `input_ids`, `attention_mask` and `token_type_ids`, `(texts, tokens)` int64.
+
+        Args:
+            text: A text, or a list of texts, which are padded to the length of the longest.
+            max_length: Largest number of tokens of a text, special tokens included; the rest is cut off. None keeps it.
+            side: "right" or "left", where the padding is.
+
+        Raises:
+            InputError: `text` is not a text or a list of texts, or `max_length` is not a positive whole number.
+        """
+        texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence) else []
+        if not texts or isinstance(text, bytes) or not all(isinstance(one, str) for one in texts):
+            raise InputError(f"The text is {text!r}; it must be a str, or a list of one str or more.")
+        if max_length is not None:
+            max_length = as_integer("max_length", max_length, 1, hint=", or None to keep every token")
+        try:
+            encodings = self._tokenizer.encode_batch(texts)
+        except Exception as error:  # such as a surrogate, which UTF-8 cannot hold
+            raise InputError(f"The text cannot be tokenized: {error}") from None
+        for encoding in encodings:
+            if max_length is not None:
+                encoding.truncate(max_length)
+            if not len(encoding.ids):
+                raise InputError("A text has no tokens. Leave it out.")
+        longest = max(len(encoding.ids) for encoding in encodings)
+        for encoding in encodings:
+            encoding.pad(longest, direction=side, pad_id=self._pad)
+        columns = {INPUT_IDS: "ids", ATTENTION_MASK: "attention_mask", TOKEN_TYPE_IDS: "type_ids"}
+        return {
+            name: np.array([getattr(encoding, column) for encoding in encodings], np.int64)
+            for name, column in columns.items()
+        }
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, without special tokens."""
+        return str(self._tokenizer.decode([int(token) for token in ids]))
+
+
+def is_text(given: object) -> bool:
+    """Tell whether a caller gave text: a str, or a list of them."""
+    return isinstance(given, str) or (isinstance(given, (list, tuple)) and all(isinstance(one, str) for one in given))

@@ -1,0 +1,174 @@
+"""The ONNX Runtime sessions of a folder's graphs, started when they are first needed, in one process."""
+
+import abc
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime as ort
+
+from ..artifact.held import HeldFolder
+from ..devices.start import Device, is_from_onnx_runtime
+from ..errors import ArtifactError, SAEError
+
+
+class LoadedGraphs(abc.ABC):
+    """The graphs of a folder on one device. Calls from several threads at once are safe.
+
+    Attributes:
+        loaded: ONNX Runtime sessions that were started, by the name of the graph.
+
+    Args:
+        path: The folder as the caller knows it, for messages.
+        files: The files of the folder.
+        device: The device.
+    """
+
+    def __init__(self, path: Path, files: HeldFolder, device: Device) -> None:
+        self.loaded: dict[str, ort.InferenceSession] = {}
+        self._path = path
+        self._held = files
+        self._device = device
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def check_process(self) -> None:
+        """Refuse to go on in a forked process, which has none of the threads that ONNX Runtime waits for.
+
+        Raises:
+            SAEError: The process was forked after the session was opened.
+        """
+        if os.getpid() != self._process:
+            raise SAEError(
+                f"The session of {self._path} was opened in process {self._process}, from which this one was "
+                "forked, and ONNX Runtime does not work after a fork. Open the session in the process that uses it: "
+                "with gunicorn leave out --preload or open it in post_fork, with multiprocessing use the start method "
+                '"spawn" or "forkserver".'
+            )
+
+    def check_open(self) -> None:
+        """Check that the session can be used.
+
+        Raises:
+            SAEError: It was closed, or the process was forked after it was opened.
+        """
+        self.check_process()
+        if self._closed:
+            raise SAEError(f"The session of {self._path} is closed.")
+
+    def release(self, graph: str) -> None:
+        """Free a graph and its weights if it is loaded.
+
+        Raises:
+            ArtifactError: The folder does not contain the graph.
+        """
+        self.check_process()
+        self._check_name(graph)
+        with self._lock:
+            if session := self.loaded.pop(graph, None):
+                self._release_session(session)
+
+    def close(self) -> None:
+        """Free the graphs, their weights and the open files. A later run raises an error.
+
+        In a forked process this does nothing: everything belongs to the process that opened the session.
+        """
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for session in self.loaded.values():
+                    self._release_session(session)
+                self.loaded.clear()
+                self._close_device()
+                self._held.close()
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        self.check_process()
+        session = self.loaded.get(graph)
+        if session is None:
+            with self._lock:  # two threads that need the same graph load it once
+                self.check_open()
+                if graph not in self.loaded:
+                    self.loaded[graph] = self._load(graph)
+                session = self.loaded[graph]
+        return session
+
+    def _load(self, graph: str) -> ort.InferenceSession:
+        """Load a graph, and check that it is the graph that the manifest describes.
+
+        Raises:
+            ArtifactError: The folder does not contain the graph, or ONNX Runtime cannot load it.
+            IntegrityError: A file differs from the manifest.
+        """
+        self._check_name(graph)
+        path = self._held.graphs[graph].path
+        # Reading the parameters for their sha256 takes about as long as loading them: both happen at once.
+        checked = _in_background(self._held.check_data)
+        try:
+            session = self._start(graph)
+        except Exception as error:
+            if not is_from_onnx_runtime(error):
+                raise
+            checked()
+            raise ArtifactError(
+                f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
+            ) from error
+        checked()
+        self._held.check_unchanged()  # since they were checked, too
+        self._check_session(graph, session, path)
+        return session
+
+    def _check_name(self, graph: str) -> None:
+        """Check that the folder contains a graph.
+
+        Raises:
+            ArtifactError: It does not.
+        """
+        graphs = self._held.graphs
+        if not isinstance(graph, str) or graph not in graphs:
+            raise ArtifactError(f"{self._path} has no graph {graph!r}; it has {', '.join(graphs)}.")
+
+    @abc.abstractmethod
+    def _start(self, graph: str) -> ort.InferenceSession:
+        """Start the session of a graph."""
+
+    @abc.abstractmethod
+    def _check_session(self, graph: str, session: ort.InferenceSession, path: Path) -> None:
+        """Check that a session has the inputs and outputs of the manifest.
+
+        Raises:
+            IntegrityError: It does not.
+        """
+
+    @abc.abstractmethod
+    def _release_session(self, session: ort.InferenceSession) -> None:
+        """Free what the device keeps for a session that is no longer used."""
+
+    @abc.abstractmethod
+    def _close_device(self) -> None:
+        """Free everything else that the device keeps. All sessions were released."""
+
+
+def _in_background(check: Callable[[], object]) -> Callable[[], None]:
+    """Start a check in its own thread, and return a function that waits for it and raises its exception."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            check()
+        except BaseException as error:  # raised again in the thread that asks for the result
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # an interrupted load does not keep the process alive
+    thread.start()
+
+    def result() -> None:
+        thread.join()
+        if raised:
+            raise raised[0]
+
+    return result

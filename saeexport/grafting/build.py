@@ -1,0 +1,102 @@
+"""Builds the graphs of a grafted host: one for each mode, and the stages."""
+
+from collections.abc import Collection, Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from runtime.artifact.contracts import ACTS, ENCODE, MODEL, STEER
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
+from runtime.hosts.names import FEATURES, SPLICE, TAP
+
+from .cut import Cut, cut_stages
+from .host import values_of
+from .insert import Graft, Inserted
+from .unfuse import unfuse
+from .write import IR_VERSION
+
+INSERTED = {TAP: (MODEL,), SPLICE: (STEER,), FEATURES: (ACTS, ENCODE)}
+"""The graph of an SAE that each mode inserts: the first one that the SAE has. `acts` has standard operators only, and
+takes a tenth less time than `encode` on a CPU; SAEs in half precision do not have it."""
+
+ALWAYS = (HOOK_INPUT, HOOK_ACTS_POST)
+"""The hooks that are outputs of every tap and splice: the input, on which an SAE is judged, and the features."""
+
+DESCRIPTIONS = {
+    TAP: "The host, unchanged. The hooks of the SAEs are further outputs.",
+    SPLICE: "The host goes on from the output of each SAE: its reconstruction, plus the error if <hook>.use_error_term "
+    "is true. The inputs that begin with the name of a hook have defaults: the SAE attached (<hook>.attach), its own "
+    "setting of the error term, and no edits (<hook>.feature_ids and so on, as in the SAE's steer.onnx).",
+    FEATURES: "The feature activations alone. The host ends behind the last hook.",
+}
+
+
+def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Collection[str]) -> ir.Graph:
+    """Return the graph of a mode.
+
+    Args:
+        model: The host, which is not changed.
+        grafts: The SAEs, in the order in which the host computes their values.
+        mode: "tap", "splice" or "features".
+        hooks: Names of the hooks that become outputs of tap and splice, in addition to `ALWAYS`.
+
+    Raises:
+        GraftError: The shape or dtype of a value does not fit its SAE.
+    """
+    graph = model.graph.clone()
+    values = values_of(graph)
+    outputs = []
+    for graft in grafts:
+        x = values[graft.value]
+        if mode == SPLICE:
+            x = unfuse(graph, x)
+        name = next(name for name in INSERTED[mode] if name in graft.artifact.manifest.graphs)
+        inserted = Inserted(graph, graft, x, name)
+        if mode == SPLICE:
+            values[graft.value] = inserted.splice()
+        wanted = (
+            [HOOK_ACTS_POST]
+            if mode == FEATURES
+            else [name for name in inserted.hooks if name in hooks or name in ALWAYS]
+        )
+        outputs += [inserted.hooks[name] for name in wanted]
+    if mode == FEATURES:
+        graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    graph.sort()
+    if mode == FEATURES:
+        _drop_unread_inputs(graph)
+    return graph
+
+
+def build_probe(model: ir.Model, grafts: Sequence[Graft]) -> ir.Graph:
+    """Return the graph of a host that ends at the hooks, with the values there as its outputs."""
+    graph = model.graph.clone()
+    values = values_of(graph)
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in dict.fromkeys(graft.value for graft in grafts))
+    _drop_unread_inputs(graph)
+    return graph
+
+
+def _drop_unread_inputs(graph: ir.Graph) -> None:
+    """Remove the inputs that the outputs do not depend on, such as past keys of later layers."""
+    RemoveUnusedNodesPass()(ir.Model(graph, ir_version=IR_VERSION))
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+
+
+def build_stages(model: ir.Model, grafts: Sequence[Graft]) -> dict[str, ir.Graph]:
+    """Return the graphs of the stages of a host by their names; see `cut_stages`."""
+    graph = model.graph.clone()
+    values = values_of(graph)
+    for name in {graft.value for graft in grafts}:
+        unfuse(graph, values[name])
+    graph.sort()
+    return cut_stages(graph, [Cut(graft.hook, graft.value) for graft in grafts])
+
+
+def describe_stage(name: str, graph: ir.Graph) -> str:
+    """Return the purpose of a stage, a text for people."""
+    gives = ", ".join(str(value.name) for value in graph.outputs)
+    return f"Stage {name.rpartition('.')[2]} of the host, cut at the hooks of the SAEs. It gives {gives}."

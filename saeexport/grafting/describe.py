@@ -1,0 +1,49 @@
+"""Describes a host, its SAEs and its graphs for the manifest."""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from runtime.artifact.manifest import GraphSpec, TensorSpec
+from runtime.hosts.manifest import CachePair, Evidence, GraftedSAE
+from runtime.hosts.manifest import Host as HostRecord
+
+from .host import Host
+from .inference import NAMES
+from .insert import Graft, trailing_dimensions
+
+
+def describe_tensor(value: ir.Value) -> TensorSpec:
+    """Return the name, dtype and shape of an input or output; a dimension without a name gets one."""
+    assert value.name is not None
+    sizes = tuple(
+        size if isinstance(size, int) else (size.value or f"{value.name}.{i}")
+        for i, size in enumerate(value.shape or ())
+    )
+    return TensorSpec(value.name, NAMES[ir.DataType(value.dtype or 0)], sizes)
+
+
+def describe_graph(graph: ir.Graph, file: str, description: str) -> GraphSpec:
+    """Return the spec of a graph."""
+    inputs, outputs = (tuple(map(describe_tensor, values)) for values in (graph.inputs, graph.outputs))
+    return GraphSpec(file, inputs, outputs, description)
+
+
+def describe_host(host: Host, kind: str) -> HostRecord:
+    """Return the record of a host; `kind` is "encoder" or "decoder"."""
+    inputs = [value for value in host.graph.inputs if not value.is_initializer()]
+    return HostRecord(
+        host.name, host.sha256, host.exporter, host.opset, kind,
+        tuple(map(describe_tensor, inputs)), tuple(map(describe_tensor, host.graph.outputs)),
+        tuple(CachePair(past, present) for past, present in host.cache),
+    )  # fmt: skip
+
+
+def describe_sae(values: Mapping[str, ir.Value], graft: Graft, evidence: Evidence) -> GraftedSAE:
+    """Return the record of an SAE and its place; `values` are those of the host."""
+    x = values[graft.value]
+    tensor = describe_tensor(x)
+    return GraftedSAE(
+        graft.hook, graft.folder, graft.artifact.sha256, graft.value, tensor.dtype, tensor.shape,
+        trailing_dimensions(x, graft) > 1, evidence,
+    )  # fmt: skip

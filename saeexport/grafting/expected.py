@@ -1,0 +1,167 @@
+"""What a grafted host must compute: the outputs of the host, with and without the PyTorch SAEs in it, and their errors.
+
+The own error of the host says how much rounding matters: it is the distance of the host from PyTorch, or where there is
+no PyTorch model, from itself without ONNX Runtime's optimisations.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from runtime.arrays.dtypes import FLOAT32
+from runtime.arrays.tensor import Array
+from runtime.artifact.budgets import FLOOR, MOST_OWN_ERROR
+from runtime.artifact.manifest import GraphSpec
+from runtime.errors import GraftError
+from runtime.hosts.names import ATTENTION_MASK, INPUT_IDS
+from runtime.hosts.rule import host_error
+from runtime.session.interventions import Intervention
+
+from ..checkpoints.registry import load
+from .build import build_probe
+from .given import Given
+from .host import Host
+from .inference import NAMES
+from .insert import Graft
+from .reference import run, run_spliced
+from .running import Graph, reconstruct, run_stages
+from .write import write_graph
+
+WITH_SAES = "PyTorch does, with the PyTorch SAEs in both"
+WITHOUT_OPTIMISATIONS = "it does without ONNX Runtime's optimisations"
+
+
+class Expected:
+    """What a grafted host must compute from the feeds.
+
+    Attributes:
+        feeds: Inputs of the host.
+        mask: Which positions are not padding, `(batch, positions)` bool.
+        hooks: The hooks, in the order of the host.
+        outputs: Names of the host's outputs, without those of the cache.
+        dtype: The dtype of the host's values that rounds most. A host in half precision may have float32 outputs.
+    """
+
+    def __init__(
+        self, folder: Path, host: Host, grafts: Sequence[Graft], graphs: Mapping[str, GraphSpec], given: Given
+    ) -> None:
+        """Load the PyTorch SAEs.
+
+        Args:
+            folder: Folder with the graphs and the SAEs.
+            host: The host.
+            grafts: The SAEs, in the order of the host.
+            graphs: Specs of the graphs by name.
+            given: What the host is compared with.
+        """
+        self._folder, self._host, self._grafts, self._graphs, self._given = folder, host, grafts, graphs, given
+        dtypes = {NAMES[value.dtype] for value in host.values().values() if value.dtype in NAMES}
+        self.dtype = max(dtypes & set(FLOOR), key=lambda dtype: FLOOR[dtype], default=FLOAT32)
+        self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
+        self.feeds = dict(given.reference.feeds)
+        ids = self.feeds[INPUT_IDS] if INPUT_IDS in self.feeds else next(iter(self.feeds.values()))
+        mask = self.feeds.get(ATTENTION_MASK)
+        self.mask: Array = np.ones(ids.shape[:2], bool) if mask is None else mask != 0
+        self.hooks = [graft.hook for graft in grafts]
+        present = {name for _, name in host.cache}
+        self.outputs = [str(value.name) for value in host.graph.outputs if value.name not in present]
+
+    def noise(self, own: Mapping[str, Array]) -> dict[str, float]:
+        """Return the own error of the host at each output, from what it is compared with.
+
+        Raises:
+            GraftError: It is too large to be one of rounding.
+        """
+        others = [(WITHOUT_OPTIMISATIONS, Graph(self._host.path, optimize=False)(self.feeds))]
+        if self._given.model is not None:
+            others.append(("the model in PyTorch", self._named(run(self._given.model, self.feeds), own)))
+        if self._given.outputs:
+            others.append(("the outputs in the file", dict(self._given.outputs)))
+        noise = dict.fromkeys(self.outputs, 0.0)
+        for what, outputs in others:
+            for name in self.outputs:
+                if name in outputs:
+                    noise[name] = max(noise[name], self._own_error(name, own[name], outputs[name], what))
+        return noise
+
+    def activations_at_hooks(self) -> tuple[dict[str, Array], dict[str, float]]:
+        """Return the tensor at each hook in the ungrafted host, and the own error of the host there."""
+        probe = self._folder / "probe.onnx"
+        try:
+            write_graph(build_probe(self._host.model, self._grafts), self._host.model, probe, "")
+            found, slow = Graph(probe)(self.feeds), Graph(probe, optimize=False)(self.feeds)
+        finally:
+            probe.unlink(missing_ok=True)
+        activations, own = {}, {}
+        for graft in self._grafts:
+            x = activations[graft.hook] = found[graft.value]
+            own[graft.hook] = self._own_error(graft.value, x, slow[graft.value], WITHOUT_OPTIMISATIONS)
+            expected = self._given.reference.activations.get(graft.hook)
+            if expected is not None:
+                what = f"what it is compared with at {graft.hook}"
+                own[graft.hook] = max(own[graft.hook], self._own_error(graft.value, x, expected.reshape(x.shape), what))
+        return activations, own
+
+    def spliced(
+        self, edits: Mapping[str, Intervention], noise: Mapping[str, float]
+    ) -> tuple[dict[str, Array], dict[str, float]]:
+        """Return the outputs with the PyTorch SAEs in the host, and the own errors of the host with them in it."""
+        staged = self.staged(edits)
+        if self._given.model is None:
+            reference, other = staged, self.staged(edits, optimize=False)
+        else:
+            run_in_torch = run_spliced(self._given.model, self.feeds, self._saes, False, edits)
+            reference = staged | self._named(run_in_torch, staged)
+            other = staged
+        own = {
+            name: max(
+                noise[name],
+                self._own_error(name, other[name], reference[name], WITH_SAES),
+            )
+            for name in self.outputs
+        }
+        return {name: reference[name] for name in self.outputs}, own
+
+    def staged(
+        self, edits: Mapping[str, Intervention], acts: "dict[str, Array] | None" = None, optimize: bool = True
+    ) -> dict[str, Array]:
+        """Return the tensors of the stages with the PyTorch SAEs between them, without their error terms."""
+        grafts = {graft.hook: graft for graft in self._grafts}
+
+        def replace(hook: str, x: Array) -> Array:
+            hooks = reconstruct(grafts[hook], self._saes[hook], x, edits.get(hook))
+            if acts is not None:
+                acts[hook] = hooks.acts_post
+            return hooks.recons
+
+        return run_stages(self._folder, self._graphs, self.hooks, self.feeds, replace, optimize)
+
+    def _own_error(self, name: str, y: Array, other: Array, what: str) -> float:
+        """Return the error of an output of the host, after checking that rounding explains it."""
+        error = host_error(y, other, self.mask)
+        most = MOST_OWN_ERROR[self.dtype]
+        if not error <= most:
+            raise GraftError(
+                f"The host {self._host.path} computes something else than {what}: {name} is off by {error:.1e} of a "
+                f"token's norm, and rounding explains at most {most:.1e}. Compare it with the model that it was "
+                "exported from."
+            )
+        return error
+
+    def _named(self, outputs: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs of the PyTorch model by the names of the host's outputs: the nearest of the same shape."""
+        found = {}
+        for name in self.outputs:
+            fitting = [y for y in outputs.values() if y.shape == own[name].shape]
+            if name in outputs:
+                found[name] = outputs[name]
+            elif fitting:
+                found[name] = min(fitting, key=lambda y: host_error(own[name], y, self.mask))
+        if not found:
+            raise GraftError(
+                f"The model in PyTorch gives {', '.join(outputs)}, and the host {', '.join(self.outputs)}: no output "
+                "has the same name or shape, so that nothing can be compared. Use the model that the host was exported "
+                "from."
+            )
+        return found

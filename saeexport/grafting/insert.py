@@ -1,0 +1,258 @@
+"""Inserts an SAE into the graph of a host, and lets the host go on from the SAE's output.
+
+At a value x of the host, `[batch, positions, d_in]` or with heads `[batch, positions, n_heads, d_head]`:
+
+    tap       x --+--> the host, unchanged
+                  +--> the SAE --> hooks
+    splice    x --+--> the SAE --> hooks
+                  |        +-----> recons, plus error with the error term --+
+                  +------------------------------------------ Where(attach) +--> the host goes on
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx.defs
+import onnx_ir as ir
+
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import SAEConfig
+from runtime.artifact.names import (
+    FEATURE_IDS,
+    FEATURE_SCALE,
+    HOOK_ERROR,
+    HOOK_OUTPUT,
+    HOOK_RECONS,
+    INPUT,
+    INTERVENTION,
+)
+from runtime.errors import GraftError
+from runtime.hosts.names import ATTACH, USE_ERROR_TERM, at
+
+
+@dataclass(frozen=True)
+class Graft:
+    """An SAE and where it is grafted.
+
+    Attributes:
+        hook: Name of the hook, which is the prefix of every name that belongs to the SAE.
+        artifact: The SAE.
+        folder: Folder of the SAE, relative to that of the graphs, with "/".
+        value: Name of the host's value.
+    """
+
+    hook: str
+    artifact: Artifact
+    folder: str
+    value: str
+
+    @property
+    def sae(self) -> SAEConfig:
+        """The configuration of the SAE."""
+        return self.artifact.manifest.sae
+
+
+class Inserted:
+    """An SAE in the graph of a host.
+
+    Attributes:
+        hooks: The hooks by name, with the leading dimensions of the host's value.
+    """
+
+    def __init__(self, graph: ir.Graph, graft: Graft, x: ir.Value, name: str) -> None:
+        """Insert one of the SAE's graphs so that it reads `x`.
+
+        Args:
+            graph: Graph of the host.
+            graft: The SAE and its place.
+            x: Value that the SAE reads.
+            name: Name of the SAE's graph.
+
+        Raises:
+            GraftError: The shape or dtype of `x` does not fit the SAE.
+        """
+        self._graph, self._graft, self._x = graph, graft, x
+        self._nodes: list[ir.Node] = []
+        self._constants: dict[tuple[int, ...], ir.Value] = {}
+        trailing = trailing_dimensions(x, graft)
+        self._shape = self._node("Shape", [x])
+        self._leading = self._node("Slice", [self._shape, self._vector(0), self._vector(-trailing)])
+        model = ir.load(graft.artifact.folder / graft.artifact.manifest.graphs[name].file)
+        inputs = {value.name: value for value in model.graph.inputs}
+        self._dtype = inputs[INPUT].dtype
+        flat = self._node("Reshape", [self._cast(x, self._dtype), self._vector(-1, *graft.sae.input_shape)])
+        copies = {inputs[INPUT]: flat}
+        for value in model.graph.inputs:
+            if value.name in INTERVENTION:
+                copies[value] = self._intervention_input(value)
+        for value in model.graph.initializers.values():
+            copies[value] = self._parameter(value)
+        self._copy(model.graph, copies)
+        self._outputs = {str(value.name): value for value in model.graph.outputs}
+        self.hooks: dict[str, ir.Value] = {}
+        self._flat = {name: copies[value] for name, value in self._outputs.items()}
+        for name, value in self._outputs.items():
+            self.hooks[name] = self._hook(self._flat[name], value, graft.sae)
+        self._append()
+
+    def splice(self) -> ir.Value:
+        """Let everything that reads `x` read the SAE's output instead, and return that output.
+
+        The node that chooses is controlled by two inputs of the graph, `attach` and `use_error_term`.
+        """
+        x, own = self._x, set(self._nodes)
+        users = [use for use in x.uses() if use.node not in own]
+        attach = self._flag(ATTACH, True)
+        with_error = self._flag(USE_ERROR_TERM, self._graft.sae.use_error_term)
+        first = len(self._nodes)
+        recons, error = self._flat[HOOK_RECONS], self._flat[HOOK_ERROR]
+        output = self._node("Where", [with_error, self._node("Add", [recons, error]), recons])
+        self.hooks[HOOK_OUTPUT] = self._hook(output, self._outputs[HOOK_OUTPUT], self._graft.sae)
+        output = self._cast(self._node("Reshape", [output, self._shape]), x.dtype)
+        spliced = self._node("Where", [attach, output, x])
+        spliced.type, spliced.shape = x.type, x.shape
+        for use in users:
+            use.node.replace_input_with(use.idx, spliced)
+        for i, value in enumerate(self._graph.outputs):
+            if value is x:  # the output of the host keeps its name
+                name = x.name
+                x.name, spliced.name = f"{name}.clean", name
+                self._graph.outputs[i] = spliced
+        self._append(first)
+        return spliced
+
+    def _node(self, op_type: str, inputs: list[ir.Value | None], **attributes: int) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, name=f"{self._graft.hook}/graft.{len(self._nodes)}.{op_type}")
+        node.outputs[0].name = node.name
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+        assert dtype is not None
+        if value.dtype == dtype:
+            return value
+        result = self._node("Cast", [value], to=int(dtype))
+        result.dtype = dtype
+        return result
+
+    def _vector(self, *sizes: int) -> ir.Value:
+        if sizes not in self._constants:
+            name = f"{self._graft.hook}.sizes.{len(self._constants)}"
+            self._constants[sizes] = self._initializer(name, ir.tensor(np.array(sizes, np.int64), name=name))
+        return self._constants[sizes]
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape.numpy())), const_value=tensor
+        )
+        self._graph.register_initializer(value)
+        return value
+
+    def _parameter(self, value: ir.Value) -> ir.Value:
+        """Return a constant of the SAE as an initializer of the host; its weights stay in the SAE's folder."""
+        tensor, name = value.const_value, f"{self._graft.hook}.{value.name}"
+        assert tensor is not None
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor = ir.ExternalTensor(
+                f"{self._graft.folder}/{tensor.location}", tensor.offset, tensor.length, tensor.dtype,
+                shape=tensor.shape, name=name,
+            )  # fmt: skip
+        return self._initializer(name, tensor)
+
+    def _intervention_input(self, value: ir.Value) -> ir.Value:
+        """Return an input of the graph whose default is no edit."""
+        assert value.dtype is not None
+        shape = (0,) if value.name == FEATURE_IDS else (1, 0)
+        default = (np.ones if value.name == FEATURE_SCALE else np.zeros)(shape, value.dtype.numpy())
+        dimensions = [f"{self._graft.hook}.{dimension}" for dimension in value.shape or ()]
+        return self._input_with_default(f"{self._graft.hook}.{value.name}", value.dtype, dimensions, default)
+
+    def _flag(self, name: str, default: bool) -> ir.Value:
+        return self._input_with_default(f"{self._graft.hook}.{name}", ir.DataType.BOOL, [], np.array(default))
+
+    def _input_with_default(
+        self, name: str, dtype: ir.DataType, shape: "list[str]", default: "np.ndarray[Any, Any]"
+    ) -> ir.Value:
+        value = ir.val(name, dtype=dtype, shape=shape)
+        value.const_value = ir.tensor(default, name=name)
+        self._graph.inputs.append(value)
+        self._graph.initializers[name] = value
+        return value
+
+    def _copy(self, sae: ir.Graph, copies: dict[ir.Value, ir.Value]) -> None:
+        """Copy the nodes of the SAE's graph; `copies` maps its values to those of the host, and is filled."""
+        opset = self._graph.opset_imports.get("", 0)
+        for node in sae:
+            check_operator(node, opset, self._graft.hook)
+            inputs = [None if value is None else copies[value] for value in node.inputs]
+            copy = ir.Node(
+                node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs),
+                name=f"{self._graft.hook}/{node.name or node.outputs[0].name}",
+            )  # fmt: skip
+            for old, new in zip(node.outputs, copy.outputs, strict=True):
+                new.name, new.type = f"{self._graft.hook}/{old.name}", old.type
+                copies[old] = new
+            self._nodes.append(copy)
+
+    def _hook(self, value: ir.Value, original: ir.Value, sae: SAEConfig) -> ir.Value:
+        """Return the tensor of a hook with the leading dimensions of the host's value."""
+        sizes = [size for size in list(original.shape or ())[1:] if isinstance(size, int)]
+        shape = self._node("Concat", [self._leading, self._vector(*sizes)], axis=0)
+        hook = self._node("Reshape", [value, shape])
+        name = at(self._graft.hook, str(original.name))
+        if (replaced := self.hooks.get(str(original.name))) is not None:
+            replaced.name = f"{name}.default"
+        hook.name, hook.type = name, original.type
+        leading = list(self._x.shape or ())[: -trailing_dimensions(self._x, self._graft)]
+        hook.shape = ir.Shape([*leading, *sizes])
+        return hook
+
+    def _append(self, first: int = 0) -> None:
+        """Put the nodes from `first` on behind the node that computes x; the graph is sorted when it is complete."""
+        self._graph.extend(self._nodes[first:])
+
+
+def trailing_dimensions(x: ir.Value, graft: Graft) -> int:
+    """Return how many trailing dimensions of a host's value make one token's activation: 1, or 2 with heads.
+
+    Raises:
+        GraftError: The value does not have the SAE's width, or is not of a floating-point dtype.
+    """
+    given = f"{graft.value} has shape {x.shape} and dtype {x.dtype} in the host"
+    takes = f"the SAE at {graft.hook} takes (..., {', '.join(map(str, graft.sae.input_shape))})"
+    if x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        raise GraftError(
+            f"{given}; {takes} in a floating-point dtype. A quantised value cannot be replaced: graft into the model "
+            "before it is quantised."
+        )
+    sizes = [size if isinstance(size, int) else None for size in (x.shape or ())]
+    if len(sizes) > 1 and sizes[-1] == graft.sae.d_in:
+        return 1
+    if len(sizes) > 2 and sizes[-1] and sizes[-2] and sizes[-1] * sizes[-2] == graft.sae.d_in:
+        return 2
+    raise GraftError(f"{given}; {takes}. Name another value: --sae {graft.hook}@VALUE=ARTIFACT.")
+
+
+def check_operator(node: ir.Node, opset: int, hook: str) -> None:
+    """Refuse a node of an SAE whose operator has another form in the host's opset.
+
+    The SAE's own opset may be newer or older. Most operators only gained dtypes since; others got an input for what was
+    an attribute, or did not exist.
+
+    Raises:
+        GraftError: The operator does not exist in the opset, or does not have the node's attributes or inputs.
+    """
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        problem = "does not exist"
+    else:
+        strange = set(node.attributes) - set(schema.attributes)
+        if not strange and schema.min_input <= len(node.inputs) <= schema.max_input:
+            return
+        problem = f"does not take {', '.join(sorted(strange)) or f'{len(node.inputs)} inputs'}"
+    raise GraftError(
+        f"The SAE at {hook} needs the operator {node.op_type}, which {problem} in opset {opset}, that of the host. "
+        "Export the host with opset 20."
+    )

@@ -1,0 +1,109 @@
+"""Runs the graphs of a grafted host with ONNX Runtime on the CPU, and its stages with the PyTorch SAEs between them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from runtime.arrays.dtypes import rounded, widened
+from runtime.arrays.tensor import Array
+from runtime.artifact.manifest import GraphSpec
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_RECONS
+from runtime.errors import GraftError
+from runtime.hosts.names import STAGE
+from runtime.session.interventions import Intervention
+
+from ..original.running import all_hooks, torch_hook
+from .insert import Graft
+
+Replace = Callable[[str, Array], Array]
+"""A function of a hook and the tensor there, whose result the next stage reads."""
+
+
+class Graph:
+    """An ONNX model that runs on the CPU."""
+
+    def __init__(self, path: Path, optimize: bool = True) -> None:
+        """Load a model.
+
+        Args:
+            path: File of the model.
+            optimize: Whether ONNX Runtime rewrites the graph, as it does by default.
+
+        Raises:
+            GraftError: ONNX Runtime refuses the model.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.path = path
+        try:
+            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions do not share a base class
+            raise GraftError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+        self._optional = {value.name for value in self._session.get_overridable_initializers()}
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs by name. Of `feeds`, those that the model takes are used."""
+        given = {name: feeds[name] for name in feeds if name in self.inputs or name in self._optional}
+        try:
+            return dict(zip(self.outputs, self._session.run(self.outputs, given), strict=True))
+        except Exception as error:
+            raise GraftError(f"ONNX Runtime cannot run {self.path}: {error}") from error
+
+
+def run_stages(
+    folder: Path,
+    graphs: Mapping[str, GraphSpec],
+    hooks: "list[str]",
+    feeds: Mapping[str, Array],
+    replace: Replace,
+    optimize: bool = True,
+) -> dict[str, Array]:
+    """Run the stages of a host one after another, and return every tensor by its name in the stages.
+
+    Args:
+        folder: Folder of the graphs.
+        graphs: Specs of the graphs by name.
+        hooks: The hooks in the order of the host.
+        feeds: Inputs of the host.
+        replace: Function of a hook and the tensor there, whose result the next stages read.
+        optimize: Whether ONNX Runtime rewrites the graphs.
+    """
+    tensors: dict[str, Array] = dict(feeds)
+    for i in range(len(hooks) + 1):
+        if f"{STAGE}{i}" in graphs:
+            tensors.update(Graph(folder / graphs[f"{STAGE}{i}"].file, optimize)(tensors))
+        else:  # the SAE before is at the same value
+            tensors[hooks[i]] = tensors[hooks[i - 1]]
+        if i < len(hooks):
+            tensors[hooks[i]] = replace(hooks[i], tensors[hooks[i]])
+    return tensors
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an SAE makes of a host's tensor.
+
+    Attributes:
+        recons: The reconstruction, in the shape and dtype of the tensor.
+        acts_post: The feature activations, with the leading dimensions of the tensor.
+    """
+
+    recons: Array
+    acts_post: Array
+
+
+def reconstruct(graft: Graft, sae: Any, x: Array, intervention: Intervention | None = None) -> Reconstruction:
+    """Return what a PyTorch SAE makes of a host's tensor without the error term."""
+    edits = () if intervention is None else ((HOOK_ACTS_POST, torch_hook(intervention)),)
+    rows = rounded(widened(x).reshape(-1, *graft.sae.input_shape), graft.sae.dtype)
+    hooks = all_hooks(sae, rows, None, *edits)
+    trailing = 1 if x.shape[-1] == graft.sae.d_in else 2
+    recons = hooks[HOOK_RECONS].reshape(x.shape).astype(x.dtype)
+    return Reconstruction(recons, hooks[HOOK_ACTS_POST].reshape(*x.shape[:-trailing], -1))

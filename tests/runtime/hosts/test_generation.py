@@ -1,0 +1,112 @@
+"""A decoder that generates with its cache gives what the whole sequence gives, with SAEs and edits throughout."""
+
+import numpy as np
+import pytest
+
+from runtime import Add, Clamp, HostSession, InputError
+from tests.support.grafted import PRE, Z, graft_tiny
+
+PROMPT = np.array([5, 11, 3])
+EDIT = {PRE: {3: Clamp(6.0)}}
+
+
+def clamped(acts):
+    acts[:, 3] = 6
+    return acts
+
+
+def greedy(grafted, new, attached=(), edits=None):
+    """Return the sequence that the model in NumPy continues the prompt with, without a cache."""
+    ids = PROMPT.tolist()
+    for _ in range(new):
+        feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64),
+                 "position_ids": np.arange(len(ids))[None]}  # fmt: skip
+        ids.append(int(grafted.run(feeds, attached, False, edits)[0]["logits"][0, -1].argmax()))
+    return [ids]
+
+
+@pytest.fixture(scope="module")
+def without_cache(tmp_path_factory):
+    grafted = graft_tiny(tmp_path_factory.mktemp("no-cache"), [PRE], cache=False)
+    with HostSession(grafted.path, "cpu", threads=1) as host:
+        yield host
+
+
+def test_greedy_generation_is_that_of_the_model(host, grafted):
+    assert host.generate(PROMPT, 8).tolist() == greedy(grafted, 8)
+    with host.saes([PRE, Z], use_error_term=False):
+        assert host.generate(PROMPT[None], 8).tolist() == greedy(grafted, 8, [PRE, Z])
+    assert host.generate(PROMPT.tolist(), 0).tolist() == [PROMPT.tolist()]
+
+
+def test_edits_hold_for_the_whole_sequence(host, grafted):
+    expected = greedy(grafted, 8, [PRE], {PRE: clamped})
+    assert host.generate(PROMPT, 8, edits=EDIT, use_error_term=False).tolist() == expected != greedy(grafted, 8, [PRE])
+    with host.steering(EDIT, use_error_term=False):
+        assert host.generate(PROMPT, 8).tolist() == expected
+    assert host.attached == {}
+
+
+def test_a_host_without_a_cache_generates_the_same(host, without_cache):
+    for edits in (None, EDIT):
+        expected = host.generate(PROMPT, 6, edits=edits).tolist()
+        assert without_cache.generate(PROMPT, 6, edits=edits).tolist() == expected
+
+
+def test_draws_depend_on_the_seed_only(host):
+    draws = {seed: host.generate(PROMPT, 12, do_sample=True, temperature=2.0, seed=seed).tolist() for seed in (1, 2)}
+    assert host.generate(PROMPT, 12, do_sample=True, temperature=2.0, seed=1).tolist() == draws[1] != draws[2]
+    assert host.generate(PROMPT, 6, do_sample=True, top_k=1, seed=3).tolist() == host.generate(PROMPT, 6).tolist()
+
+
+def test_draws_follow_the_probabilities(host, feeds):
+    logits = host({"input_ids": PROMPT[None]}).logits[0, -1].astype(np.float64) / 2
+    kept = np.argsort(-logits)[:3]
+    expected = np.exp(logits[kept]) / np.exp(logits[kept]).sum()
+    drawn = [
+        host.generate(PROMPT, 1, do_sample=True, temperature=2.0, top_k=3, seed=seed)[0, -1] for seed in range(400)
+    ]
+    found = np.array([drawn.count(token) for token in kept]) / 400
+    assert found.sum() == 1
+    np.testing.assert_allclose(found, expected, atol=4 * 0.5 / np.sqrt(400))
+
+
+def test_generation_ends_after_an_end_token(host):
+    sequence = host.generate(PROMPT, 8)[0].tolist()
+    end = sequence[5]
+    length = sequence.index(end, 3) + 1
+    assert host.generate(PROMPT, 8, eos_token_id=[39, end]).tolist() == [sequence[:length]]
+    assert host.generate(PROMPT, 8, eos_token_id=end).tolist() == [sequence[:length]]
+
+
+def test_text_continues_as_text(host):
+    text = host.generate("w5 w11 w3", 4)
+    assert text.split() == [f"w{token}" if token else "[PAD]" for token in host.generate(PROMPT, 4)[0]]
+
+
+def test_what_cannot_be_generated_is_refused(host, feeds):
+    for options, message in (
+        ({"temperature": 0}, "temperature is 0; it must be a positive number"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"seed": -1}, "seed is -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            host.generate(PROMPT, 2, do_sample=True, **options)
+    for prompt in (np.zeros((2, 3), np.int64), [], [1.5], np.zeros((1, 0), np.int64)):
+        with pytest.raises(InputError, match="The prompt is "):
+            host.generate(prompt, 2)
+    with pytest.raises(InputError, match="max_new_tokens is -1"):
+        host.generate(PROMPT, -1)
+    with pytest.raises(InputError, match="have a value for each token"):
+        host.generate(PROMPT, 2, edits={PRE: {3: Add(np.ones((1, 3)))}})
+
+
+def test_an_encoder_does_not_generate(host, monkeypatch):
+    import dataclasses
+
+    manifest = host.host.manifest
+    encoder = dataclasses.replace(manifest, host=dataclasses.replace(manifest.host, kind="encoder"))
+    monkeypatch.setattr(host, "host", dataclasses.replace(host.host, manifest=encoder))
+    with pytest.raises(InputError, match="tiny is an encoder with the outputs logits, "):
+        host.generate(PROMPT, 2)

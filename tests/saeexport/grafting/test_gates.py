@@ -1,0 +1,172 @@
+"""Every gate of the proof closes: what it is there to notice is done, and the graft is refused."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from runtime.errors import GraftError, ParityError
+from saeexport.grafting import expected, prove
+from saeexport.grafting.graft import graft
+from saeexport.grafting.insert import Inserted
+from saeexport.grafting.running import Reconstruction
+from tests.support.tiny_hosts import TinyHost, value_at
+
+HOOK, NEXT = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+HOST = TinyHost()
+
+
+def reference(folder, host=HOST, hooks=(HOOK, NEXT), outputs=True):
+    """Write what the model computes in NumPy as a reference, and return the file."""
+    feeds = host.feeds()
+    computed = host.run(feeds)
+    arrays = feeds | {f"hooks/{hook}": computed[hook].astype(np.float32) for hook in hooks}
+    if outputs:
+        arrays["outputs/logits"] = computed["logits"].astype(np.float32)
+    path = folder / "reference.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_sound_graft_passes_and_says_how_its_value_was_found(tmp_path, graft_into):
+    folder = graft_into(HOST, HOOK, NEXT, force=False, reference=reference(tmp_path))
+    for sae in folder.manifest.saes:
+        assert sae.value == value_at(HOST, sae.hook)
+        assert sae.evidence.method == "golden"
+        assert sae.evidence.error < 1e-6 < sae.evidence.runner_up_error
+    assert folder.manifest.golden.source == "reference"
+    record = folder.manifest.parity
+    assert record.reference == "stages"
+    assert 0 < record.splice["logits"].own < record.splice["logits"].budget < 1e-5
+    assert record.moved["logits"] > 0.1
+
+
+def test_a_neighbouring_value_is_refused(tmp_path, sae_at):
+    path = HOST.write(tmp_path / "host.onnx")
+    for wrong in ("blocks/0/hook_mlp_out", "blocks/0/hook_resid_mid", "blocks/2/hook_resid_pre"):
+        with pytest.raises(GraftError, match=f"{wrong} was asked for, but blocks/1/hook_resid_pre is the tensor"):
+            graft(path, {f"{HOOK}@{wrong}": sae_at(HOST, HOOK)}, tmp_path / "out", reference=reference(tmp_path))
+
+
+def test_an_sae_of_another_layer_is_refused(tmp_path, sae_at):
+    path = HOST.write(tmp_path / "host.onnx")
+    with pytest.raises(GraftError, match=rf"{HOOK}: the SAE .* was trained at {NEXT}"):
+        graft(path, {HOOK: sae_at(HOST, NEXT)}, tmp_path / "out", reference=reference(tmp_path))
+
+
+def test_a_host_of_other_weights_is_refused(tmp_path, sae_at):
+    other = TinyHost(seed=1)
+    path = other.write(tmp_path / "host.onnx")
+    with pytest.raises(GraftError, match="no value of the host .* is the tensor at the hook"):
+        graft(path, [sae_at(HOST, HOOK)], tmp_path / "out", reference=reference(tmp_path))
+    other = TinyHost()  # the weights behind the hook are other ones
+    other.weights["W_U"] = other.weights["W_U"] * 1.01
+    path = other.write(tmp_path / "host.onnx")
+    with pytest.raises(GraftError, match="computes something else than the outputs in the file: logits is off by 1"):
+        graft(path, [sae_at(HOST, HOOK)], tmp_path / "out", reference=reference(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def does_nothing(self):
+    """Add the inputs of a splice, and let the host go on from its own value."""
+    self._flag("attach", True)
+    self._flag("use_error_term", True)
+    return self._x
+
+
+def test_a_splice_that_does_nothing_is_refused(graft_into, monkeypatch):
+    monkeypatch.setattr(Inserted, "splice", does_nothing)
+    with pytest.raises(ParityError, match="attaching the SAE at .* moves the outputs by 0.0 budgets"):
+        graft_into(HOST, HOOK)
+
+
+def test_a_splice_that_does_nothing_is_refused_if_the_reference_does_nothing_either(graft_into, monkeypatch):
+    def identity(graft, sae, x, intervention=None):
+        return Reconstruction(x, sound(graft, sae, x, intervention).acts_post)
+
+    sound = expected.reconstruct
+    monkeypatch.setattr(Inserted, "splice", does_nothing)
+    monkeypatch.setattr(expected, "reconstruct", identity)
+    with pytest.raises(ParityError) as caught:
+        graft_into(HOST, HOOK)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "attaching the SAE" in lines[1]
+    assert "editing features" in lines[2]
+
+
+def without_input(name):
+    """Return `Inserted._flag` with an input that has no effect, because the graph reads a constant."""
+    sound = Inserted._flag
+
+    def flag(self, key, default):
+        value = sound(self, key, default)
+        if key != name:
+            return value
+        return self._initializer(f"{self._graft.hook}.constant", ir.tensor(np.array(default)))
+
+    return flag
+
+
+@pytest.mark.parametrize("name", ["attach", "use_error_term"])
+def test_an_input_that_does_nothing_is_refused(name, graft_into, monkeypatch):
+    monkeypatch.setattr(Inserted, "_flag", without_input(name))
+    with pytest.raises(ParityError, match="no SAE attached" if name == "attach" else "splice, error terms"):
+        graft_into(HOST, HOOK)
+
+
+def test_an_edit_that_does_nothing_is_refused(graft_into, monkeypatch):
+    def unread(self, value):
+        sound(self, value)
+        default = {"feature_ids": np.zeros(0, np.int64), "feature_scale": np.ones((1, 0), np.float32)}
+        array = default.get(value.name, np.zeros((1, 0), np.float32))
+        return self._initializer(f"constant.{value.name}", ir.tensor(array))
+
+    sound = Inserted._intervention_input
+    monkeypatch.setattr(Inserted, "_intervention_input", unread)
+    with pytest.raises(ParityError, match="features edited: (.|\n)*editing features at .* moves the outputs by 0.0"):
+        graft_into(HOST, HOOK)
+
+
+def test_swapped_saes_are_refused(tmp_path, sae_at):
+    path = HOST.write(tmp_path / "host.onnx")
+    saes = {HOOK: sae_at(HOST, NEXT, seed=0), NEXT: sae_at(HOST, HOOK, seed=1)}
+    with pytest.raises(GraftError, match="was trained at"):
+        graft(path, saes, tmp_path / "out", reference=reference(tmp_path))
+
+
+def test_two_saes_in_the_wrong_order_are_refused(graft_into, monkeypatch):
+    """The second SAE at one value reads the value itself, and not what the first one made of it."""
+    sound = Inserted.splice
+
+    def splice(self):
+        sound(self)
+        return self._x
+
+    monkeypatch.setattr(Inserted, "splice", splice)
+    with pytest.raises(ParityError, match="splice, features edited: logits: the error is"):
+        graft_into(HOST, HOOK, "blocks.1.hook_resid_pre")
+
+
+def test_a_decision_at_its_threshold_leaves_out_a_sequence_and_no_more(graft_into, monkeypatch):
+    folder = graft_into(HOST, HOOK, out="whole")
+    monkeypatch.setattr(
+        prove._Proving, "sequences_with_equal_decisions", lambda self: np.array([True, False, True, True])
+    )
+    fewer = graft_into(HOST, HOOK, out="fewer")
+    assert fewer.manifest.parity.tokens < folder.manifest.parity.tokens
+    monkeypatch.setattr(prove._Proving, "sequences_with_equal_decisions", lambda self: np.arange(4) < 1)
+    with pytest.raises(ParityError, match="on 3 of 4 sequences the splice decides about other features"):
+        graft_into(HOST, HOOK, out="none")
+
+
+def test_decoding_that_ignores_the_cache_is_refused(graft_into, monkeypatch):
+    sound = prove._Proving.decode
+
+    def forgets(self, graph, found, noise):
+        return sound(
+            self, lambda feeds: graph(feeds | {name: self.feeds[name] for name, _ in self.host.cache}), found, noise
+        )
+
+    monkeypatch.setattr(prove._Proving, "decode", forgets)
+    with pytest.raises((ParityError, GraftError), match="token by token|cannot run"):
+        graft_into(TinyHost(cache=True), HOOK)
