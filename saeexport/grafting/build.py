@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from runtime.artifact.contracts import ENCODE, MODEL, STEER
+from runtime.artifact.contracts import ACTS, ENCODE, MODEL, STEER
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
 from runtime.hosts.names import FEATURES, SPLICE, TAP
 
@@ -15,8 +15,9 @@ from .insert import Graft, Inserted
 from .unfuse import unfuse
 from .write import IR_VERSION
 
-INSERTED = {TAP: MODEL, SPLICE: STEER, FEATURES: ENCODE}
-"""The graph of an SAE that each mode inserts."""
+INSERTED = {TAP: (MODEL,), SPLICE: (STEER,), FEATURES: (ACTS, ENCODE)}
+"""The graph of an SAE that each mode inserts: the first one that the SAE has. `acts` has standard operators only, and
+takes a tenth less time than `encode` on a CPU; SAEs in half precision do not have it."""
 
 ALWAYS = (HOOK_INPUT, HOOK_ACTS_POST)
 """The hooks that are outputs of every tap and splice: the input, on which an SAE is judged, and the features."""
@@ -49,7 +50,8 @@ def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Coll
         x = values[graft.value]
         if mode == SPLICE:
             x = unfuse(graph, x)
-        inserted = Inserted(graph, graft, x, INSERTED[mode])
+        name = next(name for name in INSERTED[mode] if name in graft.artifact.manifest.graphs)
+        inserted = Inserted(graph, graft, x, name)
         if mode == SPLICE:
             values[graft.value] = inserted.splice()
         wanted = (

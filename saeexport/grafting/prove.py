@@ -35,6 +35,10 @@ from .insert import Graft
 from .running import Graph
 
 EDITED_FEATURES = 4
+STRONG = 4
+"""How many times the size of their activations the edits are. They must move the outputs of a host in half precision by
+more than its rounding does."""
+
 CAUSAL = 1e-3
 """Largest error of the outputs at earlier positions of a decoder when the last token is another one."""
 
@@ -251,5 +255,5 @@ def typical_edit(acts_post: Array) -> Intervention:
     acts_post = widened(acts_post)
     ids = np.argsort(-(acts_post != 0).sum(axis=0), kind="stable")[:EDITED_FEATURES]
     size = [abs(column[column != 0]).mean() if column.any() else 1.0 for column in acts_post[:, ids].T]
-    scale, shift = (np.array(row[: len(ids)]) for row in ((0, 0, 0.5, 1), (0, 1, 0, 1)))
+    scale, shift = (np.array(row[: len(ids)]) for row in ((0, 0, STRONG, 1), (0, STRONG, 0, STRONG)))
     return Intervention(ids, scale, shift * size)
