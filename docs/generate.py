@@ -4,7 +4,7 @@ A region of a page between `<!-- table: NAME -->` and `<!-- end -->` is made fro
 benchmarks/results, or from the code, by the function of that name in `TABLES`. Images are copied from the folders in
 which they are drawn. `tests/project/test_docs.py` fails if a page differs from what this module would write.
 
-Only this module imports the table functions of benchmarks/ and models/.
+Only this module imports the table functions of benchmarks/, models/ and tests/hosts/.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from runtime.artifact.writing import write_text
 from saeexport.checkpoints import registry
 from saeexport.grafting.names import LAYOUTS
 from saeexport.original.architectures import ARCHITECTURES
-from tests.hosts import survey
+from tests.hosts import table as tried
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -182,7 +182,7 @@ def process_note() -> str:
 
 def hosts() -> str:
     """Return the table of the hosts that were tried."""
-    return survey.table(results(survey.RESULTS))
+    return tried.table(results(tried.RESULTS))
 
 
 def hooks_of_layouts() -> str:

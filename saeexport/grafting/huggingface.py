@@ -141,7 +141,8 @@ def _inputs(model: nn.Module, cache: bool) -> tuple[list[str], list[Tensor], lis
     decoder = is_decoder(model)
     past = PAST if decoder and cache else 0
     ids = torch.arange(BATCH * POSITIONS).reshape(BATCH, POSITIONS) % config.vocab_size
-    batch, positions = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    most = getattr(config, "max_position_embeddings", None)  # models with a table of positions refuse more
+    batch, positions = torch.export.Dim("batch"), torch.export.Dim("sequence", max=most)
     total: Any = torch.export.Dim.DYNAMIC if past else positions  # PyTorch has no dimension that is a sum of two
     known: dict[str, tuple[Tensor, dict[int, Any]]] = {
         INPUT_IDS: (ids, {0: batch, 1: positions}),
@@ -158,7 +159,7 @@ def _inputs(model: nn.Module, cache: bool) -> tuple[list[str], list[Tensor], lis
     if past:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        earlier = torch.export.Dim("past_sequence")
+        earlier = torch.export.Dim("past_sequence", max=most)
         for layer in range(config.num_hidden_layers):
             for part in ("key", "value"):
                 chosen[f"{PAST_KEY_VALUES}{layer}.{part}"] = (

@@ -34,6 +34,7 @@ def infer_types(model: ir.Model, folder: Path) -> ir.Model:
     Raises:
         GraftError: The host is not valid ONNX.
     """
+    _correct_constants(model.graph)
     if not _unknown(model):
         return model
     try:
@@ -43,6 +44,14 @@ def infer_types(model: ir.Model, folder: Path) -> ir.Model:
     if unknown := _unknown(model):
         _infer_with_onnxruntime(model, folder, unknown)
     return model
+
+
+def _correct_constants(graph: ir.Graph) -> None:
+    """Give the outputs of `Constant` the shapes of their tensors; onnxruntime-genai declares all of them as scalars."""
+    for node in graph.all_nodes():
+        if node.op_type == "Constant" and "value" in node.attributes:
+            tensor = node.attributes["value"].as_tensor()
+            node.outputs[0].shape = ir.Shape(list(tensor.shape))
 
 
 def _unknown(model: ir.Model) -> list[ir.Value]:

@@ -1,9 +1,8 @@
-"""What is found in the hosts of every exporter: the cases, what a case gives, and the table of the documentation."""
+"""What is found in the hosts of every exporter: the cases, and what a case gives."""
 
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,9 @@ from tests.hosts.exporters import (
     quantized,
     torchscript,
 )  # fmt: skip
+from tests.hosts.table import RESULTS
 from tests.support.explaining import explaining_sae
 from tests.support.language_models import DECODERS, ENCODERS
-
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "hosts.json"
-COMMAND = "make test-hosts RECORD=1"
 
 SHORT = ("resid_pre", "resid_mid", "resid_post", "normalized_resid_post", "attn_out", "mlp_out", "attn.z", "mlp.post")
 HOOKS = {short: f"blocks.1.{'.'.join([*short.split('.')[:-1], 'hook_' + short.split('.')[-1]])}" for short in SHORT}
@@ -60,12 +57,6 @@ CASES: tuple[tuple[Exporter, tuple[str, ...]], ...] = (
     (Exporter("optimum-onnx, fused by ONNX Runtime", fused(optimum(), "gpt2")), ("gpt2",)),
     (Exporter("optimum-onnx, quantized to int8", quantized(optimum())), ("bert",)),
     (Exporter("onnxruntime-genai", genai("fp32")), (*LLAMAS, "gpt2")),
-)  # fmt: skip
-
-
-HEADS = (
-    "exporter", "models", "opset", "dtype", "past key values", "hooks without a value", "largest error",
-    "nearest other", "graft",
 )  # fmt: skip
 
 
@@ -190,25 +181,3 @@ def read() -> dict[tuple[str, str], Row]:
     content = json.loads(RESULTS.read_text("utf-8"))
     rows = [Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in content["rows"]]
     return {(row.exporter, row.model): row for row in rows}
-
-
-def table(content: Mapping[str, Any]) -> str:
-    """Return the table of a file of results, with one row for the models that gave the same."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in content["rows"]:
-        cells = (row["exporter"], row["opset"] or "", row["dtype"], "yes" if row["cache"] else "no", row["graft"])
-        groups.setdefault((*cells, tuple(row["refused"])), []).append(row)
-    lines = [
-        f"| {' | '.join(HEADS)} |",
-        "|" + "---|" * len(HEADS),
-    ]
-    for (exporter, opset, dtype, cache, outcome, refused), rows in groups.items():
-        models = ", ".join(row["model"] for row in rows)
-        none = "all" if refused and not any(row["found"] for row in rows) else ", ".join(refused) or "none"
-        error = max(row["error"] for row in rows)
-        other = min(row["other"] for row in rows)
-        cells = [f"`{exporter}`", models, opset, dtype, cache, none]
-        cells += [f"{error:.0e}", f"{other:.0e}"] if other else ["", ""]
-        lines.append("| " + " | ".join(map(str, [*cells, outcome])) + " |")
-    listed = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
-    return "\n".join([*lines, "", f"Made by `{COMMAND}` with {listed}."])

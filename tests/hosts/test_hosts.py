@@ -6,7 +6,8 @@ import pytest
 
 from runtime.artifact.writing import write_text
 from tests.hosts.exporters import one_thread
-from tests.hosts.survey import CASES, COMMAND, RESULTS, SAEs, read, survey, versions
+from tests.hosts.survey import CASES, SAEs, read, survey, versions
+from tests.hosts.table import COMMAND, RESULTS
 from tests.support.language_models import saved
 
 EACH = [(exporter, model) for exporter, models in CASES for model in models]

@@ -11,7 +11,7 @@ import saeexport
 from runtime.artifact.folder import read_artifact
 from runtime.errors import GraftError
 from saeexport import export
-from saeexport.grafting import locate, probe
+from saeexport.grafting import candidates, locate, probe
 from saeexport.grafting.candidates import Reference, rank, variance_explained
 from saeexport.grafting.host import load_host
 from saeexport.grafting.locate import find
@@ -286,3 +286,21 @@ def test_a_host_that_onnx_runtime_cannot_run_is_refused(tiny, artifacts):
     feeds = dict(reference.feeds) | {"attention_mask": reference.feeds["attention_mask"][:, :-2]}
     with pytest.raises(GraftError, match="ONNX Runtime cannot run the host on the CPU"):
         rank(host, HOOK, artifacts(), dataclasses.replace(reference, feeds=feeds))
+
+
+def test_a_costly_sae_is_run_on_the_values_near_the_activation_only(tiny, artifacts, monkeypatch):
+    host, reference = tiny()
+    everywhere = [candidate.variance_explained is not None for candidate in rank(host, HOOK, artifacts(), reference)]
+    assert all(everywhere)
+    monkeypatch.setattr(candidates, "MEASURED_FLOPS", 0)
+    near = rank(host, HOOK, artifacts(), reference)
+    assert [candidate.value for candidate in near if candidate.variance_explained is not None] == [VALUE]
+    assert find(host, HOOK, artifacts(), reference).value == VALUE
+
+
+def test_a_transcoder_needs_an_activation(tiny, artifacts, monkeypatch):
+    host, reference = tiny()
+    monkeypatch.setattr(candidates._Explainer, "__call__", lambda self, rows: None)
+    with pytest.raises(GraftError, match="no value is reconstructed by the SAE, so that none can be confirmed"):
+        find(host, HOOK, artifacts(), Reference(reference.feeds))
+    assert find(host, HOOK, artifacts(), reference).evidence.variance_explained is None
