@@ -27,12 +27,13 @@ def candidates(host: ir.Model, width: int) -> list[ir.Value]:
     found = []
     for node in host.graph:
         for value in node.outputs:
-            if value.name and (value.dtype is None or value.dtype in FLOATS) and _may_have_width(value, width):
+            if value.name and (value.dtype is None or value.dtype in FLOATS) and may_have_width(value, width):
                 found.append(value)
     return found
 
 
-def _may_have_width(value: ir.Value, width: int) -> bool:
+def may_have_width(value: ir.Value, width: int) -> bool:
+    """Tell whether the declared shape of a value allows `(..., width)` or `(..., heads, width / heads)`."""
     if value.shape is None:
         return True
     sizes = [size if isinstance(size, int) else None for size in value.shape]

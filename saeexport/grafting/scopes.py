@@ -14,6 +14,7 @@ import onnx_ir as ir
 from runtime.errors import GraftError
 
 from .names import LAYOUTS, split_hook
+from .probe import may_have_width
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 BLOCK = re.compile(r"(^|\.)(layers?|h|blocks)\.(?P<index>\d+)(\.(?P<rest>.*))?$")
@@ -44,7 +45,7 @@ def propose(graph: ir.Graph, hook: str, width: int) -> set[str]:
     for child, tensor in places:
         nodes = {node for node, path in paths.items() if not child or path == child or path.startswith(f"{child}.")}
         values = _leaving(nodes) if tensor == "output" else _entering(nodes)
-        found |= {str(value.name) for value in values if _is_wide(value, width)}
+        found |= {str(value.name) for value in values if may_have_width(value, width)}
     return found
 
 
@@ -86,8 +87,3 @@ def _entering(nodes: set[ir.Node]) -> Iterable[ir.Value]:
         for value in node.inputs:
             if value is not None and value.producer() is not None and value.producer() not in nodes:
                 yield value
-
-
-def _is_wide(value: ir.Value, width: int) -> bool:
-    size = value.shape[-1] if value.shape is not None and len(value.shape) else None
-    return size == width or not isinstance(size, int)

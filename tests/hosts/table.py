@@ -28,7 +28,7 @@ def table(content: Mapping[str, Any]) -> str:
         none = "all" if refused and not any(row["found"] for row in rows) else ", ".join(refused) or "none"
         error = max(row["error"] for row in rows)
         other = min(row["other"] for row in rows)
-        cells = [f"`{exporter}`", models, opset, dtype, cache, none]
+        cells = [f"`{exporter}`", models, *((opset, dtype, cache, none) if opset else ("", "", "", ""))]
         cells += [f"{error:.0e}", f"{other:.0e}"] if other else ["", ""]
         lines.append("| " + " | ".join(map(str, [*cells, outcome])) + " |")
     listed = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
