@@ -51,7 +51,7 @@ def measure(whole: Path, features: Path, batch: int) -> dict[str, Any]:
     """Return the CPU times in milliseconds of every variant on a batch of full sequences."""
     draws = np.random.default_rng(0)
     ids = draws.integers(1000, VOCABULARY, (batch, LENGTH))
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     graphs = {name: load(whole / f"{name}.onnx") for name in ("tap", "splice", "features", "stage.0", "stage.1")}
     graphs["tap of acts_post"] = load(features / "tap.onnx")
     hook = graphs["stage.0"].get_outputs()[0].name

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.arrays.dtypes import FLOAT32
 from runtime.arrays.tensor import Array
-from runtime.artifact.budgets import MOST_OWN_ERROR
+from runtime.artifact.budgets import FLOOR, MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
 from runtime.errors import GraftError
 from runtime.hosts.names import ATTENTION_MASK, INPUT_IDS
@@ -21,11 +22,13 @@ from ..checkpoints.registry import load
 from .build import build_probe
 from .given import Given
 from .host import Host
+from .inference import NAMES
 from .insert import Graft
 from .reference import run, run_spliced
 from .running import Graph, reconstruct, run_stages
 from .write import write_graph
 
+WITH_SAES = "PyTorch does, with the PyTorch SAEs in both"
 WITHOUT_OPTIMISATIONS = "it does without ONNX Runtime's optimisations"
 
 
@@ -37,6 +40,7 @@ class Expected:
         mask: Which positions are not padding, `(batch, positions)` bool.
         hooks: The hooks, in the order of the host.
         outputs: Names of the host's outputs, without those of the cache.
+        dtype: The dtype of the host's values that rounds most. A host in half precision may have float32 outputs.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class Expected:
             given: What the host is compared with.
         """
         self._folder, self._host, self._grafts, self._graphs, self._given = folder, host, grafts, graphs, given
+        dtypes = {NAMES[value.dtype] for value in host.values().values() if value.dtype in NAMES}
+        self.dtype = max(dtypes & set(FLOOR), key=lambda dtype: FLOOR[dtype], default=FLOAT32)
         self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
         self.feeds = dict(given.reference.feeds)
         ids = self.feeds[INPUT_IDS] if INPUT_IDS in self.feeds else next(iter(self.feeds.values()))
@@ -111,7 +117,7 @@ class Expected:
         own = {
             name: max(
                 noise[name],
-                self._own_error(name, other[name], reference[name], "PyTorch does, with the PyTorch SAEs in both"),
+                self._own_error(name, other[name], reference[name], WITH_SAES),
             )
             for name in self.outputs
         }
@@ -134,7 +140,7 @@ class Expected:
     def _own_error(self, name: str, y: Array, other: Array, what: str) -> float:
         """Return the error of an output of the host, after checking that rounding explains it."""
         error = host_error(y, other, self.mask)
-        most = MOST_OWN_ERROR.get(str(y.dtype), MOST_OWN_ERROR["float32"])
+        most = MOST_OWN_ERROR[self.dtype]
         if not error <= most:
             raise GraftError(
                 f"The host {self._host.path} computes something else than {what}: {name} is off by {error:.1e} of a "

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import onnx_ir as ir
 from safetensors import SafetensorError
 
 from runtime.arrays.arguments import as_path
+from runtime.arrays.dtypes import BFLOAT16
+from runtime.artifact.budgets import FLOOR
 from runtime.artifact.files import hash_file
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import INT8, GraphSpec
@@ -34,6 +37,7 @@ from .describe import describe_host, describe_sae
 from .given import Given, prepare
 from .host import Host, load_host
 from .huggingface import opened
+from .inference import NAMES
 from .insert import Graft, trailing_dimensions
 from .locate import find
 from .prove import prove
@@ -88,6 +92,7 @@ def graft(
     asked = read_saes(saes, modes)
     with opened(host, hf, [each.hook for each in asked]) as (file, model):
         loaded = load_host(file)
+        _check_can_be_proved(loaded)
         given = prepare(loaded, [each.hook for each in asked], model, reference)
         located = locate_all(loaded, asked, given.reference, force)
         with _as_graft_errors(path), staged_folder(path, overwrite) as folder:
@@ -135,6 +140,21 @@ def _as_graft_errors(path: Path) -> Iterator[None]:
         raise GraftError(f"{path} was not written: {error}") from error
 
 
+def _check_can_be_proved(host: Host) -> None:
+    """Refuse a host that no CPU can run.
+
+    Raises:
+        GraftError: It computes in bfloat16.
+    """
+    for value in host.values().values():
+        node = value.producer()
+        if value.dtype == ir.DataType.BFLOAT16 and node is not None and node.op_type != "Cast":
+            raise GraftError(
+                f"The host {host.path} computes {value.name} in bfloat16, which no CPU provider of ONNX Runtime does, "
+                "so that the graft could not be proved. Export the model in float32 or float16."
+            )
+
+
 @dataclass(frozen=True)
 class Asked:
     """An SAE as a caller asks for it.
@@ -171,6 +191,11 @@ def read_saes(saes: "Mapping[str, PathLike] | Sequence[PathLike]", modes: Collec
             )
         if artifact.manifest.weights_dtype == INT8:
             raise GraftError(f"{artifact.path} has int8 weights, which are not at parity. Graft the SAE in float32.")
+        if sae.dtype == BFLOAT16:
+            raise GraftError(
+                f"{artifact.path} is in bfloat16, which no CPU provider of ONNX Runtime computes, so that the graft "
+                "could not be proved. Export the SAE in float32 or float16: saeexport export --dtype float32."
+            )
         if sae.d_out is not None and set(modes) != {FEATURES}:
             raise GraftError(
                 f"{artifact.path} is a transcoder, which predicts another activation than the one it reads. It can be "
@@ -218,6 +243,12 @@ def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> tupl
     located = find(host, asked.hook, asked.artifact, reference, asked.value, forced)
     found = Graft(asked.hook, asked.artifact, sae_folder(asked.hook), located.value)
     trailing_dimensions(values[located.value], found)
+    dtype, own = NAMES[ir.DataType(values[located.value].dtype or 0)], asked.artifact.manifest.sae.dtype
+    if FLOOR[own] > FLOOR[dtype]:
+        raise GraftError(
+            f"The SAE {asked.artifact.path} is in {own}, and the host is in {dtype} at {located.value}: the SAE would "
+            f"round what it reads. Export the SAE in {dtype}: saeexport export --dtype {dtype}."
+        )
     return found, located.evidence
 
 

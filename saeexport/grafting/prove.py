@@ -227,7 +227,7 @@ class _Proving:
         """Return the record of each output, and note those whose error exceeds its budget."""
         records = {}
         for name in noise:
-            budget = host_budget(noise[name], str(expected[name].dtype))
+            budget = host_budget(noise[name], self.expected.dtype)
             error = host_error(found[name].reshape(expected[name].shape), expected[name], self.mask)
             if not error <= budget:
                 self.failures.append(f"{what}: {name}: the error is {error:.3e}, its budget {budget:.3e}.")

@@ -237,3 +237,31 @@ def test_a_path_that_exists_is_kept(tmp_path, graft_into):
     (folder.folder / "saes" / HOOK / "note.txt").unlink()
     assert set(graft_into(HOST, HOOK, modes=["features"], overwrite=True).manifest.graphs) == {"features"}
     assert not (folder.folder / "tap.onnx").exists()
+
+
+def test_bfloat16_which_no_cpu_computes(attempt, sae_at, tmp_path):
+    activations = HOST.run(HOST.feeds())[HOOK].reshape(-1, D_MODEL).astype(np.float32)
+    sae = make_sae(D_MODEL, 64, hook_name=HOOK)
+    export(sae, tmp_path / "bfloat16", activations=activations, dtype="bfloat16")
+    attempt("is in bfloat16, which no CPU provider .* computes", saes={f"{HOOK}@{VALUE}": tmp_path / "bfloat16"})
+
+    def change(model):
+        for node in model.graph.node:
+            node.input[:] = ["last.float" if name == VALUE else name for name in node.input]
+        kinds = (("Cast", [VALUE], ["last.half"], 16), ("Neg", ["last.half"], ["last.neg"], None),
+                 ("Cast", ["last.neg"], ["last.float"], 1))  # fmt: skip
+        at = next(i for i, node in enumerate(model.graph.node) if VALUE in node.output) + 1
+        for kind, inputs, outputs, to in reversed(kinds):
+            more = {} if to is None else {"to": to}
+            model.graph.node.insert(at, onnx.helper.make_node(kind, inputs, outputs, **more))
+
+    attempt("computes last.neg in bfloat16, which no CPU provider of ONNX Runtime does", change)
+
+
+def test_an_sae_that_rounds_more_than_the_host(attempt, tmp_path):
+    activations = HOST.run(HOST.feeds())[HOOK].reshape(-1, D_MODEL).astype(np.float32)
+    export(make_sae(D_MODEL, 64, hook_name=HOOK), tmp_path / "half", activations=activations, dtype="float16")
+    attempt(
+        "is in float16, and the host is in float32 at .* Export the SAE in float32",
+        saes={f"{HOOK}@{VALUE}": tmp_path / "half"},
+    )
