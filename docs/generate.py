@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.costs import export, steer
+from benchmarks.costs import export, graft, steer
 from benchmarks.cpu.__main__ import RESULTS as SPEED
 from benchmarks.losses import half, int8
 from benchmarks.report import tables
@@ -236,6 +236,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "processes-measured": process_note,
     "export": lambda: export.table(results(export.RESULTS)),
     "export-measured": lambda: measured(export.RESULTS, "make bench-export"),
+    "graft": lambda: graft.table(results(graft.RESULTS)),
+    "graft-measured": lambda: measured(graft.RESULTS, "make bench-graft"),
     "edits": lambda: steer.table(results(steer.RESULTS)["rows"]),
     "edits-measured": lambda: measured(steer.RESULTS, "make bench-steer"),
     "int8": lambda: int8.table(results(int8.RESULTS)),

@@ -51,7 +51,7 @@ def _correct_constants(graph: ir.Graph) -> None:
     for node in graph.all_nodes():
         if node.op_type == "Constant" and "value" in node.attributes:
             tensor = node.attributes["value"].as_tensor()
-            node.outputs[0].shape = ir.Shape(tensor.shape.numpy())
+            node.outputs[0].shape = ir.Shape(list(tensor.shape.numpy()))
 
 
 def _unknown(model: ir.Model) -> list[ir.Value]:

@@ -74,7 +74,7 @@ def test_a_changed_byte_is_read_as_onnx_reads_it_or_refused(position, byte, grap
     content[position % len(content)] = byte
     weights = HeldFiles(read_artifact(TINY)).weights
     try:
-        found = parameters(bytes(content), PATH, "weights.safetensors", weights.map())
+        found = parameters(bytes(content), PATH, {"weights.safetensors": weights.map()})
     except ArtifactError:
         return
     for parameter in found.values():
@@ -129,5 +129,5 @@ def test_a_mask_of_booleans_may_be_a_parameter():
     for key, value in (("location", "f"), ("offset", "1"), ("length", "2")):
         tensor.external_data.add(key=key, value=value)
     model = helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString()
-    (mask,) = parameters(model, PATH, "f", np.array([7, 1, 0], np.uint8)).values()
+    (mask,) = parameters(model, PATH, {"f": np.array([7, 1, 0], np.uint8)}).values()
     assert mask.array.tolist() == [True, False]

@@ -6,6 +6,7 @@ import torch
 
 import runtime
 from runtime.arrays.dtypes import rounded
+from runtime.parity import verify
 from runtime.parity.decisions import follow_graph
 from runtime.parity.golden import load_golden
 from runtime.parity.judge import judge
@@ -105,13 +106,13 @@ def test_half_precision_has_no_tf32_budgets(tmp_path):
 
 def test_verify_takes_the_budgets_of_the_precision(monkeypatch):
     """The session gets the precision, as on a GPU, and the graphs are judged with the budgets measured for it."""
-    opened, asked = runtime.verify.__globals__["SAESession"], []
+    opened, asked = verify.SAESession, []
 
     def on_a_cpu(path, device, *, precision):
         asked.append(precision)
         return opened(path, device)
 
-    monkeypatch.setitem(runtime.verify.__globals__, "SAESession", on_a_cpu)
+    monkeypatch.setattr(verify, "SAESession", on_a_cpu)
     parity = runtime.read_artifact(TINY).manifest.parity
     for precision, record in (("tf32", parity.tf32), ("float32", parity.hooks)):
         budget = {hook: of_hook.budget for hook, of_hook in record.items()}
