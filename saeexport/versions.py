@@ -1,6 +1,7 @@
-"""The packages that make what is written, whose versions are in its manifest."""
+"""The versions of the packages that make what is written, for its manifest."""
 
-from runtime.parity.versions import installed_versions
+import contextlib
+import importlib.metadata
 
 PACKAGES = (
     "saeexport", "torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
@@ -10,4 +11,8 @@ PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     """Return the version of each installed package; no path, user name or time, so that bytes repeat."""
-    return installed_versions(PACKAGES)
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

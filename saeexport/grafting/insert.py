@@ -209,7 +209,7 @@ class Inserted:
         return hook
 
     def _append(self, first: int = 0) -> None:
-        """Put the nodes from `first` on behind the node that computes x; the graph is sorted when it is complete."""
+        """Add the nodes from `first` on to the graph, which is sorted when it is complete."""
         self._graph.extend(self._nodes[first:])
 
 
