@@ -13,7 +13,7 @@ def other(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected():
+def tiny_results():
     """What the small artifact computes."""
     with SAESession(TINY, "cpu") as session:
         return results(session)
