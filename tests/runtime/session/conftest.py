@@ -13,7 +13,7 @@ def other(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny_results():
+def wanted():
     """What the small artifact computes."""
     with SAESession(TINY, "cpu") as session:
         return results(session)

@@ -35,29 +35,27 @@ CHANGES = [replace, delete, move, replace_files]
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_session_goes_on_with_the_artifact_that_it_opened(
-    artifact, other, tiny_results, change, loaded, device, machine
-):
+def test_a_session_goes_on_with_the_artifact_that_it_opened(artifact, other, wanted, change, loaded, device, machine):
     with SAESession(artifact, device) as session:
         if loaded:
             session.encode(X)
         change(artifact, other)
-        assert_same(results(session), tiny_results)
+        assert_same(results(session), wanted)
         for graph in list(session._graphs.loaded):
             session.release(graph)
-        assert_same(results(session), tiny_results)
+        assert_same(results(session), wanted)
 
 
-def test_it_goes_on_when_export_overwrites_the_artifact(artifact, tiny_results):
+def test_it_goes_on_when_export_overwrites_the_artifact(artifact, wanted):
     with SAESession(artifact, "cpu") as session:
         session.encode(X)
         export(make_sae(seed=5), artifact, normal(40, 6), overwrite=True)
-        assert_same(results(session), tiny_results)
+        assert_same(results(session), wanted)
         with SAESession(artifact, "cpu") as new:
             assert not np.array_equal(new(X), session(X))
 
 
-def test_onnx_runtime_gets_the_bytes_that_were_checked(artifact, other, tiny_results, monkeypatch):
+def test_onnx_runtime_gets_the_bytes_that_were_checked(artifact, other, wanted, monkeypatch):
     """The files are exchanged after their check and before ONNX Runtime loads them."""
     check = OpenedFile.check
 
@@ -68,7 +66,7 @@ def test_onnx_runtime_gets_the_bytes_that_were_checked(artifact, other, tiny_res
 
     monkeypatch.setattr(OpenedFile, "check", check_and_exchange)
     with SAESession(artifact, "cpu") as session:
-        assert_same({"acts": session.encode(X)}, {"acts": tiny_results["acts"]})
+        assert_same({"acts": session.encode(X)}, {"acts": wanted["acts"]})
 
 
 @pytest.mark.parametrize("check_integrity", [True, False])
@@ -117,18 +115,18 @@ def test_with_tensorrt_a_graph_that_is_replaced_while_it_is_loaded_is_refused(ar
         session.encode(X)
 
 
-def test_a_relative_path_does_not_depend_on_the_working_directory(artifact, tiny_results, monkeypatch):
+def test_a_relative_path_does_not_depend_on_the_working_directory(artifact, wanted, monkeypatch):
     monkeypatch.chdir(artifact.parent)
     opened = read_artifact(artifact.name)
     with SAESession(artifact.name, "cpu") as session:
         session.encode(X)
         monkeypatch.chdir("/")
-        assert_same(results(session), tiny_results)
+        assert_same(results(session), wanted)
         assert str(session.artifact.path) == artifact.name
-        assert_same(results(copy.deepcopy(session)), tiny_results)
+        assert_same(results(copy.deepcopy(session)), wanted)
     opened.check_files()
     with SAESession(opened, "cpu") as session:
-        assert_same(results(session), tiny_results)
+        assert_same(results(session), wanted)
 
 
 def test_nothing_is_written(artifact):

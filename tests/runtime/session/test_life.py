@@ -21,7 +21,7 @@ COPIES = [through_pickle, copy.deepcopy, copy.copy]
 
 
 @pytest.mark.parametrize("copied", COPIES)
-def test_a_copy_opens_the_same_artifact_with_the_same_options(copied, tiny_results):
+def test_a_copy_opens_the_same_artifact_with_the_same_options(copied, wanted):
     with SAESession(TINY, "cpu", threads=1, block_tokens=4, graphs="portable", check_integrity=False) as session:
         session.encode(X)
         with copied(session) as other:
