@@ -1,5 +1,6 @@
 """Exports a PyTorch HookedSAE to ONNX with all of its hook tensors, and proves that the graphs compute the same."""
 
+from . import _torch  # noqa: F401, I001  before what needs it
 from runtime.errors import (
     ArtifactError,
     CheckpointError,

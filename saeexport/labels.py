@@ -56,7 +56,8 @@ def _is_explanation(entry: Any) -> bool:
 
 
 def _of_neuronpedia(path: Path, entries: list[dict[str, Any]], d_sae: int) -> Labels:
-    if len(saes := sorted({f"{entry.get('modelId')}/{entry.get('layer')}" for entry in entries})) > 1:
+    names = {(entry.get("modelId"), entry.get("layer")) for entry in entries}
+    if len(saes := sorted(f"{model}/{sae}" for model, sae in names if model and sae)) > 1:
         raise InputError(f"{path} has explanations of several SAEs: {', '.join(saes[:5])}. Give those of one.")
     found: dict[int, Label] = {}
     for entry in entries:
@@ -70,6 +71,8 @@ def _of_neuronpedia(path: Path, entries: list[dict[str, Any]], d_sae: int) -> La
 
 
 def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, or is not a file. Give the file of the labels.")
     try:
         with open_file(path) as file:
             content = file.read() if file.size <= LARGEST else None

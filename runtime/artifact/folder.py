@@ -14,6 +14,9 @@ from .manifest import MANIFEST, Manifest, SAEConfig
 from .parse import parse_manifest
 from .strict_json import check_size
 
+HOST_MANIFEST = "host.json"
+"""Name of the manifest of a grafted host, see `runtime.hosts`."""
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -171,7 +174,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
 
 
 def describe_content(folder: Path) -> str:
-    """Return what is at a path instead of an artifact, for an error."""
+    """Return what is at a path instead of an artifact or a grafted host, for an error."""
     try:
         if not folder.exists():
             return "it does not exist"
@@ -180,6 +183,9 @@ def describe_content(folder: Path) -> str:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         return f"it cannot be read ({error})"
+    if set(names) & {MANIFEST, HOST_MANIFEST}:
+        what, use = ("an artifact", "SAESession") if MANIFEST in names else ("a grafted host", "HostSession")
+        return f"it is {what}, which runtime.{use} opens, and python -m runtime verifies"
     return f"it holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"
 
 

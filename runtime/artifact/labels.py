@@ -112,6 +112,10 @@ class Labels:
         index = as_integer("index", index, 0, self.d_sae - 1, most_is="d_sae - 1 = ")
         return self._labels.get(index) or Label(index)
 
+    def __contains__(self, index: object) -> bool:
+        """Tell whether a feature has a label."""
+        return index in self._labels
+
     def __iter__(self) -> Iterator[Label]:
         return iter(self._labels.values())
 

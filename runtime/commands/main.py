@@ -17,6 +17,7 @@ from .verify import verify_command
 
 DESCRIPTION = "Inspect, verify, run and time exported SAEs, without PyTorch."
 TOKENS = (1, 8, 64, 512)
+EITHER = "folder of the artifact or of the grafted host"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,14 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
         inspect_command,
         "Print the configuration, graphs and parity record of an artifact or a grafted host.",
     )
-    _add_artifact(sub)
+    _add_artifact(sub, help=EITHER)
 
     sub = add_command(
         "verify",
         verify_command,
         "Check that this machine computes what PyTorch computed at export. The exit code is 1 if it does not.",
     )
-    _add_artifact(sub)
+    _add_artifact(sub, help=EITHER)
     _add_device(sub)
     add_verify_options(sub)
 
@@ -131,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_artifact(
-    parser: argparse.ArgumentParser, nargs: str | None = None, help: str = "folder of the artifact, with sae.json"
+    parser: argparse.ArgumentParser, nargs: str | None = None, help: str = "folder of the artifact"
 ) -> None:
     parser.add_argument("artifact", nargs=nargs, help=help)
 

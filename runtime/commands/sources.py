@@ -39,10 +39,11 @@ def open_source(path: Path, session: SAESession, column: str | None, keep: tuple
     Raises:
         InputError: It is neither, or it does not have such activations or columns.
     """
-    is_parquet = False
-    if path.is_file():  # opening a FIFO would wait for a writer
-        with path.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
+    if not path.is_file():  # opening a FIFO would wait for a writer
+        what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"
+        raise InputError(f"{path} {what}. Give a .npy or a Parquet file of activations.")
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
     if is_parquet:
         return _open_parquet(path, session, column, keep)
     if column is not None or keep:
@@ -113,7 +114,11 @@ def _activations(column: Any, row: int, session: SAESession, source: str) -> Arr
     lengths = np.asarray(column.value_lengths())
     if (wrong := np.flatnonzero(lengths != width)).size:
         raise InputError(f"{wanted}; row {row + int(wrong[0])} has {lengths[wrong[0]]}.")
-    return as_input(column.flatten().to_numpy().reshape(-1, width), session.cfg.dtype, source)
+    array = column.flatten().to_numpy().reshape(-1, width)
+    if array.dtype == np.float64:  # what pyarrow and pandas make of Python's floats
+        raise InputError(f"{source} holds float64, and this SAE takes {session.cfg.dtype}. Write it as list<float>: "
+                         "pyarrow.array(rows, pyarrow.list_(pyarrow.float32())).")  # fmt: skip
+    return as_input(array, session.cfg.dtype, source)
 
 
 def as_rows(x: Array, token_shape: tuple[int, ...]) -> Array:

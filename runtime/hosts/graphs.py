@@ -82,7 +82,8 @@ class HostGraphs(LoadedGraphs):
                 raise
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
             raise SAEError(
-                f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}"
+                f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}. A sequence may have "
+                "more tokens than the host takes: host.tokenize(text, max_length=N) cuts it."
             ) from error
         return dict(zip(names, arrays, strict=True))
 

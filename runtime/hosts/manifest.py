@@ -8,11 +8,12 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from ..artifact.checksum import with_checksum
+from ..artifact.folder import HOST_MANIFEST
 from ..artifact.manifest import FileRecord, GraphSpec, ManifestFormat, TensorSpec
 
 FORMAT = "saeexport.host"
 FORMAT_VERSION = 1
-MANIFEST = "host.json"
+MANIFEST = HOST_MANIFEST
 
 HOST_FORMAT = ManifestFormat(MANIFEST, FORMAT_VERSION, "graft the SAEs again")
 """The format of `host.json`."""

@@ -89,8 +89,9 @@ class Report:
 
     def __str__(self) -> str:
         """Return the title, the table of verdicts, and below it the failures and the versions that differ."""
-        table = format_table([_row(verdict) for verdict in self.verdicts], header=HEADER, rule=True)
-        return self._below(f"{self.title}\n{table}", "FAIL: ")
+        rows = [_row(verdict) for verdict in self.verdicts]
+        table = f"\n{format_table(rows, header=HEADER, rule=True)}" if rows else ""
+        return self._below(f"{self.title}{table}", "FAIL: ")
 
     def _below(self, text: str, mark: str) -> str:
         """Return the text, and below it a line for each failure and one for versions that differ."""

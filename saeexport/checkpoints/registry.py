@@ -227,4 +227,4 @@ def recognise(path: Path) -> ModuleType:
     for form in FORMATS:
         if form.recognises(path):
             return form
-    raise CheckpointError(f"{describe(path, FORMATS)} What can be loaded: {'; '.join(form.NAME for form in FORMATS)}.")
+    raise CheckpointError(f"{describe(path, FORMATS)} `saeexport formats` lists what can be loaded.")

@@ -69,6 +69,10 @@ def load_host(path: "str | Path") -> Host:
         GraftError: The file is not an ONNX model, or has operators that cannot be run or grafted into.
     """
     path = as_path("host", path)
+    if path.is_dir():
+        raise GraftError(
+            f"The host {path} is a folder. Give its ONNX file, or hf:{path} to export the Hugging Face model in it."
+        )
     try:
         model = ir.load(path)
     except OSError as error:

@@ -62,7 +62,14 @@ def _row(candidate: Candidate, search: Search) -> tuple[str, ...]:
         candidate.operator,
         "x".join(map(str, candidate.shape)),
         "" if candidate.error is None else f"{candidate.error:.1e}",
-        "" if candidate.variance_explained is None else f"{candidate.variance_explained:.1%}",
+        _percentage(candidate.variance_explained),
         "yes" if candidate.proposed else "",
         "<- the hook" if located else f"= {candidate.alias_of}" if candidate.alias_of else "",
     )
+
+
+def _percentage(explained: float | None) -> str:
+    """Return how much of the variance an SAE explains; less than nothing is not told more exactly."""
+    if explained is None:
+        return ""
+    return f"{explained:.1%}" if explained >= 0 else "< 0"

@@ -45,7 +45,10 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
             f"{folder} is read with transformers, which is not installed. Run: pip install transformers"
         ) from error
     if not Path(folder, "config.json").is_file():
-        raise GraftError(f"{folder} is not the folder of a Hugging Face model: it does not have a config.json.")
+        raise GraftError(
+            f"{folder} is not the folder of a Hugging Face model: it does not have a config.json. Models on the Hub "
+            "are not downloaded; get the folder with: hf download OWNER/NAME --local-dir FOLDER"
+        )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)

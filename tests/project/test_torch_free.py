@@ -92,3 +92,20 @@ def test_it_works_in_an_environment_with_its_own_dependencies_only():
     assert done.stdout == "[]\n"
     done = subprocess.run([python, "-m", "runtime", "verify", TINY], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.count(" ok")) == (0, 36), done.stderr
+
+
+def test_without_pytorch_the_exporter_says_what_to_install():
+    code = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Missing())
+import saeexport
+"""
+    done = run(code)
+    assert done.returncode == 1
+    assert 'pip install "saeexport[export]"' in done.stderr

@@ -41,6 +41,12 @@ def test_a_single_explanation_on_a_line(tmp_path):
     assert list(load_labels(write(tmp_path / "labels", json.dumps(ROWS[0])), 16)) == [Label(7, "about 7")]
 
 
+def test_explanations_that_do_not_name_their_sae(tmp_path):
+    rows = [{"index": "7", "description": "about 7"}, ROWS[1]]
+    assert load_labels(write(tmp_path / "labels", json.dumps(rows)), 16).source is not None
+    assert load_labels(write(tmp_path / "labels", json.dumps(rows[:1])), 16).source is None
+
+
 def test_labels_of_an_artifact(tmp_path):
     artifact = export(make_sae(), tmp_path / "sae", normal(40, 6), labels=Labels(16, EXPECTED, "people", "CC0"))
     labels = load_labels(artifact.path / "labels.json", 16)
@@ -83,7 +89,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, content):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="labels cannot be read: .*missing"):
+    with pytest.raises(InputError, match="labels does not exist, or is not a file"):
         load_labels(tmp_path / "labels", 16)
 
 

@@ -30,6 +30,8 @@ def artifact(labels, tmp_path_factory):
 def test_a_feature_has_its_label(labels):
     assert labels[3] is SHIP
     assert labels[4] == Label(4)
+    assert 3 in labels
+    assert 4 not in labels
     assert (len(labels), [label.index for label in labels]) == (2, [3, 11])
     assert repr(labels) == "Labels of 2 of 16 features, from people"
 

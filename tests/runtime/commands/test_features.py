@@ -178,7 +178,11 @@ WRONG = {
         "row 1 has 5",
     ),
     "null": (lambda path: pq.write_table(pa.table({"a": [[1.0] * 6, None]}), path) or path, {}, "rows with nulls"),
-    "dtype": (lambda path: parquet(path, normal(4, 6).astype("float64")), {}, "float64"),
+    "dtype": (
+        lambda path: parquet(path, normal(4, 6).astype("float64")),
+        {},
+        "holds float64, and .* Write it as list<float>",
+    ),
     "column of npy": (lambda path: npy(path.with_suffix(".npy"), normal(4, 6)), {"column": "a"}, "not a Parquet file"),
     "missing": (lambda path: path, {}, "x does not exist"),
     "FIFO": (lambda path: os.mkfifo(path) or path, {}, "x is not an ordinary file"),

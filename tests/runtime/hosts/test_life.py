@@ -8,7 +8,17 @@ import sys
 import numpy as np
 import pytest
 
-from runtime import ArtifactError, HostSession, IntegrityError, ProviderError, SAEError, read_host
+from runtime import (
+    ArtifactError,
+    HostSession,
+    IntegrityError,
+    Label,
+    Labels,
+    ProviderError,
+    SAEError,
+    SAESession,
+    read_host,
+)
 from runtime.hosts import graphs
 from tests.project.test_torch_free import BLOCK, HEAVY
 from tests.support.grafted import PRE, Z, rewrite_manifest
@@ -74,7 +84,7 @@ def test_a_folder_that_is_replaced_again_and_again_is_refused(copied, monkeypatc
 
 def test_an_artifact_is_not_a_host(tmp_path):
     with pytest.raises(ArtifactError, match=r"is not a grafted host, a folder with host\.json: it holds "):
-        HostSession(TINY)
+        HostSession(TINY.parent)
     with pytest.raises(ArtifactError, match="it does not exist"):
         read_host(tmp_path / "nothing")
 
@@ -132,3 +142,18 @@ def test_a_release_frees_a_graph(host):
     host(IDS)
     with pytest.raises(SAEError, match="has no graph 'steer'"):
         host.release("steer")
+
+
+def test_an_artifact_and_a_grafted_host_are_told_apart(grafted):
+    with pytest.raises(ArtifactError, match="it is a grafted host, which runtime.HostSession opens"):
+        SAESession(grafted.path, "cpu")
+    with pytest.raises(ArtifactError, match="it is an artifact, which runtime.SAESession opens"):
+        HostSession(TINY, "cpu")
+
+
+def test_the_labels_of_an_sae_are_printed(grafted, feeds, monkeypatch):
+    with HostSession(grafted.path, "cpu") as host:
+        hook = host.hook_names[0]
+        labels = Labels(host.sae(hook).cfg.d_sae, [Label(j, f"label {j}") for j in range(host.sae(hook).cfg.d_sae)])
+        monkeypatch.setattr(host.sae(hook), "_labels", labels)
+        assert "label " in str(host.top_features(feeds, hook, 2))

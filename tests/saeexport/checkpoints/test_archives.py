@@ -85,5 +85,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     for read, name in ((read_json, "cfg.json"), (read_tensors, "params.npz"), (read_pickle, "sae.pt")):
         with pytest.raises(CheckpointError, match=f"{name} is not an ordinary file"):
             read(tmp_path / name)
-    with pytest.raises(CheckpointError, match="sae.pt is not an ordinary file. What can be loaded"):
+    with pytest.raises(
+        CheckpointError, match="sae.pt is not an ordinary file. `saeexport formats` lists what can be loaded"
+    ):
         load(tmp_path / "sae.pt")

@@ -62,7 +62,7 @@ def test_inspect_what_cannot_be_read(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"error: {tmp_path} is a folder with nothing in it. What can be loaded: ")
+    assert captured.err.startswith(f"error: {tmp_path} is a folder with nothing in it. `saeexport formats` lists what")
     assert captured.err.count("\n") == 1
 
 

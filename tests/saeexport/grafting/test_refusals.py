@@ -12,6 +12,7 @@ from saeexport import export
 from saeexport.cli import main
 from saeexport.grafting.graft import graft
 from saeexport.grafting.host import load_host
+from saeexport.grafting.reference import load_model
 from saeexport.original.architectures import Transcoder
 from tests.support.samples import make_sae, normal
 from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
@@ -142,7 +143,7 @@ def test_a_file_that_is_no_model(tmp_path, sae_at):
     for name, says in (
         ("host.onnx", "is not an ONNX model"),
         ("missing.onnx", "cannot be read"),
-        (".", "cannot be read"),
+        (".", "is a folder. Give its ONNX file, or hf:"),
     ):
         with pytest.raises(GraftError, match=says):
             graft(tmp_path / name, [sae_at(HOST, HOOK)], tmp_path / "out")
@@ -265,3 +266,13 @@ def test_an_sae_that_rounds_more_than_the_host(attempt, tmp_path):
         "is in float16, and the host is in float32 at .* Export the SAE in float32",
         saes={f"{HOOK}@{VALUE}": tmp_path / "half"},
     )
+
+
+def test_a_folder_is_taken_for_a_hugging_face_model_only_if_it_is_called_one(tmp_path):
+    with pytest.raises(GraftError, match=r"is a folder\. Give its ONNX file, or hf:.* to export the"):
+        load_host(tmp_path)
+
+
+def test_a_model_on_the_hub_is_not_downloaded():
+    with pytest.raises(GraftError, match="Models on the Hub are not downloaded; get the folder with: hf download"):
+        load_model("sentence-transformers/all-MiniLM-L6-v2")
