@@ -28,7 +28,7 @@ def complete_feeds(host: Host, given: Mapping[str, Any]) -> dict[str, Array]:
 
     Raises:
         InputError: A name is not that of an input, an input is missing and does not follow from the others, or an array
-            has another shape or dtype than the input.
+            has another shape or dtype than the input, or an id of a token is negative.
     """
     if not isinstance(given, Mapping):
         raise InputError(
@@ -44,6 +44,8 @@ def complete_feeds(host: Host, given: Mapping[str, Any]) -> dict[str, Array]:
     if missing := [name for name in specs if name not in feeds]:
         raise InputError(f"The host also needs {', '.join(missing)}.")
     dimensions(host.inputs, feeds)
+    if INPUT_IDS in feeds and feeds[INPUT_IDS].min(initial=0) < 0:  # ONNX counts them from the end of the vocabulary
+        raise InputError(f"{INPUT_IDS} has the id {feeds[INPUT_IDS].min()}; ids of tokens count from 0.")
     return {name: feeds[name] for name in specs}
 
 
