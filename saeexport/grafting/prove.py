@@ -140,12 +140,11 @@ class _Proving:
             found = self.graph(TAP)(self.feeds)
             exact = all(np.array_equal(found[name], own[name], equal_nan=True) for name in self.outputs)
             parity = dataclasses.replace(parity, exact=exact, tap=self.compare(TAP, found, own, noise))
+        inputs = activations  # a graph of the features alone does not give them out
         if mode := next((mode for mode in (TAP, SPLICE) if mode in self.graphs), None):
             found = self.graph(mode)(self.feeds | self.detach)
             inputs = {hook: found[at(hook, HOOK_INPUT)] for hook in self.hooks}
-            parity = dataclasses.replace(
-                parity, inputs=self.compare("activations", inputs, activations, noise_at_hooks)
-            )
+        parity = dataclasses.replace(parity, inputs=self.compare("activations", inputs, activations, noise_at_hooks))
         if SPLICE in self.graphs:
             parity, golden = self.prove_splice(parity, own, noise)
             tensors |= golden
@@ -211,7 +210,7 @@ class _Proving:
         if ids is None or ids.shape[1] < 2 or not self.mask[:, -1].any():
             return bool(self.host.cache)
         changed = ids.copy()
-        changed[:, -1] = np.where(ids[:, -1] == ids[:, 0], 1, ids[:, 0])
+        changed[:, -1] = np.where(ids[:, -1] == 1, 0, 1)
         outputs, earlier = graph(self.feeds | {INPUT_IDS: changed}), self.mask.copy()
         earlier[:, -1] = False
         by_position = [name for name in self.outputs if own[name].shape[:2] == self.mask.shape]
