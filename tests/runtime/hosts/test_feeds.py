@@ -50,6 +50,10 @@ def test_wrong_feeds_are_refused(host):
         ({"input_ids": IDS * 0.5}, r"input_ids is \(2, 3\) float64; the host takes .* Pass x.astype\('int64'\)"),
         ({"input_ids": IDS, "position_ids": IDS[:1]}, "must be 2 like input_ids"),
         ({"input_ids": IDS.astype(np.uint64) + 2**63}, "input_ids has values from"),
+        (
+            {"input_ids": IDS, "attention_mask": np.ones((2, 5), np.int64), "position_ids": IDS},
+            r"attention_mask is \(2, 5\), and input_ids is \(2, 3\); without tokens in the cache, each token has one",
+        ),
         ({"input_ids": IDS - 1}, "input_ids has the id -1; ids of tokens count from 0"),
     ],
 )
