@@ -129,6 +129,8 @@ class _Proving:
         """Judge every graph, and write the golden batch; see `prove`."""
         plain = Graph(self.host.path)
         own = plain(self.feeds)
+        kind = DECODER if self.is_causal(plain, own) else ENCODER
+        del plain  # its weights, before others are loaded
         noise = self.expected.noise(own)
         tensors = {f"feeds/{name}": array for name, array in self.feeds.items()}
         tensors |= {f"outputs/{name}": own[name] for name in self.outputs}
@@ -151,7 +153,6 @@ class _Proving:
         if self.failures:
             raise ParityError("\n".join([f"{self.path} was not written: parity is not met", *self.failures]))
         save_file({name: np.ascontiguousarray(widened(y)) for name, y in tensors.items()}, self.folder / GOLDEN)
-        kind = DECODER if self.is_causal(plain, own) else ENCODER
         return Proof(kind, HostGolden(GOLDEN, int(self.mask.sum()), self.given.source), parity)
 
     def prove_splice(
