@@ -415,6 +415,7 @@ class HostSession:
         Raises:
             InputError: The host is not a decoder, or the prompt or an option has an invalid value.
             UnknownHookError: As for `steering`, as is `ArtifactError`.
+            SAEError: The logits are not finite, because of edits that are too large for the dtype of the host.
         """
         setup = self._attachments.current()
         if edits is not None:
