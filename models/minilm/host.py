@@ -39,7 +39,7 @@ def main(out: Path) -> None:
             feature, value = top.indices[row, column, 0], top.values[row, column, 0]
             print(f"{sentence}\n  strongest feature: {feature}, {value:.2f}, as in: {labels[int(feature)].examples[0]}")
         before = similarity(host(feeds)["last_hidden_state"], mask)
-        with host.saes(), host.steering({sae.hook: {MUSIC: Ablate()}}):
+        with host.steering({sae.hook: {MUSIC: Ablate()}}):
             after = similarity(host(feeds)["last_hidden_state"], mask)
     print(f"Their similarity is {before:.3f}, and without feature {MUSIC} {after:.3f}.")
 

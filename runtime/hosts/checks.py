@@ -94,8 +94,8 @@ def _check_parity(parity: GraftParity, manifest: HostManifest) -> None:
     require(parity.tokens >= 1, "parity: tokens", parity.tokens, "at least 1")
     outputs = {tensor.name for tensor in manifest.host.outputs}
     present = {pair.present for pair in manifest.host.cache}
-    hooks = set(manifest.hooks) if TAP in manifest.graphs or SPLICE in manifest.graphs else set()
-    require(set(parity.inputs) == hooks, "parity: inputs", sorted(parity.inputs), f"for {sorted(hooks) or 'no hook'}")
+    hooks = set(manifest.hooks)
+    require(set(parity.inputs) == hooks, "parity: inputs", sorted(parity.inputs), f"for {sorted(hooks)}")
     for name, record in parity.inputs.items():
         _check_record(f"parity: inputs[{name!r}]", record)
     for mode, records in (("tap", parity.tap), ("detached", parity.detached), ("splice", parity.splice),

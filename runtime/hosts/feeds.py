@@ -28,7 +28,7 @@ def complete_feeds(host: Host, given: Mapping[str, Any]) -> dict[str, Array]:
 
     Raises:
         InputError: A name is not that of an input, an input is missing and does not follow from the others, or an array
-            has another shape or dtype than the input.
+            has another shape or dtype than the input, an id of a token is negative, or the mask does not fit the ids.
     """
     if not isinstance(given, Mapping):
         raise InputError(
@@ -44,6 +44,9 @@ def complete_feeds(host: Host, given: Mapping[str, Any]) -> dict[str, Array]:
     if missing := [name for name in specs if name not in feeds]:
         raise InputError(f"The host also needs {', '.join(missing)}.")
     dimensions(host.inputs, feeds)
+    _check_mask(host, feeds)
+    if INPUT_IDS in feeds and feeds[INPUT_IDS].min(initial=0) < 0:  # ONNX counts them from the end of the vocabulary
+        raise InputError(f"{INPUT_IDS} has the id {feeds[INPUT_IDS].min()}; ids of tokens count from 0.")
     return {name: feeds[name] for name in specs}
 
 
@@ -66,6 +69,24 @@ def dimensions(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> dic
                     f"{dimension} must be {expected}{source}."
                 )
     return {name: n for name, (n, _) in sizes.items()}
+
+
+def _check_mask(host: Host, feeds: Mapping[str, Array]) -> None:
+    """Refuse a mask of more or fewer tokens than there are: some hosts ignore what is too much of it.
+
+    With tokens in the cache the host decides, because some caches forget tokens.
+
+    Raises:
+        InputError: It is refused.
+    """
+    ids, mask = feeds.get(INPUT_IDS), feeds.get(ATTENTION_MASK)
+    if ids is None or mask is None or ids.ndim != 2 or mask.ndim != 2:
+        return
+    if mask.shape[1] != ids.shape[1] and not any(feeds[pair.past].size for pair in host.cache):
+        raise InputError(
+            f"{ATTENTION_MASK} is {mask.shape}, and {INPUT_IDS} is {ids.shape}; without tokens in the cache, each "
+            "token has one value in the mask."
+        )
 
 
 def tokens_of(feeds: Mapping[str, Array]) -> tuple[int, ...]:

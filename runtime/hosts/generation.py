@@ -9,7 +9,7 @@ import numpy as np
 from ..arrays.arguments import as_integer
 from ..arrays.dtypes import widened
 from ..arrays.tensor import Array, as_given
-from ..errors import InputError
+from ..errors import InputError, SAEError
 from .manifest import DECODER, Host
 from .names import INPUT_IDS, LOGITS
 
@@ -74,6 +74,7 @@ def generate(
 
     Raises:
         InputError: The host is not a decoder, or an argument has an invalid value.
+        SAEError: The logits are not finite.
     """
     decoder = Decoder(host, run)
     ids = _checked_prompt(prompt)
@@ -83,6 +84,11 @@ def generate(
     sequence, given = list(ids[0].tolist()), ids
     for _ in range(max_new_tokens):
         logits = widened(decoder.read(given)[LOGITS])[0, -1]
+        if not np.isfinite(logits.max()):
+            raise SAEError(
+                f"The logits of token {len(sequence)} are not finite, so that no token can be chosen. Edits may be too "
+                "large for the dtype of the host."
+            )
         token = choose(logits)
         sequence.append(token)
         if token in ends:

@@ -153,7 +153,7 @@ class GraftParity:
         edited: The same with an edit of features.
         decoded: Outputs of the splice token by token with the cache.
         moved: How far attaching the SAEs moves each output, measured as an error is.
-        inputs: The activation at each hook in the tap or the splice, by hook.
+        inputs: The activation at each hook in the tap or the splice, by hook. Where there is neither, the error is 0.
     """
 
     device: str

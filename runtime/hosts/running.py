@@ -9,7 +9,7 @@ import numpy as np
 from ..arrays.tensor import Array
 from ..artifact.names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_ERROR, HOOK_INPUT, HOOK_NAMES
 from ..devices.options import Options
-from ..errors import ArtifactError, InputError, UnknownHookError
+from ..errors import ArtifactError, InputError, IntegrityError, UnknownHookError
 from ..session.graphs import Graphs
 from ..session.hooks import FwdHooks, HookPoint, PlacedHook, checked_pairs
 from ..session.session import SAESession
@@ -64,15 +64,24 @@ class HostRunner:
         self._lock = threading.Lock()
 
     def sae(self, hook: str) -> SAESession:
-        """Return the session of the SAE at a hook; it is closed with this runner."""
+        """Return the session of the SAE at a hook; it is closed with this runner.
+
+        Raises:
+            IntegrityError: The folder holds another SAE now than when the host was opened.
+        """
         self.graphs.check_open()
         with self._lock:
             if hook not in self._saes:
-                options = self._options
-                self._saes[hook] = SAESession(
-                    self.host.saes[hook].folder, self.device, threads=options.threads,
-                    check_integrity=options.check_integrity,
-                )  # fmt: skip
+                grafted, options = self.host.saes[hook], self._options
+                session = SAESession(
+                    grafted.folder, self.device, threads=options.threads, check_integrity=options.check_integrity
+                )
+                if session.artifact.sha256 != grafted.sha256:
+                    session.close()
+                    raise IntegrityError(
+                        f"{grafted.folder} holds another SAE now than when the host was opened. Open the host again."
+                    )
+                self._saes[hook] = session
             return self._saes[hook]
 
     def close(self) -> None:

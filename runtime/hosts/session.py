@@ -22,7 +22,7 @@ from .attaching import Attachments, Setup
 from .feeds import complete_feeds
 from .folder import GraftedHost
 from .generation import generate
-from .names import SPLICE
+from .names import EDITS, SPLICE, SWITCHES, at
 from .output import HostOutput
 from .running import HostRunner
 from .text import Tokenizer, is_text
@@ -104,6 +104,7 @@ class HostSession:
 
         Raises:
             UnknownHookError: No SAE was grafted at this hook; it is a KeyError.
+            IntegrityError: The folder holds another SAE now than when this session was opened.
         """
         self._attachments.chosen([hook], None)
         return self._runner.sae(hook)
@@ -113,7 +114,8 @@ class HostSession:
 
         Args:
             text: A text, or a list of texts.
-            max_length: Largest number of tokens of a text, special tokens included; the rest is cut off. None keeps it.
+            max_length: Largest number of tokens of a text, special tokens included; the rest of the text is cut off.
+                None keeps it.
 
         Raises:
             InputError: The folder does not have a tokenizer, or `text` is not text.
@@ -412,6 +414,7 @@ class HostSession:
         Raises:
             InputError: The host is not a decoder, or the prompt or an option has an invalid value.
             UnknownHookError: As for `steering`, as is `ArtifactError`.
+            SAEError: The logits are not finite, because of edits that are too large for the dtype of the host.
         """
         setup = self._attachments.current()
         if edits is not None:
@@ -451,6 +454,9 @@ class HostSession:
         for role, given in (("inputs", feeds), ("outputs", names or ())):
             if unknown := [str(name) for name in given if name not in known[role]]:
                 raise InputError(f"{graph!r} has no {role} {', '.join(unknown)}; it has {', '.join(known[role])}.")
+        defaults = {at(hook, name) for hook in self.hook_names for name in (*SWITCHES, *EDITS)}
+        if missing := [name for name in known["inputs"] if name not in feeds and name not in defaults]:
+            raise InputError(f"{graph!r} also needs the inputs {', '.join(missing)}.")
         return self._runner.graphs.run(graph, {name: np.asarray(array) for name, array in feeds.items()}, names)
 
     def release(self, graph: str) -> None:

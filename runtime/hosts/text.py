@@ -52,11 +52,13 @@ class Tokenizer:
 
         Args:
             text: A text, or a list of texts, which are padded to the length of the longest.
-            max_length: Largest number of tokens of a text, special tokens included; the rest is cut off. None keeps it.
+            max_length: Largest number of tokens of a text, special tokens included; the rest of the text is cut off.
+                None keeps it.
             side: "right" or "left", where the padding is.
 
         Raises:
-            InputError: `text` is not a text or a list of texts, or `max_length` is not a positive whole number.
+            InputError: `text` is not a text or a list of texts, or `max_length` is not a positive whole number, or
+                leaves no room for the text.
         """
         texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence) else []
         if not texts or isinstance(text, bytes) or not all(isinstance(one, str) for one in texts):
@@ -64,12 +66,12 @@ class Tokenizer:
         if max_length is not None:
             max_length = as_integer("max_length", max_length, 1, hint=", or None to keep every token")
         try:
-            encodings = self._tokenizer.encode_batch(texts)
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=max_length is None)
         except Exception as error:  # such as a surrogate, which UTF-8 cannot hold
             raise InputError(f"The text cannot be tokenized: {error}") from None
+        if max_length is not None:
+            encodings = [self._shortened(encoding, max_length) for encoding in encodings]
         for encoding in encodings:
-            if max_length is not None:
-                encoding.truncate(max_length)
             if not len(encoding.ids):
                 raise InputError("A text has no tokens. Leave it out.")
         longest = max(len(encoding.ids) for encoding in encodings)
@@ -80,6 +82,17 @@ class Tokenizer:
             name: np.array([getattr(encoding, column) for encoding in encodings], np.int64)
             for name, column in columns.items()
         }
+
+    def _shortened(self, encoding: Any, max_length: int) -> Any:
+        """Return an encoding without special tokens, cut off so that it has at most `max_length` with them."""
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        if max_length <= special:
+            raise InputError(
+                f"max_length is {max_length}, and {special} of the tokens are special ones; it must be at least "
+                f"{special + 1}, or None to keep every token."
+            )
+        encoding.truncate(max_length - special)
+        return self._tokenizer.post_process(encoding)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, without special tokens."""

@@ -162,7 +162,7 @@ class _HostProof:
         """Judge the activations of the features, on the recorded activation at each hook."""
         tensors = self.runner.graphs.run(FEATURES, self.golden.feeds)
         for hook in self.manifest.hooks:
-            budget = self.parity.inputs[hook].budget if hook in self.parity.inputs else 0.0
+            budget = self.parity.inputs[hook].budget  # the graph computes the activation itself
             proof = HookProof(self.runner.sae(hook), hook, self.rows(self.golden.inputs[hook]), budget)
             found = {HOOK_ACTS_POST: self.rows(tensors[at(hook, HOOK_ACTS_POST)])}
             self.report.verdicts.extend(proof.judge(FEATURES, found))

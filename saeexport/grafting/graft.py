@@ -40,6 +40,7 @@ from .huggingface import opened
 from .inference import NAMES
 from .insert import Graft, trailing_dimensions
 from .locate import find
+from .names import block_of
 from .prove import prove
 from .write import move_weights, write_graph
 
@@ -223,13 +224,15 @@ def check_names(argument: str, given: Collection[str], known: Collection[str]) -
 def locate_all(host: Host, asked: Sequence[Asked], reference: Reference, force: bool) -> list[tuple[Graft, Evidence]]:
     """Return the SAEs with their places and the evidence, in the order in which the host computes the values.
 
-    SAEs at one value stay in the order in which they were asked for.
+    SAEs at one value are in the order of their blocks, in which TransformerLens calls the hooks: first the end of a
+    block, then the beginning of the next one.
 
     Raises:
         GraftError: A value cannot be found or confirmed.
     """
     order = {name: i for i, name in enumerate(host.values())}
-    return sorted((_locate(host, each, reference, force) for each in asked), key=lambda pair: order[pair[0].value])
+    located = [_locate(host, each, reference, force) for each in asked]
+    return sorted(located, key=lambda pair: (order[pair[0].value], block_of(pair[0].hook)))
 
 
 def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> tuple[Graft, Evidence]:

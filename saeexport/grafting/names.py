@@ -194,7 +194,7 @@ def split_hook(hook: str) -> tuple[int, str]:
     if match is None:
         raise GraftError(
             f"{hook!r} is not a hook in a block. Hooks are blocks.N.NAME, where NAME is one of {', '.join(known)}; "
-            "for another tensor pass HOOK@VALUE, with the name of the value in the host's graph."
+            "for another tensor pass HOOK@VALUE, with the name of the value in the host's graph, and --reference FILE."
         )
     index, name = int(match[1]), ALIASES.get(match[2], match[2])
     if name in known:
@@ -204,8 +204,14 @@ def split_hook(hook: str) -> tuple[int, str]:
             raise GraftError(f"{hook} cannot be found by its name: {reason}.")
     raise GraftError(
         f"{hook} is not a known hook. Known are {', '.join(known)} in a block; for another tensor pass HOOK@VALUE, "
-        "with the name of the value in the host's graph."
+        "with the name of the value in the host's graph, and --reference FILE."
     )
+
+
+def block_of(hook: str) -> int:
+    """Return the number of the block of a hook; -1 if the name is not that of a hook in a block."""
+    match = re.match(r"blocks\.(\d+)\.", hook)
+    return -1 if match is None else int(match[1])
 
 
 def find_block(model: nn.Module, index: int, hook: str) -> tuple[str, nn.Module]:

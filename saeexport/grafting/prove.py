@@ -129,6 +129,8 @@ class _Proving:
         """Judge every graph, and write the golden batch; see `prove`."""
         plain = Graph(self.host.path)
         own = plain(self.feeds)
+        kind = DECODER if self.is_causal(plain, own) else ENCODER
+        del plain  # its weights, before others are loaded
         noise = self.expected.noise(own)
         tensors = {f"feeds/{name}": array for name, array in self.feeds.items()}
         tensors |= {f"outputs/{name}": own[name] for name in self.outputs}
@@ -140,19 +142,17 @@ class _Proving:
             found = self.graph(TAP)(self.feeds)
             exact = all(np.array_equal(found[name], own[name], equal_nan=True) for name in self.outputs)
             parity = dataclasses.replace(parity, exact=exact, tap=self.compare(TAP, found, own, noise))
+        inputs = activations  # a graph of the features alone does not give them out
         if mode := next((mode for mode in (TAP, SPLICE) if mode in self.graphs), None):
             found = self.graph(mode)(self.feeds | self.detach)
             inputs = {hook: found[at(hook, HOOK_INPUT)] for hook in self.hooks}
-            parity = dataclasses.replace(
-                parity, inputs=self.compare("activations", inputs, activations, noise_at_hooks)
-            )
+        parity = dataclasses.replace(parity, inputs=self.compare("activations", inputs, activations, noise_at_hooks))
         if SPLICE in self.graphs:
             parity, golden = self.prove_splice(parity, own, noise)
             tensors |= golden
         if self.failures:
             raise ParityError("\n".join([f"{self.path} was not written: parity is not met", *self.failures]))
         save_file({name: np.ascontiguousarray(widened(y)) for name, y in tensors.items()}, self.folder / GOLDEN)
-        kind = DECODER if self.is_causal(plain, own) else ENCODER
         return Proof(kind, HostGolden(GOLDEN, int(self.mask.sum()), self.given.source), parity)
 
     def prove_splice(
@@ -211,7 +211,7 @@ class _Proving:
         if ids is None or ids.shape[1] < 2 or not self.mask[:, -1].any():
             return bool(self.host.cache)
         changed = ids.copy()
-        changed[:, -1] = np.where(ids[:, -1] == ids[:, 0], 1, ids[:, 0])
+        changed[:, -1] = np.where(ids[:, -1] == 1, 0, 1)
         outputs, earlier = graph(self.feeds | {INPUT_IDS: changed}), self.mask.copy()
         earlier[:, -1] = False
         by_position = [name for name in self.outputs if own[name].shape[:2] == self.mask.shape]

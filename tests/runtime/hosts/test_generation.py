@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime import Add, Clamp, HostSession, InputError
+from runtime import Add, Clamp, HostSession, InputError, SAEError
 from tests.support.grafted import PRE, Z, graft_tiny
 
 PROMPT = np.array([5, 11, 3])
@@ -100,6 +100,12 @@ def test_what_cannot_be_generated_is_refused(host, feeds):
         host.generate(PROMPT, -1)
     with pytest.raises(InputError, match="have a value for each token"):
         host.generate(PROMPT, 2, edits={PRE: {3: Add(np.ones((1, 3)))}})
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_logits_that_are_not_finite_are_an_error(host, do_sample):
+    with pytest.raises(SAEError, match="The logits of token 2 are not finite"):
+        host.generate([1, 2], 3, edits={PRE: {i: Clamp(3e38) for i in range(24)}}, do_sample=do_sample)
 
 
 def test_an_encoder_does_not_generate(host, monkeypatch):

@@ -40,6 +40,15 @@ def test_a_session_goes_on_when_its_folder_is_deleted(copied, host):
             np.testing.assert_array_equal(session.run_with_saes(IDS, hook, False).logits, expected)
 
 
+def test_an_sae_that_was_replaced_after_the_host_was_opened_is_refused(copied):
+    with HostSession(copied, "cpu") as session:
+        shutil.rmtree(copied / "saes" / Z)
+        shutil.copytree(copied / "saes" / PRE, copied / "saes" / Z)
+        for call in (session.sae, lambda hook: session.run_with_hooks_with_saes(IDS, saes=[hook])):
+            with pytest.raises(IntegrityError, match="holds another SAE now than when the host was opened"):
+                call(Z)
+
+
 def test_weights_that_are_written_to_are_found(copied):
     weights = copied / "saes" / Z / "weights.safetensors"
     with HostSession(copied, "cpu") as session:

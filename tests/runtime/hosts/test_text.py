@@ -1,12 +1,14 @@
 """Text becomes the inputs of the host, and its padding does not change what a sentence gives."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
 from runtime import HostSession, InputError, SAEError
-from tests.support.grafted import PRE, graft_tiny
+from tests.support.grafted import PRE, graft_tiny, rewrite_manifest
 
 
 def test_texts_are_padded_on_the_right(host):
@@ -15,6 +17,29 @@ def test_texts_are_padded_on_the_right(host):
     assert feeds["input_ids"].tolist() == [[1, 2, 3], [4, 0, 0]]
     assert feeds["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert host.tokenize("w1 w2 w3", max_length=2)["input_ids"].tolist() == [[1, 2]]
+
+
+def test_a_text_that_is_cut_off_keeps_its_special_tokens(grafted, tmp_path):
+    folder = shutil.copytree(grafted.path, tmp_path / "copy")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "w38", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                   {"SpecialToken": {"id": "w39", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {word: {"id": word, "ids": [int(word[1:])], "tokens": [word]} for word in ("w38", "w39")},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    rewrite_manifest(folder, lambda manifest: None)
+    with HostSession(folder, "cpu") as host:
+        texts = ["w1 w2 w3", "w4"]
+        whole = host.tokenize(texts)["input_ids"].tolist()
+        assert whole == [[38, 1, 2, 3, 39], [38, 4, 39, 0, 0]]
+        assert host.tokenize(texts, max_length=5)["input_ids"].tolist() == whole
+        assert host.tokenize(texts, max_length=4)["input_ids"].tolist() == [[38, 1, 2, 39], [38, 4, 39, 0]]
+        assert host.tokenize(texts, max_length=4)["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+        with pytest.raises(InputError, match="max_length is 2, and 2 of the tokens are special ones"):
+            host.tokenize(texts, max_length=2)
 
 
 def test_padding_does_not_change_what_a_text_gives(host):

@@ -147,6 +147,30 @@ def test_two_saes_in_the_wrong_order_are_refused(graft_into, monkeypatch):
         graft_into(HOST, HOOK, "blocks.1.hook_resid_pre")
 
 
+def test_saes_at_one_value_are_in_the_order_in_which_their_hooks_fire(graft_into):
+    before = "blocks.1.hook_resid_pre"
+    assert graft_into(HOST, before, HOOK).manifest.hooks == (HOOK, before)
+
+
+def test_an_encoder_is_told_from_a_decoder_by_a_last_token_that_is_the_first_one(tmp_path, graft_into):
+    feeds = {name: array[:1] for name, array in HOST.feeds().items()}
+    feeds["input_ids"][0, [0, -1]] = 1
+    for causal, kind in ((False, "encoder"), (True, "decoder")):
+        np.savez(tmp_path / "feeds.npz", **feeds)
+        out = graft_into(TinyHost(causal=causal), HOOK, out=kind, reference=tmp_path / "feeds.npz")
+        assert out.manifest.host.kind == kind
+
+
+def test_feeds_may_be_padded_on_the_left(tmp_path, graft_into):
+    host = TinyHost(cache=True)
+    feeds = host.feeds()
+    ids, mask = (feeds[name][:, ::-1] for name in ("input_ids", "attention_mask"))
+    feeds |= {"input_ids": ids, "attention_mask": mask, "position_ids": np.maximum(mask.cumsum(1) - 1, 0)}
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    folder = graft_into(host, HOOK, reference=tmp_path / "feeds.npz")
+    assert folder.manifest.parity.decoded["logits"].error <= folder.manifest.parity.decoded["logits"].budget
+
+
 def test_a_decision_at_its_threshold_leaves_out_a_sequence_and_no_more(graft_into, monkeypatch):
     folder = graft_into(HOST, HOOK, out="whole")
     monkeypatch.setattr(
