@@ -120,7 +120,7 @@ def test_the_blocks_for_the_hub_run_with_a_simulated_one(tmp_path, monkeypatch):
 def not_run_elsewhere(name):
     """Return the `py` blocks of a page; no other page than these has any."""
     found = [(page.name, block) for page in PAGES for block in blocks.blocks_of(page) if block.language == "py"]
-    assert {page for page, _ in found} == {"gpu.md", "grafting.md", "hub.md"}
+    assert {page for page, _ in found} == {"columns.md", "gpu.md", "grafting.md", "hub.md"}
     return [block for page, block in found if page == name]
 
 
