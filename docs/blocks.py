@@ -2,8 +2,8 @@
 
 The `python` blocks of a page run in order in one namespace, in a folder of their own in which `models/` can be found.
 The `text` block after a block holds its output. A `console` block that starts with `$ ` holds a command line and its
-output; other console blocks are not run. `py` blocks need a GPU or the Hugging Face Hub: the tests run them on a
-simulated one.
+output; other console blocks are not run. `py` blocks need a GPU, the Hugging Face Hub or a grafted host: the tests run
+them on a simulated or a small one.
 
 `tests/project/test_docs.py` compares what the pages show with what their blocks print. Run this module after a change
 of a message that a page shows, and read the difference.
