@@ -22,7 +22,7 @@ GZIP = b"\x1f\x8b"
 def load_labels(path: str | os.PathLike[str], d_sae: int) -> Labels:
     """Return the labels in a file.
 
-    Of several explanations of a feature, the first is taken.
+    If a feature has several explanations, the first one is taken.
 
     Args:
         path: `labels.json` of an artifact, or an export of Neuronpedia, a JSON list or an object per line. It may be

@@ -30,8 +30,8 @@ MIN_EXPLAINED = 0.6
 
 CLEARLY_MORE, CLEARLY_LESS_LOST = 0.05, 1.4
 """An SAE belongs to another tensor if it explains more of it by at least so much, and loses this many times less there.
-Of the layers next to the one that it was trained at, an SAE explains 0.1 less; of the tensor before the last bias of a
-norm it explains 0.01 less, and that one is told by its numbers."""
+An SAE explains 0.1 less of the layers next to its own. It explains only 0.01 less of the tensor before the last bias of
+a norm, which is told apart by its numbers."""
 
 UNLIKE = 0.0
 """An SAE that explains less than this of its tensor knows less about it than its typical token does."""
