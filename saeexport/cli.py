@@ -25,6 +25,7 @@ from .checkpoints.duplicates import note_duplicates
 from .checkpoints.registry import FORMATS, load_for_export, read, request_of
 from .grafting.graft_command import add_graft_command
 from .grafting.locate_command import add_locate_command
+from .labels import labels_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
@@ -82,7 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", help="folder to write")
     sub.add_argument(
         "--labels", metavar="FILE",
-        help="labels of the features: labels.json of an artifact, or what Neuronpedia exports (default: none)",
+        help="labels of the features: labels.json of an artifact, or what Neuronpedia exports (default: those of the "
+        "checkpoint, if it is an artifact)",
     )  # fmt: skip
 
     text = (
@@ -185,10 +187,11 @@ def export_command(options: argparse.Namespace) -> int:
         sae.cfg.use_error_term = options.error_term
     head_shape = head_shape_of(sae.cfg.d_in, options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
+    labels = labels_of(options.checkpoint) if options.labels is None else options.labels
     was_signed = (Path(options.out) / SIGNATURE).exists()
     artifact = export(
         sae, options.out, activations, head_shape,
-        dtype=options.dtype, weights=options.weights, labels=options.labels, overwrite=options.overwrite,
+        dtype=options.dtype, weights=options.weights, labels=labels, overwrite=options.overwrite,
     )  # fmt: skip
 
     manifest, measured = artifact.manifest, artifact.manifest.parity

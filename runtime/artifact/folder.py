@@ -9,7 +9,7 @@ from pathlib import Path
 from ..arrays.arguments import as_path
 from ..errors import ArtifactError
 from .files import Identity, OpenedFile, identify, open_file
-from .labels import LABELS, Labels, read_labels
+from .labels import LABELS, Labels, check_labels_size, read_labels
 from .manifest import MANIFEST, Manifest, SAEConfig
 from .parse import parse_manifest
 from .strict_json import check_size
@@ -112,6 +112,7 @@ class Artifact:
         if LABELS not in self.manifest.files:
             return Labels(self.manifest.sae.d_sae)
         with self.open(LABELS) as file:
+            check_labels_size(file.size, str(file.path))
             return read_labels(file.read(check=True), self.manifest.sae.d_sae, str(file.path))
 
     def push_to_hub(

@@ -132,6 +132,16 @@ class Labels:
         return json.dumps(head, ensure_ascii=False)[:-1] + f', "labels": [\n{rows}\n]}}\n'
 
 
+def check_labels_size(size: int, where: str = LABELS) -> None:
+    """Check the size of `labels.json` in bytes, which is known before it is read.
+
+    Raises:
+        ArtifactError: It is larger than `LARGEST`.
+    """
+    if size > LARGEST:
+        raise ArtifactError(f"{where} has {size:,} bytes; labels have at most {LARGEST:,}.")
+
+
 def read_labels(content: bytes, d_sae: int, where: str = LABELS) -> Labels:
     """Return the labels in the content of `labels.json`.
 
@@ -143,8 +153,7 @@ def read_labels(content: bytes, d_sae: int, where: str = LABELS) -> Labels:
     Raises:
         ArtifactError: The content is not in this format, or does not fit the SAE.
     """
-    if len(content) > LARGEST:
-        raise ArtifactError(f"{where} has {len(content):,} bytes; labels have at most {LARGEST:,}.")
+    check_labels_size(len(content), where)
     try:
         data = json.loads(content.decode("utf-8"))
         if data["format"] != FORMAT or data["format_version"] != VERSION:

@@ -2,23 +2,17 @@
 
 import argparse
 
-from tqdm import tqdm
-
 from ..session.session import SAESession
 from .columns import write_columns
+from .progress import token_progress
 
 
 def features_command(options: argparse.Namespace) -> int:
     """Write the features that are on for each token of a file of activations."""
     with (
         SAESession(options.artifact, options.device, precision=options.precision) as session,
-        tqdm(unit="token", unit_scale=True, disable=None) as bar,
+        token_progress() as progress,
     ):
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
         write_columns(
             session, options.source, options.target, options.k, options.column, tuple(options.keep), options.overwrite,
             progress,

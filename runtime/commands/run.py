@@ -2,9 +2,8 @@
 
 import argparse
 
-from tqdm import tqdm
-
 from ..session.session import SAESession
+from .progress import token_progress
 from .stream import stream
 
 
@@ -12,13 +11,8 @@ def run_command(options: argparse.Namespace) -> int:
     """Write the hook tensors of a file of activations."""
     with (
         SAESession(options.artifact, options.device, precision=options.precision) as session,
-        tqdm(unit="token", unit_scale=True, disable=None) as bar,
+        token_progress() as progress,
     ):
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
         stream(
             session, options.source, options.target, options.hooks, options.batch, options.overwrite, progress,
             options.targets,

@@ -60,6 +60,17 @@ def test_the_command(tmp_path):
     assert list(read_artifact(tmp_path / "out").read_labels()) == EXPECTED
 
 
+def test_an_artifact_that_is_exported_again_keeps_its_labels(tmp_path):
+    path = str(export(make_sae(), tmp_path / "sae", normal(40, 6), labels=Labels(16, EXPECTED)).path)
+    assert main(["export", path, path, "--overwrite"]) == 0
+    assert list(read_artifact(path).read_labels()) == EXPECTED
+    assert main(["export", path, str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    assert list(read_artifact(tmp_path / "half").read_labels()) == EXPECTED
+    export(make_sae(), tmp_path / "without", normal(40, 6))
+    assert main(["export", str(tmp_path / "without"), str(tmp_path / "again")]) == 0
+    assert "labels.json" not in read_artifact(tmp_path / "again").manifest.files
+
+
 WRONG = {
     "several SAEs": (
         [ROWS[0], ROWS[1] | {"layer": "9-res-jb"}],

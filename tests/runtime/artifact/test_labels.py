@@ -85,6 +85,14 @@ def test_a_feature_that_the_sae_does_not_have(labels, index):
         labels[index]
 
 
+def test_a_large_file_is_not_read(artifact, monkeypatch):
+    opened = read_artifact(artifact)
+    monkeypatch.setattr("runtime.artifact.labels.LARGEST", 100)
+    monkeypatch.setattr("runtime.artifact.files.OpenedFile.read", lambda *_, **options: pytest.fail("read"))
+    with pytest.raises(ArtifactError, match=r"labels.json has [\d,]+ bytes; labels have at most 100"):
+        opened.read_labels()
+
+
 WRONG = {
     "format": {"format": "x"},
     "version": {"format_version": 2},
