@@ -16,11 +16,22 @@ from .insert import Graft, trailing_dimensions
 def describe_tensor(value: ir.Value) -> TensorSpec:
     """Return the name, dtype and shape of an input or output; a dimension without a name gets one."""
     assert value.name is not None
-    sizes = tuple(
+    return TensorSpec(value.name, NAMES[ir.DataType(value.dtype or 0)], dimensions_of(value))
+
+
+def dimensions_of(value: ir.Value) -> tuple[int | str, ...]:
+    """Return the sizes of a value or their names; a dimension without either is named after the value."""
+    return tuple(
         size if isinstance(size, int) else (size.value or f"{value.name}.{i}")
         for i, size in enumerate(value.shape or ())
     )
-    return TensorSpec(value.name, NAMES[ir.DataType(value.dtype or 0)], sizes)
+
+
+def name_dimensions(graph: ir.Graph) -> None:
+    """Give every dimension of an input or output the name that the manifest has for it."""
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(dimensions_of(value))
 
 
 def describe_graph(graph: ir.Graph, file: str, description: str) -> GraphSpec:

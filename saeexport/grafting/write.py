@@ -13,7 +13,7 @@ from runtime.hosts.names import DATA
 
 from ..graphs.passes.strip import strip_remarks
 from .cut import reads
-from .describe import describe_graph
+from .describe import describe_graph, name_dimensions
 from .unfuse import hide_residuals
 
 ALIGNMENT = 4096
@@ -100,5 +100,6 @@ def write_graph(graph: ir.Graph, model: ir.Model, path: Path, description: str) 
     in_order = sorted(graph.initializers.items())  # passes collect them in sets, whose order changes
     graph.initializers.clear()
     graph.initializers.update(in_order)
+    name_dimensions(graph)
     ir.save(written, path)
     return describe_graph(graph, path.name, description)

@@ -19,6 +19,7 @@ HOSTS = {
     "three-at-one": (TinyHost(), [f"blocks.0.{POST}", "blocks.1.hook_resid_pre", f"blocks.1.{MID}"]),
     "heads": (TinyHost(), [f"blocks.1.{Z}"]),
     "fused": (TinyHost(fused=True), [f"blocks.1.{MID}"]),
+    "fused-heads": (TinyHost(fused=True), [f"blocks.1.{Z}"]),  # behind the fused operator, no dimension has a name
     "cache": (TinyHost(cache=True), [f"blocks.1.{POST}"]),
     "opset-14": (TinyHost(opset=14), [f"blocks.1.{POST}"]),
     "output": (TinyHost(output_hook=True), [f"blocks.0.{POST}"]),  # the value is an output of the host
