@@ -142,25 +142,37 @@ class _Exported:
 _exported: dict[int, _Exported] = {}
 
 
-def _delete(managed: Any) -> None:
-    _exported.pop(ctypes.addressof(managed.contents), None)
-
-
 _fetch = ctypes.PYFUNCTYPE(None)(("PyErr_Fetch", _python))
-_PENDING = [ctypes.byref(ctypes.c_void_p()) for _ in range(3)]
 
 
-def _destroy(capsule: int) -> None:
-    # A consumer that refuses a capsule drops it while its exception is set, and then no Python code can run. So fetch
-    # the exception first. (ctypes cannot set it again: the caller gets a SystemError.)
-    _fetch(*_PENDING)
-    if _is_valid_dying(capsule, NAME):  # no consumer used it
-        address = _pointer_dying(capsule, NAME)
-        _exported.pop(address, None)
+def _make_callbacks() -> tuple[Any, Any]:
+    """Return the deleter of a tensor, and the destructor of a capsule that no consumer used.
+
+    A tensor of another library may be freed after this module, when the process ends. So both callbacks use only what
+    they hold themselves, and are never freed.
+    """
+    exported, address_of, fetch, is_valid, pointer = (
+        _exported, ctypes.addressof, _fetch, _is_valid_dying, _pointer_dying,
+    )  # fmt: skip
+    pending = [ctypes.byref(ctypes.c_void_p()) for _ in range(3)]
+    name = NAME
+
+    def delete(managed: Any) -> None:
+        exported.pop(address_of(managed.contents), None)
+
+    def destroy(capsule: int) -> None:
+        # A consumer that refuses a capsule drops it while its exception is set, and then no Python code can run. So
+        # fetch the exception first. (ctypes cannot set it again: the caller gets a SystemError.)
+        fetch(*pending)
+        if is_valid(capsule, name):
+            exported.pop(pointer(capsule, name), None)
+
+    callbacks = _Deleter(delete), _Destructor(destroy)
+    _function("Py_IncRef", None, ctypes.py_object)(callbacks)
+    return callbacks
 
 
-# These have to live as long as any capsule, which may be as long as the process.
-_DELETE, _DESTROY = _Deleter(_delete), _Destructor(_destroy)
+_DELETE, _DESTROY = _make_callbacks()
 
 
 def export_capsule(pointer: int, shape: Sequence[int], dtype: str, device: tuple[int, int], owner: object) -> Any:

@@ -38,34 +38,27 @@ class Tensor:
         dtype: Name of the dtype: "float32", "float16", "bfloat16" or "int64".
         device: Name of the GPU, "cuda:N".
         pointer: Address of the first element.
+        size: Number of elements.
+        itemsize: Size of one element in bytes.
+        nbytes: Size of all elements in bytes.
     """
+
+    __slots__ = ("__weakref__", "_owner", "device", "dtype", "itemsize", "nbytes", "pointer", "shape", "size")
 
     def __init__(self, pointer: int, shape: Sequence[int], dtype: str, device: str, owner: Memory | None) -> None:
         self.pointer = pointer
-        self.shape = tuple(int(n) for n in shape)
+        self.shape = tuple(map(int, shape))
         self.dtype = dtype
         self.device = device
+        self.size = math.prod(self.shape)
+        self.itemsize = DTYPES[dtype].numpy.itemsize
+        self.nbytes = self.size * self.itemsize
         self._owner: Any = owner
 
     @property
     def ndim(self) -> int:
         """The number of dimensions."""
         return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def itemsize(self) -> int:
-        """The size of one element in bytes."""
-        return DTYPES[self.dtype].numpy.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        """The size of all elements in bytes."""
-        return self.size * self.itemsize
 
     def reshape(self, *shape: Any) -> "Tensor":
         """Return the same memory in another shape, given as integers or as one tuple; one of them may be -1.
@@ -74,7 +67,11 @@ class Tensor:
             InputError: The shape has another number of elements, or is not made of whole numbers; it is a ValueError.
         """
         wanted = shape[0] if len(shape) == 1 else shape
-        # numpy knows the rules; one element, broadcast to the whole shape, takes no memory.
+        if type(wanted) is tuple and wanted == self.shape:
+            return self
+        if type(wanted) is tuple and all(type(n) is int and n >= 0 for n in wanted) and math.prod(wanted) == self.size:
+            return Tensor(self.pointer, wanted, self.dtype, self.device, self._owner)
+        # numpy knows the other rules; one element, broadcast to the whole shape, takes no memory.
         one = np.broadcast_to(np.empty((), np.int8), self.shape) if self.size else np.empty(self.shape, np.int8)
         try:
             new = one.reshape(wanted).shape
@@ -97,6 +94,8 @@ class Tensor:
                 "indices use torch.from_dlpack(tensor)."
             )
         start, stop, _ = rows.indices(len(self))
+        if (start, stop) == (0, len(self)):
+            return self
         row = math.prod(self.shape[1:]) * self.itemsize
         shape = (max(0, stop - start), *self.shape[1:])
         return Tensor(self.pointer + start * row, shape, self.dtype, self.device, self._owner)

@@ -29,7 +29,6 @@ from .features import TopFeatures, strongest_features
 from .graphs import Graphs
 from .hooks import HookPoint, PlacedHook
 from .interventions import Intervention
-from .route import choose_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,7 @@ def compute(
     hooks: dict[str, TensorValue] = {HOOK_INPUT: batch.given}  # unchanged: in the original too it keeps its dtype
     feeds = batch.feeds()
     steered, in_numpy = intervention is not None, isinstance(batch.given, np.ndarray)
-    choice = choose_graph(graphs.manifest, names, graphs.for_cpu, steered=steered, in_numpy=in_numpy)
+    choice = graphs.choose(names, steered=steered, in_numpy=in_numpy)
     if intervention is not None and choice.steers:
         feeds |= intervention.feeds(batch.lead, graphs.manifest.sae.dtype)
     if choice.graph is not None:

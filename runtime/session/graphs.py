@@ -21,7 +21,7 @@ from ..devices.options import Options
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import InputError, IntegrityError, SAEError
 from .loading import LoadedGraphs
-from .route import variant_of
+from .route import Choice, choose_graph, variant_of
 
 
 class Graphs(LoadedGraphs):
@@ -48,6 +48,7 @@ class Graphs(LoadedGraphs):
         self.manifest = artifact.manifest
         self._files = files
         self._backend = create_backend(device, options, artifact, files, block_tokens)
+        self._choices: dict[tuple[object, ...], Choice] = {}
 
     @property
     def backend(self) -> Backend:
@@ -124,6 +125,13 @@ class Graphs(LoadedGraphs):
         if len(set(tokens.values())) > 1:
             raise InputError(f"The inputs of {graph!r} have different numbers of tokens: {tokens}.")
         return feeds
+
+    def choose(self, names: Sequence[str], *, steered: bool, in_numpy: bool) -> Choice:
+        """Return the cheapest graph that computes hooks; see `route.choose_graph`. A session remembers its choices."""
+        key = (*names, steered, in_numpy)
+        if key not in self._choices:
+            self._choices[key] = choose_graph(self.manifest, names, self.for_cpu, steered=steered, in_numpy=in_numpy)
+        return self._choices[key]
 
     def variant(self, graph: str) -> str:
         """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""

@@ -650,9 +650,9 @@ class SAESession:
     def _known(self, names: Sequence[str]) -> Sequence[str]:
         if isinstance(names, str) or not isinstance(names, Iterable):
             raise InputError(f"names is {names!r}; it must be a list of hooks, of {', '.join(self.hook_names)}.")
-        names = list(names)
-        if unknown := [name for name in names if not isinstance(name, str) or name not in self.hook_names]:
-            raise InputError(f"{', '.join(map(str, unknown))}: no such hook. There are {', '.join(self.hook_names)}.")
+        names, known = list(names), self.hook_names
+        if unknown := [name for name in names if not isinstance(name, str) or name not in known]:
+            raise InputError(f"{', '.join(map(str, unknown))}: no such hook. There are {', '.join(known)}.")
         return names
 
     def _interventions(self) -> list[Intervention]:

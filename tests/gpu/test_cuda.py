@@ -130,6 +130,7 @@ def test_memory_waits_for_a_reader_on_another_stream(golden):
         del output, tensor
         with torch.cuda.stream(mine):
             session(on_gpu(others))
+        theirs.synchronize()  # the copy is read on another stream
         assert np.array_equal(copy.cpu().numpy(), expected)
 
 
@@ -146,17 +147,24 @@ def test_cuda_graphs_follow_their_inputs(golden):
             assert np.array_equal(session.top_features(x, 5).dense(3072), plain.top_features(x, 5).dense(3072))
 
 
-def test_the_weights_are_on_the_gpu_once(tmp_path):
-    large = make_sae(d_in=1024, d_sae=65536)  # 537 MB
-    export(large, tmp_path / "sae")
-    weights = 2 * 4 * 1024 * 65536
-    with SAESession(tmp_path / "sae", "cuda") as session:
-        session(normal(1, 1024))
+def memory_of_two_more_graphs(path, d_in):
+    """Return the bytes that the graphs `encode` and `steer` take on the GPU after `model` was run."""
+    with SAESession(path, "cuda") as session:
+        session(normal(1, d_in))
         before, _ = torch.cuda.mem_get_info()
-        session.encode(normal(1, 1024))
-        session.steer(normal(1, 1024), {0: Ablate()})
+        session.encode(normal(1, d_in))
+        session.steer(normal(1, d_in), {0: Ablate()})
         after, _ = torch.cuda.mem_get_info()
-    assert before - after < weights / 4
+    return before - after
+
+
+def test_the_weights_are_on_the_gpu_once(tmp_path):
+    export(make_sae(d_in=1024, d_sae=65536), tmp_path / "large")
+    export(make_sae(d_in=1024, d_sae=64), tmp_path / "small")
+    weights = 2 * 4 * 1024 * 65536  # 537 MB
+    # Whatever its size, a session takes the workspaces of cuBLAS: 64 MiB on a Hopper GPU.
+    own = memory_of_two_more_graphs(tmp_path / "large", 1024) - memory_of_two_more_graphs(tmp_path / "small", 1024)
+    assert own < weights / 16
 
 
 def test_a_memory_limit_splits_a_large_batch(golden):

@@ -78,7 +78,7 @@ def small_saes(folder, hooks, **config):
         i = HOOKS.index(hook)
         sae = make_sae(d_in=D_MODEL, d_sae=24, hook_name=hook, seed=i, **config)
         export(sae, folder / hook, activations=torch.from_numpy(normal(64, D_MODEL, seed=i)))
-        paths[hook], saes[hook] = folder / hook, load(folder / hook)
+        paths[hook], saes[hook] = folder / hook, load(folder / hook).cpu()
     return paths, saes
 
 

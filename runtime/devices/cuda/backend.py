@@ -114,7 +114,7 @@ class CudaBackend:
         Raises:
             InputError: The array is on another GPU, or not contiguous.
         """
-        if isinstance(x, Tensor) and x.device == f"cuda:{self._card.index}":
+        if isinstance(x, Tensor) and x.device == self._memory.device:
             return x  # the result of a session; `run` waits for the streams that it was handed to
         return as_given(x, self._memory.import_array)
 
@@ -145,7 +145,7 @@ class CudaBackend:
             start = 0
             for size in filter(None, sizes):  # an empty batch has one block of size 0
                 block = slice(start, start + size)
-                parts = slice_feeds(spec, feeds, tokens, block)
+                parts = feeds if size == tokens else slice_feeds(spec, feeds, tokens, block)
                 targets = [result[block] for result in results] if on_gpu else \
                     self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in outputs])  # fmt: skip
                 self._run_block(session, spec, parts, dict(zip(names, targets, strict=True)), size, waits)

@@ -3,6 +3,7 @@
 Memory is reused once its last tensor has died, in the order that the streams prescribe.
 """
 
+import math
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import dlpack
+from ...arrays.dtypes import DTYPES
 from ...arrays.tensor import Array, Tensor, check_contiguous
 from ...errors import InputError, SAEError
 from .driver import Card
@@ -82,6 +84,7 @@ class DeviceMemory:
         self.card = card
         self.stream = stream
         self.closed = False
+        self.device = f"cuda:{card.index}"
         self._calls_kept = KEPT_CALLS if keep else 0
         self._call = 0
         self._returned: deque[_Piece] = deque()
@@ -119,7 +122,7 @@ class DeviceMemory:
                 raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
         check_contiguous(imported, x)
         owner = DeviceBuffer(self, imported, set())
-        return Tensor(imported.pointer, imported.shape, imported.dtype, f"cuda:{self.card.index}", owner)
+        return Tensor(imported.pointer, imported.shape, imported.dtype, self.device, owner)
 
     def hand_over(self, stream: int, readers: set[int]) -> None:
         """Make a stream wait as `settle` does, and add it to the readers."""
@@ -178,11 +181,10 @@ class DeviceMemory:
             self.card.synchronize_all()
 
     def _tensor(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        tensor = Tensor(0, shape, dtype, f"cuda:{self.card.index}", None)
-        piece = self._piece(tensor.nbytes)
+        piece = self._piece(math.prod(shape) * DTYPES[dtype].numpy.itemsize)
         block = DeviceBuffer(self, piece, piece.readers)
         weakref.finalize(block, self._take_back, piece).atexit = False
-        return Tensor(piece.pointer, shape, dtype, tensor.device, block)
+        return Tensor(piece.pointer, shape, dtype, self.device, block)
 
     def _piece(self, nbytes: int) -> _Piece:
         for i, piece in enumerate(self._free):

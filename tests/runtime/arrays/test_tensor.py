@@ -1,6 +1,8 @@
 """Tensors of a GPU, the arrays that a caller passes, and DLPack, through which libraries exchange them."""
 
 import gc
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -161,3 +163,27 @@ def test_what_a_caller_gives():
         as_given(torch.zeros(2, requires_grad=True))
     with pytest.raises(InputError, match="The Tensor is on cuda:0, this session on the CPU"):
         as_given(tensor_of(x))
+
+
+AT_THE_END = """
+import builtins, numpy, torch
+from runtime.arrays import dlpack
+
+class Exporter:
+    array = numpy.ones(6, numpy.float32)
+
+    def __dlpack_device__(self):
+        return dlpack.CPU, 0
+
+    def __dlpack__(self, **_):
+        return dlpack.export_capsule(self.array.ctypes.data, (6,), "float32", (dlpack.CPU, 0), self)
+
+tensor, many = torch.from_dlpack(Exporter()), [torch.from_dlpack(Exporter()) for _ in range(3)]
+capsule = Exporter().__dlpack__()
+builtins.freed_after_every_module = torch.from_dlpack(Exporter()), Exporter().__dlpack__()
+"""
+
+
+def test_a_process_may_end_while_other_libraries_hold_tensors():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

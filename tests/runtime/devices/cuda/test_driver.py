@@ -79,9 +79,8 @@ class Library:
         elif name in ("cuStreamCreate", "cuEventCreate", "cuMemAlloc_v2"):
             arguments[0]._obj.value = next(self.handles)
             self.live[arguments[0]._obj.value] = (name, arguments[1])
-        elif name in ("cuStreamDestroy_v2", "cuEventDestroy_v2", "cuMemFree_v2", "cuMemFreeHost"):
+        elif name in ("cuStreamDestroy_v2", "cuMemFree_v2", "cuMemFreeHost"):
             del self.live[arguments[0]]
-            self.recorded.pop(arguments[0], None)
         elif name == "cuEventRecord":
             self.recorded[arguments[0]] = arguments[1]
         elif name == "cuStreamWaitEvent":
@@ -127,7 +126,7 @@ def test_every_method_works_in_the_cards_context_and_restores_the_current_one(li
     card.destroy_stream(stream)
     card.destroy_stream(other)
     assert library.contexts == current
-    assert library.live == {}
+    assert [name for name, _ in library.live.values()] == ["cuEventCreate"]  # the card's own, for the whole process
 
 
 def test_streams_do_not_wait_for_the_default_stream(library, card):
@@ -140,9 +139,11 @@ def test_streams_do_not_wait_for_the_default_stream(library, card):
 def test_order_makes_one_stream_wait_for_the_other(library, card):
     card.order(0x10, 0x20)
     assert library.waits == [(0x20, 0x10)]
-    assert library.live == {}  # no event is left
     card.order(0x10, 0x10)  # a stream does not wait for itself
     assert library.waits == [(0x20, 0x10)]
+    card.order(0x30, 0x10)
+    assert library.waits == [(0x20, 0x10), (0x10, 0x30)]
+    assert list(library.live.values()) == [("cuEventCreate", 2)]  # CU_EVENT_DISABLE_TIMING; one for all of them
 
 
 def test_addresses_have_64_bits(library, card):
