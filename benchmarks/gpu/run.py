@@ -24,7 +24,7 @@ from runtime.arrays.dtypes import BFLOAT16
 Shape = tuple[int, int]
 
 PROFILED_ROWS = 1024
-"""Rows with which the candidates and the nodes are measured and torch.compile autotunes: many, and still fast."""
+"""Rows with which the nodes are measured and torch.compile autotunes: many, and still fast."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def measure_part(kind: str, shape: Shape, name: str, plan: Plan, device: Device)
     if kind == "grid":
         yield from measure(plan.folder, shape, name, plan.rows, device, plan.options)
     elif kind == "candidates":
-        yield measure_candidates(plan.folder, shape, name, profiled, device, plan.options.effort)
+        for rows in plan.rows:
+            yield measure_candidates(plan.folder, shape, name, rows, device, plan.options.effort)
     else:
         yield measure_nodes(plan.folder, shape, name, profiled, device)
 

@@ -19,6 +19,10 @@ from .threads import thread_limit
 CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 
+DISABLED_OPTIMIZERS = {CUDA: {"MatMulAddFusion"}}
+"""Optimizers of ONNX Runtime that are off. This one makes a Gemm of a MatMul and an Add, and on CUDA a Gemm writes its
+bias to the whole result before the product, which takes longer than the Add."""
+
 LOG_FATAL = 4
 """The ONNX Runtime log severity that silences a session. Its errors are raised as exceptions as well."""
 
@@ -100,7 +104,9 @@ def start_session(
     provider = PROVIDERS[device.kind]
     # ONNX Runtime's Python fallback is off, too: its second attempt would hide why the first one failed.
     chosen = [(provider, dict(provider_options or {}))]
-    session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
+    session = ort.InferenceSession(
+        model, options, providers=chosen, enable_fallback=0, disabled_optimizers=DISABLED_OPTIMIZERS.get(device.kind)
+    )
     running = session.get_providers()
     if running[0] != provider:
         raise ProviderError(f"A session for {device.name} started on {running[0]} instead.")

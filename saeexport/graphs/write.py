@@ -40,6 +40,7 @@ from .passes.steer import CLEAN, add_interventions
 from .passes.strip import strip_remarks
 from .passes.tools.subgraph import depends_on, extract
 from .passes.top import keep_strongest, keep_strongest_on_a_cpu
+from .passes.unfuse import gemm_to_matmul_and_add
 from .passes.widen import ON_CUDA, widen
 from .portable import violations
 from .trace import trace
@@ -115,6 +116,8 @@ def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str,
         graph = extract(model, [tensor.name for tensor in part.inputs], [tensor.name for tensor in part.outputs])
         for rewrite in select_rewrites(name):
             graph = rewrite(graph, spec)
+        if name in PORTABLE:
+            graph = gemm_to_matmul_and_add(graph)
         graph = RemoveUnusedNodesPass()(graph).model
         ir.save(describe(graph, name, config, sha256), weights.parent / spec.file)
         check_graph(weights.parent / spec.file, spec)

@@ -69,11 +69,12 @@ def test_a_rehearsal_measures_everything_and_says_that_it_is_not_a_gpu(prepared,
         assert line["ratios"][ORIGINAL][0] > 0
         assert line["of_limit"][0] > 0
         assert 25 < line["l0_mean"] < 75
-    (variants,) = result["candidates"]
-    assert set(variants["agreement"]) == set(artifacts.CANDIDATES)
-    assert variants["over_as_is"]["as_is"] == [1, 1, 1]
+    assert [line["rows"] for line in result["candidates"]] == [1, 8]
+    for line in result["candidates"]:
+        assert set(line["agreement"]) == set(artifacts.CANDIDATES)
+        assert line["over_as_is"]["as_is"] == [1, 1, 1]
     (profile,) = result["nodes"]
-    assert sum(name.startswith("Gemm ") for name in profile["nodes"]) == 2
+    assert sum(name.startswith("MatMul ") for name in profile["nodes"]) == 2
     assert (tmp_path / "gpu-rehearsal.png").stat().st_size > 10_000
     assert call(["--table", str(file)]) == 0
     again = capsys.readouterr().out

@@ -36,7 +36,7 @@ def test_operations_and_bytes_are_counted():
 
 def test_a_candidate_without_the_bias_moves_two_wide_tensors_less():
     moved = candidates.moved_bytes(WORK)
-    assert moved["as_is"] == moved["add"] == moved["asked"] == 4 * (17 + 6 * 15 + 14 * 10)
+    assert moved["as_is"] == moved["gemm"] == 4 * (17 + 6 * 15 + 14 * 10)
     assert moved["as_is"] - moved["rides"] == 4 * (2 * 15 - 2 * 10 - 7 * 3 - 4 * 8 * 5)
 
 

@@ -296,8 +296,9 @@ def simulate(monkeypatch, **more):
     monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
 
-    def session(model, options, providers, enable_fallback):
+    def session(model, options, providers, enable_fallback, disabled_optimizers):
         assert not enable_fallback
+        assert disabled_optimizers == ({"MatMulAddFusion"} if providers[0][0] == "CUDAExecutionProvider" else None)
         if providers[0][0] == "CPUExecutionProvider":
             return REAL_SESSION(model, options, providers=providers)
         return Session(machine, model, options, providers)

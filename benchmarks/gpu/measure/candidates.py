@@ -1,14 +1,11 @@
 """Compares ways to write `model.onnx` for CUDA: the bytes that each moves, and its time.
 
-ONNX Runtime's CUDA kernel for Gemm first writes the bias to the whole `[tokens, d_sae]`, by a product with K = 1, and
-then lets the main product read and overwrite it (beta = 1). The candidates show what that costs, and what costs less:
-
-    as_is   Gemm with the bias, as in the artifact.
-    add     MatMul, then Add. ONNX Runtime would fuse the two into a Gemm again, which is disabled here.
+    as_is   MatMul, then Add, as in the artifact. ONNX Runtime would fuse the two into a Gemm, which is disabled.
+    gemm    Gemm with the bias. ONNX Runtime's CUDA kernel first writes the bias to the whole `[tokens, d_sae]`, and then
+            lets the product read and overwrite it (beta = 1).
     rides   `[x - b_dec, 1, 0...] @ [W_enc; b_enc; 0...]`: the bias is a row of the matrix. Eight columns are added, so
             that the inner dimension stays a multiple of 8, as tensor cores require. `saeexport/graphs/passes/bias.py`
             writes this form for the CPU.
-    asked   As is, but acts_pre is not an output, so that ReLU may write where it reads.
 
 `prepared/candidate_graphs.py` writes them.
 """
@@ -27,11 +24,10 @@ from benchmarks.gpu.device import Cuda, Device
 from benchmarks.gpu.measure.limit import Work
 from benchmarks.gpu.measure.timing import Effort, interleave
 from benchmarks.gpu.prepared.artifacts import (
-    ADD,
     AS_IS,
-    ASKED,
     BIAS_ROWS,
     CANDIDATES,
+    GEMM,
     RIDES,
     artifact_folder,
     candidate_file,
@@ -41,7 +37,7 @@ from benchmarks.gpu.prepared.artifacts import (
 )
 from benchmarks.shared.timing import quartiles
 from runtime.arrays.dtypes import DTYPES, FLOAT32
-from runtime.artifact.names import FEATURE_HOOKS, HOOK_ACTS_PRE, HOOK_NAMES, INPUT
+from runtime.artifact.names import FEATURE_HOOKS, HOOK_NAMES, INPUT
 from runtime.devices.options import TF32
 from runtime.errors import ProviderError
 
@@ -49,8 +45,8 @@ from runtime.errors import ProviderError
 def moved_bytes(work: Work) -> dict[str, int]:
     """Return the bytes that each candidate moves in a call, counted by its reads and writes.
 
-    Accesses of the wide tensors, `rows * d_sae`: Gemm writes the bias, reads it and writes the product (3), or MatMul
-    writes and Add reads and writes (3), or the product alone writes (1); ReLU reads and writes (2); the decoder reads
+    Accesses of the wide tensors, `rows * d_sae`: MatMul writes and Add reads and writes (3), or Gemm writes the bias,
+    reads it and writes the product (3), or the product alone writes (1); ReLU reads and writes (2); the decoder reads
     (1). Accesses of the narrow tensors, `rows * d_in`: x - b_dec (2), for `rides` with the tail appended (2); the
     encoder reads (1); the reconstruction with its bias, as above (3); error and output each read two and write one (6);
     the input is copied (2), because ONNX Runtime runs every node of a graph, whatever is fetched. The weights are read
@@ -62,9 +58,8 @@ def moved_bytes(work: Work) -> dict[str, int]:
     padding = (BIAS_ROWS - 1) * work.d_sae + 4 * BIAS_ROWS * work.rows
     elements = {
         AS_IS: weights + 6 * wide + 14 * narrow,
-        ADD: weights + 6 * wide + 14 * narrow,
+        GEMM: weights + 6 * wide + 14 * narrow,
         RIDES: weights + 4 * wide + 16 * narrow + padding,
-        ASKED: weights + 6 * wide + 14 * narrow,
     }
     return {name: work.itemsize * count for name, count in elements.items()}
 
@@ -82,7 +77,7 @@ def measure_candidates(
     outputs = {hook: inputs[0].new_empty((rows, shape[hook in FEATURE_HOOKS])) for hook in HOOK_NAMES[1:]}
     factories = {
         candidate: functools.partial(
-            bind_graph, candidate_file(artifact, candidate), inputs, outputs, device, name, candidate == ASKED
+            bind_graph, candidate_file(artifact, candidate), inputs, outputs, device, name
         )
         for candidate in CANDIDATES
     }
@@ -104,7 +99,6 @@ def bind_graph(
     outputs: Mapping[str, Tensor],
     device: Device,
     name: str,
-    skip_acts_pre: bool,
 ) -> Contender:
     """Return a graph whose inputs and outputs are bound to memory, so that only its nodes are timed.
 
@@ -114,24 +108,22 @@ def bind_graph(
         outputs: Tensors that the outputs are written to, by hook.
         device: Device that runs it.
         name: Name of the precision.
-        skip_acts_pre: Whether acts_pre is not one of its outputs.
     """
     session = open_session(graph, device, name)
-    written = {hook: tensor for hook, tensor in outputs.items() if not (skip_acts_pre and hook == HOOK_ACTS_PRE)}
     bindings = []
     for x in inputs:
         binding = session.io_binding()
-        tensors = [(binding.bind_input, INPUT, x), *((binding.bind_output, *item) for item in written.items())]
+        tensors = [(binding.bind_input, INPUT, x), *((binding.bind_output, *item) for item in outputs.items())]
         for bind_to, tensor_name, tensor in tensors:
             bind_to(tensor_name, device.torch.type, device.torch.index or 0, DTYPES[weights_dtype(name)].onnx,
                     list(tensor.shape), tensor.data_ptr())  # fmt: skip
         bindings.append(binding)
-    for tensor in written.values():
+    for tensor in outputs.values():
         tensor.fill_(float("nan"))  # so that the check sees what this graph does not write
     # The results are read on the same stream, so that the host need not wait for them.
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return Contender(bindings, lambda binding: session.run_with_iobinding(binding, options), lambda _: written)
+    return Contender(bindings, lambda binding: session.run_with_iobinding(binding, options), lambda _: outputs)
 
 
 def open_session(graph: Path, device: Device, name: str, profile: Path | None = None) -> onnxruntime.InferenceSession:

@@ -31,8 +31,8 @@ PRECISIONS = (FLOAT32, TF32, FLOAT16, BFLOAT16)
 
 BIAS_ROWS = 8
 """Columns that `rides` appends to x: a one, and zeros so that the inner dimension stays a multiple of 8."""
-AS_IS, ADD, RIDES, ASKED = "as_is", "add", "rides", "asked"
-CANDIDATES = (AS_IS, ADD, RIDES, ASKED)
+AS_IS, GEMM, RIDES = "as_is", "gemm", "rides"
+CANDIDATES = (AS_IS, GEMM, RIDES)
 """Ways to write `model.onnx`, which `measure/candidates.py` describes."""
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from benchmarks.gpu.prepared.artifacts import ADD, AS_IS, ASKED, BIAS_ROWS, RIDES, candidate_file
-from runtime.artifact.names import HOOK_ACTS_PRE
+from benchmarks.gpu.prepared.artifacts import AS_IS, BIAS_ROWS, GEMM, RIDES, candidate_file
 from saeexport.graphs.passes.tools.building import Nodes
 
 
@@ -19,12 +18,11 @@ def write_candidates(artifact: Path) -> None:
         ir.save(RemoveUnusedNodesPass()(model).model, candidate_file(artifact, name))
 
 
-def _with_add(model: ir.Model) -> None:
-    """Split each Gemm into a product and an addition."""
-    for gemm in _gemms(model):
-        x, matrix, bias = gemm.inputs
-        at = Nodes(model.graph, before=gemm)
-        _replace(model, gemm, at("Add", [at("MatMul", [x, matrix]), bias]))
+def _with_gemm(model: ir.Model) -> None:
+    """Make a Gemm of each product and its bias."""
+    for product, add in _products(model):
+        at = Nodes(model.graph, before=add)
+        _replace(model, add, at("Gemm", [*product.inputs, add.inputs[1]]))
 
 
 def _with_bias_row(model: ir.Model) -> None:
@@ -33,8 +31,8 @@ def _with_bias_row(model: ir.Model) -> None:
     ONNX Runtime computes what depends only on constants once, on the CPU, when it loads the graph. Its CPU provider
     does not have `Expand` for bfloat16, nor its CUDA provider `Pad`, so that constants are made in float32 and cast.
     """
-    encoder = _gemms(model)[0]
-    x, matrix, bias = encoder.inputs
+    product, encoder = _products(model)[0]
+    (x, matrix), bias = product.inputs, encoder.inputs[1]
     assert x is not None
     assert matrix is not None
     assert matrix.shape is not None
@@ -52,15 +50,9 @@ def _with_bias_row(model: ir.Model) -> None:
     _replace(model, encoder, at("MatMul", [with_one, both]))
 
 
-def _without_acts_pre(model: ir.Model) -> None:
-    """Remove acts_pre from the outputs."""
-    kept = [output for output in model.graph.outputs if output.name != HOOK_ACTS_PRE]
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(kept)
-
-
-def _gemms(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type == "Gemm"]
+def _products(model: ir.Model) -> list[tuple[ir.Node, ir.Node]]:
+    """Return each MatMul with the Add of its bias."""
+    return [(node, next(iter(node.outputs[0].uses())).node) for node in model.graph if node.op_type == "MatMul"]
 
 
 def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:
@@ -70,7 +62,6 @@ def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:
 
 
 REWRITES: dict[str, Callable[[ir.Model], None]] = {
-    ADD: _with_add,
+    GEMM: _with_gemm,
     RIDES: _with_bias_row,
-    ASKED: _without_acts_pre,
 }

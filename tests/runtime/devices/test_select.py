@@ -39,7 +39,7 @@ class FakeSession:
     runs_on = None
     error = None
 
-    def __init__(self, model, options, providers, enable_fallback):
+    def __init__(self, model, options, providers, enable_fallback, disabled_optimizers):
         assert not enable_fallback
         type(self).made.append((model, options, providers))
         if self.error:

@@ -13,6 +13,7 @@ from saeexport.graphs.passes.external import point_to_weights
 from saeexport.graphs.passes.gemm import products_to_gemm
 from saeexport.graphs.passes.strip import strip_remarks
 from saeexport.graphs.passes.tools.subgraph import extract
+from saeexport.graphs.passes.unfuse import gemm_to_matmul_and_add
 from tests.support.samples import normal
 
 W, B = normal(6, 5, seed=2), normal(5, seed=3)
@@ -35,10 +36,10 @@ def run(model, **feeds):
     return session.run(None, feeds)
 
 
-def rewritten(model, **feeds):
+def rewritten(model, rewrite=products_to_gemm, **feeds):
     """Return the operators after a pass, and check that the results are unchanged."""
     before = run(model, **feeds)
-    after = ir.to_proto(products_to_gemm(ir.from_proto(model)))
+    after = ir.to_proto(rewrite(ir.from_proto(model)))
     onnx.checker.check_model(after, full_check=True)
     for a, b in zip(before, run(after, **feeds), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -49,6 +50,23 @@ def product(equation):
     if equation == "MatMul":
         return helper.make_node("MatMul", ["x", "W"], ["p"])
     return helper.make_node("Einsum", ["x", "W"], ["p"], equation=equation)
+
+
+def test_a_gemm_with_a_bias_becomes_a_product_and_a_sum():
+    split = helper.make_node("Gemm", ["x", "W", "b"], ["y"])
+    assert rewritten(model_of([split]), gemm_to_matmul_and_add, x=normal(4, 6)) == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes"),
+    [(["x", "W"], {}), (["x", "WT", "b"], {"transB": 1}), (["x", "W", "b"], {"alpha": 0.5}), (["x", "W", "c"], {})],
+    ids=["no bias", "transposed", "scaled", "a matrix is added"],
+)
+def test_other_gemms_are_left_alone(inputs, attributes):
+    node = helper.make_node("Gemm", inputs, ["y"], **attributes)
+    arrays = {"W": W, "WT": np.ascontiguousarray(W.T), "b": B, "c": normal(4, 5)}
+    model = model_of([node], initializers={name: arrays[name] for name in inputs[1:]})
+    assert rewritten(model, gemm_to_matmul_and_add, x=normal(4, 6)) == ["Gemm"]
 
 
 @pytest.mark.parametrize("equation", ["...a,ab->...b", "ij,jk->ik", "...d, de -> ...e", "MatMul"])
