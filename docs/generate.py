@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.costs import export, graft, steer
 from benchmarks.cpu.__main__ import RESULTS as SPEED
+from benchmarks.gpu.report import tables as gpu
 from benchmarks.losses import half, int8
 from benchmarks.report import tables
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
@@ -36,9 +37,13 @@ REGION = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 IMAGES = {
     "speed.png": RESULTS / "speed.png",
+    "gpu.png": RESULTS / "gpu-nvidia-h200.png",
     "steering.png": ROOT / "models" / "minilm" / "steering.png",
 }
 """The images of the pages, and the files that they are copied from."""
+
+GPU = RESULTS / "gpu-nvidia-h200.json"
+GPU_CANDIDATES = ("as_is", "gemm", "rides")
 
 EXCERPT_ROWS = (1, 8, 64, 512)
 EXCERPT_COLUMNS = {
@@ -124,6 +129,23 @@ def speed_summary() -> str:
         f"{min(best):.1f} to {max(best):.1f} times faster than the best alternative, and takes {min(floor):.2f} to "
         f"{max(floor):.2f} times the floor."
     )
+
+
+def gpu_grid() -> str:
+    """Return the ratios on a GPU without the columns that only a developer of the benchmark needs."""
+    heads, *rows = cells_of(gpu.grid_table(results(GPU)["grid"]))
+    places = [i for i, head in enumerate(heads) if not head.startswith(("sum", "products"))]
+    return table_of([heads[i] for i in places], [[row[i] for i in places] for row in rows])
+
+
+def gpu_candidates() -> str:
+    """Return the times of the ways to write the graph, a line for each size, precision and number of rows."""
+    rows = [
+        [*gpu.place_cells(line), *(gpu.time_cell(line["ms"].get(name)) for name in GPU_CANDIDATES)]
+        for line in results(GPU)["candidates"]
+    ]
+    heads = ("product, then sum, ms", "Gemm, ms", "the bias is a row of the matrix, ms")
+    return table_of(["d_in x d_sae", "precision", "rows", *heads], rows)
 
 
 def int8_fidelity() -> str:
@@ -240,6 +262,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "graft-measured": lambda: measured(graft.RESULTS, "make bench-graft"),
     "edits": lambda: steer.table(results(steer.RESULTS)["rows"]),
     "edits-measured": lambda: measured(steer.RESULTS, "make bench-steer"),
+    "gpu": gpu_grid,
+    "gpu-latency": lambda: gpu.latency_table([line for line in results(GPU)["grid"] if line["rows"] == 1]),
+    "gpu-requests": lambda: gpu.request_table(results(GPU)["grid"]),
+    "gpu-candidates": gpu_candidates,
+    "gpu-measured": lambda: gpu.note(results(GPU)),
     "int8": lambda: int8.table(results(int8.RESULTS)),
     "int8-fidelity": int8_fidelity,
     "int8-measured": lambda: measured(int8.RESULTS, "make bench-int8"),
