@@ -166,10 +166,17 @@ def test_portable_graphs_compute_what_their_cpu_variants_compute(half, name, arc
         expected = {k: widened(np.asarray(v)) for k, v in session.run_graph(f"{name}.wide", feeds).items()}
     found = evaluate_graph(path / f"{name}.onnx", feeds)
     assert {k: (y.shape, y.dtype) for k, y in found.items()} == {k: (y.shape, y.dtype) for k, y in expected.items()}
+    # The CPU variants round a product and its bias once, the portable graphs twice, as PyTorch does.
+    on = POST if POST in expected else next(iter(expected))
+    alike = ((found[on] != 0) == (expected[on] != 0)).reshape(steered.tokens, -1).all(-1)
+    assert alike.mean() > 0.95  # for the other tokens, rounding changed a decision
     for hook in set(expected) - {"indices"}:
-        size = max(1.0, float(np.abs(expected[hook]).max()))
-        agree = np.abs(found[hook].astype(np.float64) - expected[hook]) <= 20 * FLOOR[dtype] * size
-        assert agree.mean() > 0.99  # for the rest, rounding changed a decision
+        ours, theirs = found[hook].astype(np.float64), expected[hook]
+        if hook == "values":  # two that are equally strong after rounding may come in either order
+            ours, theirs = np.sort(ours), np.sort(theirs)
+        size = max(1.0, float(np.abs(theirs).max()))
+        errors = np.abs(ours - theirs)
+        assert errors[alike].max() <= 20 * FLOOR[dtype] * size, hook
 
 
 def test_portable_graphs_keep_to_what_cuda_has_in_bfloat16(half):
