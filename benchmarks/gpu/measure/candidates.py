@@ -76,9 +76,7 @@ def measure_candidates(
     del exact, weights
     outputs = {hook: inputs[0].new_empty((rows, shape[hook in FEATURE_HOOKS])) for hook in HOOK_NAMES[1:]}
     factories = {
-        candidate: functools.partial(
-            bind_graph, candidate_file(artifact, candidate), inputs, outputs, device, name
-        )
+        candidate: functools.partial(bind_graph, candidate_file(artifact, candidate), inputs, outputs, device, name)
         for candidate in CANDIDATES
     }
     contenders, agreement, absent = bind_contenders(factories, expected, inputs[0].dtype, TOLERANCES[name])
