@@ -12,7 +12,7 @@ from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import INT8
 from runtime.artifact.signature import SIGNATURE
 from runtime.commands.console import new_parser, run
-from runtime.commands.reports import add_verify_options, report_command
+from runtime.commands.reports import add_verify_options, run_verification
 from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
 from runtime.parity.report import Report
@@ -238,7 +238,7 @@ def verify_command(options: argparse.Namespace) -> int:
         activations = None if options.activations is None else read_activations(options.activations)
         return verify(options.artifact, sae, activations, options.device, public_key=options.public_key)
 
-    return report_command(options, compare)
+    return run_verification(options, compare)
 
 
 def sign_command(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from .console import new_parser, run
 from .doctor import doctor_command
 from .features import features_command
 from .inspect import inspect_command
+from .report.command import report_command
 from .reports import add_verify_options
 from .run import run_command
 from .verify import verify_command
@@ -52,6 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_artifact(sub, help=EITHER)
     _add_device(sub)
     add_verify_options(sub)
+
+    sub = add_command(
+        "report",
+        report_command,
+        "Verify an artifact, and write what it is and how its features fire as one HTML file without network.",
+    )
+    _add_artifact(sub)
+    sub.add_argument("target", help="HTML file to write")
+    sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    _add_device(sub)
 
     sub = add_command("run", run_command, "Run the SAE on a file of activations and write its hook tensors.")
     _add_artifact(sub)
