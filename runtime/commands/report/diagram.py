@@ -92,7 +92,7 @@ def _sum(is_added: bool) -> list[Element]:
         text((error + PLUS) / 2, LOW - 8, "added" if is_added else "not added", "stage"),
         line((recons, MIDDLE), (PLUS - RADIUS - TIP, MIDDLE), class_="flow", arrow=True),
         line((PLUS + RADIUS, MIDDLE), (LEFT[HOOK_OUTPUT] - TIP, MIDDLE), class_="flow", arrow=True),
-        element("circle", cx=f"{PLUS:g}", cy=f"{MIDDLE:g}", r=RADIUS, class_="box"),
+        element("circle", cx=f"{PLUS:g}", cy=f"{MIDDLE:g}", r=RADIUS, class_="box" if is_added else "box unfired"),
         text(PLUS, MIDDLE + 5, "+", "name"),
     ]  # fmt: skip
 

@@ -17,7 +17,10 @@ from .markup import TIMES, Content, document, element, table
 from .measure import Measured
 
 FEATURES, EXAMPLES = 24, 2
-"""Features that are listed, and examples of each."""
+"""Features that are listed, and examples of each that are shown."""
+
+REASONS = 4
+"""Reasons for a failure that are visible at first."""
 
 KINDS = ("token", "element")
 
@@ -70,10 +73,13 @@ def _verdict(report: Report) -> Element:
         held = "its recorded fidelity" if report.artifact and not report.artifact.manifest.parity else "its budget"
         said = f" Every output is within {held}: {tried}, on {report.device}."
         return element("p", element("strong", "Passed."), said, class_="verdict")
+    more = report.failures[REASONS:]
     return element(
         "div",
         element("p", element("strong", "Failed."), f" This machine does not compute what PyTorch computed: {tried}."),
-        element("ul", *(element("li", failure) for failure in report.failures)),
+        element("ul", *(element("li", failure) for failure in report.failures[:REASONS])),
+        *([element("details", element("summary", f"{len(more)} more reasons"),
+                   element("ul", *(element("li", failure) for failure in more)))] if more else ()),
         class_="verdict bad", role="alert",
     )  # fmt: skip
 
