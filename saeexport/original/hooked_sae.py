@@ -127,9 +127,7 @@ class HookedSAE(HookedRootModule):
     Config: ClassVar[type[HookedSAEConfig]] = HookedSAEConfig
     cfg: Any  # an instance of `Config`
     provenance: dict[str, str]  # how its checkpoint was read; the exporter adds it to the manifest's
-    labels: Labels | None = (
-        None  # of its features, if it was read from an artifact with labels; the exporter stores them
-    )
+    labels: Labels | None = None  # of its features, if it was read from an artifact; the exporter stores them
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
