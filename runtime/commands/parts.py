@@ -69,7 +69,12 @@ def _parts(target: Path, plan: str) -> Iterator[Path]:
                 left.unlink()
             with replaced_file(folder / PLAN, overwrite=True) as file:
                 file.write(plan.encode())
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if {left.name for left in folder.iterdir()} == {PLAN}:  # nothing that a later call could use
+                shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder)
 
 

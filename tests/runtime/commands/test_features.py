@@ -208,6 +208,7 @@ def test_what_does_not_fit_is_refused_and_the_target_stays(session, tmp_path, wr
     with pytest.raises(InputError, match=message):
         write_columns(session, make(tmp_path / "x"), tmp_path / "f.parquet", overwrite=True, **options)
     assert (tmp_path / "f.parquet").read_text() == "old"
+    assert not (tmp_path / ".f.parquet.saeexport-parts").exists()
 
 
 def test_the_command(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """`python -m runtime features` on texts: a grafted host gives a row for each text, or for each of its tokens."""
 
 import json
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -256,6 +255,7 @@ def test_what_does_not_fit_is_refused_and_the_target_stays(host, tmp_path, wrong
     with pytest.raises(InputError, match=message):
         write_text_columns(host, make(tmp_path / "x"), tmp_path / "f.parquet", overwrite=True, **options)
     assert (tmp_path / "f.parquet").read_text() == "old"
+    assert not (tmp_path / ".f.parquet.saeexport-parts").exists()
 
 
 def test_the_command(folder, tmp_path, capsys):
@@ -292,4 +292,3 @@ def test_a_host_without_a_tokenizer_says_so(tmp_path, capsys):
     grafted = graft_tiny(tmp_path, [PRE])
     err = said(capsys, 2, "features", grafted.path, lines(tmp_path / "in.txt", ["w1"]), tmp_path / "f.parquet")
     assert "does not have a tokenizer.json, so it does not take text" in err
-    shutil.rmtree(tmp_path / ".f.parquet.saeexport-parts", ignore_errors=True)
