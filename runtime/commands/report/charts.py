@@ -76,7 +76,7 @@ def histogram(name: str, title: str, bars: Sequence[Bar], x_label: str, y_label:
 
 
 def bars_of(values: Array, noun: str, unit: str) -> list[Bar]:
-    """Return the bars of a histogram of numbers, at most `BINS`, whose bounds are round numbers.
+    """Return the bars of a histogram of numbers, at most `BINS` + 2, whose bounds are round numbers.
 
     Args:
         values: The numbers, at least one.
@@ -151,11 +151,11 @@ def budget_chart(shares: Mapping[str, Sequence[Sequence[Share]]], own: Mapping[s
 def _dot(hook: str, kind: str, share: Share, y: float) -> Element:
     x = LABELS + PER_BUDGET * min(share.value, SHOWN_SHARE)
     said = f"{share.graph}, {_short(hook)}, {kind} error: {share.value:.3g} of its budget"
-    title, class_ = element("title", said), "dot bad" if share.failed else "dot"
-    if share.failed:  # not by its colour alone
-        d = f"M{x - 5:.1f} {y - 5:g} l10 10 m0 -10 l-10 10"
-        return element("path", title, d=d, class_="cross")
-    return element("circle", title, cx=f"{x:.1f}", cy=f"{y:g}", r=5, class_=class_)
+    if share.failed:  # a cross, so that it does not differ by its colour alone
+        return element(
+            "path", element("title", said), d=f"M{x - 5:.1f} {y - 5:g} l10 10 m0 -10 l-10 10", class_="cross"
+        )
+    return element("circle", element("title", said), cx=f"{x:.1f}", cy=f"{y:g}", r=5, class_="dot")
 
 
 def _short(hook: str) -> str:

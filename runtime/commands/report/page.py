@@ -19,6 +19,9 @@ from .measure import Measured
 FEATURES, EXAMPLES = 24, 2
 """Features that are listed, and examples of each that are shown."""
 
+AROUND = 160
+"""Characters of an example before the first token that is marked, and after it."""
+
 REASONS = 4
 """Reasons for a failure that are visible at first."""
 
@@ -68,15 +71,16 @@ def _title(artifact: Artifact) -> str:
 def _verdict(report: Report) -> Element:
     """Return the outcome of the verification."""
     graphs = len({verdict.graph for verdict in report.verdicts})
-    tried = f"{graphs} graphs on {report.tokens} tokens of the golden batch"
+    tried = f"{graphs} graphs on {report.tokens} tokens of the golden batch, on {report.device}"
+    at_parity = report.artifact is None or report.artifact.manifest.parity is not None
     if not report.failures:
-        held = "its recorded fidelity" if report.artifact and not report.artifact.manifest.parity else "its budget"
-        said = f" Every output is within {held}: {tried}, on {report.device}."
+        said = f" Every output is within its {'budget' if at_parity else 'recorded fidelity'}: {tried}."
         return element("p", element("strong", "Passed."), said, class_="verdict")
     more = report.failures[REASONS:]
+    expected = "PyTorch computed" if at_parity else "the machine computed that exported it"
     return element(
         "div",
-        element("p", element("strong", "Failed."), f" This machine does not compute what PyTorch computed: {tried}."),
+        element("p", element("strong", "Failed."), f" This machine does not compute what {expected}: {tried}."),
         element("ul", *(element("li", failure) for failure in report.failures[:REASONS])),
         *([element("details", element("summary", f"{len(more)} more reasons"),
                    element("ul", *(element("li", failure) for failure in more)))] if more else ()),
@@ -191,13 +195,15 @@ def _label(label: Label) -> Element:
 
 
 def _example(example: Example) -> Element:
-    """Return a text in which the tokens are marked on which a feature is strong."""
-    parts: list[Content] = []
-    end = 0
-    for start, stop in sorted(example.spans):
+    """Return a text around the first token on which a feature is strong, with such tokens marked."""
+    first = min(example.spans, default=(0, 0))
+    begin, last = max(0, first[0] - AROUND), min(len(example.text), first[1] + AROUND)
+    parts: list[Content] = ["…"] if begin else []
+    end = begin
+    for start, stop in sorted(span for span in example.spans if span[1] <= last):
         parts += [example.text[end:start], element("mark", example.text[start:stop])]
         end = stop
-    return element("bdi", *parts, example.text[end:])
+    return element("bdi", *parts, example.text[end:last], "…" if last < len(example.text) else None)
 
 
 def _files(artifact: Artifact, report: Report) -> Element:

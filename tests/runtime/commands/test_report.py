@@ -155,6 +155,17 @@ def test_labels_are_text_and_never_markup(tmp_path):
     assert f"{evil}\\x00\\x1b3" in page.text, "HTML cannot hold these characters"
 
 
+def test_long_examples_are_cut_around_what_is_marked(tmp_path):
+    text = "a" * 500 + "ship" + "b" * 500
+    spans = ((500, 504), (510, 512), (900, 910))
+    labels = [Label(j, None, (Example(text, spans), Example("c" * 500))) for j in range(16)]
+    export(make_sae(), tmp_path / "sae", normal(64, 6), labels=Labels(16, labels))
+    page = report(tmp_path / "sae", tmp_path)
+    shown = f"…{'a' * 160}ship{'b' * 160}…{'c' * 160}…"
+    assert {row[-1] for row in page.rows if row[3:4] and row[3].endswith("of 64")} == {shown}
+    assert page.tags.count("mark") == 2 * page.text.count(shown), "the third one is out of sight"
+
+
 def test_what_fails_is_said_and_drawn(tmp_path, capsys):
     folder = export(make_sae(), tmp_path / "sae", normal(64, 6)).path
     rewrite(folder, "weights.safetensors", edit_weight("W_dec", (0, 0), 1.5))
