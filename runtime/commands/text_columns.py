@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.arguments import as_integer
+from ..arrays.dtypes import widened
 from ..arrays.tensor import Array
 from ..artifact.writing import check_output_file
 from ..errors import InputError, SAEError
@@ -168,7 +169,7 @@ class _Features:
         """
         feeds = {name: array for name, array in self._host.tokenizer.pad(group).items() if name in self._inputs}
         try:
-            acts = self._host.encode(feeds, [self._hook])[self._hook]
+            acts = widened(self._host.encode(feeds, [self._hook])[self._hook])
         except SAEError as error:
             raise InputError(
                 f"{error} The longest text of this batch, row {last}, has {len(group[-1].ids)} tokens; max_length "
