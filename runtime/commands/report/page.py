@@ -56,8 +56,8 @@ def report_page(artifact: Artifact, report: Report, measured: Measured, labels: 
             _strongest(measured, labels),
             _files(artifact, report),
         ),
-        element("footer", element("p", "Made by ", element("code", "python -m runtime report"),
-                                  f" on {report.device}. {report.differing_versions}".rstrip())),
+        element("footer", element("p", "Made by ", element("code", "python -m runtime report"), f" on {report.device}.",
+                                  f" The artifact was {other}." if (other := report.differing_versions) else None)),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """`python -m runtime report`: one HTML file that needs no network, and says what the verification and the SAE say."""
 
 import html.parser
+import json
 import re
 import shutil
 
@@ -18,6 +19,7 @@ from saeexport import export
 from tests.support.breaking import claim_weights, edit_weight, rewrite
 from tests.support.commands import said
 from tests.support.grafted import graft_tiny
+from tests.support.manifests import sealed
 from tests.support.samples import MINILM, TINY, make_sae, normal
 from tests.support.zoo import sae_of, target_of
 
@@ -237,6 +239,16 @@ def test_a_decoder_of_another_name_has_no_norms(tmp_path):
         page = report(folder, tmp_path)
     check(page)
     assert "norm" not in page.rows[[row[0] for row in page.rows].index("feature")]
+
+
+def test_other_versions_are_named(tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "sae")
+    text = json.loads((folder / "sae.json").read_text())
+    text["provenance"]["numpy"] = "1.0"
+    (folder / "sae.json").write_bytes(sealed(text))
+    differing = f"The artifact was made with other versions: numpy 1.0 (here {np.__version__})."
+    assert differing in report(folder, tmp_path).text
+    assert "other versions: numpy" not in report(TINY, tmp_path).text
 
 
 def test_an_existing_file_is_kept(tmp_path, capsys):
