@@ -81,6 +81,7 @@ def export(
             tokens, but the artifact is not at parity: the manifest records what is lost. Keep the checkpoint, because
             an SAE cannot be loaded back from int8 weights.
         labels: Labels of the features, or a file that `saeexport.load_labels` reads. They are stored as `labels.json`.
+            None takes those of a HookedSAE that `load` read from an artifact, `sae.labels`; `Labels(d_sae)` has none.
         overwrite: Whether to replace an artifact at `path`.
 
     Raises:
@@ -101,7 +102,7 @@ def export(
             f"weights is {weights!r} and the SAE is in {config.dtype}; weights must be None, to keep them as they are, "
             f"or {INT8!r}, for an SAE in {FLOAT32}."
         )
-    labels = _as_labels(labels, config.d_sae)
+    labels = _as_labels(sae.labels if labels is None and isinstance(sae, HookedSAE) else labels, config.d_sae)
     batch, target = prepare_activations(sae, config, activations, targets)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
@@ -112,7 +113,7 @@ def export(
             if weights == INT8:
                 state = quantize_weights(model, state)
             _write_weights(state, folder / WEIGHTS)
-            if labels is not None:
+            if labels:
                 (folder / LABELS).write_text(labels.to_json(), "utf-8")
             graphs = write_graphs(model, config, folder / WEIGHTS)
             stage("running the original in its dtype and in float64")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -31,8 +31,10 @@ from ._export import export, stages_in
 from .checkpoints.hub import hub_address
 from .checkpoints.registry import FORMATS, load, load_for_export
 from .checkpoints.releases import Checkpoint, find_checkpoints
+from .labels import ENDINGS as LABELS
 from .original.dtypes import DTypeLike
-from .proof.activations import ENDINGS, read_activations
+from .proof.activations import ENDINGS as ACTIVATIONS
+from .proof.activations import read_activations
 from .staging import check_output_folder
 
 RECORDS = "exports.json"
@@ -72,23 +74,33 @@ class _Options:
     weights: str | None
     reading: dict[str, Any]
 
-    def record(self, inputs: Path | None) -> dict[str, Any]:
-        """Return the options as JSON values, with the checksum of the activations."""
-        named = dataclasses.asdict(self) | {"activations": None if inputs is None else hash_file(inputs).sha256}
+    def record(self, given: "_Files") -> dict[str, Any]:
+        """Return the options as JSON values, with the checksums of the files that are given."""
+        named = dataclasses.asdict(self)
+        named["activations"] = None if given.activations is None else hash_file(given.activations).sha256
+        if given.labels is not None:  # trees of earlier versions do not have the key
+            named["labels"] = hash_file(given.labels).sha256
         values: dict[str, Any] = json.loads(json.dumps(named, default=str))
         return values
 
-    def export(self, checkpoint: Checkpoint, path: Path, inputs: Path | None, overwrite: bool) -> Artifact:
+    def export(self, checkpoint: Checkpoint, path: Path, given: "_Files", overwrite: bool) -> Artifact:
         """Load a checkpoint and export it."""
         gc.collect()  # modules hold cycles; the memory of the SAE before is needed now
         sae = load_for_export(checkpoint.place, self.dtype, **self.reading)
         if self.error_term is not None:
             sae.cfg.use_error_term = self.error_term
-        activations = None if inputs is None else read_activations(str(inputs))
+        activations = None if given.activations is None else read_activations(str(given.activations))
         return export(
             sae, path, activations, head_shape_of(sae.cfg.d_in, self.heads),
-            dtype=self.dtype, weights=self.weights, overwrite=overwrite,
+            dtype=self.dtype, weights=self.weights, labels=given.labels, overwrite=overwrite,
         )  # fmt: skip
+
+
+class _Files(NamedTuple):
+    """The files that are given for one checkpoint; None for a file that is not."""
+
+    activations: Path | None
+    labels: Path | None
 
 
 @dataclass
@@ -118,6 +130,7 @@ def export_all(
     tree: str | os.PathLike[str],
     *,
     activations: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
     heads: int | None = None,
     error_term: bool | None = None,
     dtype: DTypeLike | None = None,
@@ -138,6 +151,8 @@ def export_all(
         tree: Folder for the artifacts. `exports.json` in it records what each was exported from.
         activations: File with real inputs for every proof, or a folder with one file for each checkpoint, at the path
             of its artifact in the tree: `layer_3.npy` for `layer_3`. None draws random inputs.
+        labels: File of labels that `load_labels` reads, or a folder with one for each checkpoint: `layer_3.json` for
+            `layer_3`. None keeps the labels of checkpoints that are artifacts.
         heads: Number of heads, for graphs that take `(tokens, n_heads, d_head)`; None for `(tokens, d_in)`.
         error_term: Whether to add the error term to the output; None keeps each checkpoint's setting.
         dtype: As for `export`.
@@ -152,11 +167,12 @@ def export_all(
     Raises:
         CheckpointError: A source holds no checkpoint, or two checkpoints would get the same path.
         HubError: A source on the Hub cannot be listed.
-        InputError: `activations` does not exist, or `dtype` is unknown.
+        InputError: `activations` or `labels` does not exist, or `dtype` is unknown.
     """
     given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    if activations is not None and not Path(activations).exists():
-        raise InputError(f"{activations} does not exist; activations must be a file, or a folder of files.")
+    for what, place in (("activations", activations), ("labels", labels)):
+        if place is not None and not Path(place).exists():
+            raise InputError(f"{place} does not exist; {what} must be a file, or a folder of files.")
     options = _Options(
         heads, error_term, None if dtype is None else dtype_name(dtype), weights, _without_defaults(reading)
     )
@@ -166,8 +182,8 @@ def export_all(
     with tqdm(found, desc="exporting", unit="SAE", disable=None, leave=False) as bar, _quiet(given), stages_in(bar):
         for checkpoint in bar:
             bar.set_description(f"exporting {checkpoint.name}")
-            inputs = functools.partial(_activations_of, checkpoint, activations)
-            entries.append(_attempt(checkpoint, records, inputs, options, overwrite, dry_run))
+            find_files = functools.partial(_files_of, checkpoint, activations, labels)
+            entries.append(_attempt(checkpoint, records, find_files, options, overwrite, dry_run))
     return entries
 
 
@@ -187,7 +203,7 @@ def head_shape_of(d_in: int, heads: int | None) -> tuple[int, int] | None:
 def _attempt(
     checkpoint: Checkpoint,
     records: _Records,
-    find_inputs: Callable[[], Path | None],
+    find_files: Callable[[], _Files],
     options: _Options,
     overwrite: bool,
     dry_run: bool,
@@ -196,14 +212,14 @@ def _attempt(
     path = records.tree / checkpoint.name
     started = time.monotonic()
     try:
-        inputs = find_inputs()
-        wanted = {"source": checkpoint.identity(), "options": options.record(inputs)}
+        files = find_files()
+        wanted = {"source": checkpoint.identity(), "options": options.record(files)}
         if (artifact := _kept(path, records.found.get(checkpoint.name), wanted)) is not None:
             return TreeEntry(checkpoint.place, path, "kept", artifact)
         check_output_folder(path, overwrite)
         if dry_run:
             return TreeEntry(checkpoint.place, path, "planned")
-        artifact = options.export(checkpoint, path, inputs, overwrite)
+        artifact = options.export(checkpoint, path, files, overwrite)
         records.add(checkpoint.name, wanted | {"manifest": hash_file(path / MANIFEST).sha256})
         return TreeEntry(checkpoint.place, path, "exported", artifact, seconds=time.monotonic() - started)
     except (SAEError, OSError) as error:
@@ -229,19 +245,34 @@ def _without_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value != defaults[key]}
 
 
-def _activations_of(checkpoint: Checkpoint, given: str | os.PathLike[str] | None) -> Path | None:
-    """Return the file with the activations of a checkpoint.
+def _files_of(
+    checkpoint: Checkpoint, activations: str | os.PathLike[str] | None, labels: str | os.PathLike[str] | None
+) -> _Files:
+    """Return the files with the activations and the labels of a checkpoint.
+
+    Raises:
+        InputError: A folder was given that has no file for it.
+    """
+    return _Files(
+        _file_of(checkpoint, "activations", activations, ACTIVATIONS), _file_of(checkpoint, "labels", labels, LABELS)
+    )
+
+
+def _file_of(
+    checkpoint: Checkpoint, what: str, given: str | os.PathLike[str] | None, endings: Sequence[str]
+) -> Path | None:
+    """Return the file that is given for a checkpoint, by itself or in a folder, or None.
 
     Raises:
         InputError: A folder was given that has no file for it.
     """
     if given is None or Path(given).is_file():
         return None if given is None else Path(given)
-    candidates = [Path(given) / f"{checkpoint.name}{ending}" for ending in ENDINGS]
+    candidates = [Path(given) / f"{checkpoint.name}{ending}" for ending in endings]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise InputError(f"There are no activations for {checkpoint.name}: expected {' or '.join(map(str, candidates))}.")
+    raise InputError(f"There are no {what} for {checkpoint.name}: expected {' or '.join(map(str, candidates))}.")
 
 
 def _kept(path: Path, recorded: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> Artifact | None:

@@ -12,7 +12,7 @@ from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import INT8
 from runtime.artifact.signature import SIGNATURE
 from runtime.commands.console import new_parser, run
-from runtime.commands.reports import add_verify_options, report_command
+from runtime.commands.reports import add_verify_options, run_verification
 from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
 from runtime.parity.report import Report
@@ -25,7 +25,6 @@ from .checkpoints.duplicates import note_duplicates
 from .checkpoints.registry import FORMATS, load_for_export, read, request_of
 from .grafting.graft_command import add_graft_command
 from .grafting.locate_command import add_locate_command
-from .labels import labels_of
 from .original.architectures import ARCHITECTURES
 from .proof.activations import read_activations
 from .proof.verify import verify
@@ -73,6 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="quantize the weights: a quarter of the bytes and faster for a few tokens on a CPU, but not at parity "
         "(default: the weights as they are)",
     )  # fmt: skip
+    sub.add_argument(
+        "--labels", metavar="FILE",
+        help="labels of the features: labels.json of an artifact, or what Neuronpedia exports; for export-all also a "
+        "folder with a file for each artifact (default: those of the checkpoint, if it is an artifact)",
+    )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace an artifact at OUT")
     _add_reading(sub)
 
@@ -81,11 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=export_command)
     sub.add_argument("checkpoint", help=CHECKPOINT)
     sub.add_argument("out", help="folder to write")
-    sub.add_argument(
-        "--labels", metavar="FILE",
-        help="labels of the features: labels.json of an artifact, or what Neuronpedia exports (default: those of the "
-        "checkpoint, if it is an artifact)",
-    )  # fmt: skip
 
     text = (
         "Export every checkpoint below folders or addresses on the Hub to a tree of artifacts. Run the command again "
@@ -187,11 +186,10 @@ def export_command(options: argparse.Namespace) -> int:
         sae.cfg.use_error_term = options.error_term
     head_shape = head_shape_of(sae.cfg.d_in, options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
-    labels = labels_of(options.checkpoint) if options.labels is None else options.labels
     was_signed = (Path(options.out) / SIGNATURE).exists()
     artifact = export(
         sae, options.out, activations, head_shape,
-        dtype=options.dtype, weights=options.weights, labels=labels, overwrite=options.overwrite,
+        dtype=options.dtype, weights=options.weights, labels=options.labels, overwrite=options.overwrite,
     )  # fmt: skip
 
     manifest, measured = artifact.manifest, artifact.manifest.parity
@@ -219,7 +217,7 @@ def export_command(options: argparse.Namespace) -> int:
 def export_all_command(options: argparse.Namespace) -> int:
     """Export many checkpoints and print a summary."""
     entries = export_all(
-        options.sources, options.out, activations=options.activations, heads=options.heads,
+        options.sources, options.out, activations=options.activations, labels=options.labels, heads=options.heads,
         error_term=options.error_term, dtype=options.dtype, weights=options.weights, overwrite=options.overwrite,
         dry_run=options.dry_run, hook_name=options.hook_name, **_reading(options),
     )  # fmt: skip
@@ -238,7 +236,7 @@ def verify_command(options: argparse.Namespace) -> int:
         activations = None if options.activations is None else read_activations(options.activations)
         return verify(options.artifact, sae, activations, options.device, public_key=options.public_key)
 
-    return report_command(options, compare)
+    return run_verification(options, compare)
 
 
 def sign_command(options: argparse.Namespace) -> int:

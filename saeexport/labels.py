@@ -13,23 +13,13 @@ from typing import Any
 
 from runtime.arrays.arguments import as_path
 from runtime.artifact.files import open_file
-from runtime.artifact.folder import read_artifact
 from runtime.artifact.labels import FORMAT, LARGEST, Label, Labels, read_labels
-from runtime.artifact.manifest import MANIFEST
 from runtime.errors import ArtifactError, InputError
 
 GZIP = b"\x1f\x8b"
 
-
-def labels_of(checkpoint: str | os.PathLike[str]) -> Labels | None:
-    """Return the labels that an artifact in a folder holds; None if it holds none, or if it is another checkpoint.
-
-    Raises:
-        ArtifactError: The artifact or its labels are damaged.
-    """
-    if not Path(checkpoint, MANIFEST).is_file():
-        return None
-    return read_artifact(checkpoint).read_labels() or None
+ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+"""Endings of the files of labels in a folder that has those of several SAEs."""
 
 
 def load_labels(path: str | os.PathLike[str], d_sae: int) -> Labels:

@@ -46,15 +46,15 @@ def describe(artifact: Artifact) -> str:
     return "\n\n".join(parts)
 
 
-def _facts(manifest: Manifest) -> str:
-    """Return a line for each fact about the SAE and its files."""
+def facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the facts about an SAE and its files, each with its name."""
     sae, golden = manifest.sae, manifest.golden
     optional = (
         ("model", sae.model_name),
         ("neuronpedia", sae.neuronpedia_id),
         ("options", ", ".join(f"{name} = {value}" for name, value in sae.options.items())),
     )
-    facts = [
+    return [
         *((name, str(value)) for name, value in optional if value),
         ("error term", "on: output = recons + error" if sae.use_error_term else "off: output = recons"),
         ("hooks", ", ".join(sae.fired_hooks)),
@@ -64,10 +64,15 @@ def _facts(manifest: Manifest) -> str:
         ("made with", ", ".join(f"{name} {text}" for name, text in manifest.provenance.items() if name != "source")),
         ("format", str(manifest.format_version)),
     ]
-    indent = 4 + max(len(name) for name, _ in facts)
+
+
+def _facts(manifest: Manifest) -> str:
+    """Return a line for each fact."""
+    known = facts(manifest)
+    indent = 4 + max(len(name) for name, _ in known)
     rows = [
         (name if first else "", line)
-        for name, text in facts
+        for name, text in known
         for first, line in zip([True] + [False] * len(text), textwrap.wrap(text, WIDTH - indent), strict=False)
     ]
     return format_table(rows, indent=2)
@@ -83,14 +88,15 @@ def _graphs(manifest: Manifest, for_cpu: bool) -> str:
     """Return a line for each portable graph or each CPU variant: file, size, inputs and outputs."""
     contracts = contracts_of(manifest.sae.dtype)
     rows = [
-        (graph.file, f"{manifest.files[graph.file].bytes:,} bytes", _signature(graph, manifest.sae.hooks))
+        (graph.file, f"{manifest.files[graph.file].bytes:,} bytes", describe_signature(graph, manifest.sae.hooks))
         for name, graph in manifest.graphs.items()
         if (name in contracts and contracts[name].for_cpu) == for_cpu
     ]
     return format_table(rows, right={1}, indent=2)
 
 
-def _signature(graph: GraphSpec, hooks: Sequence[str]) -> str:
+def describe_signature(graph: GraphSpec, hooks: Sequence[str]) -> str:
+    """Return the inputs and outputs of a graph, by name."""
     outputs = [tensor.name for tensor in graph.outputs]
     given = "all hooks" if outputs == list(hooks) else ", ".join(outputs)
     return f"{', '.join(tensor.name for tensor in graph.inputs)} -> {given}"

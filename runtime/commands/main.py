@@ -11,8 +11,10 @@ from .console import new_parser, run
 from .doctor import doctor_command
 from .features import features_command
 from .inspect import inspect_command
+from .report.command import report_command
 from .reports import add_verify_options
 from .run import run_command
+from .text_columns import ROWS
 from .verify import verify_command
 
 DESCRIPTION = "Inspect, verify, run and time exported SAEs, without PyTorch."
@@ -53,6 +55,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(sub)
     add_verify_options(sub)
 
+    sub = add_command(
+        "report",
+        report_command,
+        "Verify an artifact, and write what it is and how its features fire as one HTML file without network.",
+    )
+    _add_artifact(sub)
+    sub.add_argument("target", help="HTML file to write")
+    sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    _add_device(sub)
+
     sub = add_command("run", run_command, "Run the SAE on a file of activations and write its hook tensors.")
     _add_artifact(sub)
     sub.add_argument("source", help=".npy file of activations, (..., d_in) or (..., n_heads, d_head)")
@@ -77,19 +89,40 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add_command(
         "features",
         features_command,
-        "Write the features that are on for each token to a Parquet file. After a stop, the same command goes on.",
+        "Write the features that are on for each token or text to a Parquet file. After a stop, the same command goes "
+        "on.",
     )
-    _add_artifact(sub)
-    sub.add_argument("source", help=".npy or Parquet file of activations")
+    _add_artifact(sub, help=f"{EITHER}; a host takes text")
+    sub.add_argument(
+        "source",
+        help=".npy or Parquet file of activations; for a host a file with a text on each line, or a Parquet file of "
+        "texts",
+    )
     sub.add_argument("target", help="Parquet file to write, with the columns indices, values and l0")
     some = sub.add_mutually_exclusive_group()
-    some.add_argument("--k", type=int, metavar="N", help="keep the N strongest features of each token")
+    some.add_argument("--k", type=int, metavar="N", help="keep the N strongest features of each row")
     some.add_argument("--all", action="store_true", help="keep all features that are on (the default)")
     sub.add_argument(
-        "--column", metavar="NAME", help="column of a Parquet file with the activations (default: the one with lists)"
+        "--column",
+        metavar="NAME",
+        help="column of a Parquet file with the activations or texts (default: the one with lists, or with strings)",
     )
     sub.add_argument(
         "--keep", nargs="+", default=[], metavar="NAME", help="columns of a Parquet file to copy (default: none)"
+    )
+    text = sub.add_argument_group("text, for a grafted host")
+    text.add_argument("--hook", metavar="NAME", help="hook of the SAE (default: the only one)")
+    text.add_argument(
+        "--rows",
+        choices=ROWS,
+        help="write a row for each text, with the largest activation of each feature over its tokens, or for each of "
+        "its tokens (default: texts)",
+    )
+    text.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="cut texts off after N tokens (default: refuse texts that are too long)",
     )
     sub.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     _add_device(sub)

@@ -1,4 +1,4 @@
-"""The progress bar of commands that run an SAE on a file of tokens."""
+"""The progress bar of commands that work on a file."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ from tqdm import tqdm
 
 
 @contextlib.contextmanager
-def token_progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that is called with the number of tokens done and the total, and moves a bar on a terminal."""
-    with tqdm(unit="token", unit_scale=True, disable=None) as bar:
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that is called with the number of units done and the total, and moves a bar on a terminal."""
+    with tqdm(unit=unit, unit_scale=True, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -52,7 +52,7 @@ class Outcome:
 
 
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that both `verify` commands have: the signature to ask for, and those of `report_command`."""
+    """Add the options that both `verify` commands have: the signature to ask for, and those of `run_verification`."""
     parser.add_argument(
         "--public-key",
         "--certificate",
@@ -70,7 +70,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def report_command(options: argparse.Namespace, verify: Callable[[], Report]) -> int:
+def run_verification(options: argparse.Namespace, verify: Callable[[], Report]) -> int:
     """Call `verify`, write its report in the format of the options, and return the exit code.
 
     JSON and JUnit documents are written when `verify` fails with an error, too; the error is raised in any case.
@@ -118,11 +118,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "path": _printable(outcome.path),
         "manifest_sha256": report.sha256 or None,
         "weights_sha256": artifact.manifest.files[artifact.manifest.weights].sha256 if artifact else None,
-        "judged_by": None
-        if not report.sha256
-        else "fidelity"
-        if artifact and not artifact.manifest.parity
-        else "parity",
+        "judged_by": _judged_by(report),
         "device": report.device or None,
         "tokens": report.tokens,
         "seconds": round(outcome.seconds, 3),
@@ -142,11 +138,11 @@ def _judged_by(report: Report) -> str | None:
 def as_junit(outcome: Outcome) -> ElementTree.Element:
     """Return an outcome as a test suite with a test case for each output of each graph."""
     report = outcome.report or Report("")
-    name = f"sae-artifact.{_in_xml(os.path.basename(os.path.abspath(outcome.path)))}"
+    name = f"sae-artifact.{in_xml(os.path.basename(os.path.abspath(outcome.path)))}"
     cases = [_case(f"{name}.{verdict.graph}", verdict.hook, verdict.failures, verdict) for verdict in report.verdicts]
     for graph, reason in report.skipped.items():
         cases.append(case := _case(name, graph))
-        ElementTree.SubElement(case, "skipped", message=_in_xml(reason))
+        ElementTree.SubElement(case, "skipped", message=in_xml(reason))
     if report.problems:
         cases.append(_case(name, "artifact", tuple(report.problems)))
     if outcome.report is None:
@@ -163,7 +159,7 @@ def as_junit(outcome: Outcome) -> ElementTree.Element:
     suite = ElementTree.SubElement(suites, "testsuite", {"name": name, **counts, "skipped": skipped})
     properties = ElementTree.SubElement(suite, "properties")
     for key, value in _facts(as_json(outcome)):
-        ElementTree.SubElement(properties, "property", name=key, value=_in_xml(value))
+        ElementTree.SubElement(properties, "property", name=key, value=in_xml(value))
     suite.extend(cases)
     return suites
 
@@ -212,7 +208,7 @@ def _number(errors: Errors | None, kind: str) -> float | None:
 
 
 def _case(group: str, name: str, failures: tuple[str, ...] = (), verdict: Verdict | None = None) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", {"classname": _in_xml(group), "name": _in_xml(name)})
+    case = ElementTree.Element("testcase", {"classname": in_xml(group), "name": in_xml(name)})
     if failures:
         _explain(ElementTree.SubElement(case, "failure", type="failure"), "\n".join(failures))
     if verdict is not None and verdict.errors and verdict.budget:
@@ -221,8 +217,8 @@ def _case(group: str, name: str, failures: tuple[str, ...] = (), verdict: Verdic
 
 
 def _explain(element: ElementTree.Element, text: str) -> None:
-    element.set("message", _in_xml(text.split("\n")[0]))
-    element.text = _in_xml(text)
+    element.set("message", in_xml(text.split("\n")[0]))
+    element.text = in_xml(text)
 
 
 def _printable(text: str) -> str:
@@ -230,6 +226,6 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _in_xml(text: str) -> str:
+def in_xml(text: str) -> str:
     r"""Return the text with `\xXX` for characters that XML cannot hold in any form."""
     return NOT_IN_XML.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -3,7 +3,7 @@
 import argparse
 
 from ..session.session import SAESession
-from .progress import token_progress
+from .progress import progress_bar
 from .stream import stream
 
 
@@ -11,7 +11,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Write the hook tensors of a file of activations."""
     with (
         SAESession(options.artifact, options.device, precision=options.precision) as session,
-        token_progress() as progress,
+        progress_bar("token") as progress,
     ):
         stream(
             session, options.source, options.target, options.hooks, options.batch, options.overwrite, progress,

@@ -1,7 +1,7 @@
 """Files of activations: `.npy` and Parquet."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,12 @@ from ..session.session import SAESession
 
 BATCH = 2048
 """Tokens that are read at a time."""
+
+NPY, PARQUET = b"\x93NUMPY", b"PAR1"
+"""The first bytes of the files."""
+
+COLUMNS = ("indices", "values", "l0")
+"""The columns of the features."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,16 @@ def open_source(path: Path, session: SAESession, column: str | None, keep: tuple
         what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"
         raise InputError(f"{path} {what}. Give a .npy or a Parquet file of activations.")
     with path.open("rb") as file:
-        is_parquet = file.read(4) == b"PAR1"
-    if is_parquet:
+        start = file.read(len(NPY))
+    if start.startswith(PARQUET):
         return _open_parquet(path, session, column, keep)
     if column is not None or keep:
         raise InputError(f"{path} is not a Parquet file, so it does not have columns. Leave out --column and --keep.")
+    if start != NPY:
+        raise InputError(
+            f"{path} is neither a .npy file nor a Parquet file. An SAE takes activations; texts need the folder of a "
+            "grafted host."
+        )
     x = map_array(path)
     lead = flat_shape(x.shape, session.cfg.d_in, session.cfg.hook_name, str(path))[:-1]
     x = as_rows(x, x.shape[len(lead) :])
@@ -62,12 +73,8 @@ def open_source(path: Path, session: SAESession, column: str | None, keep: tuple
 
 def _open_parquet(path: Path, session: SAESession, column: str | None, keep: tuple[str, ...]) -> Source:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise InputError(f"{path} is not a Parquet file that pyarrow reads: {error}") from error
+    file = open_parquet(path)
     schema = file.schema_arrow
     lists = [field.name for field in schema if pa.types.is_fixed_size_list(field.type) or pa.types.is_list(field.type)
              or pa.types.is_large_list(field.type)]  # fmt: skip
@@ -77,32 +84,78 @@ def _open_parquet(path: Path, session: SAESession, column: str | None, keep: tup
             "the activations with --column."
         )
     name = lists[0] if column is None else column
-    if missing := [each for each in (name, *keep) if each not in schema.names]:
-        raise InputError(f"{path} does not have a column {', '.join(missing)}; it has {', '.join(schema.names)}.")
+    check_columns(path, schema.names, name, keep, COLUMNS)
     if name not in lists:
         raise InputError(f"Column {name} of {path} is {schema.field(name).type}; activations are lists of numbers.")
-    if taken := {"indices", "values", "l0"} & {*keep}:
-        raise InputError(f"{', '.join(sorted(taken))} cannot be kept: the features take that name.")
-    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
 
     def blocks(start: int, stop: int) -> Iterator[tuple[Any, Array]]:
-        row, first = 0, 0
-        while first < len(counts) and row + counts[first] <= start:
-            row, first = row + counts[first], first + 1
-        groups = range(first, len(counts))
-        for batch in file.iter_batches(BATCH, row_groups=list(groups), columns=list(dict.fromkeys((name, *keep)))):
-            part = batch.slice(max(start - row, 0), max(0, min(stop, row + len(batch)) - max(start, row)))
-            if len(part):
-                x = _activations(part.column(name), row + max(start - row, 0), session, f"column {name} of {path}")
-                yield (part.select(list(keep)) if keep else None), x
-            row += len(batch)
-            if row >= stop:
-                break
+        for row, part in parquet_rows(file, (name, *keep), start, stop, BATCH):
+            x = _activations(part.column(name), row, session, f"column {name} of {path}")
+            yield (part.select(list(keep)) if keep else None), x
         if start == stop:
             kept = schema.empty_table().select(list(keep)) if keep else None
             yield kept, np.zeros((0, session.cfg.d_in), np.float32)
 
     return Source(file.metadata.num_rows, blocks)
+
+
+def open_parquet(path: Path) -> Any:
+    """Return an open `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        InputError: It is not a Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise InputError(f"{path} is not a Parquet file that pyarrow reads: {error}") from error
+
+
+def check_columns(path: Path, names: Sequence[str], column: str, keep: Sequence[str], own: Collection[str]) -> None:
+    """Check the columns that are read from a Parquet file.
+
+    Args:
+        path: The file.
+        names: The columns that it has.
+        column: The column whose features are computed.
+        keep: The columns to copy.
+        own: The columns of the features.
+
+    Raises:
+        InputError: The file does not have one of them, or features have a column of that name.
+    """
+    if missing := [each for each in (column, *keep) if each not in names]:
+        raise InputError(f"{path} does not have a column {', '.join(missing)}; it has {', '.join(names)}.")
+    if taken := {*own} & {*keep}:
+        raise InputError(f"{', '.join(sorted(taken))} cannot be kept: the features take that name.")
+
+
+def parquet_rows(file: Any, columns: Sequence[str], start: int, stop: int, most: int) -> Iterator[tuple[int, Any]]:
+    """Yield rows of a Parquet file, at most some at a time, each time with the number of the first one.
+
+    Args:
+        file: The `pyarrow.parquet.ParquetFile`.
+        columns: The columns to read; one that is named twice is read once.
+        start: The first row.
+        stop: The row after the last one.
+        most: Largest number of rows at a time.
+    """
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    row, first = 0, 0
+    while first < len(counts) and row + counts[first] <= start:
+        row, first = row + counts[first], first + 1
+    groups = list(range(first, len(counts)))
+    for batch in file.iter_batches(most, row_groups=groups, columns=list(dict.fromkeys(columns))):
+        if row >= stop:
+            break
+        before = max(start - row, 0)
+        part = batch.slice(before, max(0, min(stop, row + len(batch)) - max(start, row)))
+        if len(part):
+            yield row + before, part
+        row += len(batch)
 
 
 def _activations(column: Any, row: int, session: SAESession, source: str) -> Array:

@@ -3,11 +3,11 @@
 import argparse
 
 from ..hosts.verify import verify
-from .reports import report_command
+from .reports import run_verification
 
 
 def verify_command(options: argparse.Namespace) -> int:
     """Write the verdicts on every graph that runs on the device; return 1 if any of them fails."""
-    return report_command(
+    return run_verification(
         options, lambda: verify(options.artifact, options.device, options.precision, public_key=options.public_key)
     )

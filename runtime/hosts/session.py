@@ -99,6 +99,19 @@ class HostSession:
         """The hooks whose SAE is attached for the caller, and whether its error term is on."""
         return dict(self._attachments.current().attached)
 
+    def only_hook(self, hook: str | None = None) -> str:
+        """Return a hook that has an SAE: the given one, or the only one there is.
+
+        Raises:
+            UnknownHookError: No SAE was grafted at this hook; it is a KeyError.
+            InputError: None is given, and there are several.
+        """
+        if hook is None and len(self.hook_names) > 1:
+            raise InputError(f"This host has several SAEs; choose one (hook=, --hook) of {', '.join(self.hook_names)}.")
+        name = self.hook_names[0] if hook is None else hook
+        self._attachments.chosen([name], None)
+        return name
+
     def sae(self, hook: str) -> SAESession:
         """Return the session of the SAE at a hook; it is closed with this session.
 
@@ -328,7 +341,7 @@ class HostSession:
         with self._attachments.block(self._steered(edits, use_error_term)):
             yield self
 
-    def encode(self, feeds: Any) -> dict[str, Array]:
+    def encode(self, feeds: Any, hooks: Hooks | None = None) -> dict[str, Array]:
         """Return the activations of the features at every hook, `<hook>.hook_sae_acts_post`, by hook.
 
         They are 0 at masked positions. Without attached SAEs the graph `features` computes them, which ends behind the
@@ -337,11 +350,15 @@ class HostSession:
 
         Args:
             feeds: As for `__call__`.
+            hooks: The hooks; None for all.
 
         Raises:
+            UnknownHookError: No SAE was grafted at one of the hooks; it is a KeyError.
             InputError: As for `__call__`, as is `ArtifactError`.
         """
-        return self._runner.features(self._feeds(feeds), self._attachments.current(), self.hook_names)
+        names = self.hook_names if hooks is None else _as_hooks(hooks)
+        self._attachments.chosen(names, None)
+        return self._runner.features(self._feeds(feeds), self._attachments.current(), names)
 
     def top_features(self, feeds: Any, hook: str | None = None, k: int = 10) -> TopFeatures[Array]:
         """Return the k strongest features of each token at a hook: indices and values, `(..., k)`, and l0, `(...)`.
@@ -357,10 +374,7 @@ class HostSession:
             UnknownHookError: No SAE was grafted at this hook; it is a KeyError.
             InputError: As for `__call__`; also k is out of range, or the hook is left out and there are several.
         """
-        if hook is None and len(self.hook_names) > 1:
-            raise InputError(f"This host has several SAEs; choose one with hook=, of {', '.join(self.hook_names)}.")
-        name = self.hook_names[0] if hook is None else hook
-        self._attachments.chosen([name], None)
+        name = self.only_hook(hook)
         d_sae = self.host.saes[name].manifest.sae.d_sae
         k = as_integer("k", k, 1, d_sae, most_is="d_sae = ")
         acts = self._runner.features(self._feeds(feeds), self._attachments.current(), [name])[name]

@@ -1,6 +1,7 @@
 """Text as the inputs of a host, with the package `tokenizers` and the `tokenizer.json` of the folder."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,23 @@ from .folder import GraftedHost
 from .names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS, TOKENIZER
 
 RIGHT, LEFT = "right", "left"
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """The tokens of a text.
+
+    Attributes:
+        ids: Their ids.
+        type_ids: Which of two sentences each belongs to, as BERT counts them.
+        is_special: Whether each was added by the tokenizer, such as [CLS].
+        spans: Start and end of each in the text, in Unicode code points; 0 and 0 for those that were added.
+    """
+
+    ids: Sequence[int]
+    type_ids: Sequence[int]
+    is_special: Sequence[bool]
+    spans: Sequence[tuple[int, int]]
 
 
 class Tokenizer:
@@ -63,6 +81,21 @@ class Tokenizer:
         texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence) else []
         if not texts or isinstance(text, bytes) or not all(isinstance(one, str) for one in texts):
             raise InputError(f"The text is {text!r}; it must be a str, or a list of one str or more.")
+        encoded = self.encode_each(texts, max_length)
+        if not all(each.ids for each in encoded):
+            raise InputError("A text has no tokens. Leave it out.")
+        return self.pad(encoded, side)
+
+    def encode_each(self, texts: list[str], max_length: int | None = None) -> list[EncodedText]:
+        """Return the tokens of each text, which may be none.
+
+        Args:
+            texts: The texts.
+            max_length: As for `encode`.
+
+        Raises:
+            InputError: As for `encode`.
+        """
         if max_length is not None:
             max_length = as_integer("max_length", max_length, 1, hint=", or None to keep every token")
         try:
@@ -71,17 +104,22 @@ class Tokenizer:
             raise InputError(f"The text cannot be tokenized: {error}") from None
         if max_length is not None:
             encodings = [self._shortened(encoding, max_length) for encoding in encodings]
-        for encoding in encodings:
-            if not len(encoding.ids):
-                raise InputError("A text has no tokens. Leave it out.")
-        longest = max(len(encoding.ids) for encoding in encodings)
-        for encoding in encodings:
-            encoding.pad(longest, direction=side, pad_id=self._pad)
-        columns = {INPUT_IDS: "ids", ATTENTION_MASK: "attention_mask", TOKEN_TYPE_IDS: "type_ids"}
-        return {
-            name: np.array([getattr(encoding, column) for encoding in encodings], np.int64)
-            for name, column in columns.items()
-        }
+        return [
+            EncodedText(each.ids, each.type_ids, list(map(bool, each.special_tokens_mask)), each.offsets)
+            for each in encodings
+        ]
+
+    def pad(self, encoded: Sequence[EncodedText], side: str = RIGHT) -> dict[str, Array]:
+        """Return what `encode` returns, for texts whose tokens are known."""
+        shape = len(encoded), max(len(each.ids) for each in encoded)
+        arrays = {INPUT_IDS: np.full(shape, self._pad, np.int64), ATTENTION_MASK: np.zeros(shape, np.int64),
+                  TOKEN_TYPE_IDS: np.zeros(shape, np.int64)}  # fmt: skip
+        for row, each in enumerate(encoded):
+            n = len(each.ids)
+            place = slice(n) if side == RIGHT else slice(shape[1] - n, None)
+            for name, values in ((INPUT_IDS, each.ids), (ATTENTION_MASK, 1), (TOKEN_TYPE_IDS, each.type_ids)):
+                arrays[name][row, place] = values
+        return arrays
 
     def _shortened(self, encoding: Any, max_length: int) -> Any:
         """Return an encoding without special tokens, cut off so that it has at most `max_length` with them."""

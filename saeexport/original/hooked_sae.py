@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from runtime.arrays.arguments import as_integer
+from runtime.artifact.labels import Labels
 from runtime.errors import InputError
 from runtime.session.batch import flat_shape
 
@@ -126,6 +127,7 @@ class HookedSAE(HookedRootModule):
     Config: ClassVar[type[HookedSAEConfig]] = HookedSAEConfig
     cfg: Any  # an instance of `Config`
     provenance: dict[str, str]  # how its checkpoint was read; the exporter adds it to the manifest's
+    labels: Labels | None = None  # of its features, if it was read from an artifact; the exporter stores them
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter

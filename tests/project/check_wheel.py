@@ -56,6 +56,7 @@ def main() -> None:
              python, "-m", "build", "--wheel", "--no-isolation", "--outdir", outside / "again", outside / "source"),
             ("runtime doctor", python, "-m", "runtime", "doctor", artifact),
             ("runtime verify", python, "-m", "runtime", "verify", artifact, "--device", "cpu"),
+            ("runtime report", python, "-m", "runtime", "report", artifact, "report.html", "--device", "cpu"),
             ("saeexport inspect", python.with_name("saeexport"), "inspect", artifact),
             ("install pytest", *install, *options.pip, "pytest>=8"),
             ("the pytest plugin", python, "-m", "pytest", f"--sae-artifact={artifact}", "--sae-device=cpu"),

@@ -1,10 +1,11 @@
-"""Artifacts, whose weights file is the state dict of the HookedSAE that was exported."""
+"""Artifacts, whose weights file is the state dict of the HookedSAE that was exported, with its labels."""
 
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from runtime.artifact.folder import read_artifact
+from runtime.artifact.labels import LABELS
 from runtime.artifact.manifest import CUSTOM, INT8, MANIFEST
 from runtime.errors import CheckpointError
 
@@ -16,6 +17,7 @@ from ..request import RECORDED, Request
 
 CONFIG = MANIFEST
 WEIGHTS = "weights.safetensors"
+BESIDE = (LABELS,)
 
 TITLE = "artifact"
 NAME = f"an artifact, a folder with {MANIFEST}"
@@ -31,7 +33,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """Return the HookedSAE of an artifact.
 
     Raises:
-        ArtifactError: The manifest or the weights are damaged.
+        ArtifactError: The manifest, the weights or the labels are damaged.
         CheckpointError: The weights are int8, those of a custom class, or do not fit the config.
     """
     artifact = read_artifact(path)
@@ -62,4 +64,5 @@ def read(path: Path, request: Request) -> HookedSAE:
     }
     original = build(sae.architecture, config, load_file(weights), str(weights))
     original.provenance |= {k: v for k, v in artifact.manifest.provenance.items() if k.startswith(RECORDED)}
+    original.labels = artifact.read_labels() or None
     return original

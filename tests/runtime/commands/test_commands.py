@@ -19,6 +19,8 @@ from saeexport.cli import main as saeexport
 from tests.support.commands import said
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 
+COMMANDS = ("inspect", "verify", "report", "run", "features", "bench", "doctor")
+
 
 @pytest.fixture
 def checkpoint(tmp_path):
@@ -67,7 +69,7 @@ def test_inspect_says_how_many_tokens_were_left_out_and_names_the_model(monkeypa
     assert "neuronpedia" not in plain
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["verify"], ["run"], ["bench"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_explains_every_option_in_80_columns(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
@@ -76,7 +78,7 @@ def test_help_explains_every_option_in_80_columns(capsys, monkeypatch, command):
     assert max(map(len, text.splitlines())) <= 80
     if not command:
         assert "2    the command could not be carried out" in text
-        assert all(f"\n    {name} " in text for name in ("inspect", "verify", "run", "bench", "doctor"))
+        assert all(f"\n    {name} " in text for name in COMMANDS)
     if command == ["bench"]:
         assert "numbers of tokens per call (default: 1 8 64 512)" in " ".join(text.split())
 

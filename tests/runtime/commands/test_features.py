@@ -186,7 +186,11 @@ WRONG = {
     "column of npy": (lambda path: npy(path.with_suffix(".npy"), normal(4, 6)), {"column": "a"}, "not a Parquet file"),
     "missing": (lambda path: path, {}, "x does not exist"),
     "FIFO": (lambda path: os.mkfifo(path) or path, {}, "x is not an ordinary file"),
-    "other": (lambda path: path.write_text("text") and path, {}, "not a .npy file"),
+    "other": (
+        lambda path: path.write_text("text") and path,
+        {},
+        "neither a .npy file nor a Parquet file. An SAE",
+    ),
     "broken": (lambda path: path.write_bytes(b"PAR1" * 9) and path, {}, "not a Parquet file that pyarrow reads"),
     "k": (lambda path: parquet(path, normal(4, 6)), {"k": 17}, r"k is 17; it must lie in \[1, d_sae = 16\]"),
     "taken": (
@@ -204,6 +208,7 @@ def test_what_does_not_fit_is_refused_and_the_target_stays(session, tmp_path, wr
     with pytest.raises(InputError, match=message):
         write_columns(session, make(tmp_path / "x"), tmp_path / "f.parquet", overwrite=True, **options)
     assert (tmp_path / "f.parquet").read_text() == "old"
+    assert not (tmp_path / ".f.parquet.saeexport-parts").exists()
 
 
 def test_the_command(tmp_path, capsys):

@@ -185,7 +185,7 @@ def test_features_of_masked_positions_are_zero(host, grafted, feeds, mask):
         assert (top.indices[~mask] == -1).all()
         assert (top.l0 == (acts[hook] != 0).sum(-1)).all()
         assert (top.indices[mask][:, 0] == np.abs(acts[hook][mask]).argmax(-1)).all()
-    with pytest.raises(InputError, match=r"several SAEs; choose one with hook=, of blocks.0.hook_resid_post, "):
+    with pytest.raises(InputError, match=r"several SAEs; choose one \(hook=, --hook\) of blocks.0.hook_resid_post, "):
         host.top_features(feeds)
 
 
