@@ -1,8 +1,8 @@
 """Compares ways to write `model.onnx` for CUDA: the bytes that each moves, and its time.
 
     as_is   MatMul, then Add, as in the artifact. ONNX Runtime would fuse the two into a Gemm, which is disabled.
-    gemm    Gemm with the bias. ONNX Runtime's CUDA kernel first writes the bias to the whole `[tokens, d_sae]`, and then
-            lets the product read and overwrite it (beta = 1).
+    gemm    Gemm with the bias. ONNX Runtime's CUDA kernel first writes the bias to the whole `[tokens, d_sae]`, and
+            then lets the product read and overwrite it (beta = 1).
     rides   `[x - b_dec, 1, 0...] @ [W_enc; b_enc; 0...]`: the bias is a row of the matrix. Eight columns are added, so
             that the inner dimension stays a multiple of 8, as tensor cores require. `saeexport/graphs/passes/bias.py`
             writes this form for the CPU.
