@@ -20,7 +20,7 @@ export ORT_DISABLE_TELEMETRY := 1
 PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
-  test-onnxruntime-jetson clean
+  test-servers test-mlserver test-kserve test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
 	@.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -178,5 +178,20 @@ test-hosts: .venv-hosts/ready
 	  "transformers<4.58" optimum-onnx==0.1.0 onnxruntime-genai==0.11.4 onnxruntime
 	touch $@
 
+# Starts the real servers with a real SAE and checks their answers, refusals, limits and metrics. Each has an environment
+# of its own, without PyTorch, because their dependencies exclude each other.
+SERVERS := mlserver kserve
+
+test-servers: $(SERVERS:%=test-%)
+
+$(SERVERS:%=test-%): test-%: .venv-%/ready
+	.venv-$*/bin/python -m examples.$*.check
+
+$(SERVERS:%=.venv-%/ready): .venv-%/ready: pyproject.toml examples/%/requirements.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[metrics]" \
+	  --requirement examples/$*/requirements.txt
+	touch $@
+
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-mlserver .venv-kserve build

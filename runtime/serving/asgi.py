@@ -14,10 +14,11 @@ App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
-    """ASGI middleware that answers a request whose body is too large with 413, and does not read the rest of it.
+    """ASGI middleware that answers a request whose body is too large with 413.
 
-    The body is collected before the application sees it, so the application answers nothing else. Servers of JSON
-    collect it in any case.
+    The body is collected before the application sees it; servers of JSON collect it in any case. Of a body that is too
+    large, nothing is kept and no more than twice the limit is read: many clients read an answer only when they have
+    sent their request, and would otherwise find the connection closed.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html.
 
@@ -35,17 +36,19 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._most:
-            return await self._refuse(send)
-        body, more = bytearray(), True
-        while more:
+        refused = declared.isdigit() and int(declared) > self._most
+        body, size, more = bytearray(), 0, True
+        while more and size <= 2 * self._most:
             message = await receive()
             if message["type"] != "http.request":  # the client has gone
                 return None
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._most:
-                return await self._refuse(send)
+            part = message.get("body", b"")
+            size, more = size + len(part), message.get("more_body", False)
+            refused = refused or size > self._most
+            if not refused:
+                body += part
+        if refused:
+            return await self._refuse(send)
         messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def receive_again() -> Message:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from ..arrays.arguments import as_integer
 from ..arrays.dtypes import DTYPES, is_float
 from ..arrays.tensor import Array, as_given
+from ..artifact.contracts import FEATURES, STEER
+from ..artifact.manifest import TensorSpec
 from ..artifact.names import (
     FEATURE_HOOKS,
     FEATURE_IDS,
@@ -105,9 +107,16 @@ class Service:
         self._observe = observe
 
     @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of all outputs."""
-        return (*self.session.hook_names, *OF_FEATURES)
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors that a request may have, as the graphs describe them; `input` is needed."""
+        graphs = self.session.artifact.manifest.graphs
+        return tuple({spec.name: spec for graph in (STEER, FEATURES) for spec in graphs[graph].inputs}.values())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors that a request may ask for, as the graphs describe them."""
+        graphs = self.session.artifact.manifest.graphs
+        return (*graphs[STEER].outputs, *graphs[FEATURES].outputs)
 
     def warm_up(self, *requests: Sequence[str]) -> None:
         """Load the graphs of some requests, so that the first of them do not wait for it.
@@ -153,7 +162,7 @@ class Service:
     def _answer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         session, names = self.session, list(outputs) or [HOOK_ACTS_POST]
         _check_names("output", names, self.outputs)
-        _check_names("input", inputs, (INPUT, TARGET, K, *INTERVENTION))
+        _check_names("input", inputs, self.inputs)
         hooks = [name for name in names if name not in OF_FEATURES]
         wants_features = len(hooks) < len(names)
         needed = [INPUT, *([K] if wants_features else []), *(INTERVENTION if set(INTERVENTION) & set(inputs) else [])]
@@ -230,9 +239,10 @@ def http_status(error: BaseException) -> int:
     return BAD_REQUEST if isinstance(error, (InputError, UnknownHookError)) else FAILED
 
 
-def _check_names(what: str, given: Sequence[str] | Mapping[str, Array], known: Sequence[str]) -> None:
-    if unknown := [str(name) for name in given if name not in known]:
-        raise InputError(f"There is no {what} {', '.join(unknown)}; there are {', '.join(known)}.")
+def _check_names(what: str, given: Iterable[str], known: Sequence[TensorSpec]) -> None:
+    names = [spec.name for spec in known]
+    if unknown := [str(name) for name in given if name not in names]:
+        raise InputError(f"There is no {what} {', '.join(unknown)}; there are {', '.join(names)}.")
 
 
 def _whole_number(array: Array) -> int:

@@ -39,7 +39,7 @@ def test_each_output_is_that_of_the_session(service, session, lead):
     x = normal(*lead, WIDTH)
     top = session.top_features(x, 4)
     expected = {**session.compute(x, HOOKS), "indices": top.indices, "values": top.values, "l0": top.l0}
-    assert service.outputs == tuple(expected)
+    assert [spec.name for spec in service.outputs] == list(expected)
     for names in (["l0"], HOOKS, ["values", "hook_sae_recons", "indices"], list(expected)):
         found = service.answer({"input": x, "k": np.array([4])}, names)
         assert list(found) == names
@@ -78,7 +78,11 @@ def test_the_target_of_a_transcoder_is_passed_on(tmp_path):
     ("inputs", "outputs", "message"),
     [
         ({}, [], "needs the input input; it has none"),
-        ({"input": normal(2, WIDTH), "x": normal(1)}, [], "no input x; there are input, target, k"),
+        (
+            {"input": normal(2, WIDTH), "x": normal(1)},
+            [],
+            "no input x; there are input, feature_ids",
+        ),
         ({"input": normal(2, WIDTH)}, ["hook_sae_middle"], "no output hook_sae_middle; there are hook_sae_input"),
         ({"input": normal(2, WIDTH)}, ["indices"], "needs the input k"),
         ({"input": normal(2, WIDTH), "k": np.array([1.5])}, ["indices"], "k is .* it must be one whole number"),
