@@ -20,7 +20,7 @@ export ORT_DISABLE_TELEMETRY := 1
 PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
-  test-servers test-mlserver test-kserve test-onnxruntime-jetson clean
+  test-servers test-mlserver test-kserve test-triton test-containers test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
 	@.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -180,7 +180,7 @@ test-hosts: .venv-hosts/ready
 
 # Starts the real servers with a real SAE and checks their answers, refusals, limits and metrics. Each has an environment
 # of its own, without PyTorch, because their dependencies exclude each other.
-SERVERS := mlserver kserve
+SERVERS := mlserver kserve triton containers
 
 test-servers: $(SERVERS:%=test-%)
 
@@ -194,4 +194,4 @@ $(SERVERS:%=.venv-%/ready): .venv-%/ready: pyproject.toml examples/%/requirement
 	touch $@
 
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-mlserver .venv-kserve build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* $(SERVERS:%=.venv-%) build

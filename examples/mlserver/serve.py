@@ -60,7 +60,11 @@ def main() -> None:
             },
         ),
     )
-    asyncio.run(Server(settings, options.max_bytes).start([model]))
+
+    async def serve() -> None:  # the server takes the signals of the event loop in which it is made
+        await Server(settings, options.max_bytes).start([model])
+
+    asyncio.run(serve())
 
 
 if __name__ == "__main__":
