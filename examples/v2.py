@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ class JsonClient:
             for name, array in inputs.items()
         ]  # fmt: skip
         answer = self.post(json.dumps({"inputs": tensors, "outputs": [{"name": name} for name in outputs]}).encode())
-        return {
+        found = {
             tensor["name"]: array_of(tensor["name"], tensor["datatype"], tensor["shape"], tensor["data"])
             for tensor in answer["outputs"]
         }
+        return {name: found[name] for name in outputs} if set(outputs) == set(found) else found  # in their order
 
     def post(self, body: bytes) -> Any:
         """Return the answer to a body.
@@ -138,14 +140,32 @@ def check_answers(client: Client, how: str, graphs: Sequence[str] = GRAPHS) -> N
          f"({requests} requests of {report.tokens} tokens, {seconds / requests:.2f} s each)")  # fmt: skip
 
 
-def check_refusals(client: Client, how: str, max_tokens: int, statuses: Mapping[str, int | str]) -> None:
+@dataclass(frozen=True)
+class Refusals:
+    """How a server refuses requests.
+
+    Attributes:
+        wrong: Status of a request that is wrong.
+        large: Status of one that is too large.
+        own: Whether the server has checks of its own, with other messages.
+    """
+
+    wrong: int | str
+    large: int | str
+    own: bool = False
+
+
+JSON_REFUSALS, GRPC_REFUSALS = Refusals(400, 413), Refusals("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
+
+
+def check_refusals(client: Client, how: str, max_tokens: int, refusals: Refusals) -> None:
     """Check that wrong requests are refused with the right status, and that the server goes on.
 
     Args:
         client: Sends the requests.
         how: Name of the protocol, to be printed.
         max_tokens: The largest number of tokens that the server takes.
-        statuses: Statuses of a request that is wrong ("wrong") and of one that is too large ("large").
+        refusals: How they must be refused.
     """
     cfg = read_artifact(ARTIFACT).manifest.sae
     x, hook = golden_inputs()[:2], ["hook_sae_acts_post"]
@@ -166,8 +186,9 @@ def check_refusals(client: Client, how: str, max_tokens: int, statuses: Mapping[
          "answer would have"),
     ]  # fmt: skip
     wrong[8][1]["k"] = np.array([1])
-    for what, inputs, outputs, status, text in wrong:
-        expect_refusal(client, what, inputs, outputs, statuses[status], text)
+    for what, inputs, outputs, kind, text in wrong:
+        is_own = refusals.own and kind == "wrong"
+        expect_refusal(client, what, inputs, outputs, getattr(refusals, kind), "" if is_own else text)
     client({"input": x}, hook)
     done(f"{how}: {len(wrong)} wrong requests are refused with their status, and the next one is answered")
 
@@ -185,8 +206,8 @@ def expect_refusal(
         fail(f"{what}: the server answered it")
 
 
-def check_bodies(client: JsonClient, max_bytes: int) -> None:
-    """Check that bodies that are not requests, or are too large, are refused."""
+def check_bodies(client: JsonClient, max_bytes: int | None, statuses: range = range(400, 500)) -> None:
+    """Check that bodies that are not requests, or are larger than `max_bytes`, are refused."""
     bodies = {
         "not JSON": b'{"inputs": [{"na',
         "not UTF-8": b"\xff\xfe",
@@ -196,41 +217,52 @@ def check_bodies(client: JsonClient, max_bytes: int) -> None:
         "a shape that does not fit": b'{"inputs": [{"name": "input", "datatype": "FP32", "shape": [9], "data": [1]}]}',
         "deep nesting": b"[" * 100_000,
     }
+    if max_bytes is not None:
+        bodies["too large"] = b" " * (max_bytes + 1)
     for what, body in bodies.items():
         try:
             client.post(body)
         except RefusedError as error:
-            if not (isinstance(error.status, int) and 400 <= error.status < 500):
-                fail(f"{what}: the server answered {error}")
+            if not (error.status == 413 if what == "too large" else error.status in statuses):
+                fail(f"a body that is {what}: the server answered {error}")
         else:
-            fail(f"{what}: the server answered it")
-    try:
-        client.post(b" " * (max_bytes + 1))
-    except RefusedError as error:
-        if error.status != 413:
-            fail(f"a body of {max_bytes + 1} bytes: the server answered {error}")
-    else:
-        fail(f"a body of {max_bytes + 1} bytes: the server answered it")
+            fail(f"a body that is {what}: the server answered it")
     client({"input": golden_inputs()[:1]}, ["hook_sae_output"])
-    done(f"JSON: {len(bodies)} bodies that are no requests, and one above the limit, are refused")
+    done(f"JSON: {len(bodies)} bodies that are no requests or too large are refused")
 
 
-def check_metrics(url: str, client: Client, max_tokens: int) -> None:
-    """Check that each metric changes by what a few requests amount to."""
+COUNTED = {
+    'sae_requests_total{code="200",model="sae"}': 1,
+    'sae_requests_total{code="400",model="sae"}': 1,
+    'sae_requests_total{code="413",model="sae"}': 1,
+    'sae_request_seconds_count{model="sae"}': 3,
+}
+"""What `runtime.serving.metrics` counts of three requests: one is answered, one is wrong, and one is too large."""
+
+
+def check_metrics(
+    url: str, client: Client, max_tokens: int, refusals: Refusals, counted: Mapping[str, float] = COUNTED
+) -> None:
+    """Check that each metric changes by what a few requests amount to.
+
+    Args:
+        url: Page of the metrics.
+        client: Sends the requests.
+        max_tokens: The largest number of tokens that the server takes.
+        refusals: How the server refuses requests.
+        counted: By how much the metrics that count requests must change.
+    """
     x = golden_inputs()[:7].copy()
     l0 = client({"input": x, "k": np.array([1])}, ["l0"])["l0"]
     before = scrape(url)
     x[3, 5] = np.nan
     client({"input": x}, ["hook_sae_acts_post"])
-    expect_refusal(client, "wrong", {"input": x[:, 1:]}, [], *_refused(client, "wrong"))
+    expect_refusal(client, "another width", {"input": x[:, 1:]}, ["hook_sae_acts_post"], refusals.wrong, "")
     too_many = np.zeros((max_tokens + 1, x.shape[1]), np.float32)
-    expect_refusal(client, "large", {"input": too_many}, [], *_refused(client, "large"))
+    expect_refusal(client, "too many tokens", {"input": too_many}, ["hook_sae_acts_post"], refusals.large, "")
     after = scrape(url)
     expected = {
-        'sae_requests_total{code="200",model="sae"}': 1,
-        'sae_requests_total{code="400",model="sae"}': 1,
-        'sae_requests_total{code="413",model="sae"}': 1,
-        'sae_request_seconds_count{model="sae"}': 3,
+        **counted,
         'sae_tokens_total{model="sae"}': 7,
         'sae_not_finite_tokens_total{model="sae"}': 1,
         'sae_l0_count{model="sae"}': 6,
@@ -241,11 +273,6 @@ def check_metrics(url: str, client: Client, max_tokens: int) -> None:
         fail(f"the metrics changed by {changed}; expected {expected}")
     mean = after['sae_l0_sum{model="sae"}'] / after['sae_l0_count{model="sae"}']
     done(f"metrics: requests, tokens, latency, L0 (mean {mean:.1f}) and rows with NaN are counted")
-
-
-def _refused(client: Client, kind: str) -> tuple[int | str, str]:
-    statuses = {"wrong": (400, "INVALID_ARGUMENT"), "large": (413, "RESOURCE_EXHAUSTED")}[kind]
-    return statuses[isinstance(client, GrpcClient)], "this service takes" if kind == "large" else "this SAE takes"
 
 
 def scrape(url: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from examples.v2 import (
     ARTIFACT,
+    JSON_REFUSALS,
     JsonClient,
     check_answers,
     check_bodies,
@@ -33,8 +34,8 @@ def main() -> None:
         check_listens_here_only(ports)
         client = JsonClient(url)
         check_answers(client, "JSON")
-        check_refusals(client, "JSON", MAX_TOKENS, {"wrong": 400, "large": 413})
-        check_metrics(f"{url}/metrics", client, MAX_TOKENS)
+        check_refusals(client, "JSON", MAX_TOKENS, JSON_REFUSALS)
+        check_metrics(f"{url}/metrics", client, MAX_TOKENS, JSON_REFUSALS)
         check_bodies(client, MAX_BYTES)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from examples.v2 import (
     ARTIFACT,
+    GRPC_REFUSALS,
+    JSON_REFUSALS,
     GrpcClient,
     JsonClient,
     check_answers,
@@ -36,13 +38,10 @@ def main() -> None:
     with running(command, f"http://127.0.0.1:{http}/v2/health/ready"):
         check_listens_here_only(ports)
         by_json, by_grpc = JsonClient(f"http://127.0.0.1:{http}"), GrpcClient(f"127.0.0.1:{grpc}")
-        for client, how, wrong, large in (
-            (by_json, "JSON", 400, 413),
-            (by_grpc, "gRPC", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"),
-        ):
+        for client, how, refusals in ((by_json, "JSON", JSON_REFUSALS), (by_grpc, "gRPC", GRPC_REFUSALS)):
             check_answers(client, how)
-            check_refusals(client, how, MAX_TOKENS, {"wrong": wrong, "large": large})
-            check_metrics(f"http://127.0.0.1:{metrics}/metrics", client, MAX_TOKENS)
+            check_refusals(client, how, MAX_TOKENS, refusals)
+            check_metrics(f"http://127.0.0.1:{metrics}/metrics", client, MAX_TOKENS, refusals)
         check_bodies(by_json, MAX_BYTES)
         message = np.zeros((MAX_BYTES // 4 // 384 + 1, 384), np.float32)
         expect_refusal(by_grpc, "a large message", {"input": message}, [], "RESOURCE_EXHAUSTED", "larger than max")
