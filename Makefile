@@ -20,7 +20,8 @@ export ORT_DISABLE_TELEMETRY := 1
 PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
-  test-servers test-mlserver test-kserve test-triton test-containers test-onnxruntime-jetson clean
+  test-servers test-mlserver test-kserve test-triton test-containers test-batch \
+  test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
 	@.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -178,9 +179,10 @@ test-hosts: .venv-hosts/ready
 	  "transformers<4.58" optimum-onnx==0.1.0 onnxruntime-genai==0.11.4 onnxruntime
 	touch $@
 
-# Starts the real servers with a real SAE and checks their answers, refusals, limits and metrics. Each has an environment
-# of its own, without PyTorch, because their dependencies exclude each other.
-SERVERS := mlserver kserve triton containers
+# Starts real servers with a real SAE and checks their answers, refusals, limits and metrics; installs and runs what is in
+# the container files; and runs the same job in one process, Ray and Spark. Each has an environment of its own, without
+# PyTorch, because their dependencies exclude each other.
+SERVERS := mlserver kserve triton containers batch
 
 test-servers: $(SERVERS:%=test-%)
 
