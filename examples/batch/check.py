@@ -2,8 +2,8 @@
 
     python -m examples.batch.check
 
-Each engine runs on two inputs of different size. The difference of the times tells the cost of a row; what does not depend on
-the rows, such as the start of workers, cancels.
+Each engine runs on two inputs of different size. The difference of the times tells the cost of a row; what does not
+depend on the rows, such as the start of workers, cancels.
 """
 
 import itertools
