@@ -40,7 +40,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        SAESession(options.artifact, options.device).close()
+        SAESession(options.artifact, options.device, threads=options.threads).close()
+        Limits(options.max_tokens, options.max_bytes)
     except SAEError as error:  # MLServer would log it and exit with 0
         sys.exit(f"error: {error}")
     settings = Settings(
