@@ -5,6 +5,7 @@
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make docs   the documentation as a site in site/, its tables from the latest measurements
+# make example-services  real servers, containers and clusters, started and checked
 # make gpu    on a machine with an NVIDIA GPU: all tests that need it, and the GPU benchmark
 #
 # Each target creates the environments that it needs. PYTHON sets the interpreter (3.10 or later).
@@ -20,6 +21,7 @@ export ORT_DISABLE_TELEMETRY := 1
 PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
+  example-services example-mlserver example-kserve example-triton example-containers example-batch \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -178,5 +180,30 @@ test-hosts: .venv-hosts/ready
 	  "transformers<4.58" optimum-onnx==0.1.0 onnxruntime-genai==0.11.4 onnxruntime
 	touch $@
 
+# Starts real servers with a real SAE and checks their answers, refusals, limits and metrics; installs and runs what is in
+# the container files; and runs the same job in one process, Ray and Spark. Each has an environment of its own, without
+# PyTorch, whose versions are in its requirements.txt, because their dependencies exclude each other.
+SERVICES := mlserver kserve triton containers batch
+
+example-services: $(SERVICES:%=example-%)
+
+CHECK = $(<D)/bin/python -m $(@:example-%=examples.%).check
+example-mlserver: .venv-example-mlserver/ready
+	$(CHECK)
+example-kserve: .venv-example-kserve/ready
+	$(CHECK)
+example-triton: .venv-example-triton/ready
+	$(CHECK)
+example-containers: .venv-example-containers/ready
+	$(CHECK)
+example-batch: .venv-example-batch/ready
+	$(CHECK)
+
+$(SERVICES:%=.venv-example-%/ready): .venv-example-%/ready: pyproject.toml examples/%/requirements.txt
+	$(PYTHON) -m venv --clear .venv-example-$*
+	.venv-example-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[metrics]" \
+	  --requirement examples/$*/requirements.txt
+	touch $@
+
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* build

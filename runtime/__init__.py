@@ -12,6 +12,7 @@ from .errors import (
     HubError,
     InputError,
     IntegrityError,
+    LimitError,
     ManifestError,
     ParityError,
     ProviderError,
@@ -23,6 +24,7 @@ from .hosts.folder import GraftedHost, read_host
 from .hosts.output import HostOutput
 from .hosts.session import HostSession
 from .hosts.verify import assert_parity, verify
+from .parity.outputs import verify_outputs
 from .parity.report import Report, Verdict
 from .session.features import TopFeatures
 from .session.hooks import HookPoint
@@ -50,6 +52,7 @@ __all__ = [
     "Intervention",
     "Label",
     "Labels",
+    "LimitError",
     "Manifest",
     "ManifestError",
     "ParityError",
@@ -69,4 +72,5 @@ __all__ = [
     "read_artifact",
     "read_host",
     "verify",
+    "verify_outputs",
 ]

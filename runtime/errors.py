@@ -9,6 +9,7 @@ SAEError
 |   |-- IntegrityError       a file is missing, truncated, changed, or from another export
 |   `-- SignatureError       the artifact does not have the signature that was asked for
 |-- InputError               an array or option has a shape, dtype or value that is not accepted
+|   `-- LimitError           a request is larger than a service accepts
 |-- UnknownHookError         a name is not that of a hook
 |-- ProviderError            the requested device cannot run the SAE
 |-- HubError                 a repository on the Hugging Face Hub cannot be read or written
@@ -50,6 +51,10 @@ class InputError(SAEError, ValueError, RuntimeError):
     It is a `ValueError`, and also a `RuntimeError`, which PyTorch raises for the same mistakes: code written for the
     PyTorch original still catches it.
     """
+
+
+class LimitError(InputError):
+    """A request is larger than a service accepts."""
 
 
 class UnknownHookError(SAEError, KeyError):

@@ -12,6 +12,7 @@ from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import INT8
 from runtime.artifact.signature import SIGNATURE
 from runtime.commands.console import new_parser, run
+from runtime.commands.package import PACKAGE, add_package_options
 from runtime.commands.reports import add_verify_options, run_verification
 from runtime.errors import SAEError
 from runtime.parity.fidelity import describe_fidelity
@@ -129,6 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--overwrite", action="store_true", help="replace a signature that is there")
 
+    add_package_options(commands.add_parser("package", help=PACKAGE, description=PACKAGE))
     add_graft_command(commands)
     add_locate_command(commands)
 

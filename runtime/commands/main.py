@@ -11,6 +11,7 @@ from .console import new_parser, run
 from .doctor import doctor_command
 from .features import features_command
 from .inspect import inspect_command
+from .package import PACKAGE, add_package_options
 from .report.command import report_command
 from .reports import add_verify_options
 from .run import run_command
@@ -158,6 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--cuda-graph", action="store_true", help="on a GPU, capture the launches of each call size and replay them"
     )
     _add_device(sub)
+
+    add_package_options(commands.add_parser("package", help=PACKAGE, description=PACKAGE))
 
     sub = add_command("doctor", doctor_command, "Print which devices of this machine can run artifacts, or why not.")
     _add_artifact(sub, nargs="?", help="folder of one artifact to check each device for (default: any artifact)")

@@ -135,7 +135,8 @@ class Intervention:
         self._check_lead(acts_post.shape[:-1])
         scale, shift = self.scale.astype(acts_post.dtype), self.shift.astype(acts_post.dtype)
         edited = acts_post.copy()
-        edited[..., self.ids] = edited[..., self.ids] * scale + shift
+        with np.errstate(invalid="ignore", over="ignore"):  # of an activation that is infinite; a graph does not warn
+            edited[..., self.ids] = edited[..., self.ids] * scale + shift
         return edited
 
     def feeds(self, lead: tuple[int, ...], dtype: str) -> dict[str, TensorValue]:

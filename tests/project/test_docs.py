@@ -63,7 +63,7 @@ def test_pages_with_blocks_are_found():
     names = {name_of(page) for page in RUN}
     assert {"README.md", *(f"docs/{name}.md" for name in (
         "artifact", "columns", "custom-architecture", "exporting", "interventions", "other-languages", "parity",
-        "precision", "quickstart", "running", "verifying"))} == names  # fmt: skip
+        "precision", "quickstart", "running", "serving", "verifying"))} == names  # fmt: skip
 
 
 def test_a_block_that_prints_something_else_is_found(tmp_path):

@@ -13,6 +13,8 @@ OF_SIGNATURES = {"cryptography", "model_signing", "OpenSSL"}  # imported when a 
 OF_TABLES = {"pyarrow", "scipy"}  # imported when features are converted, or written to a table
 OF_FILES = {"signature.py": OF_SIGNATURES, "features.py": OF_TABLES, "columns.py": OF_TABLES, "sources.py": OF_TABLES}
 OF_FILES |= dict.fromkeys(("parts.py", "texts.py", "text_columns.py"), OF_TABLES)
+OF_FILES = {"signature.py": OF_SIGNATURES, "features.py": OF_TABLES, "columns.py": OF_TABLES, "sources.py": OF_TABLES,
+            "metrics.py": {"prometheus_client"}}  # fmt: skip
 FURTHER = {"commands": {"tqdm"}, "hub": {"huggingface_hub"}, "hosts": {"tokenizers"}}  # in these folders
 HEAVY = ("torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "saeexport")
 

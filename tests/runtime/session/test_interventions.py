@@ -290,3 +290,9 @@ def test_arrays_and_a_dict_are_equivalent():
     np.testing.assert_array_equal(output, TINY_SESSION.steer(x, {3: Clamp(2.0), 4: Add(0.5)})[0])
     output, _ = TINY_SESSION.steer(x, Intervention([], [], []))
     np.testing.assert_array_equal(output, TINY_SESSION(x))
+
+
+def test_edits_of_infinite_activations_do_not_warn(session):
+    x = np.full((2, 6), np.inf, np.float32)
+    with session.steering({3: Clamp(1.0)}):
+        assert np.isnan(session.encode(x)[:, 3]).all()  # 0 * infinity, as in the graph
