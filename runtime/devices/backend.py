@@ -27,6 +27,9 @@ class Backend(Protocol):
             files: Files of the artifact.
         """
 
+    def load_model(self, model: bytes) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a model with its parameters inside."""
+
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array, of any library, without a copy: its memory stays where it is.
 
@@ -59,7 +62,7 @@ class Backend(Protocol):
         """Return `array` on the device of `tensor`."""
 
     def release_session(self, session: ort.InferenceSession) -> None:
-        """Free what the backend keeps for a session that is no longer used."""
+        """Free what the backend keeps for a session that is no longer used. A finalizer may call it."""
 
     def close(self) -> None:
         """Free everything else. All sessions must have been released."""

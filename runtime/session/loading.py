@@ -114,13 +114,14 @@ class LoadedGraphs(abc.ABC):
             if not is_from_onnx_runtime(error):
                 raise
             checked()
-            raise ArtifactError(
-                f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
-            ) from error
+            raise self._cannot_load(path, error) from error
         checked()
         self._held.check_unchanged()  # since they were checked, too
         self._check_session(graph, session, path)
         return session
+
+    def _cannot_load(self, path: Path, error: Exception) -> ArtifactError:
+        return ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}")
 
     def _check_name(self, graph: str) -> None:
         """Check that the folder contains a graph.
