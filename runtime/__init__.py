@@ -29,6 +29,7 @@ from .session.hooks import HookPoint
 from .session.interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
 from .session.route import Plan
 from .session.session import SAESession
+from .session.watch import FeatureWatch
 
 __all__ = [
     "Ablate",
@@ -38,6 +39,7 @@ __all__ = [
     "Clamp",
     "Edit",
     "Example",
+    "FeatureWatch",
     "GraftedHost",
     "HookPoint",
     "HostOutput",

@@ -254,6 +254,6 @@ class _Cut:
 
     def _refuse(self, what: str) -> NoReturn:
         raise InputError(
-            f"The features of this {self._config.architecture} SAE cannot be computed one without the others: {what} of "
-            "its encoder may read them all. Use encode(x)[..., ids], or top_features(x, k) for the strongest."
+            f"The features of this {self._config.architecture} SAE cannot be computed one without the others: {what} "
+            "of its encoder may read them all. Use encode(x)[..., ids], or top_features(x, k) for the strongest."
         )

@@ -23,7 +23,7 @@ from ..devices.blocks import block_sizes, output_bytes
 from ..devices.options import Options
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import InputError, IntegrityError, SAEError
-from .loading import LoadedGraphs
+from .loading import LoadedGraphs, in_background
 from .route import smallest_graph, variant_of
 from .selection import Selection
 
@@ -97,8 +97,11 @@ class Graphs(LoadedGraphs):
         with self._lock:
             self.check_open()
             held = self._files.graphs[graph]
-            self._files.check_data()
-            model = select_features(held.content, held.path, self._files.parameters(graph), ids, self.manifest.sae)
+            checked = in_background(self._files.check_data)
+            try:
+                model = select_features(held.content, held.path, self._files.parameters(graph), ids, self.manifest.sae)
+            finally:
+                checked()
             self._files.check_unchanged()
             self._files.forget_pages()
             try:

@@ -107,7 +107,7 @@ class LoadedGraphs(abc.ABC):
         self._check_name(graph)
         path = self._held.graphs[graph].path
         # Reading the parameters for their sha256 takes about as long as loading them: both happen at once.
-        checked = _in_background(self._held.check_data)
+        checked = in_background(self._held.check_data)
         try:
             session = self._start(graph)
         except Exception as error:
@@ -154,7 +154,7 @@ class LoadedGraphs(abc.ABC):
         """Free everything else that the device keeps. All sessions were released."""
 
 
-def _in_background(check: Callable[[], object]) -> Callable[[], None]:
+def in_background(check: Callable[[], object]) -> Callable[[], None]:
     """Start a check in its own thread, and return a function that waits for it and raises its exception."""
     raised: list[BaseException] = []
 

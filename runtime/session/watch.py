@@ -1,6 +1,6 @@
 """Features that are watched: a model of their part of the encoder, which is all that a call runs."""
 
-from typing import Any, final, overload
+from typing import Any, NoReturn, final, overload
 
 from ..arrays.tensor import Array, TensorValue
 from ..errors import InputError
@@ -47,6 +47,14 @@ class FeatureWatch:
         graphs = self._graphs
         batch = Batch.of(x, graphs.manifest.sae, given=graphs.backend.import_array)
         return encode_selection(graphs, batch, self._selection, active_interventions(self._hooks))
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError("A FeatureWatch belongs to its session. Copy the session, and call its watch(ids).")
 
     def __repr__(self) -> str:
         return f"FeatureWatch({self.ids.tolist()})"
