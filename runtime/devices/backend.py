@@ -10,10 +10,8 @@ from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
 from ..artifact.manifest import GraphSpec
 from .cpu import CpuBackend
-from .cuda.backend import CudaBackend
 from .options import Options
 from .start import CPU, CUDA, Device
-from .tensorrt.backend import TensorRTBackend
 
 
 class Backend(Protocol):
@@ -74,5 +72,11 @@ def create_backend(
     """Return the backend that runs an artifact's graphs on a device, at most `block_tokens` tokens at a time."""
     if device.kind == CPU:
         return CpuBackend(options)
-    kind = CudaBackend if device.kind == CUDA else TensorRTBackend
-    return kind(device, options, artifact, files, block_tokens)
+    # A session on the CPU starts without these modules.
+    if device.kind == CUDA:
+        from .cuda.backend import CudaBackend
+
+        return CudaBackend(device, options, artifact, files, block_tokens)
+    from .tensorrt.backend import TensorRTBackend
+
+    return TensorRTBackend(device, options, artifact, files, block_tokens)

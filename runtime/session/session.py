@@ -14,7 +14,6 @@ from ..artifact.held import open_artifact
 from ..artifact.labels import LABELS, Labels
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
-from ..artifact.published import download_artifact
 from ..devices.blocks import block_sizes
 from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
@@ -163,6 +162,8 @@ class SAESession:
                 or huggingface_hub is not installed.
             ArtifactError: As for `SAESession`, as are `ProviderError` and `InputError`.
         """
+        from ..artifact.published import download_artifact  # only here, so that a session starts without it
+
         artifact = download_artifact(
             repo_id, revision=revision, subfolder=subfolder, token=token, signed=options.get("public_key") is not None
         )
