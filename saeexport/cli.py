@@ -27,6 +27,7 @@ from .grafting.graft_command import add_graft_command
 from .grafting.locate_command import add_locate_command
 from .labels import labels_of
 from .original.architectures import ARCHITECTURES
+from .original.selection import read_feature_ids
 from .proof.activations import read_activations
 from .proof.verify import verify
 from .signing import sign
@@ -85,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--labels", metavar="FILE",
         help="labels of the features: labels.json of an artifact, or what Neuronpedia exports (default: those of the "
         "checkpoint, if it is an artifact)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--features", metavar="FILE",
+        help="JSON file with a list of ids: export an SAE of these features alone (default: all features)",
     )  # fmt: skip
 
     text = (
@@ -188,10 +193,12 @@ def export_command(options: argparse.Namespace) -> int:
     head_shape = head_shape_of(sae.cfg.d_in, options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
     labels = labels_of(options.checkpoint) if options.labels is None else options.labels
+    features = None if options.features is None else read_feature_ids(options.features)
     was_signed = (Path(options.out) / SIGNATURE).exists()
     artifact = export(
         sae, options.out, activations, head_shape,
-        dtype=options.dtype, weights=options.weights, labels=labels, overwrite=options.overwrite,
+        dtype=options.dtype, weights=options.weights, labels=labels, features=features,
+        overwrite=options.overwrite,
     )  # fmt: skip
 
     manifest, measured = artifact.manifest, artifact.manifest.parity
