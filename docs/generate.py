@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.costs import export, graft, steer
+from benchmarks.costs import export, graft, steer, watch
 from benchmarks.cpu.__main__ import RESULTS as SPEED
 from benchmarks.losses import half, int8
 from benchmarks.report import tables
@@ -239,6 +239,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "graft": lambda: graft.table(results(graft.RESULTS)),
     "graft-measured": lambda: measured(graft.RESULTS, "make bench-graft"),
     "edits": lambda: steer.table(results(steer.RESULTS)["rows"]),
+    "watch": lambda: watch.table(results(watch.RESULTS)["rows"]),
+    "watch-measured": lambda: measured(watch.RESULTS, "make bench-watch"),
     "edits-measured": lambda: measured(steer.RESULTS, "make bench-steer"),
     "int8": lambda: int8.table(results(int8.RESULTS)),
     "int8-fidelity": int8_fidelity,
