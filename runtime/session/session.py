@@ -1,6 +1,7 @@
 """SAESession: a HookedSAE, run by ONNX Runtime, with the names, shapes and order of the PyTorch original."""
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -132,6 +133,7 @@ class SAESession:
         self._parameters: dict[str, Array] = {}
         self._labels: Labels | None = None
         self._watches: dict[bytes, FeatureWatch] = {}
+        self._watching = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -602,10 +604,11 @@ class SAESession:
             InputError: `x` has another shape or dtype than `__call__` takes, or as for `watch`.
         """
         key = as_feature_ids(ids, self.cfg.d_sae).tobytes()
-        watched = self._watches.pop(key, None) or self.watch(ids)
-        self._watches[key] = watched  # the last one, so that the first one is the one that was not used for longest
-        while len(self._watches) > KEPT_WATCHES:
-            self._watches.pop(next(iter(self._watches), key), None)
+        with self._watching:  # two threads that need the same features load them once
+            watched = self._watches.pop(key, None) or self.watch(ids)
+            self._watches[key] = watched  # the last one; the first one is the one that was not used for longest
+            if len(self._watches) > KEPT_WATCHES:
+                del self._watches[next(iter(self._watches))]
         return watched(x)
 
     def explain(self, names: Sequence[str] | None = None, tokens: int = 1, *, steered: bool = False) -> Plan:
