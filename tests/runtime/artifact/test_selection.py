@@ -120,6 +120,11 @@ def test_parameters_that_no_model_holds(monkeypatch):
         select(model_of(*TAKEN["bias"]))
 
 
+def test_parameters_of_another_sae_are_refused():
+    with pytest.raises(ArtifactError, match=r"graph.onnx is not an ONNX model: .*W is \(3, 5\), for 6 features"):
+        select(model_of(*TAKEN["bias"]), replace(CONFIG, d_sae=6))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(content):

@@ -6,19 +6,32 @@ import threading
 import weakref
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import Ablate, Add, Clamp, FeatureWatch, InputError, IntegrityError, SAEError, SAESession, Scale, Tensor
+from runtime import (
+    Ablate,
+    Add,
+    ArtifactError,
+    Clamp,
+    FeatureWatch,
+    InputError,
+    IntegrityError,
+    SAEError,
+    SAESession,
+    Scale,
+    Tensor,
+)
 from runtime.arrays.dtypes import widened
 from runtime.parity.golden import load_golden
 from runtime.parity.judge import judge
 from runtime.parity.proof import _follow, _GraphProof
 from runtime.session.session import KEPT_WATCHES
 from saeexport import HookedSAE, export
-from tests.support.breaking import edit_weight
+from tests.support.breaking import edit_weight, rewrite
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 from tests.support.simulated_cuda import DeviceArray, taken_by
 from tests.support.zoo import CASES, D_IN, D_SAE, sae_of
@@ -301,3 +314,14 @@ def test_weights_that_were_changed_are_refused(artifact):
         session.watch(IDS)
     with SAESession(artifact, "cpu", check_integrity=False) as session:
         assert session.watch(IDS)(normal(2, 6)).shape == (2, 4)
+
+
+def test_a_graph_that_onnx_runtime_refuses(artifact):
+    def change(path):
+        model = onnx.load_model(path, load_external_data=False)
+        model.opset_import[0].version = 99
+        path.write_bytes(model.SerializeToString())
+
+    rewrite(artifact, "acts.onnx", change)
+    with SAESession(artifact, "cpu") as session, pytest.raises(ArtifactError, match="cannot load .*acts.onnx on cpu"):
+        session.watch(IDS)
