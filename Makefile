@@ -20,7 +20,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
   example-services example-mlserver example-kserve example-triton example-containers example-batch \
   test-onnxruntime-jetson clean
 
@@ -92,6 +92,10 @@ bench: .venv/develop
 # Measures the cost of an intervention on features, compared with the clean pass.
 bench-steer: .venv/ready
 	.venv/bin/python -m benchmarks.costs.steer
+
+# Measures the cost of a few features that are watched, compared with all of them.
+bench-watch: .venv/ready
+	.venv/bin/python -m benchmarks.costs.watch
 
 # Measures the savings and the losses of int8 weights.
 bench-int8: .venv/ready

@@ -21,6 +21,7 @@ from .grafting.graft import graft
 from .grafting.search import locate
 from .labels import load_labels
 from .original.hooked_sae import HookedSAE, HookedSAEConfig
+from .original.selection import select_features
 from .proof.verify import assert_parity, verify
 from .signing import sign
 
@@ -45,6 +46,7 @@ __all__ = [
     "load",
     "load_labels",
     "locate",
+    "select_features",
     "sign",
     "verify",
 ]

@@ -32,6 +32,7 @@ from .original.dtypes import DTypeLike
 from .original.exportable import check_hooks, check_weights, config_of, in_dtype
 from .original.hooked_sae import HookedSAE
 from .original.running import dtype_of, to_bits
+from .original.selection import select_features, select_labels
 from .proof.activations import check_features, prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
 from .proof.truth import for_tf32, reference_of, run_in_tf32, steered_reference_of, typical_intervention
@@ -55,6 +56,7 @@ def export(
     dtype: DTypeLike | None = None,
     weights: str | None = None,
     labels: Labels | str | os.PathLike[str] | None = None,
+    features: Any = None,
     overwrite: bool = False,
 ) -> Artifact:
     """Export a HookedSAE to the folder `path` as a verified artifact, and return the artifact.
@@ -82,6 +84,10 @@ def export(
             an SAE cannot be loaded back from int8 weights.
         labels: Labels of the features, or a file that `saeexport.load_labels` reads. They are stored as `labels.json`.
             None takes those of a HookedSAE that `load` read from an artifact, `sae.labels`; `Labels(d_sae)` has none.
+        features: Ids of the features to export, a list or an array; None for all. The artifact is an SAE of its own
+            that consists of these features (`select_features`), for guardrails and probes: a few kilobytes for each.
+            The manifest has their ids (`cfg.feature_ids`). `labels` are those of the whole SAE. Give `activations` on
+            which some of the features are on.
         overwrite: Whether to replace an artifact at `path`.
 
     Raises:
@@ -93,6 +99,11 @@ def export(
     path = as_path("path", path)
     sae = convert_if_needed(sae, dtype)
     check_hooks(sae)
+    if labels is None and isinstance(sae, HookedSAE):
+        labels = sae.labels
+    if features is not None:
+        labels = None if labels is None else select_labels(_as_labels(labels, sae.cfg.d_sae), features)
+        sae = select_features(sae, features)
     given, sae = sae, in_dtype(sae, dtype)
     check_weights(sae.state_dict())
     check_output_folder(path, overwrite)
@@ -102,7 +113,7 @@ def export(
             f"weights is {weights!r} and the SAE is in {config.dtype}; weights must be None, to keep them as they are, "
             f"or {INT8!r}, for an SAE in {FLOAT32}."
         )
-    labels = _as_labels(sae.labels if labels is None and isinstance(sae, HookedSAE) else labels, config.d_sae)
+    labels = None if labels is None else _as_labels(labels, config.d_sae)
     batch, target = prepare_activations(sae, config, activations, targets)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
@@ -144,10 +155,8 @@ def export(
     return read_artifact(path)
 
 
-def _as_labels(labels: Labels | str | os.PathLike[str] | None, d_sae: int) -> Labels | None:
+def _as_labels(labels: Labels | str | os.PathLike[str], d_sae: int) -> Labels:
     """Return the labels of the features, read from their file if a path is given."""
-    if labels is None:
-        return None
     if not isinstance(labels, Labels):
         return load_labels(labels, d_sae)
     if labels.d_sae != d_sae:

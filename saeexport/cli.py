@@ -27,6 +27,7 @@ from .checkpoints.registry import FORMATS, load_for_export, read, request_of
 from .grafting.graft_command import add_graft_command
 from .grafting.locate_command import add_locate_command
 from .original.architectures import ARCHITECTURES
+from .original.selection import read_feature_ids
 from .proof.activations import read_activations
 from .proof.verify import verify
 from .signing import sign
@@ -86,6 +87,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=export_command)
     sub.add_argument("checkpoint", help=CHECKPOINT)
     sub.add_argument("out", help="folder to write")
+    sub.add_argument(
+        "--features", metavar="FILE",
+        help="JSON file with a list of ids: export an SAE of these features alone (default: all features)",
+    )  # fmt: skip
 
     text = (
         "Export every checkpoint below folders or addresses on the Hub to a tree of artifacts. Run the command again "
@@ -188,10 +193,12 @@ def export_command(options: argparse.Namespace) -> int:
         sae.cfg.use_error_term = options.error_term
     head_shape = head_shape_of(sae.cfg.d_in, options.heads)
     activations = None if options.activations is None else read_activations(options.activations)
+    features = None if options.features is None else read_feature_ids(options.features)
     was_signed = (Path(options.out) / SIGNATURE).exists()
     artifact = export(
         sae, options.out, activations, head_shape,
-        dtype=options.dtype, weights=options.weights, labels=options.labels, overwrite=options.overwrite,
+        dtype=options.dtype, weights=options.weights, labels=options.labels, features=features,
+        overwrite=options.overwrite,
     )  # fmt: skip
 
     manifest, measured = artifact.manifest, artifact.manifest.parity

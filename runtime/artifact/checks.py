@@ -105,6 +105,9 @@ def _check_sae(sae: SAEConfig) -> None:
     for name, size in sizes.items():
         require(size >= 1, f"sae: {name}", size, "at least 1")
     require(sae.architecture not in ("", CUSTOM), "sae: architecture", sae.architecture, "the name of an architecture")
+    if (ids := sae.feature_ids) is not None:
+        fit = len(ids) == sae.d_sae == len(set(ids)) and min(ids) >= 0
+        require(fit, "sae: feature_ids", ids, f"{sae.d_sae} distinct ids")
     if sae.head_shape is not None:
         require(
             len(sae.head_shape) == 2 and min(sae.head_shape) >= 1 and math.prod(sae.head_shape) == sae.d_in,

@@ -70,6 +70,8 @@ class SAEConfig:
             None for an SAE, which predicts its input.
         options: The other keys of the architecture's config, such as k.
         fired_hooks: The hooks that fire in PyTorch, in order: all six, or five without the error term.
+        feature_ids: Ids that the features have in the SAE that they were taken from, one for each feature; None for a
+            whole SAE, whose `sae.json` does not have this key.
     """
 
     architecture: str
@@ -85,6 +87,7 @@ class SAEConfig:
     d_out: int | None
     options: dict[str, bool | int | float | str]
     fired_hooks: tuple[str, ...]
+    feature_ids: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -292,4 +295,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of `sae.json` with its checksum, the same bytes for the same manifest."""
-        return with_checksum(dataclasses.asdict(self))
+        content = dataclasses.asdict(self)
+        if self.sae.feature_ids is None:
+            del content["sae"]["feature_ids"]
+        return with_checksum(content)

@@ -1,14 +1,12 @@
 """Reads from an ONNX file which of its initializers are stored in another file, and where.
 
-Only the fields that say so are read. The result is a table of a dozen entries, for which the package `onnx`, which an
-installation without PyTorch does not have, is not needed.
+Only the fields that say so are read (`protobuf.py`). The result is a table of a dozen entries.
 
-Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3, `ModelProto`, `GraphProto` and `TensorProto`;
-https://protobuf.dev/programming-guides/encoding/.
+Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3, `ModelProto`, `GraphProto` and `TensorProto`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
 from ..errors import ArtifactError, IntegrityError
+from .protobuf import fields, integers, submessages, text
 from .strict_json import shown
 from .tensorfile import MOST_DIMENSIONS
 
@@ -25,10 +24,6 @@ MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
 DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14
 KEY, VALUE = 1, 2
 EXTERNAL = 1
-VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}
-"""Wire types; those with a fixed size, and that size in bytes."""
-
-LONGEST_VARINT = 10
 
 NUMPY_DTYPES: dict[int, "np.dtype[Any]"] = {
     **{dtype.onnx: dtype.numpy for dtype in DTYPES.values()},
@@ -87,14 +82,28 @@ def external_tensors(model: bytes, path: Path) -> dict[str, ExternalTensor]:
     try:
         return {
             name: tensor
-            for graph in _submessages(memoryview(model), MODEL_GRAPH)
-            for name, tensor in map(_tensor, _submessages(graph, GRAPH_INITIALIZER))
+            for graph in submessages(memoryview(model), MODEL_GRAPH)
+            for name, tensor in map(_tensor, submessages(graph, GRAPH_INITIALIZER))
             if tensor is not None
         }
     except (ValueError, IndexError, KeyError) as error:
         raise ArtifactError(
             f"{path} is not an ONNX model: {type(error).__name__}: {error}. Copy the whole folder again."
         ) from None
+
+
+def initializer_name(message: memoryview) -> str:
+    """Return the name of an initializer, a `TensorProto`."""
+    return next((text(value) for field, value in fields(message) if field == NAME), "")
+
+
+def initializer_shape(message: memoryview) -> tuple[int, ...]:
+    """Return the shape of an initializer, wherever its values are stored."""
+    shape: list[int] = []
+    for field, value in fields(message):
+        if field == DIMS:  # packed into one value, or one by one
+            shape += [value] if isinstance(value, int) else integers(value)
+    return tuple(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,72 +139,21 @@ def parameters(model: bytes, path: Path, contents: Mapping[str, Array]) -> dict[
 
 def _tensor(message: memoryview) -> tuple[str, ExternalTensor | None]:
     """Return the name of an initializer, and where it is stored if it is stored in another file."""
-    name, shape, element_type, is_external = "", [], 0, False
+    name, element_type, is_external = "", 0, False
     where = {}
-    for field, value in _fields(message):
-        if field == DIMS:  # packed into one value, or one by one
-            shape += [value] if isinstance(value, int) else _varints(value)
-        elif field == DATA_TYPE and isinstance(value, int):
+    for field, value in fields(message):
+        if field == DATA_TYPE and isinstance(value, int):
             element_type = value
         elif field == DATA_LOCATION:
             is_external = value == EXTERNAL
         elif field == NAME:
-            name = _text(value)
+            name = text(value)
         elif field == EXTERNAL_DATA and not isinstance(value, int):
-            entry = dict(_fields(value))
-            where[_text(entry[KEY])] = _text(entry[VALUE])
+            entry = dict(fields(value))
+            where[text(entry[KEY])] = text(entry[VALUE])
     if not is_external:
         return name, None
     offset, nbytes = int(where.get("offset", "0")), int(where["length"])
     if offset < 0 or nbytes < 0:
         raise ValueError(f"{name}: offset {offset}, length {nbytes}")
-    return name, ExternalTensor(element_type, tuple(shape), where["location"], offset, nbytes)
-
-
-def _submessages(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    return (value for field, value in _fields(message) if field == wanted and not isinstance(value, int))
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
-    """Yield the number and the value of each field of a protobuf message."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        kind = key & 7
-        if kind == VARINT:
-            value, position = _varint(message, position)
-            yield key >> 3, value
-            continue
-        if kind == BYTES:
-            size, position = _varint(message, position)
-        elif kind in FIXED:
-            size = FIXED[kind]
-        else:
-            raise ValueError(f"a field has the unknown wire type {kind}")
-        if position + size > len(message):
-            raise ValueError("a field ends outside of its message")
-        yield key >> 3, message[position : position + size]
-        position += size
-
-
-def _varints(message: memoryview) -> list[int]:
-    values, position = [], 0
-    while position < len(message):
-        value, position = _varint(message, position)
-        values.append(value)
-    return values
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return an integer of seven bits in each byte, and the position after it."""
-    value = 0
-    for i in range(LONGEST_VARINT):
-        byte = message[position + i]
-        value |= (byte & 0x7F) << (7 * i)
-        if byte < 0x80:
-            return value, position + i + 1
-    raise ValueError("a number has more than ten bytes")
-
-
-def _text(value: "int | memoryview") -> str:
-    return "" if isinstance(value, int) else bytes(value).decode()
+    return name, ExternalTensor(element_type, initializer_shape(message), where["location"], offset, nbytes)

@@ -10,10 +10,8 @@ from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
 from ..artifact.manifest import GraphSpec
 from .cpu import CpuBackend
-from .cuda.backend import CudaBackend
 from .options import Options
 from .start import CPU, CUDA, Device
-from .tensorrt.backend import TensorRTBackend
 
 
 class Backend(Protocol):
@@ -26,6 +24,9 @@ class Backend(Protocol):
             graph: Name of the graph, such as "model".
             files: Files of the artifact.
         """
+
+    def load_model(self, model: bytes) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a model with its parameters inside."""
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array, of any library, without a copy: its memory stays where it is.
@@ -59,7 +60,7 @@ class Backend(Protocol):
         """Return `array` on the device of `tensor`."""
 
     def release_session(self, session: ort.InferenceSession) -> None:
-        """Free what the backend keeps for a session that is no longer used."""
+        """Free what the backend keeps for a session that is no longer used. A finalizer may call it."""
 
     def close(self) -> None:
         """Free everything else. All sessions must have been released."""
@@ -71,5 +72,11 @@ def create_backend(
     """Return the backend that runs an artifact's graphs on a device, at most `block_tokens` tokens at a time."""
     if device.kind == CPU:
         return CpuBackend(options)
-    kind = CudaBackend if device.kind == CUDA else TensorRTBackend
-    return kind(device, options, artifact, files, block_tokens)
+    # A session on the CPU starts without these modules.
+    if device.kind == CUDA:
+        from .cuda.backend import CudaBackend
+
+        return CudaBackend(device, options, artifact, files, block_tokens)
+    from .tensorrt.backend import TensorRTBackend
+
+    return TensorRTBackend(device, options, artifact, files, block_tokens)

@@ -27,8 +27,9 @@ from ..errors import InputError
 from .batch import Batch, as_dtype, flat_shape
 from .features import TopFeatures, strongest_features
 from .graphs import Graphs
-from .hooks import HookPoint, PlacedHook
+from .hooks import HookPoint, HookRegistry, PlacedHook
 from .interventions import Intervention
+from .selection import Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,20 @@ def forward(
 def encode(graphs: Graphs, batch: Batch, interventions: Sequence[Intervention] = ()) -> TensorValue:
     """Return the activations of the features, edited by the interventions one after the other."""
     return _edited(graphs, compute(graphs, batch, [HOOK_ACTS_POST])[HOOK_ACTS_POST], interventions)
+
+
+def encode_selection(
+    graphs: Graphs, batch: Batch, selection: Selection, interventions: Sequence[Intervention] = ()
+) -> TensorValue:
+    """Return the activations of some features, `(..., m)`, edited by the interventions one after the other."""
+    values = graphs.run_selection(selection, batch.feeds()).reshape(*batch.lead, len(selection.ids))
+    return _edited(graphs, values, [intervention.of_features(selection.ids) for intervention in interventions])
+
+
+def active_interventions(hooks: HookRegistry) -> list[Intervention]:
+    """Return the interventions of the `steering` blocks that the caller is in."""
+    functions = [hook.function for hook in hooks.active()]
+    return [function.intervention for function in functions if isinstance(function, SteeringHook)]
 
 
 def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[Intervention] = ()) -> TopFeatures[Any]:

@@ -1,5 +1,7 @@
 """The graphs of an artifact on one device. They are loaded when first needed, and checked with the manifest."""
 
+import dataclasses
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +11,21 @@ import onnxruntime as ort
 
 from ..arrays.dtypes import DTYPES
 from ..arrays.limits import check_fits
-from ..arrays.tensor import TensorValue
+from ..arrays.tensor import Array, TensorValue
 from ..artifact.contracts import WEIGHTS_KEY
 from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
-from ..artifact.manifest import TensorSpec
-from ..artifact.names import TARGET, TOKENS, K
+from ..artifact.manifest import GraphSpec, TensorSpec
+from ..artifact.names import HOOK_ACTS_POST, TARGET, TOKENS, K
+from ..artifact.selection import select_features
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.options import Options
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import InputError, IntegrityError, SAEError
-from .loading import LoadedGraphs
-from .route import Choice, choose_graph, variant_of
+from .loading import LoadedGraphs, in_background
+from .route import Choice, choose_graph, smallest_graph, variant_of
+from .selection import Selection
 
 
 class Graphs(LoadedGraphs):
@@ -49,6 +53,7 @@ class Graphs(LoadedGraphs):
         self._files = files
         self._backend = create_backend(device, options, artifact, files, block_tokens)
         self._choices: dict[tuple[object, ...], Choice] = {}
+        self._selections: weakref.WeakSet[Selection] = weakref.WeakSet()
 
     @property
     def backend(self) -> Backend:
@@ -76,20 +81,75 @@ class Graphs(LoadedGraphs):
             raise InputError(f"{graph!r} does not compute {', '.join(sorted(unknown))}; it computes {outputs}.")
         names = outputs if names is None else names
         given = {name: feeds[name] for name in needed}
-        tokens = next(iter(given[needed[0]].shape), 0)  # ONNX Runtime refuses an array without dimensions
-        if isinstance(given[needed[0]], np.ndarray):
-            check_fits(f"The result of {tokens} tokens", output_bytes(spec, given, names))
-        session = self._session(graph)
+        _check_result(spec, given, names)
+        return dict(zip(names, self._run(self._session(graph), graph, spec, given, names), strict=True))
+
+    def select(self, ids: Array) -> Selection:
+        """Load the part of the encoder that computes the activations of some features.
+
+        Args:
+            ids: Ids of the features, `(m,)`, which exist.
+
+        Raises:
+            InputError: The activation of a feature depends on other features.
+            ArtifactError: The encoder cannot be read or loaded.
+        """
+        graph = smallest_graph(self.manifest, [HOOK_ACTS_POST], self.for_cpu)
+        with self._lock:
+            self.check_open()
+            held = self._files.graphs[graph]
+            checked = in_background(self._files.check_data)
+            try:
+                model = select_features(held.content, held.path, self._files.parameters(graph), ids, self.manifest.sae)
+            finally:
+                checked()
+            self._files.check_unchanged()
+            self._files.forget_pages()
+            try:
+                session = self.backend.load_model(model)
+            except Exception as error:
+                if not is_from_onnx_runtime(error):
+                    raise
+                raise self._cannot_load(held.path, error) from error
+            output = TensorSpec(HOOK_ACTS_POST, self.manifest.sae.dtype, (TOKENS, len(ids)))
+            spec = dataclasses.replace(self.manifest.graphs[graph], outputs=(output,))
+            selection = Selection(ids, f"{graph} of {len(ids)} features", spec, session, self._backend.release_session)
+            self._selections.add(selection)
+        return selection
+
+    def run_selection(self, selection: Selection, feeds: Mapping[str, TensorValue]) -> TensorValue:
+        """Return the activations of the features of a selection, `(tokens, m)`.
+
+        Raises:
+            SAEError: The session was closed.
+        """
+        session = selection.session
+        if session is None:
+            self.check_open()
+        assert session is not None
+        given = {name: feeds[name] for name in (tensor.name for tensor in selection.spec.inputs)}
+        _check_result(selection.spec, given, [HOOK_ACTS_POST])
+        (values,) = self._run(session, selection.name, selection.spec, given, [HOOK_ACTS_POST])
+        return values
+
+    def _run(
+        self,
+        session: ort.InferenceSession,
+        graph: str,
+        spec: GraphSpec,
+        given: Mapping[str, TensorValue],
+        names: Sequence[str],
+    ) -> list[TensorValue]:
+        blocks = block_sizes(_tokens(spec, given), self.block_tokens)
         try:
-            arrays = self.backend.run(session, spec, given, list(names), block_sizes(tokens, self.block_tokens))
+            return self.backend.run(session, spec, given, list(names), blocks)
         except Exception as error:
             if not is_from_onnx_runtime(error):
                 raise
-            shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
+            shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
             raise SAEError(
                 f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}"
             ) from error
-        return dict(zip(names, arrays, strict=True))
 
     def inputs(self, graph: str) -> list[str]:
         """Return the names of a graph's inputs, in order.
@@ -144,6 +204,8 @@ class Graphs(LoadedGraphs):
         self._backend.release_session(session)
 
     def _close_device(self) -> None:
+        for selection in list(self._selections):
+            selection.release()
         self._backend.close()
 
     def _check_session(self, graph: str, session: ort.InferenceSession, path: Path) -> None:
@@ -182,6 +244,16 @@ def check_tensors(path: Path, role: str, found: Sequence[Any], expected: Sequenc
     tensors = tuple(_tensor_spec(tensor) for tensor in found)
     if tensors != tuple(expected):
         raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
+
+
+def _tokens(spec: GraphSpec, given: Mapping[str, TensorValue]) -> int:
+    return next(iter(given[spec.inputs[0].name].shape), 0)  # ONNX Runtime refuses an array without dimensions
+
+
+def _check_result(spec: GraphSpec, given: Mapping[str, TensorValue], names: Sequence[str]) -> None:
+    """Refuse a run whose result does not fit in host memory."""
+    if isinstance(given[spec.inputs[0].name], np.ndarray):
+        check_fits(f"The result of {_tokens(spec, given)} tokens", output_bytes(spec, given, names))
 
 
 def _missing(names: set[str], graph: str) -> str:

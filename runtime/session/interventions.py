@@ -83,7 +83,7 @@ class Intervention:
     """
 
     def __init__(self, ids: Any, scale: npt.ArrayLike, shift: npt.ArrayLike) -> None:
-        self.ids = _checked_ids(ids)
+        self.ids = _distinct(as_feature_ids(ids))
         self.scale = _checked_numbers("scale", scale, self.ids)
         self.shift = _checked_numbers("shift", shift, self.ids)
 
@@ -103,7 +103,7 @@ class Intervention:
                     f"The edit of feature {feature!r} is {edit!r}; it must be Ablate(), Clamp(v), Scale(s), Add(v) or "
                     "Edit(scale, shift)."
                 )
-        ids = _checked_ids(list(edits))
+        ids = _distinct(as_feature_ids(list(edits)))
         scale = _stacked("scale", ids, [edit.scale for edit in edits.values()])
         shift = _stacked("shift", ids, [edit.shift for edit in edits.values()])
         return cls(ids, scale, shift)
@@ -114,7 +114,7 @@ class Intervention:
         Raises:
             InputError: A feature does not exist, or a value is infinite in `dtype`.
         """
-        self._check_ids(d_sae)
+        _check_ids(self.ids, d_sae)
         for name, values in (("scale", self.scale), ("shift", self.shift)):
             with np.errstate(over="ignore"):
                 _check_finite(name, values, rounded(values, dtype), dtype, self.ids)
@@ -131,13 +131,20 @@ class Intervention:
             raise InputError(
                 f"The activations are {acts_post.shape} {acts_post.dtype}; they must be floats, (..., d_sae)."
             )
-        self._check_ids(acts_post.shape[-1])
+        _check_ids(self.ids, acts_post.shape[-1])
         self._check_lead(acts_post.shape[:-1])
         scale, shift = self.scale.astype(acts_post.dtype), self.shift.astype(acts_post.dtype)
         edited = acts_post.copy()
         with np.errstate(invalid="ignore", over="ignore"):  # of an activation that is infinite; a graph does not warn
             edited[..., self.ids] = edited[..., self.ids] * scale + shift
         return edited
+
+    def of_features(self, ids: Array) -> "Intervention":
+        """Return the same edits for activations `(..., m)` of the features `ids`, which it calls 0 to m - 1."""
+        edited = np.flatnonzero(np.isin(ids, self.ids))
+        order = np.argsort(self.ids)
+        places = order[np.searchsorted(self.ids, ids[edited], sorter=order)]
+        return Intervention(edited, self.scale[..., places], self.shift[..., places])
 
     def feeds(self, lead: tuple[int, ...], dtype: str) -> dict[str, TensorValue]:
         """Return the inputs of `steer.onnx` that describe the edits, for tokens with the leading dimensions `lead`.
@@ -155,10 +162,6 @@ class Intervention:
 
         return {FEATURE_IDS: self.ids, FEATURE_SCALE: flat(self.scale), FEATURE_SHIFT: flat(self.shift)}
 
-    def _check_ids(self, d_sae: int) -> None:
-        if (outside := self.ids[self.ids >= d_sae]).size:
-            raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
-
     def _check_lead(self, lead: tuple[int, ...]) -> None:
         for name, values in (("scale", self.scale), ("shift", self.shift)):
             own = values.shape[:-1]
@@ -170,7 +173,16 @@ class Intervention:
                 )
 
 
-def _checked_ids(ids: Any) -> Array:
+def as_feature_ids(ids: Any, d_sae: int | None = None) -> Array:
+    """Return the ids of features that a caller gave as a new array, `(m,)` int64.
+
+    Args:
+        ids: List or array of whole numbers.
+        d_sae: Number of features of the SAE; None if it is not known.
+
+    Raises:
+        InputError: They are something else, or an id is not that of a feature.
+    """
     try:
         check_holds_its_values(ids)
         array = np.asarray(ids)
@@ -182,10 +194,21 @@ def _checked_ids(ids: Any) -> Array:
         raise InputError(f"Feature ids are {ids!r}; they must be a list of whole numbers.")
     if (outside := array[(array < 0) | (array > np.iinfo(np.int64).max)]).size:
         raise InputError(f"There is no feature {outside[0]}; features are counted from 0.")
-    unique, counts = np.unique(array, return_counts=True)
+    if d_sae is not None:
+        _check_ids(array, d_sae)
+    return array.astype(np.int64)
+
+
+def _check_ids(ids: Array, d_sae: int) -> None:
+    if (outside := ids[ids >= d_sae]).size:
+        raise InputError(f"There is no feature {outside[0]}; this SAE has {d_sae}, counted from 0.")
+
+
+def _distinct(ids: Array) -> Array:
+    unique, counts = np.unique(ids, return_counts=True)
     if (twice := counts > 1).any():
         raise InputError(f"Feature {unique[twice][0]} is there {counts[twice][0]} times; give it one edit.")
-    return array.astype(np.int64)
+    return ids
 
 
 def _checked_numbers(name: str, values: npt.ArrayLike, ids: Array) -> Array:

@@ -107,20 +107,21 @@ class LoadedGraphs(abc.ABC):
         self._check_name(graph)
         path = self._held.graphs[graph].path
         # Reading the parameters for their sha256 takes about as long as loading them: both happen at once.
-        checked = _in_background(self._held.check_data)
+        checked = in_background(self._held.check_data)
         try:
             session = self._start(graph)
         except Exception as error:
             if not is_from_onnx_runtime(error):
                 raise
             checked()
-            raise ArtifactError(
-                f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}"
-            ) from error
+            raise self._cannot_load(path, error) from error
         checked()
         self._held.check_unchanged()  # since they were checked, too
         self._check_session(graph, session, path)
         return session
+
+    def _cannot_load(self, path: Path, error: Exception) -> ArtifactError:
+        return ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}")
 
     def _check_name(self, graph: str) -> None:
         """Check that the folder contains a graph.
@@ -153,7 +154,7 @@ class LoadedGraphs(abc.ABC):
         """Free everything else that the device keeps. All sessions were released."""
 
 
-def _in_background(check: Callable[[], object]) -> Callable[[], None]:
+def in_background(check: Callable[[], object]) -> Callable[[], None]:
     """Start a check in its own thread, and return a function that waits for it and raises its exception."""
     raised: list[BaseException] = []
 

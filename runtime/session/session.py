@@ -1,6 +1,7 @@
 """SAESession: a HookedSAE, run by ONNX Runtime, with the names, shapes and order of the PyTorch original."""
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,7 +15,6 @@ from ..artifact.held import open_artifact
 from ..artifact.labels import LABELS, Labels
 from ..artifact.manifest import SAEConfig
 from ..artifact.names import HOOK_ACTS_POST, HOOK_OUTPUT
-from ..artifact.published import download_artifact
 from ..devices.blocks import block_sizes
 from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
@@ -23,15 +23,19 @@ from ..devices.threads import thread_limit
 from ..errors import InputError, IntegrityError
 from .batch import Batch, NamesFilter, select_hooks
 from .features import TopFeatures
-from .forward import SteeringHook, decode, encode, forward, top_features
+from .forward import SteeringHook, active_interventions, decode, encode, forward, top_features
 from .graphs import Graphs
 from .hooks import DIRECTIONS, FwdHooks, HookFunction, HookPoint, HookRegistry, HookSelector, refuse_backward
-from .interventions import Edit, Intervention
+from .interventions import Edit, Intervention, as_feature_ids
 from .route import Plan, choose_graph
+from .watch import FeatureWatch
 from .weights import map_parameters, parameter
 
 Edits: TypeAlias = Mapping[int, Edit] | Intervention
 """Edits of features: a dict from feature ids to edits, or an intervention."""
+
+KEPT_WATCHES = 8
+"""Number of lists of ids that `compute_features` is ready for."""
 
 
 @final
@@ -51,10 +55,10 @@ class SAESession:
     same options.
 
     Activations can be changed during a call. Edits of features (`steer`, `steering`) are carried out by a graph and
-    affect `__call__`, `run_with_cache`, `run_with_hooks`, `encode`, `top_features` and `compute`. Hook functions
-    (`run_with_hooks`, `hooks`, `add_hook`) affect the first three only: as in TransformerLens, `encode` does not call
-    them. `decode` and `run_graph` compute what they are given, without edits. Both kinds of block apply to the thread
-    or asyncio task that entered them, and to no other; see `steering`.
+    affect `__call__`, `run_with_cache`, `run_with_hooks`, `encode`, `compute_features`, `top_features` and `compute`.
+    Hook functions (`run_with_hooks`, `hooks`, `add_hook`) affect the first three only: as in TransformerLens, `encode`
+    does not call them. `decode` and `run_graph` compute what they are given, without edits. Both kinds of block apply
+    to the thread or asyncio task that entered them, and to no other; see `steering`.
 
     Attributes:
         artifact: Artifact that was opened.
@@ -128,6 +132,8 @@ class SAESession:
         self._hooks = HookRegistry()
         self._parameters: dict[str, Array] = {}
         self._labels: Labels | None = None
+        self._watches: dict[bytes, FeatureWatch] = {}
+        self._watching = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -158,6 +164,8 @@ class SAESession:
                 or huggingface_hub is not installed.
             ArtifactError: As for `SAESession`, as are `ProviderError` and `InputError`.
         """
+        from ..artifact.published import download_artifact  # only here, so that a session starts without it
+
         artifact = download_artifact(
             repo_id, revision=revision, subfolder=subfolder, token=token, signed=options.get("public_key") is not None
         )
@@ -492,7 +500,7 @@ class SAESession:
         Raises:
             InputError: `x` has another shape or dtype than `__call__` takes.
         """
-        return encode(self._graphs, self._batch(x), self._interventions())
+        return encode(self._graphs, self._batch(x), active_interventions(self._hooks))
 
     @overload
     def decode(self, acts_post: Array, x: Any = None) -> Array: ...
@@ -554,8 +562,54 @@ class SAESession:
             InputError: `x` has another shape or dtype, or k is out of range.
         """
         k = as_integer("k", k, 1, self.cfg.d_sae, most_is="d_sae = ")
-        found = top_features(self._graphs, self._batch(x), k, self._interventions())
+        found = top_features(self._graphs, self._batch(x), k, active_interventions(self._hooks))
         return TopFeatures(*found, lambda: self.labels) if LABELS in self.artifact.manifest.files else found
+
+    def watch(self, ids: Any) -> FeatureWatch:
+        """Return a function of `x` that computes the activations of some features alone, `(..., m)`.
+
+            watched = sae.watch([17, 4, 123])
+            acts = watched(x)  # sae.encode(x)[..., [17, 4, 123]]
+
+        It is meant for guardrails and probes, which need a few features of every token. Their columns of the encoder
+        are read once, here, and a call multiplies with `m` columns instead of `d_sae`. The values are those of
+        `encode`, up to the rounding of the matrix product, and `steering` edits them, too.
+
+        Where a feature is on only if the others are weaker, as in a top-k SAE, the others would have to be computed,
+        and it is refused.
+
+        Args:
+            ids: Ids of the features, in the order of the results; a list or an array.
+
+        Raises:
+            InputError: An id is not that of a feature, or the features cannot be computed without the others.
+        """
+        return FeatureWatch(self._graphs, self._hooks, ids)
+
+    @overload
+    def compute_features(self, x: Array, ids: Any) -> Array: ...
+    @overload
+    def compute_features(self, x: Any, ids: Any) -> TensorValue: ...
+    def compute_features(self, x: Any, ids: Any) -> TensorValue:
+        """Return the activations of some features, `(..., m)`, as `watch(ids)(x)` does.
+
+        The session keeps what it made for the last few lists of ids. The first call with a list reads the encoder,
+        which takes as long as loading it; later calls are fast.
+
+        Args:
+            x: Activations, as for `__call__`.
+            ids: Ids of the features, in the order of the result; a list or an array.
+
+        Raises:
+            InputError: `x` has another shape or dtype than `__call__` takes, or as for `watch`.
+        """
+        key = as_feature_ids(ids, self.cfg.d_sae).tobytes()
+        with self._watching:  # two threads that need the same features load them once
+            watched = self._watches.pop(key, None) or self.watch(ids)
+            self._watches[key] = watched  # the last one; the first one is the one that was not used for longest
+            if len(self._watches) > KEPT_WATCHES:
+                del self._watches[next(iter(self._watches))]
+        return watched(x)
 
     def explain(self, names: Sequence[str] | None = None, tokens: int = 1, *, steered: bool = False) -> Plan:
         """Return how a request would be carried out, and why. The result can be printed.
@@ -654,11 +708,6 @@ class SAESession:
         if unknown := [name for name in names if not isinstance(name, str) or name not in known]:
             raise InputError(f"{', '.join(map(str, unknown))}: no such hook. There are {', '.join(known)}.")
         return names
-
-    def _interventions(self) -> list[Intervention]:
-        """Return the interventions of the `steering` blocks that the caller is in."""
-        functions = [hook.function for hook in self._hooks.active()]
-        return [function.intervention for function in functions if isinstance(function, SteeringHook)]
 
     def _forward(self, x: Any, names: Sequence[str], target: Any) -> dict[str, TensorValue]:
         """Return the named hooks of a pass with the hook functions and interventions that apply to the caller."""

@@ -93,6 +93,7 @@ class TopKSAE(HookedSAE):
     """An SAE that keeps the k largest preactivations of each token, if they are positive."""
 
     architecture = "topk"
+    features_compete = True
     Config: ClassVar[type[HookedSAEConfig]] = TopKConfig
 
     def activation(self, acts_pre: Tensor, x: Tensor) -> Tensor:
@@ -105,6 +106,7 @@ class AbsTopKSAE(HookedSAE):
     """An SAE that keeps the k preactivations of each token with the largest absolute values, with their sign."""
 
     architecture = "abstopk"
+    features_compete = True
     Config = TopKConfig
 
     def activation(self, acts_pre: Tensor, x: Tensor) -> Tensor:

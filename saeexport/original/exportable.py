@@ -61,6 +61,7 @@ def config_of(sae: Any, head_shape: tuple[int, int] | None) -> SAEConfig:
         d_out=options.pop("d_out", None),
         options={name: value for name, value in options.items() if isinstance(value, bool | int | float | str)},
         fired_hooks=tuple(hook for hook in HOOK_NAMES if cfg.use_error_term or hook != HOOK_ERROR),
+        feature_ids=getattr(sae, "feature_ids", None),
     )
 
 

@@ -117,7 +117,7 @@ class HookedSAE(HookedRootModule):
     it carries no gradient.
 
     A subclass defines another architecture: its name, `architecture`; its `Config`, if it has more options; its
-    `parameter_shapes`; and any of `preactivations`, `activation` and `decode`.
+    `parameter_shapes`; any of `preactivations`, `activation` and `decode`; and `features_compete`.
 
     Raises:
         InputError: When called, if the shape or dtype of the input does not fit.
@@ -125,7 +125,9 @@ class HookedSAE(HookedRootModule):
 
     architecture: ClassVar[str] = "standard"
     Config: ClassVar[type[HookedSAEConfig]] = HookedSAEConfig
+    features_compete: ClassVar[bool] = False  # whether a feature can be on only if others are off
     cfg: Any  # an instance of `Config`
+    feature_ids: tuple[int, ...] | None  # ids of the features in the SAE that they were taken from; None: a whole SAE
     provenance: dict[str, str]  # how its checkpoint was read; the exporter adds it to the manifest's
     labels: Labels | None = None  # of its features, if it was read from an artifact; the exporter stores them
     W_enc: nn.Parameter
@@ -142,6 +144,7 @@ class HookedSAE(HookedRootModule):
                 f"{type(self).__name__} takes a {self.Config.__name__} or a dict of its keys, not {cfg!r}."
             )
         self.cfg = cfg
+        self.feature_ids = None
         self.provenance = {}
 
         # Weights are drawn on the CPU so that a seed gives the same weights on every device.

@@ -16,10 +16,11 @@ from runtime.parity.verify import judge_session, open_verified, read_intact
 from ..checkpoints.memory import convert_if_needed
 from ..checkpoints.registry import load
 from ..original.exportable import config_of, in_dtype
+from ..original.selection import select_features
 from .activations import check_features, prepare_activations
 from .truth import reference_of, steered_reference_of, typical_intervention
 
-COMPUTED_FROM = ("architecture", "d_in", "d_sae", "d_out", "hook_name", "use_error_term")
+COMPUTED_FROM = ("feature_ids", "architecture", "d_in", "d_sae", "d_out", "hook_name", "use_error_term")
 """Fields of the config that the computation depends on, in addition to `options`."""
 
 
@@ -40,7 +41,8 @@ def verify(
 
     Args:
         path: Folder of the artifact.
-        sae: The original, as for `export`. None loads it from the artifact's own weights.
+        sae: The original, as for `export`, the whole SAE also if the artifact holds some of its features. None loads it
+            from the artifact's own weights.
         activations: Inputs, `(..., d_in)` or `(..., n_heads, d_head)`, as a numpy array or tensor. None uses the golden
             batch.
         device: Device that runs the artifact, as for `runtime.SAESession`.
@@ -69,6 +71,8 @@ def verify(
         )
     config = artifact.manifest.sae
     original = load(path) if sae is None else in_dtype(convert_if_needed(sae, config.dtype), config.dtype)
+    if config.feature_ids is not None and getattr(original, "feature_ids", None) is None:  # the whole SAE was given
+        original = select_features(original, config.feature_ids)
     if sae is not None and (problems := _differences(artifact, original)):  # of another shape it cannot run
         return Report(f"{artifact.path} is not an export of this SAE", problems=problems, artifact=artifact)
     if activations is None:

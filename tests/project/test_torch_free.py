@@ -11,10 +11,10 @@ from tests.support.samples import ROOT, TINY
 ALLOWED = {"ml_dtypes", "numpy", "onnxruntime", "safetensors"}
 OF_SIGNATURES = {"cryptography", "model_signing", "OpenSSL"}  # imported when a signature is asked for
 OF_TABLES = {"pyarrow", "scipy"}  # imported when features are converted, or written to a table
-OF_FILES = {"signature.py": OF_SIGNATURES, "features.py": OF_TABLES, "columns.py": OF_TABLES, "sources.py": OF_TABLES}
-OF_FILES |= dict.fromkeys(("parts.py", "texts.py", "text_columns.py"), OF_TABLES)
-OF_FILES = {"signature.py": OF_SIGNATURES, "features.py": OF_TABLES, "columns.py": OF_TABLES, "sources.py": OF_TABLES,
-            "metrics.py": {"prometheus_client"}}  # fmt: skip
+OF_FILES = {"signature.py": OF_SIGNATURES, "metrics.py": {"prometheus_client"}}
+OF_FILES |= dict.fromkeys(
+    ("features.py", "columns.py", "sources.py", "parts.py", "texts.py", "text_columns.py"), OF_TABLES
+)
 FURTHER = {"commands": {"tqdm"}, "hub": {"huggingface_hub"}, "hosts": {"tokenizers"}}  # in these folders
 HEAVY = ("torch", "transformer_lens", "einops", "onnx", "onnx_ir", "onnxscript", "saeexport")
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from runtime import (
     Ablate,
     Clamp,
+    FeatureWatch,
     HookPoint,
     HostOutput,
     HostSession,
@@ -70,6 +71,15 @@ def features(sae: SAESession, x: Floats) -> list[int]:
     assert found.dense(sae.cfg.d_sae).shape == sae.encode(x).shape
     strongest: list[int] = indices[..., 0].ravel().tolist()
     return strongest
+
+
+def watched(sae: SAESession, x: Floats) -> Array:
+    guard: FeatureWatch = sae.watch([3, 1])
+    assert_type(guard(x), Array)
+    assert_type(guard.ids, Array)
+    acts = sae.compute_features(x, np.array([3, 1]))
+    assert_type(acts, Array)
+    return acts + guard(x)
 
 
 def directions(sae: SAESession, x: Floats, j: int) -> Array:

@@ -108,6 +108,18 @@ class CudaBackend:
             )  # fmt: skip
             return start_on_checked_bytes(graph, files, parameter_values(graph, files), start)
 
+    def load_model(self, model: bytes) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a model with its parameters inside, also for TensorRT with CUDA's provider.
+
+        TensorRT would take from seconds to minutes to build an engine for it.
+        """
+        cuda = Device(CUDA, self._device.index)
+        with self._card.exclusive():
+            self._check_open()
+            return start_session(
+                model, cuda, self.cuda_options(), threads=self._options.threads, arena=self._options.arena
+            )
+
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy: as a `Tensor` if it is on the GPU, as an array if on the host.
 
@@ -175,9 +187,8 @@ class CudaBackend:
         return total
 
     def release_session(self, session: ort.InferenceSession) -> None:
-        """Free the CUDA graphs of a session that is no longer used."""
-        with self._card.exclusive():
-            self._replays.release_session(session)
+        """Free the CUDA graphs of a session that is no longer used. A finalizer may call it."""
+        self._card.defer(functools.partial(self._replays.release_session, session))
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
         """Return `array` on the device of `tensor`, the GPU or the host."""

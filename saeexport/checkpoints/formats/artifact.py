@@ -63,6 +63,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         **({} if sae.d_out is None else {"d_out": sae.d_out}),
     }
     original = build(sae.architecture, config, load_file(weights), str(weights))
+    original.feature_ids = sae.feature_ids
     original.provenance |= {k: v for k, v in artifact.manifest.provenance.items() if k.startswith(RECORDED)}
     original.labels = artifact.read_labels() or None
     return original

@@ -24,6 +24,8 @@ OF_X = {
     "encode": lambda s, x: s.encode(x),
     "compute": lambda s, x: s.compute(x, [POST]),
     "top_features": lambda s, x: s.top_features(x, 2),
+    "compute_features": lambda s, x: s.compute_features(x, [1, 3]),
+    "watch": lambda s, x: s.watch([1, 3])(x),
     "run_graph": lambda s, x: s.run_graph("model", {"input": x}),
 }
 
@@ -51,6 +53,12 @@ def test_targets(transcoder, session):
     del wrong["none"]  # which is no target
     assert not accepted(lambda target: session(X, target), wrong)
     assert not accepted(lambda target: transcoder.encode(x) if target is None else session(X, target), {"some": X})
+
+
+def test_ids_of_features_to_watch(session):
+    wrong = [None, 3, "3", [], [16], [-1], [2**70], [1.5], [True], [[1]], [[1], [2, 3]], np.ma.masked_array([1]), {1}]
+    assert not accepted(session.watch, wrong)
+    assert not accepted(lambda ids: session.compute_features(X, ids), wrong)
 
 
 def test_numbers(session):
