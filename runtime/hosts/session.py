@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array
+from ..artifact.names import HOOK_ERROR
 from ..devices.options import Options
 from ..errors import ArtifactError, InputError, IntegrityError
 from ..session.batch import NamesFilter, select_hooks
@@ -515,6 +516,12 @@ class HostSession:
         if use_error_term is not None and not isinstance(use_error_term, (bool, np.bool_)):
             raise InputError(f"use_error_term is {use_error_term!r}; it must be True, False or None.")
         attached = self._attachments.chosen(_as_hooks(saes), None if use_error_term is None else bool(use_error_term))
+        for hook, on in attached.items():
+            if on and HOOK_ERROR not in self.host.saes[hook].manifest.sae.hooks:
+                raise InputError(
+                    f"use_error_term is True, and the transcoder at {hook} was exported without the error term. Export "
+                    "it with cfg.use_error_term = True and targets, and graft it again."
+                )
         if attached and SPLICE not in self._runner.graphs:
             raise ArtifactError(
                 f"{self.host.path} does not have the graph {SPLICE!r}, in which SAEs are attached; it has "

@@ -88,7 +88,9 @@ class Candidate:
     alias_of: str | None = None
 
 
-def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str | None = None) -> list[Candidate]:
+def rank(
+    host: Host, hook: str, sae: Artifact, reference: Reference, only: str | None = None, width: int | None = None
+) -> list[Candidate]:
     """Return the values of a host that may be the tensor at a hook, the best one first.
 
     The variance that the SAE explains is measured for all of them if that is affordable or there is no activation to
@@ -100,11 +102,12 @@ def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str |
         sae: The SAE that is grafted there.
         reference: Feeds, and the activation at the hook if there is one.
         only: Name of the only value to look at; None looks at all of the right width.
+        width: Width of the activation; None for that of what the SAE reads.
 
     Raises:
         GraftError: ONNX Runtime cannot run the host, or the activation does not fit the SAE.
     """
-    width = sae.manifest.sae.d_in
+    width = width or sae.manifest.sae.d_in
     expected = reference.activations.get(hook)
     mask, positions = reference.mask(), _positions(reference, expected, width, hook)
     rows = None if expected is None else _rows(expected, width, mask)
@@ -210,8 +213,8 @@ def _positions(reference: Reference, expected: "Array | None", width: int, hook:
         return sizes[0]
     if expected.shape[-1] != width and (expected.ndim < 3 or expected.shape[-1] * expected.shape[-2] != width):
         raise GraftError(
-            f"{hook}: the activation there has shape {expected.shape}, but the SAE takes activations {width} wide. It "
-            "was trained at another hook, or on another model."
+            f"{hook}: the activation there has shape {expected.shape}, but the SAE has activations {width} wide there. "
+            "It was trained at another hook, or on another model."
         )
     return expected.size // width
 

@@ -21,17 +21,28 @@ from safetensors.numpy import save_file
 from runtime.arrays.dtypes import widened
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import GraphSpec
-from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
+from runtime.artifact.names import HOOK_ACTS_POST
 from runtime.errors import ParityError
 from runtime.hosts.manifest import DECODER, ENCODER, GraftParity, HostGolden, OutputParity
-from runtime.hosts.names import ATTACH, ATTENTION_MASK, GOLDEN, INPUT_IDS, POSITION_IDS, SPLICE, TAP, USE_ERROR_TERM, at
+from runtime.hosts.names import (
+    ATTACH,
+    ATTENTION_MASK,
+    GOLDEN,
+    INPUT_IDS,
+    POSITION_IDS,
+    SPLICE,
+    TAP,
+    USE_ERROR_TERM,
+    activation_name,
+    at,
+)
 from runtime.hosts.rule import PROVES, host_budget, host_error
 from runtime.session.interventions import Intervention
 
 from .expected import Expected
 from .given import Given, select
+from .grafts import Graft
 from .host import Host
-from .insert import Graft
 from .running import Graph
 
 EDITED_FEATURES = 4
@@ -95,7 +106,7 @@ class _Proving:
     ) -> None:
         self.expected = Expected(folder, host, grafts, graphs, given)
         self.feeds, self.mask = self.expected.feeds, self.expected.mask
-        self.hooks, self.outputs = self.expected.hooks, self.expected.outputs
+        self.hooks, self.outputs = [graft.hook for graft in grafts], self.expected.outputs
         self.folder, self.path, self.host, self.grafts, self.graphs, self.given = (
             folder,
             path,
@@ -145,7 +156,7 @@ class _Proving:
         inputs = activations  # a graph of the features alone does not give them out
         if mode := next((mode for mode in (TAP, SPLICE) if mode in self.graphs), None):
             found = self.graph(mode)(self.feeds | self.detach)
-            inputs = {hook: found[at(hook, HOOK_INPUT)] for hook in self.hooks}
+            inputs = {hook.name: found[activation_name(hook.graft.hook, hook.name)] for hook in self.expected.hooks}
         parity = dataclasses.replace(parity, inputs=self.compare("activations", inputs, activations, noise_at_hooks))
         if SPLICE in self.graphs:
             parity, golden = self.prove_splice(parity, own, noise)

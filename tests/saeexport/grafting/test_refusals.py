@@ -13,7 +13,6 @@ from saeexport.cli import main
 from saeexport.grafting.graft import graft
 from saeexport.grafting.host import load_host
 from saeexport.grafting.reference import load_model
-from saeexport.original.architectures import Transcoder
 from tests.support.samples import make_sae, normal
 from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
 
@@ -113,16 +112,6 @@ def test_an_sae_without_a_hook(attempt, tmp_path):
 def test_int8_weights(attempt, tmp_path):
     export(make_sae(D_MODEL, 64, hook_name=HOOK), tmp_path / "sae", activations=normal(40, D_MODEL), weights="int8")
     attempt("has int8 weights", saes={f"{HOOK}@{VALUE}": tmp_path / "sae"})
-
-
-def test_a_transcoder_is_grafted_for_its_features_only(tmp_path):
-    sae = Transcoder({"d_in": D_MODEL, "d_out": D_MODEL, "d_sae": 64, "hook_name": HOOK, "use_error_term": False})
-    export(sae, tmp_path / "sae", activations=HOST.run(HOST.feeds())[HOOK].reshape(-1, D_MODEL).astype(np.float32))
-    path, saes = HOST.write(tmp_path / "host.onnx"), {f"{HOOK}@{VALUE}": tmp_path / "sae"}
-    with pytest.raises(GraftError, match="is a transcoder, .* --modes features"):
-        graft(path, saes, tmp_path / "out", force=True)
-    folder = graft(path, saes, tmp_path / "out", force=True, modes=["features"])
-    assert set(folder.manifest.graphs) == {"features"}
 
 
 def test_a_damaged_sae(attempt, sae_at):
