@@ -15,7 +15,6 @@ from ..parity.decisions import Stage, Stages, follow_graph
 from ..parity.judge import judge
 from ..parity.reference import Reference
 from ..parity.report import Verdict
-from ..session.batch import as_dtype
 from ..session.session import SAESession
 from .names import at
 
@@ -40,9 +39,8 @@ class HookProof:
         self._session = session
         self._hook = hook
         cfg = session.cfg
-        self._x = np.asarray(as_dtype(x.reshape(len(x), *cfg.input_shape), cfg.dtype, "x"))
-        self._target = np.asarray(as_dtype(target, cfg.dtype, "target")) if cfg.takes_target and target is not None \
-            else None  # fmt: skip
+        self._x = feed_of(widened(x).reshape(len(x), *cfg.input_shape), cfg.dtype)
+        self._target = None if target is None or not cfg.takes_target else feed_of(widened(target), cfg.dtype)
         only_features = cfg.takes_target and target is None
         self._names = [HOOK_INPUT, *FEATURE_HOOKS] if only_features else list(session.hook_names)
         hooks = {name: self._rows(array) for name, array in self._compute(self._x).items()}

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.tensor import Array, as_given
+from ..arrays.dtypes import DTYPES
+from ..arrays.tensor import Array, as_given, feed_of
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_NAMES, HOOK_OUTPUT
 from ..errors import ArtifactError, InputError
 from ..session.batch import Batch
@@ -106,10 +107,16 @@ class StagedPass:
         if (intervention := self.setup.edits.get(sae.hook)) is not None:
             placed.insert(0, PlacedHook(HOOK_ACTS_POST, SteeringHook(intervention), 0, None))
         points = {name: self.points.get(at(sae.hook, name), HookPoint(at(sae.hook, name))) for name in names}
-        batch = Batch.of(x, cfg, replaced if cfg.takes_target else None)
+        target = _as_read(replaced, cfg.dtype) if cfg.takes_target else None
+        batch = Batch.of(_as_read(x, cfg.dtype), cfg, target)
         tensors = forward(graphs, batch, names, placed, points, use_error_term)
         self.fired.update({at(sae.hook, name): np.asarray(tensors[name]) for name in names})
         return self.fired[at(sae.hook, HOOK_OUTPUT)].astype(replaced.dtype, copy=False)
+
+
+def _as_read(x: Array, dtype: str) -> Array:
+    """Return a tensor of the host as an SAE takes it: an SAE in half precision takes a wider one rounded."""
+    return feed_of(x, dtype) if x.dtype.itemsize > DTYPES[dtype].numpy.itemsize else x
 
 
 def _checked(returned: Any, x: Array, name: str) -> Array:

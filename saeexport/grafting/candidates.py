@@ -213,7 +213,7 @@ def _positions(reference: Reference, expected: "Array | None", width: int, hook:
         return sizes[0]
     if expected.shape[-1] != width and (expected.ndim < 3 or expected.shape[-1] * expected.shape[-2] != width):
         raise GraftError(
-            f"{hook}: the activation there has shape {expected.shape}, but the SAE has activations {width} wide there. "
+            f"{hook}: the activation there has shape {expected.shape}, but the SAE has one {width} wide there. "
             "It was trained at another hook, or on another model."
         )
     return expected.size // width

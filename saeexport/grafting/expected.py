@@ -4,7 +4,7 @@ The own error of the host says how much rounding matters: it is the distance of 
 no PyTorch model, from itself without ONNX Runtime's optimisations.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class Expected:
         hooks: The hooks that SAEs read and replace, in the order of the host.
         outputs: Names of the host's outputs, without those of the cache.
         dtype: The dtype of the host's values that rounds most. A host in half precision may have float32 outputs.
+        spliced_dtype: The dtype that rounds most of the host's values and the SAEs.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class Expected:
         """
         self._folder, self._host, self._grafts, self._graphs, self._given = folder, host, grafts, graphs, given
         dtypes = {NAMES[value.dtype] for value in host.values().values() if value.dtype in NAMES}
-        self.dtype = max(dtypes & set(FLOOR), key=lambda dtype: FLOOR[dtype], default=FLOAT32)
+        self.dtype = _coarsest(dtypes)
+        self.spliced_dtype = _coarsest({self.dtype, *(graft.sae.dtype for graft in grafts)})
         self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
         self.feeds = dict(given.reference.feeds)
         ids = self.feeds[INPUT_IDS] if INPUT_IDS in self.feeds else next(iter(self.feeds.values()))
@@ -119,7 +121,7 @@ class Expected:
         own = {
             name: max(
                 noise[name],
-                self._own_error(name, other[name], reference[name], WITH_SAES),
+                self._own_error(name, other[name], reference[name], WITH_SAES, self.spliced_dtype),
             )
             for name in self.outputs
         }
@@ -144,10 +146,10 @@ class Expected:
 
         return run_stages(self._folder, self._graphs, list(hooks), self.feeds, replace, optimize)
 
-    def _own_error(self, name: str, y: Array, other: Array, what: str) -> float:
+    def _own_error(self, name: str, y: Array, other: Array, what: str, dtype: str | None = None) -> float:
         """Return the error of an output of the host, after checking that rounding explains it."""
         error = host_error(y, other, self.mask)
-        most = MOST_OWN_ERROR[self.dtype]
+        most = MOST_OWN_ERROR[dtype or self.dtype]
         if not error <= most:
             raise GraftError(
                 f"The host {self._host.path} computes something else than {what}: {name} is off by {error:.1e} of a "
@@ -172,3 +174,8 @@ class Expected:
                 "from."
             )
         return found
+
+
+def _coarsest(dtypes: Collection[str]) -> str:
+    """Return the dtype that rounds most; those without a unit of rounding, such as int64, do not count."""
+    return max(FLOOR.keys() & set(dtypes), key=lambda dtype: FLOOR[dtype], default=FLOAT32)

@@ -8,6 +8,9 @@ At a value x of the host, `[batch, positions, d_in]` or with heads `[batch, posi
                   |        +-----> recons, plus error with the error term --+
                   +------------------------------------------ Where(attach) +--> the host goes on
 
+Where the dtypes of the host and of the SAE differ, x and the output are cast. An SAE in half precision in a host in
+float32 rounds what it reads; its hook `hook_sae_input` is x as the host has it.
+
 A transcoder reads x and predicts another value y of the host, its target, `[batch, positions, d_out]`:
 
     splice    x -----> the transcoder --> hooks
@@ -26,6 +29,7 @@ from runtime.artifact.names import (
     FEATURE_IDS,
     FEATURE_SCALE,
     HOOK_ERROR,
+    HOOK_INPUT,
     HOOK_OUTPUT,
     HOOK_RECONS,
     INPUT,
@@ -87,6 +91,9 @@ class Inserted:
         self._flat = {name: copies[value] for name, value in self._outputs.items()}
         for name, value in self._outputs.items():
             self.hooks[name] = self._hook(self._flat[name], value, graft.sae)
+        if HOOK_INPUT in self.hooks and x.dtype == ir.DataType.FLOAT != self._dtype:  # the SAE rounds what it reads
+            self.hooks[HOOK_INPUT] = self._hook(x, self._outputs[HOOK_INPUT], graft.sae)
+            self.hooks[HOOK_INPUT].type = x.type
         self.target = None if target is None else self._output_of(target)
         self._append()
 

@@ -4,9 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
-from runtime.artifact.budgets import FLOOR
 from runtime.errors import GraftError
 from runtime.hosts.manifest import Evidence
 from runtime.hosts.names import sae_folder
@@ -15,7 +12,6 @@ from .asked import Asked, AskedHook
 from .candidates import Reference
 from .grafts import Graft, Target, check_target, trailing_dimensions
 from .host import Host
-from .inference import NAMES
 from .locate import Located, find
 from .order import in_order
 
@@ -61,12 +57,6 @@ def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> Plac
     located = find_value(asked.read, is_target=False)
     found = Graft(asked.read.hook, artifact, sae_folder(asked.read.hook), located.value)
     trailing_dimensions(values[located.value], found)
-    dtype, own = NAMES[ir.DataType(values[located.value].dtype or 0)], artifact.manifest.sae.dtype
-    if FLOOR[own] > FLOOR[dtype]:
-        raise GraftError(
-            f"The SAE {artifact.path} is in {own}, and the host is in {dtype} at {located.value}: the SAE would "
-            f"round what it reads. Export the SAE in {dtype}: saeexport export --dtype {dtype}."
-        )
     if asked.target is None:
         return Placed(found, located.evidence, None)
     predicted = find_value(asked.target, is_target=True)

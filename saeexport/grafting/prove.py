@@ -182,8 +182,9 @@ class _Proving:
         found_edited = graph(self.feeds | self.without_error | given)
         reference, noise_spliced = self.expected.spliced({}, noise)
         reference_edited, noise_edited = self.expected.spliced(edits, noise)
-        splice = self.compare("splice, SAEs attached", found, reference, noise_spliced)
-        edited = self.compare("splice, features edited", found_edited, reference_edited, noise_edited)
+        dtype = self.expected.spliced_dtype
+        splice = self.compare("splice, SAEs attached", found, reference, noise_spliced, dtype)
+        edited = self.compare("splice, features edited", found_edited, reference_edited, noise_edited, dtype)
         moved = {name: host_error(found[name], own[name], self.mask) for name in self.outputs}
         for hook in self.hooks:
             alone = graph(self.feeds | self.detach | {at(hook, ATTACH): np.array(True)} | self.without_error)
@@ -214,7 +215,7 @@ class _Proving:
             for name in self.outputs:
                 parts[name].append(outputs[name])
         joined = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
-        return self.compare("splice, token by token", joined, found, noise)
+        return self.compare("splice, token by token", joined, found, noise, self.expected.spliced_dtype)
 
     def is_causal(self, graph: Graph, own: Mapping[str, Array]) -> bool:
         """Tell whether the outputs at earlier positions are the same with another last token."""
@@ -233,12 +234,20 @@ class _Proving:
         return Graph(self.folder / self.graphs[name].file)
 
     def compare(
-        self, what: str, found: Mapping[str, Array], expected: Mapping[str, Array], noise: Mapping[str, float]
+        self,
+        what: str,
+        found: Mapping[str, Array],
+        expected: Mapping[str, Array],
+        noise: Mapping[str, float],
+        dtype: str | None = None,
     ) -> dict[str, OutputParity]:
-        """Return the record of each output, and note those whose error exceeds its budget."""
+        """Return the record of each output, and note those whose error exceeds its budget.
+
+        `dtype` is that which rounds most of what computes the outputs; None stands for the host's.
+        """
         records = {}
         for name in noise:
-            budget = host_budget(noise[name], self.expected.dtype)
+            budget = host_budget(noise[name], dtype or self.expected.dtype)
             error = host_error(found[name].reshape(expected[name].shape), expected[name], self.mask)
             if not error <= budget:
                 self.failures.append(f"{what}: {name}: the error is {error:.3e}, its budget {budget:.3e}.")

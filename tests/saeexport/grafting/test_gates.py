@@ -80,7 +80,7 @@ def test_a_splice_that_does_nothing_is_refused(graft_into, monkeypatch):
 
 
 def test_a_splice_that_does_nothing_is_refused_if_the_reference_does_nothing_either(graft_into, monkeypatch):
-    def identity(graft, sae, x, intervention=None):
+    def identity(graft, sae, x, intervention=None, target=None):
         return Reconstruction(x, sound(graft, sae, x, intervention).acts_post)
 
     sound = expected.reconstruct
