@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from runtime.artifact.contracts import ACTS, ENCODE, MODEL, STEER
+from runtime.artifact.contracts import ACTS, ENCODE, MODEL, STEER, WIDE
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
 from runtime.hosts.names import FEATURES, SPLICE, TAP
 
@@ -17,9 +17,10 @@ from .order import in_order
 from .unfuse import unfuse
 from .write import IR_VERSION
 
-INSERTED = {TAP: (MODEL,), SPLICE: (STEER,), FEATURES: (ACTS, ENCODE)}
+INSERTED = {TAP: (WIDE[MODEL], MODEL), SPLICE: (WIDE[STEER], STEER), FEATURES: (ACTS, WIDE[ENCODE], ENCODE)}
 """The graph of an SAE that each mode inserts: the first one that the SAE has. `acts` has standard operators only, and
-takes a tenth less time than `encode` on a CPU; SAEs in half precision do not have it."""
+takes a tenth less time than `encode` on a CPU. Of an SAE in half precision it is the graph that computes in float32 and
+rounds every result, because a CPU, on which a graft is proved, would leave out the rounding between its operators."""
 
 ALWAYS = (HOOK_INPUT, HOOK_ACTS_POST)
 """The hooks that are outputs of every tap and splice: the input, on which an SAE is judged, and the features."""

@@ -107,13 +107,18 @@ class Inserted:
         users = [use for use in x.uses() if use.node not in own]
         attach = self._flag(ATTACH, True)
         first = len(self._nodes)
-        output = self._flat[HOOK_RECONS]
+        output = self._cast(self._flat[HOOK_RECONS], ir.DataType.FLOAT)
         if HOOK_ERROR in self._flat:
             with_error = self._flag(USE_ERROR_TERM, self._graft.sae.use_error_term)
-            output = self._node("Where", [with_error, self._node("Add", [output, self._flat[HOOK_ERROR]]), output])
-            self.hooks[HOOK_OUTPUT] = self._hook(output, self._outputs[HOOK_OUTPUT], self._graft.sae)
+            total = self._node("Add", [output, self._cast(self._flat[HOOK_ERROR], ir.DataType.FLOAT)])
+            total.dtype = ir.DataType.FLOAT
+            total = self._cast(self._cast(total, self._dtype), ir.DataType.FLOAT)  # rounded as in the SAE
+            output = self._node("Where", [with_error, total, output])
+            output.dtype = ir.DataType.FLOAT
+            hook = self._cast(output, self._dtype)
+            self.hooks[HOOK_OUTPUT] = self._hook(hook, self._outputs[HOOK_OUTPUT], self._graft.sae)
         shape = self._shape if x is self._x else self._node("Shape", [x])
-        output = self._cast(self._node("Reshape", [output, shape]), x.dtype)
+        output = self._node("Reshape", [self._cast(output, x.dtype), shape])
         spliced = self._node("Where", [attach, output, x])
         spliced.type, spliced.shape = x.type, x.shape
         for use in users:
