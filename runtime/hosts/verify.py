@@ -32,11 +32,11 @@ from ..parity.verify import verify as verify_artifact
 from .attaching import Setup
 from .feeds import complete_feeds
 from .folder import is_host, read_host, read_signed_host
-from .generation import Decoder
+from .generation import read_step_by_step
 from .golden import GoldenHost, load_golden_host
 from .hook_proof import HookProof
 from .manifest import GraftParity, OutputParity
-from .names import FEATURES, INPUT_IDS, SPLICE, TAP, activation_name, at, stage
+from .names import FEATURES, SPLICE, TAP, activation_name, at, stage
 from .rule import PROVES, as_errors, host_error, host_errors
 from .running import HostRunner
 
@@ -193,17 +193,14 @@ class _HostProof:
             self.judge_decoding(spliced)
 
     def judge_decoding(self, prefill: Mapping[str, Array]) -> None:
-        """Judge the outputs token by token with the cache, each sequence of the batch by itself."""
-        names = [name for name in self.parity.decoded if prefill[name].shape[: self.golden.mask.ndim] ==
-                 self.golden.mask.shape]  # fmt: skip
-        setup = Setup(dict.fromkeys(self.manifest.hooks, False), {})
-        found = {name: prefill[name].copy() for name in names}
-        for row, mask in enumerate(self.golden.mask):
-            decoder = Decoder(self.manifest.host, lambda feeds, wanted: self.run(feeds, setup, wanted))
-            for i in np.flatnonzero(mask):
-                step = decoder.read(self.golden.feeds[INPUT_IDS][row, i][None, None], names)
-                for name in names:
-                    found[name][row, i] = step[name][0, -1]
+        """Judge the outputs token by token with the cache."""
+        mask, setup = self.golden.mask, Setup(dict.fromkeys(self.manifest.hooks, False), {})
+        names = [name for name in self.parity.decoded if prefill[name].shape[: mask.ndim] == mask.shape]
+
+        def run(feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+            return self.run(feeds, setup, wanted)
+
+        found = read_step_by_step(self.manifest.host.cache, self.golden.feeds, mask, run, names)
         self.compare("splice, token by token", found, {name: prefill[name] for name in names}, self.parity.decoded)
 
     def spliced(self, attached: Mapping[str, bool], edit: bool = False) -> dict[str, Array]:

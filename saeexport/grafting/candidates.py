@@ -14,7 +14,7 @@ from runtime.arrays.tensor import Array
 from runtime.artifact.folder import Artifact
 from runtime.artifact.names import HOOK_RECONS
 from runtime.errors import GraftError
-from runtime.hosts.names import ATTENTION_MASK
+from runtime.hosts.feeds import is_token
 from runtime.session.session import SAESession
 
 from .host import Host
@@ -50,16 +50,17 @@ class Reference:
     method: str = REFERENCE
 
     def mask(self) -> "Array | None":
-        """Return which positions are not padding, `(batch, positions)` bool; None if the host takes no mask."""
-        mask = self.feeds.get(ATTENTION_MASK)
-        return None if mask is None or mask.ndim != 2 else mask != 0
+        """Return which positions are not padding, `(batch, positions)` bool; None if the feeds are not `(batch, ...)`.
+
+        Tokens in a cache come first in the mask of the host, and are no positions.
+        """
+        mask = is_token(self.feeds) if self.feeds else None
+        return None if mask is None or mask.ndim != 2 else mask
 
     def tokens(self) -> int:
         """Return the number of positions that are not padding."""
         mask = self.mask()
-        if mask is not None:
-            return int(mask.sum())
-        return max((feed.size for feed in self.feeds.values() if feed.ndim == 2), default=0)
+        return 0 if mask is None else int(mask.sum())
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,9 @@ def _positions(reference: Reference, expected: "Array | None", width: int, hook:
     """Return the number of positions of the feeds, padding included."""
     if expected is None:
         mask = reference.mask()
-        sizes = [feed.size for feed in reference.feeds.values() if feed.ndim == 2] if mask is None else [mask.size]
-        if not sizes:
+        if mask is None:
             raise GraftError(f"{hook}: the feeds do not say how many tokens they have; none is (batch, positions).")
-        return sizes[0]
+        return mask.size
     if expected.shape[-1] != width and (expected.ndim < 3 or expected.shape[-1] * expected.shape[-2] != width):
         raise GraftError(
             f"{hook}: the activation there has shape {expected.shape}, but the SAE has one {width} wide there. "

@@ -7,14 +7,12 @@ no PyTorch model, from itself without ONNX Runtime's optimisations.
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from runtime.arrays.dtypes import FLOAT32
 from runtime.arrays.tensor import Array
 from runtime.artifact.budgets import FLOOR, MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
 from runtime.errors import GraftError
-from runtime.hosts.names import ATTENTION_MASK, INPUT_IDS
+from runtime.hosts.feeds import is_token
 from runtime.hosts.rule import host_error
 from runtime.session.interventions import Intervention
 
@@ -63,9 +61,7 @@ class Expected:
         self.spliced_dtype = _coarsest({self.dtype, *(graft.sae.dtype for graft in grafts)})
         self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
         self.feeds = dict(given.reference.feeds)
-        ids = self.feeds[INPUT_IDS] if INPUT_IDS in self.feeds else next(iter(self.feeds.values()))
-        mask = self.feeds.get(ATTENTION_MASK)
-        self.mask: Array = np.ones(ids.shape[:2], bool) if mask is None else mask != 0
+        self.mask: Array = is_token(self.feeds)
         self.hooks = in_order(host.values(), grafts)
         present = {name for _, name in host.cache}
         self.outputs = [str(value.name) for value in host.graph.outputs if value.name not in present]

@@ -23,13 +23,12 @@ from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import GraphSpec
 from runtime.artifact.names import HOOK_ACTS_POST
 from runtime.errors import ParityError
-from runtime.hosts.manifest import DECODER, ENCODER, GraftParity, HostGolden, OutputParity
+from runtime.hosts.generation import read_step_by_step
+from runtime.hosts.manifest import DECODER, ENCODER, CachePair, GraftParity, HostGolden, OutputParity
 from runtime.hosts.names import (
     ATTACH,
-    ATTENTION_MASK,
     GOLDEN,
     INPUT_IDS,
-    POSITION_IDS,
     SPLICE,
     TAP,
     USE_ERROR_TERM,
@@ -202,19 +201,12 @@ class _Proving:
 
     def decode(self, graph: Graph, found: Mapping[str, Array], noise: Mapping[str, float]) -> dict[str, OutputParity]:
         """Judge the outputs of the splice token by token, each with the cache of those before."""
-        given = dict(self.feeds)
-        parts: dict[str, list[Array]] = {name: [] for name in self.outputs}
-        for i in range(self.mask.shape[1]):
-            step = given | self.without_error | {INPUT_IDS: self.feeds[INPUT_IDS][:, i : i + 1]}
-            if ATTENTION_MASK in self.feeds:
-                step[ATTENTION_MASK] = self.feeds[ATTENTION_MASK][:, : i + 1]
-            if POSITION_IDS in self.feeds:
-                step[POSITION_IDS] = self.feeds[POSITION_IDS][:, i : i + 1]
-            outputs = graph(step)
-            given |= {past: outputs[present] for past, present in self.host.cache}
-            for name in self.outputs:
-                parts[name].append(outputs[name])
-        joined = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
+        cache = [CachePair(past, present) for past, present in self.host.cache]
+        names = [name for name in self.outputs if found[name].shape[: self.mask.ndim] == self.mask.shape]
+        joined = read_step_by_step(
+            cache, self.feeds, self.mask, lambda feeds, _: graph({**feeds, **self.without_error}), names
+        )
+        noise = {name: noise[name] for name in names}
         return self.compare("splice, token by token", joined, found, noise, self.expected.spliced_dtype)
 
     def is_causal(self, graph: Graph, own: Mapping[str, Array]) -> bool:
