@@ -71,7 +71,7 @@ def _saes(texts: list[str]) -> "dict[str, str] | list[str]":
     Raises:
         GraftError: Some have a hook and others do not, or a hook is named twice.
     """
-    pairs = [_split(text) for text in texts]
+    pairs = [split_sae(text) for text in texts]
     if not any(key for key, _ in pairs):
         return texts
     saes = dict(pairs)
@@ -80,7 +80,7 @@ def _saes(texts: list[str]) -> "dict[str, str] | list[str]":
     return saes
 
 
-def _split(text: str) -> tuple[str, str]:
+def split_sae(text: str) -> tuple[str, str]:
     """Return the hook, "" if there is none, and the artifact; both may contain "=".
 
     It is divided where the rest is a path that exists, or at the first "=" if there is none.

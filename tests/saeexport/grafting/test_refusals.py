@@ -11,6 +11,7 @@ from runtime.errors import ArtifactError, ExportError, GraftError
 from saeexport import export
 from saeexport.cli import main
 from saeexport.grafting.graft import graft
+from saeexport.grafting.graft_command import split_sae
 from saeexport.grafting.host import load_host
 from saeexport.grafting.reference import load_model
 from tests.support.samples import make_sae, normal
@@ -205,6 +206,23 @@ def test_the_command_says_what_is_wrong(tmp_path, sae_at, capsys):
     assert re.search(r"out: 2 graphs, \d", said)
     assert f"{HOOK}  {VALUE}" in said
     assert "tap against the ungrafted host" in said
+
+
+def test_paths_and_values_may_contain_an_equals_sign(tmp_path, sae_at):
+    folder = tmp_path / "seed=1,k=2"
+    folder.mkdir()
+    sae = sae_at(HOST, HOOK).rename(folder / "sae")
+    for text, expected in (
+        (f"{sae}", ("", f"{sae}")),
+        (f"{HOOK}={sae}", (HOOK, f"{sae}")),
+        (f"{HOOK}@a=b={sae}", (f"{HOOK}@a=b", f"{sae}")),
+        (f"{HOOK}=missing=1/sae", (HOOK, "missing=1/sae")),
+        ("missing", ("", "missing")),
+    ):
+        assert split_sae(text) == expected
+    path = str(HOST.write(tmp_path / "host.onnx"))
+    options = ["--force", "--modes", "features"]
+    assert main(["graft", path, "--sae", f"{HOOK}@{VALUE}={sae}", str(tmp_path / "out"), *options]) == 0
 
 
 def test_the_host_is_not_changed_by_loading_it(tmp_path):
