@@ -40,7 +40,7 @@ class Expected:
         hooks: The hooks that SAEs read and replace, in the order of the host.
         outputs: Names of the host's outputs, without those of the cache.
         dtype: The dtype of the host's values that rounds most. A host in half precision may have float32 outputs.
-        spliced_dtype: The dtype that rounds most of the host's values and the SAEs.
+        sae_dtype: The dtype of the SAEs that rounds most.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Expected:
         self._folder, self._host, self._grafts, self._graphs, self._given = folder, host, grafts, graphs, given
         dtypes = {NAMES[value.dtype] for value in host.values().values() if value.dtype in NAMES}
         self.dtype = _coarsest(dtypes)
-        self.spliced_dtype = _coarsest({self.dtype, *(graft.sae.dtype for graft in grafts)})
+        self.sae_dtype = _coarsest({graft.sae.dtype for graft in grafts})
         self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
         self.feeds = dict(given.reference.feeds)
         self.mask: Array = is_token(self.feeds)
@@ -117,7 +117,7 @@ class Expected:
         own = {
             name: max(
                 noise[name],
-                self._own_error(name, other[name], reference[name], WITH_SAES, self.spliced_dtype),
+                self._own_error(name, other[name], reference[name], WITH_SAES, _coarsest({self.dtype, self.sae_dtype})),
             )
             for name in self.outputs
         }

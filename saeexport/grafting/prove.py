@@ -181,7 +181,7 @@ class _Proving:
         found_edited = graph(self.feeds | self.without_error | given)
         reference, noise_spliced = self.expected.spliced({}, noise)
         reference_edited, noise_edited = self.expected.spliced(edits, noise)
-        dtype = self.expected.spliced_dtype
+        dtype = self.expected.sae_dtype
         splice = self.compare("splice, SAEs attached", found, reference, noise_spliced, dtype)
         edited = self.compare("splice, features edited", found_edited, reference_edited, noise_edited, dtype)
         moved = {name: host_error(found[name], own[name], self.mask) for name in self.outputs}
@@ -207,7 +207,7 @@ class _Proving:
             cache, self.feeds, self.mask, lambda feeds, _: graph({**feeds, **self.without_error}), names
         )
         noise = {name: noise[name] for name in names}
-        return self.compare("splice, token by token", joined, found, noise, self.expected.spliced_dtype)
+        return self.compare("splice, token by token", joined, found, noise, self.expected.sae_dtype)
 
     def is_causal(self, graph: Graph, own: Mapping[str, Array]) -> bool:
         """Tell whether the outputs at earlier positions are the same with another last token."""
@@ -231,15 +231,15 @@ class _Proving:
         found: Mapping[str, Array],
         expected: Mapping[str, Array],
         noise: Mapping[str, float],
-        dtype: str | None = None,
+        sae_dtype: str = "",
     ) -> dict[str, OutputParity]:
         """Return the record of each output, and note those whose error exceeds its budget.
 
-        `dtype` is that which rounds most of what computes the outputs; None stands for the host's.
+        `sae_dtype` is the dtype of the attached SAEs; "" if none is attached.
         """
         records = {}
         for name in noise:
-            budget = host_budget(noise[name], dtype or self.expected.dtype)
+            budget = host_budget(noise[name], self.expected.dtype, sae_dtype)
             error = host_error(found[name].reshape(expected[name].shape), expected[name], self.mask)
             if not error <= budget:
                 self.failures.append(f"{what}: {name}: the error is {error:.3e}, its budget {budget:.3e}.")
