@@ -542,7 +542,7 @@ class HostSession:
             if on and HOOK_ERROR not in self.host.saes[hook].manifest.sae.hooks:
                 raise InputError(
                     f"use_error_term is True, and the transcoder at {hook} was exported without the error term. Export "
-                    "it with cfg.use_error_term = True and targets, and graft it again."
+                    "it again with saeexport export --error-term, and graft that."
                 )
         if attached and SPLICE not in self._runner.graphs:
             raise ArtifactError(

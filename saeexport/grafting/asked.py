@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from runtime.arrays.dtypes import BFLOAT16
@@ -76,6 +77,18 @@ def read_saes(saes: "Mapping[str, PathLike] | Sequence[PathLike]", modes: Collec
     if twice := sorted({hook for hook in hooks if hooks.count(hook) > 1}):
         raise GraftError(f"Two SAEs are to be grafted at {', '.join(twice)}. Graft one SAE at each hook.")
     return asked
+
+
+def split_sae(text: str) -> tuple[str, str]:
+    """Return the hook, "" if there is none, and the artifact; both may contain "=".
+
+    It is divided where the rest is a path that exists, or at the first "=" if there is none.
+    """
+    if Path(text).exists() or "=" not in text:
+        return "", text
+    ends = [i for i, character in enumerate(text) if character == "="]
+    end = next((i for i in ends if Path(text[i + 1 :]).exists()), ends[0])
+    return text[:end], text[end + 1 :]
 
 
 def _read_sae(key: str | None, artifact: Artifact, modes: Collection[str]) -> Asked:

@@ -1,7 +1,6 @@
 """The command `saeexport graft`: it grafts SAEs into the ONNX model of their language model."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from runtime.artifact.names import HOOK_NAMES
@@ -11,6 +10,7 @@ from runtime.hosts.manifest import Evidence
 from runtime.hosts.names import MODES
 from runtime.tables import format_table
 
+from .asked import split_sae
 from .graft import graft
 
 
@@ -78,18 +78,6 @@ def _saes(texts: list[str]) -> "dict[str, str] | list[str]":
     if "" in saes or len(saes) < len(texts):
         raise GraftError(f"--sae {', '.join(texts)}: name a hook for each SAE or for none, and each hook once.")
     return saes
-
-
-def split_sae(text: str) -> tuple[str, str]:
-    """Return the hook, "" if there is none, and the artifact; both may contain "=".
-
-    It is divided where the rest is a path that exists, or at the first "=" if there is none.
-    """
-    if Path(text).exists() or "=" not in text:
-        return "", text
-    ends = [i for i, character in enumerate(text) if character == "="]
-    end = next((i for i in ends if Path(text[i + 1 :]).exists()), ends[0])
-    return text[:end], text[end + 1 :]
 
 
 def describe_host(host: GraftedHost) -> str:

@@ -10,8 +10,8 @@ import pytest
 from runtime.errors import ArtifactError, ExportError, GraftError
 from saeexport import export
 from saeexport.cli import main
+from saeexport.grafting.asked import split_sae
 from saeexport.grafting.graft import graft
-from saeexport.grafting.graft_command import split_sae
 from saeexport.grafting.host import load_host
 from saeexport.grafting.reference import load_model
 from tests.support.samples import make_sae, normal

@@ -10,6 +10,7 @@ from runtime.errors import GraftError, ParityError
 from saeexport import export, graft, load
 from saeexport.grafting import running
 from saeexport.grafting.insert import Inserted
+from saeexport.grafting.search import locate
 from saeexport.original.architectures import ARCHITECTURES
 from tests.support.language_models import WIDTH, save
 from tests.support.samples import make_sae, normal
@@ -227,6 +228,9 @@ def test_the_values_are_found_by_their_activations(tmp_path):
     assert sae.evidence.error < 1e-6 < sae.target.evidence.runner_up_error
     with pytest.raises(GraftError, match=f"predicts {TARGET}"):
         graft(path, {f"{READ},{POST}": artifact}, tmp_path / "wrong", reference=tmp_path / "reference.npz")
+    for hook in (READ, TARGET):
+        found = locate(path, artifact, hook=hook, reference=tmp_path / "reference.npz")
+        assert found.located.value == value_at(HOST, hook)
     wrong = f"{READ},{TARGET}@{value_at(HOST, BEFORE)}"
     with pytest.raises(GraftError, match=f"was asked for, but {value_at(HOST, TARGET)} is the tensor at the hook"):
         graft(path, {wrong: artifact}, tmp_path / "wrong", reference=tmp_path / "reference.npz")
