@@ -1,4 +1,4 @@
-"""Grafts an SAE into a large decoder with random weights: `python -m benchmarks.costs.large_host --layers 10`.
+"""Grafts an SAE into a large decoder with random weights: `python -m benchmarks.costs.large_host --layers 9`.
 
 The decoder is a Llama of transformers, which is exported with an SAE in it, proved against PyTorch, and verified
 without PyTorch, each in a process of its own. Prints the seconds and the peak of resident memory of each. A model of
@@ -54,7 +54,7 @@ with HostSession(sys.argv[1], "cpu") as host:
 def main() -> None:
     """Make, graft, verify, use and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=10, help="layers of 268 MB each (default: 10)")
+    parser.add_argument("--layers", type=int, default=9, help="layers of 268 MB each (default: 9)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
