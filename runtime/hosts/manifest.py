@@ -133,6 +133,11 @@ class GraftedSAE:
         """The hook whose activation the output replaces."""
         return self.hook if self.target is None else self.target.hook
 
+    @property
+    def places(self) -> "tuple[GraftedSAE | GraftedTarget, ...]":
+        """What the SAE reads, and the target that a transcoder predicts."""
+        return (self,) if self.target is None else (self, self.target)
+
 
 @dataclass(frozen=True)
 class HostGolden:

@@ -84,8 +84,7 @@ def describe_host(host: GraftedHost) -> str:
     """Return what was grafted, how the values were identified, and what the proof measured."""
     manifest = host.manifest
     size = sum(record.bytes for record in manifest.files.values()) / 1e6
-    places = [place for sae in manifest.saes for place in (sae, sae.target) if place is not None]
-    rows = [(place.hook, place.value, _evidence(place.evidence)) for place in places]
+    rows = [(place.hook, place.value, _evidence(place.evidence)) for sae in manifest.saes for place in sae.places]
     lines = [
         f"{host.path}: {len(manifest.graphs)} graphs, {size:.1f} MB",
         format_table(rows, header=("hook", "value", "evidence")),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from runtime import Clamp, HostSession, InputError, SAEError, UnknownHookError, verify
+from runtime.commands.main import main
 from runtime.errors import GraftError, ParityError
 from saeexport import export, graft, load
 from saeexport.grafting import running
@@ -155,10 +156,14 @@ def test_functions_are_called_at_both_hooks(session, folder):
         session.run_with_hooks_with_saes(FEEDS, [(TARGET, halve)], READ)
 
 
-def test_it_is_proved_and_generates(session, folder):
+def test_it_is_proved_and_generates(session, folder, capsys):
     report = verify(folder, "cpu")
     assert report.failures == []
     assert {f"{READ}.hook_sae_error", f"{READ}.target"} <= {verdict.hook for verdict in report.verdicts}
+    assert main(["inspect", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "decoder host with 1 SAE\n" in said
+    assert f"  {TARGET}" in said
     record = session.host.manifest
     assert record.cuts == (READ, TARGET)
     assert record.saes[0].target.value == value_at(HOST, TARGET)
