@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ..hosts.folder import GraftedHost
 from ..hosts.manifest import Evidence, OutputParity
+from ..parity.report import count
 from ..tables import format_table
 
 
@@ -22,8 +23,9 @@ def describe_host(host: GraftedHost) -> str:
         ("format", str(manifest.format_version)),
     ]
     saes = [
-        (sae.hook, sae.value, _tensor("", sae.dtype, sae.shape), _describe_evidence(sae.evidence))
+        (place.hook, place.value, _tensor("", place.dtype, place.shape), _describe_evidence(place.evidence))
         for sae in manifest.saes
+        for place in sae.places
     ]
     graphs = [
         (graph.file, f"{manifest.files[graph.file].bytes:,} bytes", graph.description)
@@ -33,9 +35,9 @@ def describe_host(host: GraftedHost) -> str:
     exact = "; the tap's outputs are those of the host, bit for bit" if parity.exact else ""
     return "\n\n".join(
         (
-            f"{host.path}: {model.kind} {model.name} with {len(saes)} SAE{'s' * (len(saes) != 1)}",
+            f"{host.path}: {model.kind} {model.name} with {count(len(manifest.saes), 'SAE')}",
             format_table(facts, indent=2),
-            "SAEs, with the value of the model at their hook\n"
+            "SAEs, with the value of the model at their hook, and at that of a transcoder's target\n"
             + format_table(saes, header=("hook", "value", "tensor", "evidence"), indent=2),
             f"graphs\n{format_table(graphs, right={1}, indent=2)}",
             f"parity, {parity.tokens} tokens on {parity.device}, spliced outputs against {against}{exact}\n"

@@ -66,6 +66,11 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         help="table to read, json, or junit, the XML that CI systems show (default: %(default)s)",
     )
     parser.add_argument(
+        "--all",
+        action="store_true",
+        help="show each output of each graph (default: each output where it is worst)",
+    )
+    parser.add_argument(
         "--output", metavar="FILE", help="write the result to FILE, and the table to stdout (default: to stdout)"
     )
 
@@ -85,25 +90,31 @@ def run_verification(options: argparse.Namespace, verify: Callable[[], Report]) 
     outcome = Outcome(str(options.artifact), report, str(failed or ""), time.perf_counter() - start)
     if options.output is not None:
         if report is not None:
-            print(report)
+            print(format_outcome(outcome, TABLE, options.all))
         if report is not None or options.format != TABLE:
-            Path(options.output).write_text(format_outcome(outcome, options.format) + "\n", "utf-8")
+            Path(options.output).write_text(format_outcome(outcome, options.format, options.all) + "\n", "utf-8")
     elif report is not None or options.format != TABLE:
-        print(format_outcome(outcome, options.format))
+        print(format_outcome(outcome, options.format, options.all))
     if failed is not None:
         raise failed
     return outcome.exit_code
 
 
-def format_outcome(outcome: Outcome, format: str) -> str:
-    """Return an outcome in one of `FORMATS`; JSON and XML consist of ASCII characters only."""
+def format_outcome(outcome: Outcome, format: str, every_graph: bool = False) -> str:
+    """Return an outcome in one of `FORMATS`; JSON and XML consist of ASCII characters only.
+
+    The table has a row for each output, or with `every_graph` for each output of each graph, as the documents always
+    have.
+    """
     if format == JSON:
         return json.dumps(as_json(outcome), indent=2, allow_nan=False)
     if format == JUNIT:
         tree = as_junit(outcome)
         ElementTree.indent(tree)
         return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(tree, "us-ascii").decode("ascii")
-    return str(outcome.report)
+    report = outcome.report
+    assert report is not None
+    return str(report) if every_graph else report.summary()
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

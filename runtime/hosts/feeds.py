@@ -91,7 +91,8 @@ def _check_mask(host: Host, feeds: Mapping[str, Array]) -> None:
 
 def tokens_of(feeds: Mapping[str, Array]) -> tuple[int, ...]:
     """Return the leading dimensions of the activations at a hook, `(batch, sequence)`."""
-    first = feeds[INPUT_IDS] if INPUT_IDS in feeds else next(iter(feeds.values()))
+    others = (feed for name, feed in feeds.items() if name != ATTENTION_MASK)  # which also has the tokens in a cache
+    first = feeds[INPUT_IDS] if INPUT_IDS in feeds else next(others, next(iter(feeds.values())))
     return first.shape[:2]
 
 

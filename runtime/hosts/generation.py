@@ -1,4 +1,4 @@
-"""Generation: a decoder continues a sequence token by token, with its cache of keys and values."""
+"""Generation: a decoder continues sequences token by token, with its cache of keys and values."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,58 +10,93 @@ from ..arrays.arguments import as_integer
 from ..arrays.dtypes import widened
 from ..arrays.tensor import Array, as_given
 from ..errors import InputError, SAEError
-from .manifest import DECODER, Host
-from .names import INPUT_IDS, LOGITS
+from .manifest import DECODER, CachePair, Host
+from .names import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
 
 Run = Callable[[Mapping[str, Any], Sequence[str]], dict[str, Array]]
 """A function that runs the host on some of its inputs, and returns the outputs with the given names."""
 
 
 class Decoder:
-    """A sequence that a decoder reads, a few tokens at a time.
-
-    Attributes:
-        length: Number of tokens that were read.
+    """Sequences that a decoder reads, a few tokens at a time.
 
     Args:
         host: The host.
         run: Function that runs it.
+        padding: Number of tokens at the beginning of each sequence that are masked, `(sequences,)`.
 
     Raises:
-        InputError: The host is not a decoder, or does not have the input `input_ids` and the output `logits`.
+        InputError: The host is not a decoder, or does not have the input `input_ids` and the output `logits`; or a
+            sequence is padded, and the host does not take what tells it so.
     """
 
-    def __init__(self, host: Host, run: Run) -> None:
-        names = {tensor.name for tensor in (*host.inputs, *host.outputs)}
-        if host.kind != DECODER or not {INPUT_IDS, LOGITS} <= names:
+    def __init__(self, host: Host, run: Run, padding: Array) -> None:
+        inputs = {tensor.name for tensor in host.inputs}
+        if host.kind != DECODER or INPUT_IDS not in inputs or LOGITS not in {tensor.name for tensor in host.outputs}:
             raise InputError(
                 f"{host.name} is an {host.kind} with the outputs {', '.join(tensor.name for tensor in host.outputs)}; "
                 f"only a decoder with the input {INPUT_IDS} and the output {LOGITS} generates."
             )
-        self.length = 0
+        if padding.any() and not {ATTENTION_MASK, POSITION_IDS} <= inputs:
+            raise InputError(
+                f"The prompts have different numbers of tokens, and {host.name} takes {', '.join(sorted(inputs))}: "
+                f"without {ATTENTION_MASK} and {POSITION_IDS} it cannot leave padding out. Generate from one prompt at "
+                "a time, or from prompts of one length."
+            )
         self._host = host
         self._run = run
+        self._padding = padding
         self._cache: dict[str, Array] = {}
-        self._ids = np.zeros((1, 0), np.int64)
+        self._ids = np.zeros((len(padding), 0), np.int64)
 
-    def read(self, ids: Array, names: Sequence[str] = (LOGITS,)) -> dict[str, Array]:
-        """Read the next tokens, `(1, tokens)`, and return outputs of the host for them.
-
-        Without a cache the outputs are those of the whole sequence.
-        """
+    def read(self, ids: Array) -> Array:
+        """Read the next tokens, `(sequences, tokens)`, and return the logits behind the last one."""
         pairs = self._host.cache
         self._ids = np.concatenate((self._ids, ids), axis=1)
-        self.length += ids.shape[1]
-        presents = [pair.present for pair in pairs]
-        outputs = self._run({INPUT_IDS: ids if pairs else self._ids, **self._cache}, [*names, *presents])
+        feeds = {INPUT_IDS: ids if pairs else self._ids, **self._cache}
+        if self._padding.any():
+            feeds[ATTENTION_MASK] = (np.arange(self._ids.shape[1]) >= self._padding[:, None]).astype(np.int64)
+        outputs = self._run(feeds, [LOGITS, *(pair.present for pair in pairs)])
         self._cache = {pair.past: outputs[pair.present] for pair in pairs}
-        return {name: outputs[name] for name in names}
+        return widened(outputs[LOGITS])[:, -1]
+
+
+def read_step_by_step(
+    cache: Sequence[CachePair], feeds: Mapping[str, Array], tokens: Array, run: Run, names: Sequence[str]
+) -> dict[str, Array]:
+    """Return outputs of a decoder that reads its feeds token by token, each with the cache of those before.
+
+    Args:
+        cache: The cache of the host.
+        feeds: Inputs of the host. The cache may hold tokens, which come first in the mask.
+        tokens: Any array of the shape of the tokens, `(batch, sequence)`.
+        run: Function that runs the host.
+        names: Outputs with a row for each token.
+
+    Returns:
+        The outputs by name, `(batch, sequence, ...)`.
+    """
+    pasts = {pair.past for pair in cache}
+    given = {name: feeds[name] for name in pasts}
+    parts: dict[str, list[Array]] = {name: [] for name in names}
+    for i in range(tokens.shape[1]):
+        step = dict(given)
+        for name, array in feeds.items():
+            if name == ATTENTION_MASK and array.ndim == tokens.ndim:
+                step[name] = array[:, : array.shape[1] - tokens.shape[1] + i + 1]
+            elif name not in pasts:
+                step[name] = array[:, i : i + 1] if array.shape[: tokens.ndim] == tokens.shape else array
+        outputs = run(step, [*names, *(pair.present for pair in cache)])
+        given = {pair.past: outputs[pair.present] for pair in cache}
+        for name in names:
+            parts[name].append(outputs[name])
+    return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
 
 
 def generate(
     host: Host,
     run: Run,
-    prompt: Any,
+    prompts: Sequence[Array],
     max_new_tokens: int,
     *,
     do_sample: bool,
@@ -69,40 +104,49 @@ def generate(
     top_k: int | None,
     seed: int | None,
     eos_token_id: int | Sequence[int] | None,
-) -> Array:
-    """Return the ids of a prompt and of the tokens that continue it, `(tokens,)` int64; see `HostSession.generate`.
+) -> list[Array]:
+    """Return the ids of each prompt and of the tokens that continue it, `(tokens,)` int64; see `HostSession.generate`.
 
     Raises:
         InputError: The host is not a decoder, or an argument has an invalid value.
         SAEError: The logits are not finite.
     """
-    decoder = Decoder(host, run)
-    ids = _checked_prompt(prompt)
+    longest = max(len(prompt) for prompt in prompts)
+    decoder = Decoder(host, run, np.array([longest - len(prompt) for prompt in prompts]))
     max_new_tokens = as_integer("max_new_tokens", max_new_tokens, 0)
     ends = _checked_ends(eos_token_id)
-    choose = _sampler(temperature, top_k, seed) if do_sample else _largest
-    sequence, given = list(ids[0].tolist()), ids
+    choosers = _samplers(temperature, top_k, seed, len(prompts)) if do_sample else [_largest] * len(prompts)
+    sequences = [prompt.tolist() for prompt in prompts]
+    goes_on = [True] * len(prompts)
+    given = np.stack([np.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
     for _ in range(max_new_tokens):
-        logits = widened(decoder.read(given)[LOGITS])[0, -1]
-        if not np.isfinite(logits.max()):
-            raise SAEError(
-                f"The logits of token {len(sequence)} are not finite, so that no token can be chosen. Edits may be too "
-                "large for the dtype of the host."
-            )
-        token = choose(logits)
-        sequence.append(token)
-        if token in ends:
+        logits = decoder.read(given)
+        for i, sequence in enumerate(sequences):
+            if not goes_on[i]:
+                continue
+            if not np.isfinite(logits[i].max()):
+                raise SAEError(
+                    f"The logits of token {len(sequence)} are not finite, so that no token can be chosen. Edits may be "
+                    "too large for the dtype of the host."
+                )
+            sequence.append(choosers[i](logits[i]))
+            goes_on[i] = sequence[-1] not in ends
+        if not any(goes_on):
             break
-        given = np.array([[token]], np.int64)
-    return np.array(sequence, np.int64)
+        given = np.array([[sequence[-1]] for sequence in sequences], np.int64)  # what follows an end is not kept
+    return [np.array(sequence, np.int64) for sequence in sequences]
 
 
 def _largest(logits: Array) -> int:
     return int(np.argmax(logits))
 
 
-def _sampler(temperature: float, top_k: int | None, seed: int | None) -> Callable[[Array], int]:
-    """Return a function that draws a token from logits: `softmax(logits / temperature)`, over the `top_k` largest."""
+def _samplers(temperature: float, top_k: int | None, seed: int | None, count: int) -> Sequence[Callable[[Array], int]]:
+    """Return a function for each sequence that draws a token from logits.
+
+    It draws from `softmax(logits / temperature)`, over the `top_k` largest. The first sequence has the draws of the
+    seed itself, so that they are those of a single one.
+    """
     try:
         divisor = float(temperature)
     except (TypeError, ValueError):
@@ -115,10 +159,13 @@ def _sampler(temperature: float, top_k: int | None, seed: int | None) -> Callabl
         top_k = as_integer("top_k", top_k, 1, hint=", or None for all tokens")
     if seed is not None:
         seed = as_integer("seed", seed, 0, hint=", or None")
-    draws = np.random.default_rng(seed)
+    first = np.random.SeedSequence(seed)
+    return [_sampler(divisor, top_k, np.random.default_rng(one)) for one in (first, *first.spawn(count - 1))]
 
+
+def _sampler(temperature: float, top_k: int | None, draws: np.random.Generator) -> Callable[[Array], int]:
     def draw(logits: Array) -> int:
-        scaled = logits.astype(np.float64) / divisor
+        scaled = logits.astype(np.float64) / temperature
         kept = np.arange(len(scaled))
         if top_k is not None and top_k < len(scaled):
             kept = np.sort(np.argpartition(-scaled, top_k - 1)[:top_k])
@@ -128,14 +175,19 @@ def _sampler(temperature: float, top_k: int | None, seed: int | None) -> Callabl
     return draw
 
 
-def _checked_prompt(prompt: Any) -> Array:
+def checked_prompt(prompt: Any) -> Array:
+    """Return the ids of a prompt, `(tokens,)` int64.
+
+    Raises:
+        InputError: It is not the ids of one token or more, `(tokens,)` or `(1, tokens)`.
+    """
     array = np.asarray(as_given(prompt))
-    if array.ndim == 1:
-        array = array[None]
-    if array.ndim != 2 or len(array) != 1 or not array.size or array.dtype.kind not in "iu":
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
         raise InputError(
             f"The prompt is {array.shape} {array.dtype}; it must be a text, or the ids of one token or more, (tokens,) "
-            "or (1, tokens)."
+            "or (1, tokens). Several prompts are a list of texts, or of arrays of ids."
         )
     return array.astype(np.int64)
 

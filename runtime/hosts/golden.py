@@ -4,7 +4,7 @@ The tensors of `golden.safetensors`, by name:
 
     feeds/INPUT             inputs of the host
     outputs/OUTPUT          outputs of the ungrafted host
-    HOOK.input              its activation at a hook
+    HOOK.input              its activation at a hook, also at that of a transcoder's target
     splice/OUTPUT           outputs with every SAE attached, without the error terms
     edit/HOOK.feature_ids   an edit of features, as the splice takes it; likewise feature_scale and feature_shift
     edited/OUTPUT           outputs with every SAE attached, without the error terms, under the edit
@@ -65,7 +65,7 @@ def load_golden_host(host: GraftedHost) -> GoldenHost:
     manifest = host.manifest
     present = {pair.present for pair in manifest.host.cache}
     names = [tensor.name for tensor in manifest.host.outputs if tensor.name not in present]
-    needed = [f"outputs/{name}" for name in names] + [at(hook, "input") for hook in manifest.hooks]
+    needed = [f"outputs/{name}" for name in names] + [at(hook, "input") for hook in manifest.all_hooks]
     edits: dict[str, Intervention] = {}
     if SPLICE in manifest.graphs:
         needed += [f"{what}/{name}" for what in ("splice", "edited") for name in names]
@@ -78,7 +78,7 @@ def load_golden_host(host: GraftedHost) -> GoldenHost:
             edits = {hook: _intervention(part("edit/"), hook) for hook in manifest.hooks}
     except ValueError as error:  # InputError
         raise IntegrityError(f"{path} does not fit the host: {error} Graft the SAEs again.") from None
-    inputs = {hook: tensors[at(hook, "input")] for hook in manifest.hooks}
+    inputs = {hook: tensors[at(hook, "input")] for hook in manifest.all_hooks}
     selected = {what: {name: part(f"{what}/")[name] for name in names if f"{what}/{name}" in tensors}
                 for what in ("outputs", "splice", "edited")}  # fmt: skip
     return GoldenHost(feeds, is_token(feeds), **selected, inputs=inputs, edits=edits)

@@ -10,12 +10,11 @@ from ..arrays.tensor import Array, feed_of
 from ..artifact.budgets import FACTOR
 from ..artifact.contracts import ACTIVATE, DECODE
 from ..artifact.manifest import Errors
-from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_NAMES, HOOK_RECONS, INPUT
+from ..artifact.names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_NAMES, HOOK_RECONS, INPUT
 from ..parity.decisions import Stage, Stages, follow_graph
 from ..parity.judge import judge
 from ..parity.reference import Reference
 from ..parity.report import Verdict
-from ..session.batch import as_dtype
 from ..session.session import SAESession
 from .names import at
 
@@ -29,21 +28,28 @@ class HookProof:
         session: Session of the SAE's artifact, which `verify` proves.
         hook: The hook.
         x: Activations at the hook, `(tokens, ...)`.
+        target: For a transcoder, the activations that it predicts, `(tokens, d_out)`; without them, those with the
+            error term are judged on their features only.
         input_budget: Largest error that the activations themselves may have; 0 if the graph computed these.
     """
 
-    def __init__(self, session: SAESession, hook: str, x: Array, input_budget: float = 0.0) -> None:
+    def __init__(
+        self, session: SAESession, hook: str, x: Array, target: Array | None = None, input_budget: float = 0.0
+    ) -> None:
         self._session = session
         self._hook = hook
         cfg = session.cfg
-        self._x = np.asarray(as_dtype(x.reshape(len(x), *cfg.input_shape), cfg.dtype, "x"))
-        self._names = [name for name in HOOK_NAMES if name in session.hook_names]
-        hooks = {name: self._rows(array) for name, array in session.compute(self._x, self._names).items()}
+        self._x = feed_of(widened(x).reshape(len(x), *cfg.input_shape), cfg.dtype)
+        self._target = None if target is None or not cfg.takes_target else feed_of(widened(target), cfg.dtype)
+        only_features = cfg.takes_target and target is None
+        self._names = [HOOK_INPUT, *FEATURE_HOOKS] if only_features else list(session.hook_names)
+        hooks = {name: self._rows(array) for name, array in self._compute(self._x).items()}
         # Both are within the recorded budget of the truth, and so within twice that of each other.
         budgets = {name: _times(2.0, record.budget) for name, record in session.artifact.manifest.record.hooks.items()}
         truth = {name: array.astype(np.float64) for name, array in hooks.items() if name != HOOK_NAMES[0]}
         self._reference = Reference(
-            hooks, truth, cfg.use_error_term, None, cfg.dtype, budgets,
+            hooks, truth, cfg.use_error_term, None if self._target is None else self._rows(self._target), cfg.dtype,
+            {name: budgets[name] for name in truth},
             rounded=session.artifact.manifest.parity is None,
         )  # fmt: skip
         if input_budget:
@@ -83,12 +89,15 @@ class HookProof:
         size = np.linalg.norm(self._rows(self._x), axis=1).reshape(-1, *(1,) * (self._x.ndim - 1))
         draws = np.random.default_rng(SEED).standard_normal(self._x.shape)
         draws *= input_budget * size / np.linalg.norm(self._rows(draws), axis=1).reshape(size.shape)
-        moved = self._session.compute(feed_of(widened(self._x) + draws, self._session.cfg.dtype), self._names)
+        moved = self._compute(feed_of(widened(self._x) + draws, self._session.cfg.dtype))
         budgets = {}
         for name, budget in self._reference.budgets.items():
             change = self._reference.errors(name, self._rows(moved[name]))
             budgets[name] = Errors(budget.token + FACTOR * change.token, budget.element + FACTOR * change.element)
         return budgets
+
+    def _compute(self, x: Array) -> dict[str, Array]:
+        return self._session.compute(x, self._names, self._target)
 
     def _stage(self, graph: str) -> Stage:
         """Return a stage of the artifact as a function of some of the tokens."""

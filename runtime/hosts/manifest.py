@@ -83,6 +83,25 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class GraftedTarget:
+    """The activation that a transcoder predicts, and that its output replaces.
+
+    Attributes:
+        hook: Name of the hook, such as "blocks.2.hook_mlp_out".
+        value: Name of the value at the hook in the graph of the ungrafted host.
+        dtype: Dtype of the value.
+        shape: Shape of the value.
+        evidence: How the value was identified.
+    """
+
+    hook: str
+    value: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
 class GraftedSAE:
     """An SAE and its place in the host.
 
@@ -95,6 +114,8 @@ class GraftedSAE:
         shape: Shape of the value.
         heads: Whether the last two dimensions of the value, `(n_heads, d_head)`, are one token's activation.
         evidence: How the value was identified.
+        target: For a transcoder, the activation that it predicts; None for an SAE, whose output replaces what it reads,
+            and if there is only the graph "features", which does not need it.
     """
 
     hook: str
@@ -105,6 +126,17 @@ class GraftedSAE:
     shape: tuple[int | str, ...]
     heads: bool
     evidence: Evidence
+    target: GraftedTarget | None = field(default=None, kw_only=True)
+
+    @property
+    def replaced(self) -> str:
+        """The hook whose activation the output replaces."""
+        return self.hook if self.target is None else self.target.hook
+
+    @property
+    def places(self) -> "tuple[GraftedSAE | GraftedTarget, ...]":
+        """What the SAE reads, and the target that a transcoder predicts."""
+        return (self,) if self.target is None else (self, self.target)
 
 
 @dataclass(frozen=True)
@@ -153,7 +185,8 @@ class GraftParity:
         edited: The same with an edit of features.
         decoded: Outputs of the splice token by token with the cache.
         moved: How far attaching the SAEs moves each output, measured as an error is.
-        inputs: The activation at each hook in the tap or the splice, by hook. Where there is neither, the error is 0.
+        inputs: The activation at each hook in the tap or the splice, by hook, targets included. Where there is neither,
+            the error is 0.
     """
 
     device: str
@@ -175,12 +208,14 @@ class HostManifest:
 
     Attributes:
         host: The language model.
-        saes: The SAEs, in the order of their values in the graph.
+        saes: The SAEs, in the order in which the graph computes what they replace.
         graphs: The graphs, by name: "tap", "splice" and "features" as far as they were asked for, and the stages.
         golden: The golden batch.
         parity: The proof.
         producer: Versions of the software that made the folder, by name.
         files: Checksums, by the path relative to the folder. An SAE's folder is represented by its `sae.json`.
+        cuts: The hooks at which the host is cut into stages, in the order of the graph. It is empty if these are the
+            hooks of `saes`, as without a transcoder.
         format: Must be `FORMAT`.
         format_version: Version of this format.
     """
@@ -192,6 +227,7 @@ class HostManifest:
     parity: GraftParity
     producer: dict[str, str]
     files: dict[str, FileRecord]
+    cuts: tuple[str, ...] = field(default=(), kw_only=True)
     format: str = field(default=FORMAT, kw_only=True)
     format_version: int = field(default=FORMAT_VERSION, kw_only=True)
 
@@ -199,6 +235,15 @@ class HostManifest:
     def hooks(self) -> tuple[str, ...]:
         """The hooks that have an SAE, in the order of the graph."""
         return tuple(sae.hook for sae in self.saes)
+
+    def replacing(self, hook: str) -> GraftedSAE | None:
+        """Return the SAE whose output replaces the activation at a hook; None if no output does."""
+        return next((sae for sae in self.saes if sae.replaced == hook), None)
+
+    @property
+    def all_hooks(self) -> tuple[str, ...]:
+        """The hooks whose activations an SAE reads or replaces, in the order of the graph."""
+        return self.cuts or self.hooks
 
     def to_json(self) -> str:
         """Return the text of `host.json` with its checksum, the same bytes for the same manifest."""

@@ -1,6 +1,6 @@
 """The names of a grafted host: its graphs, its files, and the inputs and outputs that belong to a hook."""
 
-from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT
+from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT, HOOK_INPUT, TARGET
 
 TAP, SPLICE, FEATURES = "tap", "splice", "features"
 MODES = (TAP, SPLICE, FEATURES)
@@ -42,6 +42,16 @@ def stage(i: int) -> str:
 def at(hook: str, name: str) -> str:
     """Return the name that an input or output of an SAE has in a graph of the host: "<hook>.<name>"."""
     return f"{hook}.{name}"
+
+
+def activation_name(sae_hook: str, hook: str) -> str:
+    """Return the name of the output with the host's activation at a hook.
+
+    Args:
+        sae_hook: The hook that the SAE reads.
+        hook: The hook: the same, or for a transcoder that of its target.
+    """
+    return at(sae_hook, HOOK_INPUT if hook == sae_hook else TARGET)
 
 
 def sae_folder(hook: str) -> str:

@@ -1,7 +1,8 @@
 """The rule for the outputs of a grafted host: how an error is measured, and how large it may be.
 
     error  = max over tokens of ||y - reference|| / ||reference||
-    budget = FACTOR * own + FLOOR[dtype] * ROUNDINGS
+    budget = FACTOR * own + FLOOR[dtype] * ROUNDINGS, and with SAEs attached that round more than the host
+           + FLOOR[dtype of the SAEs] * ROUNDINGS_OF_SAE
 
 `own` is the error of the host itself in the same condition, without the graph that is judged: the larger one of its
 distance from PyTorch, if it was compared with PyTorch, and of that between its runs with and without ONNX Runtime's
@@ -22,19 +23,24 @@ ROUNDINGS = 16
 """Roundings that are allowed in addition to `FACTOR` times the own error, which may be 0 by chance. The rounding errors
 of the few hundred operators of a host add up like random numbers: 16 = sqrt(256)."""
 
+ROUNDINGS_OF_SAE = 4
+"""Roundings of an SAE whose dtype rounds more than the host's. It has about 16 operators, and 4 = sqrt(16)."""
+
 PROVES = 10.0
 """Number of budgets by which attaching an SAE has to move some output. A splice that does nothing moves it by less than
 one; SAEs that were trained on the activation move it by 10^3 budgets and more."""
 
 
-def host_budget(own: float, dtype: str) -> float:
+def host_budget(own: float, dtype: str, sae_dtype: str = "") -> float:
     """Return the largest error that an output or activation of a host may have.
 
     Args:
         own: Error of the host itself.
         dtype: Dtype of the output; one without a unit of rounding, such as int64, has the budget 0.
+        sae_dtype: Dtype of the attached SAEs that rounds most; "" if none is attached.
     """
-    return FACTOR * own + FLOOR.get(dtype, 0.0) * ROUNDINGS
+    floor, of_sae = FLOOR.get(dtype, 0.0), FLOOR.get(sae_dtype, 0.0)
+    return FACTOR * own + floor * ROUNDINGS + (of_sae * ROUNDINGS_OF_SAE if of_sae > floor else 0.0)
 
 
 def host_errors(y: Array, reference: Array, mask: Array) -> Errors:

@@ -17,7 +17,8 @@ from .attaching import Setup
 from .feeds import is_token, tokens_of
 from .folder import GraftedHost
 from .graphs import HostGraphs, choose_device, open_host
-from .names import ATTACH, FEATURES, SPLICE, TAP, USE_ERROR_TERM, at
+from .manifest import GraftedSAE
+from .names import ATTACH, FEATURES, SPLICE, TAP, USE_ERROR_TERM, activation_name, at
 from .stages import StagedPass
 
 
@@ -58,7 +59,7 @@ class HostRunner:
         self.device: str = found.name
         self.graphs = HostGraphs(host, files, found, self._options)
         self.outputs = [tensor.name for tensor in host.manifest.host.outputs]
-        names = [name for hook in host.saes for name in (hook, *(at(hook, sae_hook) for sae_hook in HOOK_NAMES))]
+        names = [*host.manifest.all_hooks, *(at(hook, name) for hook in host.saes for name in HOOK_NAMES)]
         self._points = {name: HookPoint(name) for name in names}
         self._saes: dict[str, SAESession] = {}
         self._lock = threading.Lock()
@@ -135,18 +136,19 @@ class HostRunner:
         graph = self._whole_graph()
         outputs = {tensor.name for tensor in self.graphs.spec(graph).outputs}
         sources: dict[str, str] = {}
-        for hook in self.host.manifest.hooks:
-            if hook not in setup.attached:
-                sources[hook] = at(hook, HOOK_INPUT)
+        for name, sae in self._places():
+            if not _is_attached(name, sae, setup):
+                sources[name] = activation_name(sae.hook, name)
                 continue
-            names = (name for name in HOOK_NAMES if name != HOOK_ERROR or setup.attached[hook])
-            sources.update({at(hook, name): at(hook, name) for name in names})
+            names = (hook for hook in HOOK_NAMES if hook != HOOK_ERROR or setup.attached[sae.hook])
+            sources.update({at(sae.hook, hook): at(sae.hook, hook) for hook in names})
         return {name: source for name, source in sources.items() if source in outputs}
 
     def with_heads(self, name: str, tensor: Array) -> Array:
         """Return a tensor of a graph with the heads of the host's value, which the SAE's graph may have flattened."""
         for sae in self.host.manifest.saes:
             own = name.startswith(f"{sae.hook}.") and not name.endswith(FEATURE_HOOKS)
+            own = own and (sae.target is None or name == at(sae.hook, HOOK_INPUT))
             if own and sae.heads and tensor.ndim < len(sae.shape):
                 return tensor.reshape(*tensor.shape[:-1], *sae.shape[-2:])
         return tensor
@@ -158,9 +160,9 @@ class HostRunner:
             UnknownHookError: A name does not fire.
         """
         known: list[str] = []
-        for hook in self.host.manifest.hooks:
-            fired = [at(hook, name) for name in HOOK_NAMES if name != HOOK_ERROR or setup.attached.get(hook)]
-            known += fired if hook in setup.attached else [hook]
+        for name, sae in self._places():
+            fired = [at(sae.hook, hook) for hook in HOOK_NAMES if hook != HOOK_ERROR or setup.attached.get(sae.hook)]
+            known += fired if _is_attached(name, sae, setup) else [name]
         placed = []
         for order, (where, function) in enumerate(checked_pairs(fwd_hooks)):
             if isinstance(where, str) and where not in known:
@@ -172,6 +174,11 @@ class HostRunner:
             names = [where] if isinstance(where, str) else [name for name in known if where(name)]
             placed += [PlacedHook(name, function, order + 1, None) for name in names]
         return placed
+
+    def _places(self) -> list[tuple[str, GraftedSAE]]:
+        """Return every hook that an SAE reads or replaces, with the SAE, in the order of the graph."""
+        saes = {hook: sae for sae in self.host.manifest.saes for hook in (sae.hook, sae.replaced)}
+        return [(hook, saes[hook]) for hook in self.host.manifest.all_hooks]
 
     def _whole_graph(self) -> str:
         """Return the graph of a pass of the whole host.
@@ -203,3 +210,8 @@ class HostRunner:
 
     def _sae_graphs(self, hook: str) -> Graphs:
         return self.sae(hook)._graphs
+
+
+def _is_attached(hook: str, sae: GraftedSAE, setup: Setup) -> bool:
+    """Tell whether the output of an attached SAE replaces the activation at a hook."""
+    return hook == sae.replaced and sae.hook in setup.attached

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array
+from ..artifact.names import HOOK_ERROR
 from ..devices.options import Options
 from ..errors import ArtifactError, InputError, IntegrityError
 from ..session.batch import NamesFilter, select_hooks
@@ -21,7 +22,7 @@ from ..session.session import SAESession
 from .attaching import Attachments, Setup
 from .feeds import complete_feeds
 from .folder import GraftedHost
-from .generation import generate
+from .generation import checked_prompt, generate
 from .names import EDITS, SPLICE, SWITCHES, at
 from .output import HostOutput
 from .running import HostRunner
@@ -391,6 +392,16 @@ class HostSession:
                  use_error_term: bool | None = None, do_sample: bool = False, temperature: float = 1.0,
                  top_k: int | None = None, seed: int | None = None,
                  eos_token_id: int | Sequence[int] | None = None) -> Array: ...
+    @overload
+    def generate(self, prompt: list[str] | tuple[str, ...], max_new_tokens: int, *, edits: HostEdits | None = None,
+                 use_error_term: bool | None = None, do_sample: bool = False, temperature: float = 1.0,
+                 top_k: int | None = None, seed: int | None = None,
+                 eos_token_id: int | Sequence[int] | None = None) -> list[str]: ...
+    @overload
+    def generate(self, prompt: Sequence[Array] | Sequence[Sequence[int]], max_new_tokens: int, *,
+                 edits: HostEdits | None = None, use_error_term: bool | None = None, do_sample: bool = False,
+                 temperature: float = 1.0, top_k: int | None = None, seed: int | None = None,
+                 eos_token_id: int | Sequence[int] | None = None) -> list[Array]: ...
     # fmt: on
     def generate(
         self,
@@ -404,14 +415,17 @@ class HostSession:
         top_k: int | None = None,
         seed: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
-    ) -> str | Array:
-        """Return a prompt and the tokens that a decoder continues it with.
+    ) -> Any:
+        """Return a prompt and the tokens that a decoder continues it with, or those of several prompts.
 
         The attached SAEs and the edits are the same for the prompt and for every new token, so that the cache of keys
         and values holds one model throughout. A decoder without a cache computes the sequence again for each token.
 
+        Several prompts are continued in one batch. Those with fewer tokens are padded on the left, and masked there;
+        the host has to take `attention_mask` and `position_ids` for that.
+
         Args:
-            prompt: A text, or the ids of tokens, `(tokens,)` or `(1, tokens)`.
+            prompt: A text, or the ids of tokens, `(tokens,)` or `(1, tokens)`; or a list of texts, or of ids.
             max_new_tokens: Largest number of tokens to add.
             edits: Edits of features for the whole sequence, as for `steering`; each is a number, the same for all
                 tokens.
@@ -419,11 +433,12 @@ class HostSession:
             do_sample: Whether to draw each token. If not, it is the one with the largest logit.
             temperature: Number that the logits are divided by before drawing.
             top_k: Number of tokens with the largest logits to draw from; None for all.
-            seed: Seed of the draws; None for different draws in each call.
-            eos_token_id: Id or ids of tokens after which the generation ends; None never ends it early.
+            seed: Seed of the draws, which differ between prompts; None for different draws in each call.
+            eos_token_id: Id or ids of tokens after which a sequence ends; None never ends it early.
 
         Returns:
-            The text of the whole sequence for a text, or else its ids, `(1, tokens)` int64.
+            The text of the whole sequence for a text, or its ids, `(1, tokens)` int64. For a list, a list of texts, or
+            of ids, `(tokens,)` int64 each.
 
         Raises:
             InputError: The host is not a decoder, or the prompt or an option has an invalid value.
@@ -444,11 +459,19 @@ class HostSession:
         def run(feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Array]:
             return self._runner.run(complete_feeds(self.host.manifest.host, feeds), setup, names)
 
-        ids = generate(
-            self.host.manifest.host, run, self._prompt(prompt), max_new_tokens, do_sample=do_sample,
+        several = isinstance(prompt, (list, tuple)) and len(prompt) > 0 and not isinstance(prompt[0], (int, np.integer))
+        prompts = list(prompt) if several else [prompt]
+        sequences = generate(
+            self.host.manifest.host, run, [self._prompt(one) for one in prompts], max_new_tokens, do_sample=do_sample,
             temperature=temperature, top_k=top_k, seed=seed, eos_token_id=eos_token_id,
         )  # fmt: skip
-        return self.tokenizer.decode(ids.tolist()) if isinstance(prompt, str) else ids[None]
+        results = [
+            self.tokenizer.decode(ids.tolist()) if isinstance(one, str) else ids
+            for one, ids in zip(prompts, sequences, strict=True)
+        ]
+        if several:
+            return results
+        return results[0] if isinstance(prompt, str) else sequences[0][None]
 
     def run_graph(self, graph: str, feeds: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one graph of the folder as it is, and return its outputs.
@@ -523,12 +546,18 @@ class HostSession:
         return complete_feeds(self.host.manifest.host, given)
 
     def _prompt(self, prompt: Any) -> Array:
-        return self.tokenizer.encode(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        return checked_prompt(self.tokenizer.encode(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
 
     def _chosen(self, saes: Hooks, use_error_term: bool | None) -> dict[str, bool]:
         if use_error_term is not None and not isinstance(use_error_term, (bool, np.bool_)):
             raise InputError(f"use_error_term is {use_error_term!r}; it must be True, False or None.")
         attached = self._attachments.chosen(_as_hooks(saes), None if use_error_term is None else bool(use_error_term))
+        for hook, on in attached.items():
+            if on and HOOK_ERROR not in self.host.saes[hook].manifest.sae.hooks:
+                raise InputError(
+                    f"use_error_term is True, and the transcoder at {hook} was exported without the error term. Export "
+                    "it again with saeexport export --error-term, and graft that."
+                )
         if attached and SPLICE not in self._runner.graphs:
             raise ArtifactError(
                 f"{self.host.path} does not have the graph {SPLICE!r}, in which SAEs are attached; it has "

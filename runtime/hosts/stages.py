@@ -1,7 +1,8 @@
 """The host in stages: Python code runs at every hook, so that functions can read or replace any tensor of an SAE.
 
 The graph of stage i ends at the i-th hook. What a function or an SAE makes of the tensor there is what the next stage
-goes on from. Two SAEs at one tensor have no stage between them: the second reads what the first gave.
+goes on from. Two SAEs at one tensor have no stage between them: the second reads what the first gave. The tensor that a
+transcoder reads is kept until the host has come to its target.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import DTYPES
-from ..arrays.tensor import Array, as_given
+from ..arrays.tensor import Array, as_given, feed_of
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_NAMES, HOOK_OUTPUT
 from ..errors import ArtifactError, InputError
 from ..session.batch import Batch
@@ -43,6 +44,7 @@ class StagedPass:
         placed: Hook functions, by their full name, in the order in which they are called.
         points: Hook points by their full name.
         fired: The tensors of the hooks that fired, by their full name, in firing order.
+        read: The tensors that transcoders read, by hook.
     """
 
     manifest: HostManifest
@@ -52,6 +54,7 @@ class StagedPass:
     placed: Sequence[PlacedHook] = ()
     points: Mapping[str, HookPoint] = field(default_factory=dict)
     fired: dict[str, Array] = field(default_factory=dict)
+    read: dict[str, Array] = field(default_factory=dict)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs of the host.
@@ -60,37 +63,38 @@ class StagedPass:
             ArtifactError: The folder does not have the stages.
             InputError: A function returned something that is not an array of the tensor's shape and dtype.
         """
-        last = len(self.manifest.saes)
+        hooks = self.manifest.all_hooks
+        last = len(hooks)
         if stage(last) not in self.graphs:
             raise ArtifactError(
                 "This folder does not have the stages of the host, between which hook functions run. Graft the SAEs "
                 "again with the mode splice."
             )
         tensors = dict(feeds)
-        previous = ""
-        for i, sae in enumerate(self.manifest.saes):
+        for i, hook in enumerate(hooks):
             if stage(i) in self.graphs:
                 tensors |= self.graphs.run(stage(i), tensors)
             else:
-                tensors[sae.hook] = tensors[previous]
-            tensors[sae.hook] = self._at_hook(sae, tensors[sae.hook])
-            previous = sae.hook
+                tensors[hook] = tensors[hooks[i - 1]]
+            tensors[hook] = self._at_hook(hook, tensors[hook])
         tensors |= self.graphs.run(stage(last), tensors)
         return {tensor.name: tensors[tensor.name] for tensor in self.manifest.host.outputs}
 
-    def _at_hook(self, sae: GraftedSAE, x: Array) -> Array:
+    def _at_hook(self, name: str, x: Array) -> Array:
         """Return what the host goes on from: what the attached SAE or the functions at the hook made of `x`."""
-        if sae.hook in self.setup.attached:
+        sae = self.manifest.replacing(name)
+        if sae is not None and sae.hook in self.setup.attached:
             return self._through_sae(sae, x, self.setup.attached[sae.hook])
         for hook in self.placed:
-            if hook.name == sae.hook and (returned := call_hook(hook, x, self.points[sae.hook])) is not None:
-                x = _checked(returned, x, sae.hook)
-        self.fired[sae.hook] = x
+            if hook.name == name and (returned := call_hook(hook, x, self.points[name])) is not None:
+                x = _checked(returned, x, name)
+        self.fired[name] = self.read[name] = x
         return x
 
-    def _through_sae(self, sae: GraftedSAE, x: Array, use_error_term: bool) -> Array:
+    def _through_sae(self, sae: GraftedSAE, replaced: Array, use_error_term: bool) -> Array:
         graphs = self.sae_graphs(sae.hook)
         cfg = graphs.manifest.sae
+        x = replaced if sae.target is None else self.read[sae.hook]
         if sae.heads:  # the SAE may have been trained on a hook of another name, and its name decides about heads
             cfg = dataclasses.replace(cfg, hook_name=HEADS)
         names = [name for name in HOOK_NAMES if name != HOOK_ERROR or use_error_term]
@@ -103,9 +107,16 @@ class StagedPass:
         if (intervention := self.setup.edits.get(sae.hook)) is not None:
             placed.insert(0, PlacedHook(HOOK_ACTS_POST, SteeringHook(intervention), 0, None))
         points = {name: self.points.get(at(sae.hook, name), HookPoint(at(sae.hook, name))) for name in names}
-        tensors = forward(graphs, Batch.of(x, cfg), names, placed, points, use_error_term)
+        target = _as_read(replaced, cfg.dtype) if cfg.takes_target else None
+        batch = Batch.of(_as_read(x, cfg.dtype), cfg, target)
+        tensors = forward(graphs, batch, names, placed, points, use_error_term)
         self.fired.update({at(sae.hook, name): np.asarray(tensors[name]) for name in names})
-        return self.fired[at(sae.hook, HOOK_OUTPUT)].astype(DTYPES[sae.dtype].numpy, copy=False)
+        return self.fired[at(sae.hook, HOOK_OUTPUT)].astype(replaced.dtype, copy=False)
+
+
+def _as_read(x: Array, dtype: str) -> Array:
+    """Return a tensor of the host as an SAE takes it: an SAE in half precision takes a wider one rounded."""
+    return feed_of(x, dtype) if x.dtype.itemsize > DTYPES[dtype].numpy.itemsize else x
 
 
 def _checked(returned: Any, x: Array, name: str) -> Array:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT32, widened
 from ..arrays.tensor import Array
-from ..artifact.names import HOOK_ACTS_POST, HOOK_INPUT, HOOK_NAMES
+from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_NAMES
 from ..errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError, SignatureError
 from ..parity.report import Report, Verdict
 from ..parity.verify import assert_parity as assert_artifact_parity
@@ -32,11 +32,11 @@ from ..parity.verify import verify as verify_artifact
 from .attaching import Setup
 from .feeds import complete_feeds
 from .folder import is_host, read_host, read_signed_host
-from .generation import Decoder
+from .generation import read_step_by_step
 from .golden import GoldenHost, load_golden_host
 from .hook_proof import HookProof
 from .manifest import GraftParity, OutputParity
-from .names import FEATURES, INPUT_IDS, SPLICE, TAP, at, stage
+from .names import FEATURES, SPLICE, TAP, activation_name, at, stage
 from .rule import PROVES, as_errors, host_error, host_errors
 from .running import HostRunner
 
@@ -148,14 +148,18 @@ class _HostProof:
         """Judge the outputs of the tap, the activations at the hooks, and the hooks of the SAEs."""
         tensors = self.runner.graphs.run(TAP, self.golden.feeds)
         self.compare(TAP, tensors, self.golden.outputs, self.parity.tap)
-        names = [at(hook, HOOK_INPUT) for hook in self.manifest.hooks]
-        inputs = {name: self.runner.with_heads(name, tensors[name]) for name in names}
-        recorded = {at(hook, HOOK_INPUT): array for hook, array in self.golden.inputs.items()}
-        budgets = {at(hook, HOOK_INPUT): record for hook, record in self.parity.inputs.items()}
+        names = {
+            hook: activation_name(sae.hook, hook) for sae in self.manifest.saes for hook in (sae.hook, sae.replaced)
+        }
+        inputs = {name: self.runner.with_heads(name, tensors[name]) for name in names.values()}
+        recorded = {names[hook]: array for hook, array in self.golden.inputs.items()}
+        budgets = {names[hook]: record for hook, record in self.parity.inputs.items()}
         self.compare(TAP, inputs, recorded, budgets)
-        for hook in self.manifest.hooks:
+        for sae in self.manifest.saes:
+            hook = sae.hook
             found = {name: self.rows(tensors[at(hook, name)]) for name in HOOK_NAMES[1:] if at(hook, name) in tensors}
-            proof = HookProof(self.runner.sae(hook), hook, self.rows(inputs[at(hook, HOOK_INPUT)]))
+            target = None if sae.target is None else self.rows(inputs[names[sae.replaced]])
+            proof = HookProof(self.runner.sae(hook), hook, self.rows(inputs[names[hook]]), target)
             self.report.verdicts.extend(proof.judge(TAP, found))
 
     def judge_features(self) -> None:
@@ -163,7 +167,7 @@ class _HostProof:
         tensors = self.runner.graphs.run(FEATURES, self.golden.feeds)
         for hook in self.manifest.hooks:
             budget = self.parity.inputs[hook].budget  # the graph computes the activation itself
-            proof = HookProof(self.runner.sae(hook), hook, self.rows(self.golden.inputs[hook]), budget)
+            proof = HookProof(self.runner.sae(hook), hook, self.rows(self.golden.inputs[hook]), input_budget=budget)
             found = {HOOK_ACTS_POST: self.rows(tensors[at(hook, HOOK_ACTS_POST)])}
             self.report.verdicts.extend(proof.judge(FEATURES, found))
 
@@ -183,23 +187,20 @@ class _HostProof:
             alone = self.spliced({hook: False})
             self.compare(f"splice, {hook} alone", alone, self.staged({hook: False}), self.parity.splice)
             self.check_moves(f"attaching the SAE at {hook}", alone, golden.outputs, self.parity.splice)
-        with_error = dict.fromkeys(hooks, True)
+        with_error = {hook: HOOK_ERROR in sae.manifest.sae.hooks for hook, sae in self.runner.host.saes.items()}
         self.compare("splice, error terms", self.spliced(with_error), self.staged(with_error), self.parity.splice)
         if self.parity.decoded:
             self.judge_decoding(spliced)
 
     def judge_decoding(self, prefill: Mapping[str, Array]) -> None:
-        """Judge the outputs token by token with the cache, each sequence of the batch by itself."""
-        names = [name for name in self.parity.decoded if prefill[name].shape[: self.golden.mask.ndim] ==
-                 self.golden.mask.shape]  # fmt: skip
-        setup = Setup(dict.fromkeys(self.manifest.hooks, False), {})
-        found = {name: prefill[name].copy() for name in names}
-        for row, mask in enumerate(self.golden.mask):
-            decoder = Decoder(self.manifest.host, lambda feeds, wanted: self.run(feeds, setup, wanted))
-            for i in np.flatnonzero(mask):
-                step = decoder.read(self.golden.feeds[INPUT_IDS][row, i][None, None], names)
-                for name in names:
-                    found[name][row, i] = step[name][0, -1]
+        """Judge the outputs token by token with the cache."""
+        mask, setup = self.golden.mask, Setup(dict.fromkeys(self.manifest.hooks, False), {})
+        names = [name for name in self.parity.decoded if prefill[name].shape[: mask.ndim] == mask.shape]
+
+        def run(feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+            return self.run(feeds, setup, wanted)
+
+        found = read_step_by_step(self.manifest.host.cache, self.golden.feeds, mask, run, names)
         self.compare("splice, token by token", found, {name: prefill[name] for name in names}, self.parity.decoded)
 
     def spliced(self, attached: Mapping[str, bool], edit: bool = False) -> dict[str, Array]:
@@ -210,7 +211,7 @@ class _HostProof:
     def staged(self, attached: Mapping[str, bool]) -> dict[str, Array]:
         """Return the outputs of the stages with the artifacts of some SAEs between them."""
         outputs = self.runner.run_in_stages(self.golden.feeds, Setup(attached, {}))
-        for i in range(len(self.manifest.hooks) + 1):
+        for i in range(len(self.manifest.all_hooks) + 1):
             if stage(i) in self.manifest.graphs:
                 self.runner.graphs.release(stage(i))
         return {name: outputs[name] for name in self.golden.outputs}

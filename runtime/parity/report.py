@@ -1,5 +1,6 @@
 """The result of a verification: one verdict per output of each graph, printed as a table."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,9 @@ from ..errors import ParityError
 from ..tables import format_table
 from .versions import describe_differences
 
-HEADER = ("graph", "output", "token error", "budget", "element error", "budget", "verdict")
+NUMBERS = ("token error", "budget", "element error", "budget", "verdict")
+HEADER = ("graph", "output", *NUMBERS)
+SUMMARY = ("output", "graphs", "worst graph", *NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class Verdict:
     budget: Errors | None
     failures: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def used(self) -> float:
+        """The larger share of its budget that an error takes: 1 is all of it. An exact output has 0."""
+        if self.errors is None or self.budget is None:
+            return 0.0
+        pairs = ((self.errors.token, self.budget.token), (self.errors.element, self.budget.element))
+        return max(0.0 if error == 0 else error / budget if budget else math.inf for error, budget in pairs)
 
     def describe_errors(self) -> str:
         """Return the errors with their budgets, or "exact" if the output is compared exactly."""
@@ -89,8 +100,21 @@ class Report:
 
     def __str__(self) -> str:
         """Return the title, the table of verdicts, and below it the failures and the versions that differ."""
-        rows = [_row(verdict) for verdict in self.verdicts]
-        table = f"\n{format_table(rows, header=HEADER, rule=True)}" if rows else ""
+        return self._with_table(HEADER, [(verdict.graph, verdict.hook, *_cells(verdict)) for verdict in self.verdicts])
+
+    def summary(self) -> str:
+        """Return the report with one row for each output: that of the graph in which it is worst."""
+        outputs: dict[str, list[Verdict]] = {}
+        for verdict in self.verdicts:
+            outputs.setdefault(verdict.hook, []).append(verdict)
+        rows = []
+        for name, verdicts in outputs.items():
+            worst = max(verdicts, key=lambda verdict: (bool(verdict.failures), verdict.used))
+            rows.append((name, str(len(verdicts)), worst.graph, *_cells(worst)))
+        return self._with_table(SUMMARY, rows)
+
+    def _with_table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+        table = f"\n{format_table(rows, header=header, rule=True)}" if rows else ""
         return self._below(f"{self.title}{table}", "FAIL: ")
 
     def _below(self, text: str, mark: str) -> str:
@@ -114,7 +138,7 @@ def and_more(n: int) -> str:
     return f" (and {n} more like it)" if n else ""
 
 
-def _row(verdict: Verdict) -> tuple[str, ...]:
+def _cells(verdict: Verdict) -> tuple[str, ...]:
     cells = ["exact"] * 4
     if verdict.errors and verdict.budget:
         errors, budget = verdict.errors, verdict.budget
@@ -123,4 +147,4 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
     elif verdict.failures:
         cells = ["-"] * 4
     outcome = "FAIL" if verdict.failures else "ok"
-    return (verdict.graph, verdict.hook, *cells, f"{outcome} {verdict.note}".strip())
+    return (*cells, f"{outcome} {verdict.note}".strip())

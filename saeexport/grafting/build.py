@@ -5,19 +5,22 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from runtime.artifact.contracts import ACTS, ENCODE, MODEL, STEER
+from runtime.artifact.contracts import ACTS, ENCODE, MODEL, STEER, WIDE
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
 from runtime.hosts.names import FEATURES, SPLICE, TAP
 
 from .cut import Cut, cut_stages
+from .grafts import Graft
 from .host import values_of
-from .insert import Graft, Inserted
+from .insert import Inserted
+from .order import in_order
 from .unfuse import unfuse
 from .write import IR_VERSION
 
-INSERTED = {TAP: (MODEL,), SPLICE: (STEER,), FEATURES: (ACTS, ENCODE)}
+INSERTED = {TAP: (WIDE[MODEL], MODEL), SPLICE: (WIDE[STEER], STEER), FEATURES: (ACTS, WIDE[ENCODE], ENCODE)}
 """The graph of an SAE that each mode inserts: the first one that the SAE has. `acts` has standard operators only, and
-takes a tenth less time than `encode` on a CPU; SAEs in half precision do not have it."""
+takes a tenth less time than `encode` on a CPU. Of an SAE in half precision it is the graph that computes in float32 and
+rounds every result, because a CPU, on which a graft is proved, would leave out the rounding between its operators."""
 
 ALWAYS = (HOOK_INPUT, HOOK_ACTS_POST)
 """The hooks that are outputs of every tap and splice: the input, on which an SAE is judged, and the features."""
@@ -36,7 +39,7 @@ def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Coll
 
     Args:
         model: The host, which is not changed.
-        grafts: The SAEs, in the order in which the host computes their values.
+        grafts: The SAEs.
         mode: "tap", "splice" or "features".
         hooks: Names of the hooks that become outputs of tap and splice, in addition to `ALWAYS`.
 
@@ -45,21 +48,27 @@ def build_graph(model: ir.Model, grafts: Sequence[Graft], mode: str, hooks: Coll
     """
     graph = model.graph.clone()
     values = values_of(graph)
+    read: dict[str, ir.Value] = {}
     outputs = []
-    for graft in grafts:
-        x = values[graft.value]
+    for hook in in_order(values, grafts):
+        graft, x = hook.graft, values[hook.value]
+        if not hook.is_replaced:
+            read[graft.hook] = x
+            continue
         if mode == SPLICE:
-            x = unfuse(graph, x)
+            x = _unfuse(graph, x, read)
         name = next(name for name in INSERTED[mode] if name in graft.artifact.manifest.graphs)
-        inserted = Inserted(graph, graft, x, name)
+        inserted = Inserted(graph, graft, read.get(graft.hook, x), name, None if graft.target is None else x)
         if mode == SPLICE:
-            values[graft.value] = inserted.splice()
+            values[hook.value] = inserted.splice()
         wanted = (
             [HOOK_ACTS_POST]
             if mode == FEATURES
             else [name for name in inserted.hooks if name in hooks or name in ALWAYS]
         )
         outputs += [inserted.hooks[name] for name in wanted]
+        if inserted.target is not None and mode != FEATURES:
+            outputs.append(inserted.target)
     if mode == FEATURES:
         graph.outputs.clear()
     graph.outputs.extend(outputs)
@@ -74,7 +83,7 @@ def build_probe(model: ir.Model, grafts: Sequence[Graft]) -> ir.Graph:
     graph = model.graph.clone()
     values = values_of(graph)
     graph.outputs.clear()
-    graph.outputs.extend(values[name] for name in dict.fromkeys(graft.value for graft in grafts))
+    graph.outputs.extend(values[name] for name in dict.fromkeys(hook.value for hook in in_order(values, grafts)))
     _drop_unread_inputs(graph)
     return graph
 
@@ -90,10 +99,20 @@ def build_stages(model: ir.Model, grafts: Sequence[Graft]) -> dict[str, ir.Graph
     """Return the graphs of the stages of a host by their names; see `cut_stages`."""
     graph = model.graph.clone()
     values = values_of(graph)
-    for name in {graft.value for graft in grafts}:
+    hooks = in_order(values, grafts)
+    for name in {hook.value for hook in hooks}:
         unfuse(graph, values[name])
     graph.sort()
-    return cut_stages(graph, [Cut(graft.hook, graft.value) for graft in grafts])
+    return cut_stages(graph, [Cut(hook.name, hook.value) for hook in hooks])
+
+
+def _unfuse(graph: ir.Graph, total: ir.Value, read: dict[str, ir.Value]) -> ir.Value:
+    """Take a fused node apart as `unfuse` does; a transcoder that reads the sum reads it as it is then."""
+    new = unfuse(graph, total)
+    for hook, value in read.items():
+        if value is total:
+            read[hook] = new
+    return new
 
 
 def describe_stage(name: str, graph: ir.Graph) -> str:

@@ -14,7 +14,7 @@ from runtime.arrays.tensor import Array
 from runtime.artifact.folder import Artifact
 from runtime.artifact.names import HOOK_RECONS
 from runtime.errors import GraftError
-from runtime.hosts.names import ATTENTION_MASK
+from runtime.hosts.feeds import is_token
 from runtime.session.session import SAESession
 
 from .host import Host
@@ -50,16 +50,17 @@ class Reference:
     method: str = REFERENCE
 
     def mask(self) -> "Array | None":
-        """Return which positions are not padding, `(batch, positions)` bool; None if the host takes no mask."""
-        mask = self.feeds.get(ATTENTION_MASK)
-        return None if mask is None or mask.ndim != 2 else mask != 0
+        """Return which positions are not padding, `(batch, positions)` bool; None if the feeds are not `(batch, ...)`.
+
+        Tokens in a cache come first in the mask of the host, and are no positions.
+        """
+        mask = is_token(self.feeds) if self.feeds else None
+        return None if mask is None or mask.ndim != 2 else mask
 
     def tokens(self) -> int:
         """Return the number of positions that are not padding."""
         mask = self.mask()
-        if mask is not None:
-            return int(mask.sum())
-        return max((feed.size for feed in self.feeds.values() if feed.ndim == 2), default=0)
+        return 0 if mask is None else int(mask.sum())
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Candidate:
     alias_of: str | None = None
 
 
-def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str | None = None) -> list[Candidate]:
+def rank(
+    host: Host, hook: str, sae: Artifact, reference: Reference, only: str | None = None, width: int | None = None
+) -> list[Candidate]:
     """Return the values of a host that may be the tensor at a hook, the best one first.
 
     The variance that the SAE explains is measured for all of them if that is affordable or there is no activation to
@@ -100,11 +103,12 @@ def rank(host: Host, hook: str, sae: Artifact, reference: Reference, only: str |
         sae: The SAE that is grafted there.
         reference: Feeds, and the activation at the hook if there is one.
         only: Name of the only value to look at; None looks at all of the right width.
+        width: Width of the activation; None for that of what the SAE reads.
 
     Raises:
         GraftError: ONNX Runtime cannot run the host, or the activation does not fit the SAE.
     """
-    width = sae.manifest.sae.d_in
+    width = width or sae.manifest.sae.d_in
     expected = reference.activations.get(hook)
     mask, positions = reference.mask(), _positions(reference, expected, width, hook)
     rows = None if expected is None else _rows(expected, width, mask)
@@ -204,14 +208,13 @@ def _positions(reference: Reference, expected: "Array | None", width: int, hook:
     """Return the number of positions of the feeds, padding included."""
     if expected is None:
         mask = reference.mask()
-        sizes = [feed.size for feed in reference.feeds.values() if feed.ndim == 2] if mask is None else [mask.size]
-        if not sizes:
+        if mask is None:
             raise GraftError(f"{hook}: the feeds do not say how many tokens they have; none is (batch, positions).")
-        return sizes[0]
+        return mask.size
     if expected.shape[-1] != width and (expected.ndim < 3 or expected.shape[-1] * expected.shape[-2] != width):
         raise GraftError(
-            f"{hook}: the activation there has shape {expected.shape}, but the SAE takes activations {width} wide. It "
-            "was trained at another hook, or on another model."
+            f"{hook}: the activation there has shape {expected.shape}, but the SAE has one {width} wide there. "
+            "It was trained at another hook, or on another model."
         )
     return expected.size // width
 

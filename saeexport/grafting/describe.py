@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from runtime.artifact.manifest import GraphSpec, TensorSpec
-from runtime.hosts.manifest import CachePair, Evidence, GraftedSAE
+from runtime.hosts.manifest import CachePair, Evidence, GraftedSAE, GraftedTarget
 from runtime.hosts.manifest import Host as HostRecord
 
+from .grafts import Graft, trailing_dimensions
 from .host import Host
 from .inference import NAMES
-from .insert import Graft, trailing_dimensions
 
 
 def describe_tensor(value: ir.Value) -> TensorSpec:
@@ -50,11 +50,24 @@ def describe_host(host: Host, kind: str) -> HostRecord:
     )  # fmt: skip
 
 
-def describe_sae(values: Mapping[str, ir.Value], graft: Graft, evidence: Evidence) -> GraftedSAE:
-    """Return the record of an SAE and its place; `values` are those of the host."""
+def describe_sae(
+    values: Mapping[str, ir.Value], graft: Graft, evidence: Evidence, of_target: "Evidence | None" = None
+) -> GraftedSAE:
+    """Return the record of an SAE and its place.
+
+    Args:
+        values: Values of the host by name.
+        graft: The SAE.
+        evidence: How the value that it reads was identified.
+        of_target: How its target was identified; None if it does not have one.
+    """
+    target = None
+    if graft.target is not None and of_target is not None:
+        spec = describe_tensor(values[graft.target.value])
+        target = GraftedTarget(graft.target.hook, graft.target.value, spec.dtype, spec.shape, of_target)
     x = values[graft.value]
     tensor = describe_tensor(x)
     return GraftedSAE(
         graft.hook, graft.folder, graft.artifact.sha256, graft.value, tensor.dtype, tensor.shape,
-        trailing_dimensions(x, graft) > 1, evidence,
+        trailing_dimensions(x, graft) > 1, evidence, target=target,
     )  # fmt: skip

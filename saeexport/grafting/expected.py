@@ -4,26 +4,25 @@ The own error of the host says how much rounding matters: it is the distance of 
 no PyTorch model, from itself without ONNX Runtime's optimisations.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from runtime.arrays.dtypes import FLOAT32
 from runtime.arrays.tensor import Array
 from runtime.artifact.budgets import FLOOR, MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
 from runtime.errors import GraftError
-from runtime.hosts.names import ATTENTION_MASK, INPUT_IDS
+from runtime.hosts.feeds import is_token
 from runtime.hosts.rule import host_error
 from runtime.session.interventions import Intervention
 
 from ..checkpoints.registry import load
 from .build import build_probe
 from .given import Given
+from .grafts import Graft
 from .host import Host
 from .inference import NAMES
-from .insert import Graft
+from .order import in_order
 from .reference import run, run_spliced
 from .running import Graph, reconstruct, run_stages
 from .write import write_graph
@@ -38,9 +37,10 @@ class Expected:
     Attributes:
         feeds: Inputs of the host.
         mask: Which positions are not padding, `(batch, positions)` bool.
-        hooks: The hooks, in the order of the host.
+        hooks: The hooks that SAEs read and replace, in the order of the host.
         outputs: Names of the host's outputs, without those of the cache.
         dtype: The dtype of the host's values that rounds most. A host in half precision may have float32 outputs.
+        sae_dtype: The dtype of the SAEs that rounds most.
     """
 
     def __init__(
@@ -57,13 +57,12 @@ class Expected:
         """
         self._folder, self._host, self._grafts, self._graphs, self._given = folder, host, grafts, graphs, given
         dtypes = {NAMES[value.dtype] for value in host.values().values() if value.dtype in NAMES}
-        self.dtype = max(dtypes & set(FLOOR), key=lambda dtype: FLOOR[dtype], default=FLOAT32)
+        self.dtype = _coarsest(dtypes)
+        self.sae_dtype = _coarsest({graft.sae.dtype for graft in grafts})
         self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
         self.feeds = dict(given.reference.feeds)
-        ids = self.feeds[INPUT_IDS] if INPUT_IDS in self.feeds else next(iter(self.feeds.values()))
-        mask = self.feeds.get(ATTENTION_MASK)
-        self.mask: Array = np.ones(ids.shape[:2], bool) if mask is None else mask != 0
-        self.hooks = [graft.hook for graft in grafts]
+        self.mask: Array = is_token(self.feeds)
+        self.hooks = in_order(host.values(), grafts)
         present = {name for _, name in host.cache}
         self.outputs = [str(value.name) for value in host.graph.outputs if value.name not in present]
 
@@ -94,13 +93,13 @@ class Expected:
         finally:
             probe.unlink(missing_ok=True)
         activations, own = {}, {}
-        for graft in self._grafts:
-            x = activations[graft.hook] = found[graft.value]
-            own[graft.hook] = self._own_error(graft.value, x, slow[graft.value], WITHOUT_OPTIMISATIONS)
-            expected = self._given.reference.activations.get(graft.hook)
+        for hook in self.hooks:
+            x = activations[hook.name] = found[hook.value]
+            own[hook.name] = self._own_error(hook.value, x, slow[hook.value], WITHOUT_OPTIMISATIONS)
+            expected = self._given.reference.activations.get(hook.name)
             if expected is not None:
-                what = f"what it is compared with at {graft.hook}"
-                own[graft.hook] = max(own[graft.hook], self._own_error(graft.value, x, expected.reshape(x.shape), what))
+                what = f"what it is compared with at {hook.name}"
+                own[hook.name] = max(own[hook.name], self._own_error(hook.value, x, expected.reshape(x.shape), what))
         return activations, own
 
     def spliced(
@@ -111,13 +110,14 @@ class Expected:
         if self._given.model is None:
             reference, other = staged, self.staged(edits, optimize=False)
         else:
-            run_in_torch = run_spliced(self._given.model, self.feeds, self._saes, False, edits)
+            targets = {graft.hook: graft.target.hook for graft in self._grafts if graft.target is not None}
+            run_in_torch = run_spliced(self._given.model, self.feeds, self._saes, False, edits, targets)
             reference = staged | self._named(run_in_torch, staged)
             other = staged
         own = {
             name: max(
                 noise[name],
-                self._own_error(name, other[name], reference[name], WITH_SAES),
+                self._own_error(name, other[name], reference[name], WITH_SAES, _coarsest({self.dtype, self.sae_dtype})),
             )
             for name in self.outputs
         }
@@ -127,20 +127,25 @@ class Expected:
         self, edits: Mapping[str, Intervention], acts: "dict[str, Array] | None" = None, optimize: bool = True
     ) -> dict[str, Array]:
         """Return the tensors of the stages with the PyTorch SAEs between them, without their error terms."""
-        grafts = {graft.hook: graft for graft in self._grafts}
+        hooks, read = {hook.name: hook for hook in self.hooks}, dict[str, Array]()
 
-        def replace(hook: str, x: Array) -> Array:
-            hooks = reconstruct(grafts[hook], self._saes[hook], x, edits.get(hook))
+        def replace(name: str, x: Array) -> Array:
+            graft = hooks[name].graft
+            if not hooks[name].is_replaced:
+                read[name] = x
+                return x
+            target = None if graft.target is None else x
+            made = reconstruct(graft, self._saes[graft.hook], read.get(graft.hook, x), edits.get(graft.hook), target)
             if acts is not None:
-                acts[hook] = hooks.acts_post
-            return hooks.recons
+                acts[graft.hook] = made.acts_post
+            return made.recons
 
-        return run_stages(self._folder, self._graphs, self.hooks, self.feeds, replace, optimize)
+        return run_stages(self._folder, self._graphs, list(hooks), self.feeds, replace, optimize)
 
-    def _own_error(self, name: str, y: Array, other: Array, what: str) -> float:
+    def _own_error(self, name: str, y: Array, other: Array, what: str, dtype: str | None = None) -> float:
         """Return the error of an output of the host, after checking that rounding explains it."""
         error = host_error(y, other, self.mask)
-        most = MOST_OWN_ERROR[self.dtype]
+        most = MOST_OWN_ERROR[dtype or self.dtype]
         if not error <= most:
             raise GraftError(
                 f"The host {self._host.path} computes something else than {what}: {name} is off by {error:.1e} of a "
@@ -165,3 +170,8 @@ class Expected:
                 "from."
             )
         return found
+
+
+def _coarsest(dtypes: Collection[str]) -> str:
+    """Return the dtype that rounds most; those without a unit of rounding, such as int64, do not count."""
+    return max(FLOOR.keys() & set(dtypes), key=lambda dtype: FLOOR[dtype], default=FLOAT32)

@@ -1,52 +1,41 @@
 """Grafts SAEs into a host: finds the values at their hooks, writes the folder, proves it, and puts it in its place."""
 
 import contextlib
-import os
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import onnx_ir as ir
 from safetensors import SafetensorError
 
 from runtime.arrays.arguments import as_path
-from runtime.arrays.dtypes import BFLOAT16
-from runtime.artifact.budgets import FLOOR
 from runtime.artifact.files import hash_file
-from runtime.artifact.folder import Artifact, read_artifact
-from runtime.artifact.manifest import INT8, GraphSpec
+from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import MANIFEST as SAE_MANIFEST
+from runtime.artifact.manifest import GraphSpec
 from runtime.artifact.names import HOOK_NAMES
 from runtime.artifact.signature import SIGNATURE
 from runtime.errors import GraftError, ManifestError
 from runtime.hosts.checks import check_host_manifest
 from runtime.hosts.folder import GraftedHost, read_host
-from runtime.hosts.manifest import MANIFEST, Evidence, HostManifest
-from runtime.hosts.names import DATA, FEATURES, GOLDEN, MODES, SPLICE, TOKENIZER, sae_folder
+from runtime.hosts.manifest import MANIFEST, HostManifest
+from runtime.hosts.names import DATA, GOLDEN, MODES, SPLICE, TOKENIZER
 from runtime.hosts.verify import verify_host
 from runtime.parity.report import Report
 
 from ..staging import check_output_folder, staged_folder
 from ..versions import package_versions
+from .asked import PathLike, read_saes
 from .build import DESCRIPTIONS, build_graph, build_stages, describe_stage
-from .candidates import Reference
 from .describe import describe_host, describe_sae
 from .given import Given, prepare
+from .grafts import Graft
 from .host import Host, load_host
 from .huggingface import opened
-from .inference import NAMES
-from .insert import Graft, trailing_dimensions
-from .locate import find
-from .names import block_of
+from .order import cuts_of, in_order
+from .placing import Placed, locate_all
 from .prove import prove
 from .write import move_weights, write_graph
-
-PathLike: TypeAlias = "str | os.PathLike[str]"
-GRAFT = re.compile(r"(?P<hook>[^@=]+)(@(?P<value>[^=]+))?")
-"""A hook, and the name of the host's value at it if the caller knows it: `HOOK` or `HOOK@VALUE`."""
 
 
 def graft(
@@ -70,7 +59,7 @@ def graft(
         host: ONNX model of the language model, or "hf:MODEL_DIR" to export a model of Hugging Face's transformers.
         saes: Artifacts by hook, such as {"blocks.2.hook_resid_post": "sae"}, or by "HOOK@VALUE" if the name of the
             host's value at the hook is known; or artifacts alone, which are grafted at the hooks that they were trained
-            on.
+            on. For a transcoder, "HOOK,TARGET" also names the hook of the activation that it predicts.
         path: Folder to write. It must not exist unless `overwrite` is set.
         hf: Folder of the same model for transformers, with which the values are confirmed and the splice is proved.
         reference: Safetensors or .npz file with feeds of the host, and optionally activations `hooks/<hook>` and
@@ -91,23 +80,24 @@ def graft(
     check_names("hooks", hooks, HOOK_NAMES)
     check_output_folder(path, overwrite)
     asked = read_saes(saes, modes)
-    with opened(host, hf, [each.hook for each in asked]) as (file, model):
+    names = [hook for each in asked for hook in each.hooks]
+    with opened(host, hf, names) as (file, model):
         loaded = load_host(file)
         _check_can_be_proved(loaded)
-        given = prepare(loaded, [each.hook for each in asked], model, reference)
-        located = locate_all(loaded, asked, given.reference, force)
+        given = prepare(loaded, names, model, reference)
+        placed = locate_all(loaded, asked, given.reference, force)
         with _as_graft_errors(path), staged_folder(path, overwrite) as folder:
-            _write(folder, path, loaded, located, given, [mode for mode in MODES if mode in modes], hooks)
+            _write(folder, path, loaded, placed, given, [mode for mode in MODES if mode in modes], hooks)
     return read_host(path)
 
 
 def _write(
-    folder: Path, path: Path, host: Host, located: Sequence[tuple[Graft, Evidence]], given: Given,
+    folder: Path, path: Path, host: Host, placed: Sequence[Placed], given: Given,
     modes: Sequence[str], hooks: Collection[str],
 ) -> None:  # fmt: skip
     """Write and prove everything that a grafted host consists of."""
-    grafts, values = [each for each, _ in located], host.values()
-    saes = tuple(describe_sae(values, each, evidence) for each, evidence in located)
+    grafts, values = [each.graft for each in placed], host.values()
+    saes = tuple(describe_sae(values, each.graft, each.evidence, each.of_target) for each in placed)
     for each in grafts:
         _copy_sae(each.artifact, folder / each.folder)
     if given.tokenizer is not None:
@@ -119,8 +109,9 @@ def _write(
     files += [name for name in (DATA, TOKENIZER) if (folder / name).exists()]
     records = {name: hash_file(folder / name) for name in sorted(files)}
     manifest = HostManifest(
-        describe_host(host, proof.kind), saes, graphs, proof.golden, proof.parity, package_versions(), records
-    )
+        describe_host(host, proof.kind), saes, graphs, proof.golden, proof.parity, package_versions(), records,
+        cuts=cuts_of(in_order(values, grafts)),
+    )  # fmt: skip
     try:
         check_host_manifest(manifest)
     except ManifestError as error:
@@ -156,61 +147,6 @@ def _check_can_be_proved(host: Host) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Asked:
-    """An SAE as a caller asks for it.
-
-    Attributes:
-        hook: Name of the hook.
-        value: Name of the host's value at the hook; None if it is to be found.
-        artifact: The SAE.
-    """
-
-    hook: str
-    value: str | None
-    artifact: Artifact
-
-
-def read_saes(saes: "Mapping[str, PathLike] | Sequence[PathLike]", modes: Collection[str]) -> list[Asked]:
-    """Return the SAEs that a caller asks for, after checking that they can be grafted.
-
-    Raises:
-        GraftError: There is none, two are for one hook, or one of them cannot be grafted.
-        ArtifactError: A folder is not an artifact, or is damaged.
-    """
-    pairs = list(saes.items()) if isinstance(saes, Mapping) else [(None, path) for path in saes]
-    asked = []
-    for key, path in pairs:
-        artifact = read_artifact(path)
-        artifact.check_files()
-        sae = artifact.manifest.sae
-        match = GRAFT.fullmatch(sae.hook_name if key is None else key)
-        if match is None:
-            raise GraftError(
-                f"The hook of {artifact.path} is {key or sae.hook_name!r}. Name the hook at which it is grafted, as in "
-                "blocks.2.hook_resid_post, or with the host's value, as in blocks.2.hook_resid_post@VALUE."
-            )
-        if artifact.manifest.weights_dtype == INT8:
-            raise GraftError(f"{artifact.path} has int8 weights, which are not at parity. Graft the SAE in float32.")
-        if sae.dtype == BFLOAT16:
-            raise GraftError(
-                f"{artifact.path} is in bfloat16, which no CPU provider of ONNX Runtime computes, so that the graft "
-                "could not be proved. Export the SAE in float32 or float16: saeexport export --dtype float32."
-            )
-        if sae.d_out is not None and set(modes) != {FEATURES}:
-            raise GraftError(
-                f"{artifact.path} is a transcoder, which predicts another activation than the one it reads. It can be "
-                "grafted for its features only: modes=['features'], --modes features."
-            )
-        asked.append(Asked(match["hook"], match["value"], artifact))
-    hooks = [each.hook for each in asked]
-    if not asked:
-        raise GraftError("No SAE was given. Pass at least one artifact.")
-    if twice := sorted({hook for hook in hooks if hooks.count(hook) > 1}):
-        raise GraftError(f"Two SAEs are to be grafted at {', '.join(twice)}. Graft one SAE at each hook.")
-    return asked
-
-
 def check_names(argument: str, given: Collection[str], known: Collection[str]) -> None:
     """Refuse an empty collection of names, or one with a name that is not known.
 
@@ -219,40 +155,6 @@ def check_names(argument: str, given: Collection[str], known: Collection[str]) -
     """
     if isinstance(given, str) or not given or not set(given) <= set(known):
         raise GraftError(f"{argument} is {given!r}; it must hold one or more of {', '.join(known)}.")
-
-
-def locate_all(host: Host, asked: Sequence[Asked], reference: Reference, force: bool) -> list[tuple[Graft, Evidence]]:
-    """Return the SAEs with their places and the evidence, in the order in which the host computes the values.
-
-    SAEs at one value are in the order of their blocks, in which TransformerLens calls the hooks: first the end of a
-    block, then the beginning of the next one.
-
-    Raises:
-        GraftError: A value cannot be found or confirmed.
-    """
-    order = {name: i for i, name in enumerate(host.values())}
-    located = [_locate(host, each, reference, force) for each in asked]
-    return sorted(located, key=lambda pair: (order[pair[0].value], block_of(pair[0].hook)))
-
-
-def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> tuple[Graft, Evidence]:
-    """Return an SAE with its place, and the evidence for the place."""
-    values = host.values()
-    if asked.value is not None and asked.value not in values:
-        raise GraftError(
-            f"The host {host.path} does not compute a value {asked.value}. saeexport locate lists those that fit."
-        )
-    forced = force and asked.value is not None
-    located = find(host, asked.hook, asked.artifact, reference, asked.value, forced)
-    found = Graft(asked.hook, asked.artifact, sae_folder(asked.hook), located.value)
-    trailing_dimensions(values[located.value], found)
-    dtype, own = NAMES[ir.DataType(values[located.value].dtype or 0)], asked.artifact.manifest.sae.dtype
-    if FLOOR[own] > FLOOR[dtype]:
-        raise GraftError(
-            f"The SAE {asked.artifact.path} is in {own}, and the host is in {dtype} at {located.value}: the SAE would "
-            f"round what it reads. Export the SAE in {dtype}: saeexport export --dtype {dtype}."
-        )
-    return found, located.evidence
 
 
 def _copy_sae(artifact: Artifact, folder: Path) -> None:

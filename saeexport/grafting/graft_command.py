@@ -10,6 +10,7 @@ from runtime.hosts.manifest import Evidence
 from runtime.hosts.names import MODES
 from runtime.tables import format_table
 
+from .asked import split_sae
 from .graft import graft
 
 
@@ -24,7 +25,8 @@ def add_graft_command(commands: Any) -> None:
     sub.add_argument(
         "--sae", metavar="[HOOK[@VALUE]=]ARTIFACT", action="append", required=True,
         help="folder with sae.json, once for each SAE; HOOK is the TransformerLens name of the hook (default: the "
-        "artifact's), VALUE the name of the host's value at it (default: it is found)",
+        "artifact's), VALUE the name of the host's value at it (default: it is found); HOOK[@VALUE],HOOK[@VALUE] are "
+        "what a transcoder reads and what it predicts",
     )  # fmt: skip
     sub.add_argument("out", help="folder to write")
     group = sub.add_mutually_exclusive_group()
@@ -69,10 +71,10 @@ def _saes(texts: list[str]) -> "dict[str, str] | list[str]":
     Raises:
         GraftError: Some have a hook and others do not, or a hook is named twice.
     """
-    pairs = [text.rpartition("=") for text in texts]
-    if not any(found for _, found, _ in pairs):
+    pairs = [split_sae(text) for text in texts]
+    if not any(key for key, _ in pairs):
         return texts
-    saes = {key: artifact for key, _, artifact in pairs}
+    saes = dict(pairs)
     if "" in saes or len(saes) < len(texts):
         raise GraftError(f"--sae {', '.join(texts)}: name a hook for each SAE or for none, and each hook once.")
     return saes
@@ -82,7 +84,7 @@ def describe_host(host: GraftedHost) -> str:
     """Return what was grafted, how the values were identified, and what the proof measured."""
     manifest = host.manifest
     size = sum(record.bytes for record in manifest.files.values()) / 1e6
-    rows = [(sae.hook, sae.value, _evidence(sae.evidence)) for sae in manifest.saes]
+    rows = [(place.hook, place.value, _evidence(place.evidence)) for sae in manifest.saes for place in sae.places]
     lines = [
         f"{host.path}: {len(manifest.graphs)} graphs, {size:.1f} MB",
         format_table(rows, header=("hook", "value", "evidence")),

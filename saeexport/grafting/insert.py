@@ -7,50 +7,39 @@ At a value x of the host, `[batch, positions, d_in]` or with heads `[batch, posi
     splice    x --+--> the SAE --> hooks
                   |        +-----> recons, plus error with the error term --+
                   +------------------------------------------ Where(attach) +--> the host goes on
+
+Where the dtypes of the host and of the SAE differ, x and the output are cast. An SAE in half precision in a host in
+float32 rounds what it reads; its hook `hook_sae_input` is x as the host has it.
+
+A transcoder reads x and predicts another value y of the host, its target, `[batch, positions, d_out]`:
+
+    splice    x -----> the transcoder --> hooks
+              y --+        +-----> recons, plus error with the error term --+
+                  +------------------------------------------ Where(attach) +--> the host goes on instead of y
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx.defs
 import onnx_ir as ir
 
-from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import SAEConfig
 from runtime.artifact.names import (
     FEATURE_IDS,
     FEATURE_SCALE,
     HOOK_ERROR,
+    HOOK_INPUT,
     HOOK_OUTPUT,
     HOOK_RECONS,
     INPUT,
     INTERVENTION,
+    TARGET,
 )
 from runtime.errors import GraftError
 from runtime.hosts.names import ATTACH, USE_ERROR_TERM, at
 
-
-@dataclass(frozen=True)
-class Graft:
-    """An SAE and where it is grafted.
-
-    Attributes:
-        hook: Name of the hook, which is the prefix of every name that belongs to the SAE.
-        artifact: The SAE.
-        folder: Folder of the SAE, relative to that of the graphs, with "/".
-        value: Name of the host's value.
-    """
-
-    hook: str
-    artifact: Artifact
-    folder: str
-    value: str
-
-    @property
-    def sae(self) -> SAEConfig:
-        """The configuration of the SAE."""
-        return self.artifact.manifest.sae
+from .grafts import Graft, trailing_dimensions
 
 
 class Inserted:
@@ -58,9 +47,10 @@ class Inserted:
 
     Attributes:
         hooks: The hooks by name, with the leading dimensions of the host's value.
+        target: For a transcoder, the value that it predicts, as an output of its own; otherwise None.
     """
 
-    def __init__(self, graph: ir.Graph, graft: Graft, x: ir.Value, name: str) -> None:
+    def __init__(self, graph: ir.Graph, graft: Graft, x: ir.Value, name: str, target: "ir.Value | None" = None) -> None:
         """Insert one of the SAE's graphs so that it reads `x`.
 
         Args:
@@ -68,11 +58,13 @@ class Inserted:
             graft: The SAE and its place.
             x: Value that the SAE reads.
             name: Name of the SAE's graph.
+            target: For a transcoder, the value that it predicts; None for an SAE, and for features alone.
 
         Raises:
             GraftError: The shape or dtype of `x` does not fit the SAE.
         """
         self._graph, self._graft, self._x = graph, graft, x
+        self._replaced = x if target is None else target
         self._nodes: list[ir.Node] = []
         self._constants: dict[tuple[int, ...], ir.Value] = {}
         trailing = trailing_dimensions(x, graft)
@@ -83,6 +75,11 @@ class Inserted:
         self._dtype = inputs[INPUT].dtype
         flat = self._node("Reshape", [self._cast(x, self._dtype), self._vector(-1, *graft.sae.input_shape)])
         copies = {inputs[INPUT]: flat}
+        if TARGET in inputs:
+            assert target is not None
+            copies[inputs[TARGET]] = self._node(
+                "Reshape", [self._cast(target, self._dtype), self._vector(-1, graft.sae.d_out or 0)]
+            )
         for value in model.graph.inputs:
             if value.name in INTERVENTION:
                 copies[value] = self._intervention_input(value)
@@ -94,22 +91,34 @@ class Inserted:
         self._flat = {name: copies[value] for name, value in self._outputs.items()}
         for name, value in self._outputs.items():
             self.hooks[name] = self._hook(self._flat[name], value, graft.sae)
+        if HOOK_INPUT in self.hooks and x.dtype == ir.DataType.FLOAT != self._dtype:  # the SAE rounds what it reads
+            self.hooks[HOOK_INPUT] = self._hook(x, self._outputs[HOOK_INPUT], graft.sae)
+            self.hooks[HOOK_INPUT].type = x.type
+        self.target = None if target is None else self._output_of(target)
         self._append()
 
     def splice(self) -> ir.Value:
-        """Let everything that reads `x` read the SAE's output instead, and return that output.
+        """Let everything that reads `x`, or the target, read the SAE's output instead, and return that output.
 
-        The node that chooses is controlled by two inputs of the graph, `attach` and `use_error_term`.
+        The node that chooses is controlled by two inputs of the graph, `attach` and `use_error_term`. A transcoder that
+        was exported without the error term does not have the second one.
         """
-        x, own = self._x, set(self._nodes)
+        x, own = self._replaced, set(self._nodes)
         users = [use for use in x.uses() if use.node not in own]
         attach = self._flag(ATTACH, True)
-        with_error = self._flag(USE_ERROR_TERM, self._graft.sae.use_error_term)
         first = len(self._nodes)
-        recons, error = self._flat[HOOK_RECONS], self._flat[HOOK_ERROR]
-        output = self._node("Where", [with_error, self._node("Add", [recons, error]), recons])
-        self.hooks[HOOK_OUTPUT] = self._hook(output, self._outputs[HOOK_OUTPUT], self._graft.sae)
-        output = self._cast(self._node("Reshape", [output, self._shape]), x.dtype)
+        output = self._cast(self._flat[HOOK_RECONS], ir.DataType.FLOAT)
+        if HOOK_ERROR in self._flat:
+            with_error = self._flag(USE_ERROR_TERM, self._graft.sae.use_error_term)
+            total = self._node("Add", [output, self._cast(self._flat[HOOK_ERROR], ir.DataType.FLOAT)])
+            total.dtype = ir.DataType.FLOAT
+            total = self._cast(self._cast(total, self._dtype), ir.DataType.FLOAT)  # rounded as in the SAE
+            output = self._node("Where", [with_error, total, output])
+            output.dtype = ir.DataType.FLOAT
+            hook = self._cast(output, self._dtype)
+            self.hooks[HOOK_OUTPUT] = self._hook(hook, self._outputs[HOOK_OUTPUT], self._graft.sae)
+        shape = self._shape if x is self._x else self._node("Shape", [x])
+        output = self._node("Reshape", [self._cast(output, x.dtype), shape])
         spliced = self._node("Where", [attach, output, x])
         spliced.type, spliced.shape = x.type, x.shape
         for use in users:
@@ -208,30 +217,15 @@ class Inserted:
         hook.shape = ir.Shape([*leading, *sizes])
         return hook
 
+    def _output_of(self, value: ir.Value) -> ir.Value:
+        """Return a copy of a value of the host that can be an output."""
+        copy = self._node("Identity", [value])
+        copy.name, copy.type, copy.shape = at(self._graft.hook, TARGET), value.type, value.shape
+        return copy
+
     def _append(self, first: int = 0) -> None:
         """Add the nodes from `first` on to the graph, which is sorted when it is complete."""
         self._graph.extend(self._nodes[first:])
-
-
-def trailing_dimensions(x: ir.Value, graft: Graft) -> int:
-    """Return how many trailing dimensions of a host's value make one token's activation: 1, or 2 with heads.
-
-    Raises:
-        GraftError: The value does not have the SAE's width, or is not of a floating-point dtype.
-    """
-    given = f"{graft.value} has shape {x.shape} and dtype {x.dtype} in the host"
-    takes = f"the SAE at {graft.hook} takes (..., {', '.join(map(str, graft.sae.input_shape))})"
-    if x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-        raise GraftError(
-            f"{given}; {takes} in a floating-point dtype. A quantised value cannot be replaced: graft into the model "
-            "before it is quantised."
-        )
-    sizes = [size if isinstance(size, int) else None for size in (x.shape or ())]
-    if len(sizes) > 1 and sizes[-1] == graft.sae.d_in:
-        return 1
-    if len(sizes) > 2 and sizes[-1] and sizes[-2] and sizes[-1] * sizes[-2] == graft.sae.d_in:
-        return 2
-    raise GraftError(f"{given}; {takes}. Name another value: --sae {graft.hook}@VALUE=ARTIFACT.")
 
 
 def check_operator(node: ir.Node, opset: int, hook: str) -> None:

@@ -48,8 +48,9 @@ class Located:
 
 
 def find(
-    host: Host, hook: str, sae: Artifact, reference: Reference, value: str | None = None, force: bool = False
-) -> Located:
+    host: Host, hook: str, sae: Artifact, reference: Reference, value: str | None = None, force: bool = False,
+    is_target: bool = False,
+) -> Located:  # fmt: skip
     """Return the value of a host at a hook, with the evidence.
 
     Args:
@@ -59,12 +60,14 @@ def find(
         reference: Feeds, and the activation at the hook if there is one.
         value: Name of the value if the caller knows it; it is confirmed as if it had been found.
         force: Whether to take `value` although it is not confirmed.
+        is_target: Whether the hook is that of a transcoder's target, and not of what it reads.
 
     Raises:
         GraftError: No value is the tensor at the hook, several are, it cannot be proved, or the SAE does not fit.
     """
-    ranked = rank(host, hook, sae, reference, only=value if force else None)
-    return decide(host, hook, sae, reference, ranked, value, force)
+    width = sae.manifest.sae.d_out if is_target else sae.manifest.sae.d_in
+    ranked = rank(host, hook, sae, reference, only=value if force else None, width=width)
+    return decide(host, hook, sae, reference, ranked, value, force, is_target)
 
 
 def decide(
@@ -75,6 +78,7 @@ def decide(
     ranked: Sequence[Candidate],
     value: str | None = None,
     force: bool = False,
+    is_target: bool = False,
 ) -> Located:
     """Return the value at a hook out of its candidates; see `find`.
 
@@ -82,13 +86,13 @@ def decide(
         GraftError: No value is the tensor at the hook, several are, it cannot be proved, or the SAE does not fit.
     """
     if not ranked:
-        raise GraftError(_no_candidate(host, hook, sae, value))
+        raise GraftError(_no_candidate(host, hook, sae, value, is_target))
     if force:
         if value is None:
             raise GraftError(f"{hook}: a value can only be forced by its name. Pass {hook}@VALUE.")
         chosen = ranked[0]
         return Located(value, Evidence(FORCED, chosen.error, None, None, chosen.variance_explained, reference.tokens()))
-    check_trained_at(hook, sae)
+    check_trained_at(hook, sae, is_target)
     choose = _by_error if hook in reference.activations else _by_variance
     best, runner_up = choose(host, hook, ranked)
     if value is not None and value not in (best.value, *(c.value for c in ranked if c.alias_of == best.value)):
@@ -136,22 +140,33 @@ def _check_explains_no_other_better(hook: str, sae: Artifact, best: Candidate, r
     )
 
 
-def check_trained_at(hook: str, sae: Artifact) -> None:
+def check_trained_at(hook: str, sae: Artifact, is_target: bool = False) -> None:
     """Refuse an SAE that says that it was trained at another hook; names that are not TransformerLens' say nothing.
+
+    Args:
+        hook: The hook.
+        sae: The SAE.
+        is_target: Whether the hook is that of a transcoder's target.
 
     Raises:
         GraftError: It is refused.
     """
-    trained = sae.manifest.sae.hook_name
+    trained = target_hook(sae) if is_target else sae.manifest.sae.hook_name
     try:
         same = split_hook(trained) == split_hook(hook)
     except GraftError:
         return
     if not same:
+        did = "predicts" if is_target else "was trained at"
         raise GraftError(
-            f"{hook}: the SAE {sae.path} was trained at {trained}. Graft it there, or name the value to graft it at, "
+            f"{hook}: the SAE {sae.path} {did} {trained}. Graft it there, or name the value to graft it at, "
             f"{hook}@VALUE, with force=True, --force."
         )
+
+
+def target_hook(sae: Artifact) -> str:
+    """Return the name of the hook of the activation that a transcoder predicts; "" if it does not say so."""
+    return str(sae.manifest.sae.options.get("hook_name_out", ""))
 
 
 def _by_error(host: Host, hook: str, ranked: Sequence[Candidate]) -> tuple[Candidate, Candidate | None]:
@@ -221,10 +236,11 @@ def _describe(candidate: Candidate) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _no_candidate(host: Host, hook: str, sae: Artifact, value: str | None) -> str:
-    width = sae.manifest.sae.d_in
-    what = "No value" if value is None else f"The value {value}"
+def _no_candidate(host: Host, hook: str, sae: Artifact, value: str | None, is_target: bool) -> str:
+    cfg = sae.manifest.sae
+    width, does = (cfg.d_out, "predicts") if is_target else (cfg.d_in, "reads")
+    what, isnt = ("No value", "is") if value is None else (f"The value {value}", "is not")
     return (
-        f"{hook}: {what} of the host {host.path} is a tensor of floats {width} wide, as the SAE {sae.path} reads, for "
-        "each token. The SAE belongs to another model or hook, or the tensor lies inside a fused operator."
+        f"{hook}: {what} of the host {host.path} {isnt} a tensor of floats {width} wide, as the SAE {sae.path} {does}, "
+        "for each token. The SAE belongs to another model or hook, or the tensor lies inside a fused operator."
     )

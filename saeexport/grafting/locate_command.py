@@ -6,6 +6,7 @@ from typing import Any
 from runtime.errors import GraftError
 from runtime.tables import format_table
 
+from .asked import split_sae
 from .candidates import Candidate
 from .search import Search, locate
 
@@ -34,8 +35,8 @@ def add_locate_command(commands: Any) -> None:
 
 def locate_command(options: argparse.Namespace) -> int:
     """Print the candidates, then the value at the hook or the reason why there is none."""
-    hook, found, artifact = options.sae.rpartition("=")
-    search = locate(options.host, artifact, hook=hook if found else None, hf=options.hf, reference=options.reference)
+    hook, artifact = split_sae(options.sae)
+    search = locate(options.host, artifact, hook=hook or None, hf=options.hf, reference=options.reference)
     print(describe_search(search))
     if search.refusal is not None:
         raise GraftError(search.refusal)

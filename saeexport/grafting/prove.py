@@ -21,17 +21,27 @@ from safetensors.numpy import save_file
 from runtime.arrays.dtypes import widened
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import GraphSpec
-from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
+from runtime.artifact.names import HOOK_ACTS_POST
 from runtime.errors import ParityError
-from runtime.hosts.manifest import DECODER, ENCODER, GraftParity, HostGolden, OutputParity
-from runtime.hosts.names import ATTACH, ATTENTION_MASK, GOLDEN, INPUT_IDS, POSITION_IDS, SPLICE, TAP, USE_ERROR_TERM, at
+from runtime.hosts.generation import read_step_by_step
+from runtime.hosts.manifest import DECODER, ENCODER, CachePair, GraftParity, HostGolden, OutputParity
+from runtime.hosts.names import (
+    ATTACH,
+    GOLDEN,
+    INPUT_IDS,
+    SPLICE,
+    TAP,
+    USE_ERROR_TERM,
+    activation_name,
+    at,
+)
 from runtime.hosts.rule import PROVES, host_budget, host_error
 from runtime.session.interventions import Intervention
 
 from .expected import Expected
 from .given import Given, select
+from .grafts import Graft
 from .host import Host
-from .insert import Graft
 from .running import Graph
 
 EDITED_FEATURES = 4
@@ -95,7 +105,7 @@ class _Proving:
     ) -> None:
         self.expected = Expected(folder, host, grafts, graphs, given)
         self.feeds, self.mask = self.expected.feeds, self.expected.mask
-        self.hooks, self.outputs = self.expected.hooks, self.expected.outputs
+        self.hooks, self.outputs = [graft.hook for graft in grafts], self.expected.outputs
         self.folder, self.path, self.host, self.grafts, self.graphs, self.given = (
             folder,
             path,
@@ -145,7 +155,7 @@ class _Proving:
         inputs = activations  # a graph of the features alone does not give them out
         if mode := next((mode for mode in (TAP, SPLICE) if mode in self.graphs), None):
             found = self.graph(mode)(self.feeds | self.detach)
-            inputs = {hook: found[at(hook, HOOK_INPUT)] for hook in self.hooks}
+            inputs = {hook.name: found[activation_name(hook.graft.hook, hook.name)] for hook in self.expected.hooks}
         parity = dataclasses.replace(parity, inputs=self.compare("activations", inputs, activations, noise_at_hooks))
         if SPLICE in self.graphs:
             parity, golden = self.prove_splice(parity, own, noise)
@@ -171,8 +181,9 @@ class _Proving:
         found_edited = graph(self.feeds | self.without_error | given)
         reference, noise_spliced = self.expected.spliced({}, noise)
         reference_edited, noise_edited = self.expected.spliced(edits, noise)
-        splice = self.compare("splice, SAEs attached", found, reference, noise_spliced)
-        edited = self.compare("splice, features edited", found_edited, reference_edited, noise_edited)
+        dtype = self.expected.sae_dtype
+        splice = self.compare("splice, SAEs attached", found, reference, noise_spliced, dtype)
+        edited = self.compare("splice, features edited", found_edited, reference_edited, noise_edited, dtype)
         moved = {name: host_error(found[name], own[name], self.mask) for name in self.outputs}
         for hook in self.hooks:
             alone = graph(self.feeds | self.detach | {at(hook, ATTACH): np.array(True)} | self.without_error)
@@ -190,20 +201,13 @@ class _Proving:
 
     def decode(self, graph: Graph, found: Mapping[str, Array], noise: Mapping[str, float]) -> dict[str, OutputParity]:
         """Judge the outputs of the splice token by token, each with the cache of those before."""
-        given = dict(self.feeds)
-        parts: dict[str, list[Array]] = {name: [] for name in self.outputs}
-        for i in range(self.mask.shape[1]):
-            step = given | self.without_error | {INPUT_IDS: self.feeds[INPUT_IDS][:, i : i + 1]}
-            if ATTENTION_MASK in self.feeds:
-                step[ATTENTION_MASK] = self.feeds[ATTENTION_MASK][:, : i + 1]
-            if POSITION_IDS in self.feeds:
-                step[POSITION_IDS] = self.feeds[POSITION_IDS][:, i : i + 1]
-            outputs = graph(step)
-            given |= {past: outputs[present] for past, present in self.host.cache}
-            for name in self.outputs:
-                parts[name].append(outputs[name])
-        joined = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
-        return self.compare("splice, token by token", joined, found, noise)
+        cache = [CachePair(past, present) for past, present in self.host.cache]
+        names = [name for name in self.outputs if found[name].shape[: self.mask.ndim] == self.mask.shape]
+        joined = read_step_by_step(
+            cache, self.feeds, self.mask, lambda feeds, _: graph({**feeds, **self.without_error}), names
+        )
+        noise = {name: noise[name] for name in names}
+        return self.compare("splice, token by token", joined, found, noise, self.expected.sae_dtype)
 
     def is_causal(self, graph: Graph, own: Mapping[str, Array]) -> bool:
         """Tell whether the outputs at earlier positions are the same with another last token."""
@@ -222,12 +226,20 @@ class _Proving:
         return Graph(self.folder / self.graphs[name].file)
 
     def compare(
-        self, what: str, found: Mapping[str, Array], expected: Mapping[str, Array], noise: Mapping[str, float]
+        self,
+        what: str,
+        found: Mapping[str, Array],
+        expected: Mapping[str, Array],
+        noise: Mapping[str, float],
+        sae_dtype: str = "",
     ) -> dict[str, OutputParity]:
-        """Return the record of each output, and note those whose error exceeds its budget."""
+        """Return the record of each output, and note those whose error exceeds its budget.
+
+        `sae_dtype` is the dtype of the attached SAEs; "" if none is attached.
+        """
         records = {}
         for name in noise:
-            budget = host_budget(noise[name], self.expected.dtype)
+            budget = host_budget(noise[name], self.expected.dtype, sae_dtype)
             error = host_error(found[name].reshape(expected[name].shape), expected[name], self.mask)
             if not error <= budget:
                 self.failures.append(f"{what}: {name}: the error is {error:.3e}, its budget {budget:.3e}.")

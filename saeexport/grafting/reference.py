@@ -149,6 +149,7 @@ def run_spliced(
     saes: Mapping[str, Any],
     use_error_term: bool = False,
     edits: Mapping[str, Intervention] | None = None,
+    targets: Mapping[str, str] | None = None,
 ) -> dict[str, Array]:
     """Return the outputs of the model with SAEs spliced in at their hooks, named as `run` names them.
 
@@ -158,18 +159,25 @@ def run_spliced(
         saes: Hook to HookedSAE. SAEs at one tensor read each other's outputs, in this order.
         use_error_term: Whether every SAE adds its error term.
         edits: Hook to the intervention on the SAE's feature activations.
+        targets: The hook that a transcoder reads to the hook of its target.
 
     Raises:
         GraftError: A hook has no place in the model.
     """
-    edits = edits or {}
+    edits, targets = edits or {}, targets or {}
     with contextlib.ExitStack() as stack:
         for hook, sae in saes.items():
             stack.enter_context(_error_term(sae, use_error_term))
             stack.enter_context(evaluating(sae))
             if hook in edits:
                 stack.enter_context(sae.hooks(fwd_hooks=[(HOOK_ACTS_POST, torch_hook(edits[hook]))]))
-            stack.enter_context(hooked(model, find_place(model, hook), _replacer(sae)))
+            read: dict[Place, Tensor] = {}
+            place = find_place(model, hook)
+            if hook in targets:
+                stack.enter_context(hooked(model, place, keep_in(read, place)))
+                stack.enter_context(hooked(model, find_place(model, targets[hook]), _predictor(sae, read)))
+            else:
+                stack.enter_context(hooked(model, place, _replacer(sae)))
         return run(model, feeds)
 
 
@@ -178,6 +186,18 @@ def _replacer(sae: Any) -> Callable[[Tensor], None]:
 
     def replace(tensor: Tensor) -> None:
         tensor.copy_(sae(tensor.to(weight.device, weight.dtype)))
+
+    return replace
+
+
+def _predictor(sae: Any, read: Mapping[Place, Tensor]) -> Callable[[Tensor], None]:
+    """Return a function that replaces the target of a transcoder, which read another tensor before."""
+    weight = next(sae.parameters())
+
+    def replace(target: Tensor) -> None:
+        (x,) = (tensor.to(weight.device, weight.dtype) for tensor in read.values())
+        given = (target.to(weight.device, weight.dtype),) if sae.cfg.use_error_term else ()
+        target.copy_(sae(x, *given))
 
     return replace
 

@@ -16,7 +16,7 @@ from runtime.hosts.names import STAGE
 from runtime.session.interventions import Intervention
 
 from ..original.running import all_hooks, torch_hook
-from .insert import Graft
+from .grafts import Graft
 
 Replace = Callable[[str, Array], Array]
 """A function of a hook and the tensor there, whose result the next stage reads."""
@@ -70,7 +70,7 @@ def run_stages(
     Args:
         folder: Folder of the graphs.
         graphs: Specs of the graphs by name.
-        hooks: The hooks in the order of the host.
+        hooks: The hooks at which the host is cut, in the order of the host.
         feeds: Inputs of the host.
         replace: Function of a hook and the tensor there, whose result the next stages read.
         optimize: Whether ONNX Runtime rewrites the graphs.
@@ -91,7 +91,7 @@ class Reconstruction:
     """What an SAE makes of a host's tensor.
 
     Attributes:
-        recons: The reconstruction, in the shape and dtype of the tensor.
+        recons: The reconstruction, in the shape and dtype of the tensor, or of a transcoder's target.
         acts_post: The feature activations, with the leading dimensions of the tensor.
     """
 
@@ -99,11 +99,25 @@ class Reconstruction:
     acts_post: Array
 
 
-def reconstruct(graft: Graft, sae: Any, x: Array, intervention: Intervention | None = None) -> Reconstruction:
-    """Return what a PyTorch SAE makes of a host's tensor without the error term."""
+def reconstruct(
+    graft: Graft, sae: Any, x: Array, intervention: Intervention | None = None, target: "Array | None" = None
+) -> Reconstruction:
+    """Return what a PyTorch SAE makes of a host's tensor without the error term.
+
+    Args:
+        graft: The SAE and its place.
+        sae: HookedSAE.
+        x: The tensor that it reads.
+        intervention: Edits of its features.
+        target: For a transcoder, the tensor that it predicts; None for an SAE.
+    """
+    replaced = x if target is None else target
     edits = () if intervention is None else ((HOOK_ACTS_POST, torch_hook(intervention)),)
     rows = rounded(widened(x).reshape(-1, *graft.sae.input_shape), graft.sae.dtype)
-    hooks = all_hooks(sae, rows, None, *edits)
+    predicted = None
+    if target is not None and graft.sae.takes_target:
+        predicted = rounded(widened(target).reshape(-1, target.shape[-1]), graft.sae.dtype)
+    hooks = all_hooks(sae, rows, predicted, *edits)
     trailing = 1 if x.shape[-1] == graft.sae.d_in else 2
-    recons = hooks[HOOK_RECONS].reshape(x.shape).astype(x.dtype)
+    recons = hooks[HOOK_RECONS].reshape(replaced.shape).astype(replaced.dtype)
     return Reconstruction(recons, hooks[HOOK_ACTS_POST].reshape(*x.shape[:-trailing], -1))

@@ -12,7 +12,7 @@ from .candidates import Candidate, rank
 from .given import prepare
 from .host import load_host
 from .huggingface import opened
-from .locate import Located, decide
+from .locate import Located, decide, target_hook
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -47,7 +47,8 @@ def locate(
     Args:
         host: ONNX model of the language model, or "hf:MODEL_DIR" to export a model of Hugging Face's transformers.
         sae: Artifact of the SAE.
-        hook: TransformerLens name of the hook; None for the one that the SAE was trained at.
+        hook: TransformerLens name of the hook; None for the one that the SAE was trained at. For a transcoder it may be
+            the hook of the activation that it predicts.
         hf: Folder of the same model for transformers, with whose activation the values are compared.
         reference: Safetensors or .npz file with feeds of the host and the activation `hooks/<hook>`, instead of `hf`.
 
@@ -64,8 +65,11 @@ def locate(
     with opened(host, hf, [name]) as (path, folder):
         loaded = load_host(path)
         given = prepare(loaded, [name], folder, reference)
-        ranked = rank(loaded, name, artifact, given.reference)
+        is_target = artifact.manifest.sae.d_out is not None and name == target_hook(artifact)
+        width = artifact.manifest.sae.d_out if is_target else None
+        ranked = rank(loaded, name, artifact, given.reference, width=width)
         try:
-            return Search(name, tuple(ranked), decide(loaded, name, artifact, given.reference, ranked), None)
+            located = decide(loaded, name, artifact, given.reference, ranked, is_target=is_target)
+            return Search(name, tuple(ranked), located, None)
         except GraftError as error:
             return Search(name, tuple(ranked), None, str(error))

@@ -12,6 +12,7 @@ import torch
 from runtime import Add, Clamp, HostSession, Scale, verify
 from saeexport import export, graft, load
 from saeexport.grafting.reference import capture, load_model, run, run_spliced
+from tests.saeexport.grafting.test_transcoders import READ, TARGET, make_transcoder
 from tests.support.explaining import explaining_sae
 from tests.support.grafted import POST, PRE, Grafted, Z, assert_near, graft_tiny, small_saes
 from tests.support.language_models import WIDTH, save
@@ -98,6 +99,28 @@ def test_hosts_of_every_form_are_proved(model, tmp_path):
             assert logits.dtype == model.weights["W_E"].dtype
             difference = np.abs(logits.astype(np.float64) - expected)[mask].max()
             assert difference < (HALF if model.dtype == "float16" else 2e-5), attached
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "float16"])
+def test_transcoders_and_saes_of_another_dtype_are_proved(kind, tmp_path):
+    """A transcoder replaces another value than it reads; a float16 SAE rounds what it reads of a float32 host."""
+    model = TinyHost(cache=True)
+    seen = model.run(model.feeds())
+    hooks = (READ, TARGET) if kind == "transcoder" else (PRE,)
+    x, y = (seen[hook].reshape(-1, D_MODEL).astype(np.float32) for hook in (hooks[0], hooks[-1]))
+    if kind == "transcoder":
+        export(make_transcoder(), tmp_path / "sae", activations=x, targets=y)
+    else:
+        sae = explaining_sae(D_MODEL, PRE, explained=0.5, center=np.median(x, axis=0))
+        export(sae, tmp_path / "sae", activations=x, dtype="float16")
+    places = ",".join(f"{hook}@{value_at(model, hook)}" for hook in hooks)
+    graft(model.write(tmp_path / "tiny.onnx"), {places: tmp_path / "sae"}, tmp_path / "host", force=True)
+    assert verify(tmp_path / "host", DEVICE).failures == []
+    found = []
+    for device in (DEVICE, "cpu"):
+        with HostSession(tmp_path / "host", device) as session, session.saes(hooks[0], False):
+            found.append(session.generate(PROMPT, 12).tolist())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("attached", [[], [POST], [PRE], [Z], [POST, PRE], HOOKS])

@@ -114,7 +114,7 @@ class TinyHost:
             z = (pattern / pattern.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
             z = hook(f"{b}.attn.hook_z", z).reshape(*size, D_MODEL)
             x = hook(f"{b}.hook_resid_mid", x + hook(f"{b}.hook_attn_out", z @ w[f"{i}.W_O"]))
-            post = np.maximum(norm(x, w[f"{i}.g2"]) @ w[f"{i}.W_in"] + w[f"{i}.b_in"], 0)
+            post = np.maximum(hook(f"{b}.mlp.hook_in", norm(x, w[f"{i}.g2"])) @ w[f"{i}.W_in"] + w[f"{i}.b_in"], 0)
             x = hook(
                 f"{b}.hook_resid_post",
                 x + hook(f"{b}.hook_mlp_out", hook(f"{b}.mlp.hook_post", post) @ w[f"{i}.W_out"]),
@@ -217,4 +217,6 @@ def value_at(host: TinyHost, hook: str) -> str:
     layer = int(hook.split(".")[1])
     if hook.endswith("hook_resid_post") and layer < host.layers - 1:
         return f"blocks/{layer + 1}/hook_resid_pre"
+    if hook.endswith("mlp.hook_in"):
+        return f"blocks/{layer}/ln2"
     return hook.replace(".", "/")

@@ -16,6 +16,7 @@ import runtime
 from runtime.commands import inspect
 from runtime.commands.main import main as run
 from saeexport.cli import main as saeexport
+from tests.support.breaking import claim_weights, edit_weight, rewrite
 from tests.support.commands import said
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 
@@ -92,9 +93,29 @@ def test_version_names_the_package_and_onnxruntime(capsys, main, name):
 
 
 def test_verify_prints_the_table(capsys):
-    out = said(capsys, 0, "verify", TINY, "--device", "cpu")
+    out = said(capsys, 0, "verify", TINY, "--device", "cpu", "--all")
     assert out.count(" ok") == 36
     assert "FAIL" not in out
+
+
+def test_verify_prints_each_output_of_its_worst_graph(capsys, artifact):
+    rows = [line.split() for line in said(capsys, 0, "verify", artifact, "--device", "cpu").splitlines()[3:]]
+    report = runtime.verify(artifact, "cpu")
+    names = dict.fromkeys(verdict.hook for verdict in report.verdicts)
+    assert [row[0] for row in rows] == list(names)
+    assert sum(int(row[1]) for row in rows) == 36
+    for name, row in zip(names, rows, strict=True):
+        own = [verdict for verdict in report.verdicts if verdict.hook == name]
+        worst = next(verdict for verdict in own if verdict.graph == row[2])
+        assert worst.used == max(verdict.used for verdict in own)
+        assert row[-1] == "ok"
+        assert row[3] == ("exact" if worst.errors is None else f"{worst.errors.token:.2e}")
+    rewrite(artifact, "weights.safetensors", edit_weight("W_dec", (0, 0), 1.5))
+    claim_weights(artifact)
+    out = said(capsys, 1, "verify", artifact, "--device", "cpu")
+    failing = {verdict.hook for verdict in runtime.verify(artifact, "cpu").verdicts if verdict.failures}
+    assert {line.split()[0] for line in out.splitlines() if line.endswith(" FAIL")} == failing
+    assert out.count("\nFAIL: ") == len(runtime.verify(artifact, "cpu").failures)
 
 
 def test_errors_exit_2_with_one_line(capsys, tmp_path):
@@ -141,7 +162,7 @@ def test_export_and_verify_a_checkpoint(capsys, tmp_path, checkpoint):
     assert "parity on 50 tokens (activations): largest error against float64" in out
     cfg = runtime.read_artifact(tmp_path / "out").manifest.sae
     assert (cfg.head_shape, cfg.use_error_term) == ((3, 4), True)
-    assert said(capsys, 0, "verify", tmp_path / "out", "--device", "cpu", command=saeexport).count(" ok") == 36
+    assert said(capsys, 0, "verify", tmp_path / "out", "--device", "cpu", "--all", command=saeexport).count(" ok") == 36
     said(capsys, 0, "verify", tmp_path / "out", "--activations", tmp_path / "x.npy", command=saeexport)
     # The checkpoint has the error term off, this artifact on.
     out = said(capsys, 1, "verify", tmp_path / "out", "--against", checkpoint, command=saeexport)

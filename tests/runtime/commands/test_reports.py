@@ -138,14 +138,15 @@ def test_an_unusable_device_exits_with_2(capsys):
     assert usage.value.code == 2
 
 
+@pytest.mark.parametrize(("more", "rows"), [([], 8), (["--all"], 36)])
 @pytest.mark.parametrize("format", reports.FORMATS)
-def test_a_file_takes_the_document_and_stdout_the_table(capsys, tmp_path, format):
+def test_a_file_takes_the_document_and_stdout_the_table(capsys, tmp_path, format, more, rows):
     out = tmp_path / "out"
-    assert run(["verify", str(TINY), "--device", "cpu", "--format", format, "--output", str(out)]) == 0
-    assert capsys.readouterr().out.count(" ok") == 36
+    assert run(["verify", str(TINY), "--device", "cpu", "--format", format, "--output", str(out), *more]) == 0
+    assert capsys.readouterr().out.count(" ok") == rows
     text = out.read_text()
     if format == "table":
-        assert text.count(" ok") == 36
+        assert text.count(" ok") == rows
     else:
         assert json.loads(text)["passed"] if format == "json" else parsed(text).get("failures") == "0"
     assert run(["verify", str(tmp_path), "--format", format, "--output", str(out)]) == 2

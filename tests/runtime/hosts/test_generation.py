@@ -1,5 +1,7 @@
 """A decoder that generates with its cache gives what the whole sequence gives, with SAEs and edits throughout."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,45 @@ def test_generation_ends_after_an_end_token(host):
     assert host.generate(PROMPT, 8, eos_token_id=end).tolist() == [sequence[:length]]
 
 
+PROMPTS = [[5, 11, 3], [7], np.array([2, 9, 4, 1, 8])]
+
+
+@pytest.mark.parametrize("edits", [None, EDIT])
+def test_several_prompts_continue_as_each_of_them(host, without_cache, edits):
+    for decoder in (host, without_cache):
+        expected = [decoder.generate(prompt, 8, edits=edits)[0].tolist() for prompt in PROMPTS]
+        assert [ids.tolist() for ids in decoder.generate(PROMPTS, 8, edits=edits)] == expected
+    (alone,) = host.generate([[5, 11, 3]], 8, edits=edits)
+    assert alone.tolist() == host.generate([5, 11, 3], 8, edits=edits)[0].tolist()
+
+
+def test_several_texts_continue_as_texts(host):
+    texts = ["w5 w11 w3", "w7"]
+    assert host.generate(texts, 4) == [host.generate(text, 4) for text in texts]
+
+
+def test_each_of_several_sequences_ends_after_its_own_end_token(host):
+    end = host.generate(PROMPTS, 8)[0].tolist()[5]
+    expected = [host.generate(prompt, 8, eos_token_id=end)[0].tolist() for prompt in PROMPTS]
+    assert [ids.tolist() for ids in host.generate(PROMPTS, 8, eos_token_id=end)] == expected
+    assert len({len(ids) - len(prompt) for ids, prompt in zip(expected, PROMPTS, strict=True)}) > 1
+
+
+def test_draws_of_several_sequences_differ(host):
+    options = {"do_sample": True, "temperature": 2.0, "seed": 1}
+    first, second = host.generate([PROMPT, PROMPT], 12, **options)
+    assert first.tolist() == host.generate(PROMPT, 12, **options)[0].tolist() != second.tolist()
+
+
+def test_padding_needs_a_mask_and_positions(host, monkeypatch):
+    manifest = host.host.manifest
+    inputs = tuple(tensor for tensor in manifest.host.inputs if tensor.name != "position_ids")
+    changed = dataclasses.replace(manifest, host=dataclasses.replace(manifest.host, inputs=inputs))
+    monkeypatch.setattr(host, "host", dataclasses.replace(host.host, manifest=changed))
+    with pytest.raises(InputError, match="have different numbers of tokens, and tiny takes .* it cannot leave padding"):
+        host.generate(PROMPTS, 2)
+
+
 def test_text_continues_as_text(host):
     text = host.generate("w5 w11 w3", 4)
     assert text.split() == [f"w{token}" if token else "[PAD]" for token in host.generate(PROMPT, 4)[0]]
@@ -109,8 +150,6 @@ def test_logits_that_are_not_finite_are_an_error(host, do_sample):
 
 
 def test_an_encoder_does_not_generate(host, monkeypatch):
-    import dataclasses
-
     manifest = host.host.manifest
     encoder = dataclasses.replace(manifest, host=dataclasses.replace(manifest.host, kind="encoder"))
     monkeypatch.setattr(host, "host", dataclasses.replace(host.host, manifest=encoder))

@@ -283,7 +283,9 @@ def test_an_error_is_that_of_the_worst_token_that_is_not_masked():
     assert host_error(y, reference, np.ones((2, 3), bool)) == np.inf
     assert host_error(y[:1], reference, mask) == np.inf
     assert host_error(np.zeros((2, 4)), np.zeros((2, 4)), mask) == 0
-    assert host_budget(1e-6, "float32") == 4e-6 + 2**-20
+    assert host_budget(1e-6, "float32") == host_budget(1e-6, "float32", "float32") == 4e-6 + 2**-20
+    assert host_budget(1e-6, "float32", "float16") == 4e-6 + 2**-20 + 2**-9
+    assert host_budget(1e-3, "float16", "float32") == 4e-3 + 2**-7
     assert as_errors(1e-6, reference, mask) == Errors(1e-6, 2e-6)
 
 

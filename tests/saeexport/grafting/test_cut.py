@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from saeexport.grafting.build import build_stages
+from saeexport.grafting.grafts import Graft
 from saeexport.grafting.host import load_host
-from saeexport.grafting.insert import Graft
 from saeexport.grafting.running import run_stages
 from saeexport.grafting.write import move_weights, write_graph
 from tests.support.tiny_hosts import TinyHost, value_at

@@ -1,15 +1,18 @@
 """Every gate of the proof closes: what it is there to notice is done, and the graft is refused."""
 
 import numpy as np
+import onnx
+import onnx.helper
 import onnx_ir as ir
 import pytest
 
+from runtime import verify
 from runtime.errors import GraftError, ParityError
 from saeexport.grafting import expected, prove
 from saeexport.grafting.graft import graft
 from saeexport.grafting.insert import Inserted
-from saeexport.grafting.running import Reconstruction
-from tests.support.tiny_hosts import TinyHost, value_at
+from saeexport.grafting.running import Graph, Reconstruction
+from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
 
 HOOK, NEXT = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 HOST = TinyHost()
@@ -80,7 +83,7 @@ def test_a_splice_that_does_nothing_is_refused(graft_into, monkeypatch):
 
 
 def test_a_splice_that_does_nothing_is_refused_if_the_reference_does_nothing_either(graft_into, monkeypatch):
-    def identity(graft, sae, x, intervention=None):
+    def identity(graft, sae, x, intervention=None, target=None):
         return Reconstruction(x, sound(graft, sae, x, intervention).acts_post)
 
     sound = expected.reconstruct
@@ -169,6 +172,84 @@ def test_feeds_may_be_padded_on_the_left(tmp_path, graft_into):
     np.savez(tmp_path / "feeds.npz", **feeds)
     folder = graft_into(host, HOOK, reference=tmp_path / "feeds.npz")
     assert folder.manifest.parity.decoded["logits"].error <= folder.manifest.parity.decoded["logits"].budget
+
+
+def test_feeds_may_have_tokens_in_the_cache(tmp_path, graft_into):
+    host, earlier = TinyHost(cache=True), 2
+    feeds, seen = host.feeds(), host.run(host.feeds())
+    tokens = ("input_ids", "position_ids")
+    first = {name: feeds[name][:, :earlier] for name in (*tokens, "attention_mask")}
+    outputs = Graph(host.write(tmp_path / "first.onnx"))(feeds | first)
+    feeds |= {name: feeds[name][:, earlier:] for name in tokens}
+    feeds |= {name: outputs[name.replace("past_key_values", "present")] for name in feeds if name.startswith("past")}
+    activations = {f"hooks/{HOOK}": seen[HOOK][:, earlier:].astype(np.float32)}
+    np.savez(tmp_path / "feeds.npz", **feeds, **activations, **{"outputs/logits": seen["logits"][:, earlier:]})
+    manifest = graft_into(host, HOOK, force=False, reference=tmp_path / "feeds.npz").manifest
+    assert manifest.saes[0].value == value_at(host, HOOK)
+    assert manifest.saes[0].evidence.tokens == manifest.golden.tokens == 9  # 15, of which 6 are in the cache
+    assert manifest.parity.decoded["logits"].error <= manifest.parity.decoded["logits"].budget
+    assert verify(tmp_path / "out", "cpu").failures == []
+
+
+def changed_host(path, host, take_away, inputs, nodes, constants=()):
+    """Write a host that takes other inputs, and return its file.
+
+    Args:
+        path: File to write.
+        host: The host.
+        take_away: Name of an input, and output of a node, that goes.
+        inputs: Inputs that are added.
+        nodes: Nodes that are added at the beginning.
+        constants: Initializers by name.
+    """
+    model = onnx.load(host.write(path))
+    graph = model.graph
+    for part in (graph.input, graph.node):
+        for one in list(part):
+            if (one.name if part is graph.input else one.output[0]) in take_away:
+                part.remove(one)
+    graph.input.extend(inputs)
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.array(value), name) for name, value in constants)
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    onnx.save(model, path)
+    return path
+
+
+def test_feeds_may_be_padded_on_the_left_of_a_host_that_counts_positions_itself(tmp_path, sae_at):
+    """Without the padding its tokens would have other positions, so that the proof keeps the padding step by step."""
+    host, node = TinyHost(cache=True), onnx.helper.make_node
+    nodes = [
+        node("Shape", ["past_key_values.0.key"], ["p.shape"]), node("Shape", ["input_ids"], ["p.ids"]),
+        node("Gather", ["p.shape", "p.two"], ["p.past"]), node("Gather", ["p.ids", "p.one"], ["p.new"]),
+        node("Add", ["p.past", "p.new"], ["p.total"]), node("Range", ["p.past", "p.total", "p.one"], ["p.row"]),
+        node("Expand", ["p.row", "p.ids"], ["position_ids"]),
+    ]  # fmt: skip
+    path = changed_host(tmp_path / "host.onnx", host, {"position_ids"}, [], nodes, [("p.one", 1), ("p.two", 2)])
+    feeds = host.feeds()
+    del feeds["position_ids"]
+    feeds |= {name: feeds[name][:, ::-1] for name in ("input_ids", "attention_mask")}
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    saes = {f"{HOOK}@{value_at(host, HOOK)}": sae_at(host, HOOK)}
+    folder = graft(path, saes, tmp_path / "out", force=True, reference=tmp_path / "feeds.npz")
+    assert folder.manifest.parity.decoded["logits"].error <= folder.manifest.parity.decoded["logits"].budget
+    assert verify(folder.folder, "cpu").failures == []
+
+
+def test_a_host_with_a_cache_may_take_embeddings(tmp_path, sae_at):
+    host = TinyHost(cache=True)
+    embeddings = onnx.helper.make_tensor_value_info("inputs_embeds", onnx.TensorProto.FLOAT, ["batch", "seq", D_MODEL])
+    nodes = [onnx.helper.make_node("Identity", ["inputs_embeds"], [name]) for name in ("W_E.of.input_ids", "input_ids")]
+    taken = {"input_ids", "W_E.of.input_ids"}
+    path = changed_host(tmp_path / "host.onnx", host, taken, [embeddings], nodes)
+    feeds = host.feeds()
+    feeds["inputs_embeds"] = host.weights["W_E"][feeds.pop("input_ids")]
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    saes = {f"{HOOK}@{value_at(host, HOOK)}": sae_at(host, HOOK)}
+    folder = graft(path, saes, tmp_path / "out", force=True, reference=tmp_path / "feeds.npz")
+    assert folder.manifest.host.kind == "decoder"
+    assert folder.manifest.parity.decoded
+    assert verify(folder.folder, "cpu").failures == []
 
 
 def test_a_decision_at_its_threshold_leaves_out_a_sequence_and_no_more(graft_into, monkeypatch):

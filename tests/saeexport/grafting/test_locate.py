@@ -110,7 +110,7 @@ def test_a_host_of_other_weights_is_refused(tiny, artifacts):
 
 def test_an_activation_of_another_width_is_refused(tiny, artifacts):
     host, reference = tiny()
-    with pytest.raises(GraftError, match=r"has shape \(3, 7, 16\), but the SAE takes activations 24 wide"):
+    with pytest.raises(GraftError, match=r"has shape \(3, 7, 16\), but the SAE has one 24 wide there"):
         find(host, HOOK, artifacts(d_in=24), reference)
 
 

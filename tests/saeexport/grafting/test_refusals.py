@@ -10,10 +10,10 @@ import pytest
 from runtime.errors import ArtifactError, ExportError, GraftError
 from saeexport import export
 from saeexport.cli import main
+from saeexport.grafting.asked import split_sae
 from saeexport.grafting.graft import graft
 from saeexport.grafting.host import load_host
 from saeexport.grafting.reference import load_model
-from saeexport.original.architectures import Transcoder
 from tests.support.samples import make_sae, normal
 from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
 
@@ -115,16 +115,6 @@ def test_int8_weights(attempt, tmp_path):
     attempt("has int8 weights", saes={f"{HOOK}@{VALUE}": tmp_path / "sae"})
 
 
-def test_a_transcoder_is_grafted_for_its_features_only(tmp_path):
-    sae = Transcoder({"d_in": D_MODEL, "d_out": D_MODEL, "d_sae": 64, "hook_name": HOOK, "use_error_term": False})
-    export(sae, tmp_path / "sae", activations=HOST.run(HOST.feeds())[HOOK].reshape(-1, D_MODEL).astype(np.float32))
-    path, saes = HOST.write(tmp_path / "host.onnx"), {f"{HOOK}@{VALUE}": tmp_path / "sae"}
-    with pytest.raises(GraftError, match="is a transcoder, .* --modes features"):
-        graft(path, saes, tmp_path / "out", force=True)
-    folder = graft(path, saes, tmp_path / "out", force=True, modes=["features"])
-    assert set(folder.manifest.graphs) == {"features"}
-
-
 def test_a_damaged_sae(attempt, sae_at):
     folder = sae_at(HOST, HOOK)
     (folder / "weights.safetensors").write_bytes(b"0" * (folder / "weights.safetensors").stat().st_size)
@@ -218,6 +208,23 @@ def test_the_command_says_what_is_wrong(tmp_path, sae_at, capsys):
     assert "tap against the ungrafted host" in said
 
 
+def test_paths_and_values_may_contain_an_equals_sign(tmp_path, sae_at):
+    folder = tmp_path / "seed=1,k=2"
+    folder.mkdir()
+    sae = sae_at(HOST, HOOK).rename(folder / "sae")
+    for text, expected in (
+        (f"{sae}", ("", f"{sae}")),
+        (f"{HOOK}={sae}", (HOOK, f"{sae}")),
+        (f"{HOOK}@a=b={sae}", (f"{HOOK}@a=b", f"{sae}")),
+        (f"{HOOK}=missing=1/sae", (HOOK, "missing=1/sae")),
+        ("missing", ("", "missing")),
+    ):
+        assert split_sae(text) == expected
+    path = str(HOST.write(tmp_path / "host.onnx"))
+    options = ["--force", "--modes", "features"]
+    assert main(["graft", path, "--sae", f"{HOOK}@{VALUE}={sae}", str(tmp_path / "out"), *options]) == 0
+
+
 def test_the_host_is_not_changed_by_loading_it(tmp_path):
     path = HOST.write(tmp_path / "host.onnx")
     before = path.read_bytes()
@@ -257,15 +264,6 @@ def test_bfloat16_which_no_cpu_computes(attempt, sae_at, tmp_path):
             model.graph.node.insert(at, onnx.helper.make_node(kind, inputs, outputs, **more))
 
     attempt("computes last.neg in bfloat16, which no CPU provider of ONNX Runtime does", change)
-
-
-def test_an_sae_that_rounds_more_than_the_host(attempt, tmp_path):
-    activations = HOST.run(HOST.feeds())[HOOK].reshape(-1, D_MODEL).astype(np.float32)
-    export(make_sae(D_MODEL, 64, hook_name=HOOK), tmp_path / "half", activations=activations, dtype="float16")
-    attempt(
-        "is in float16, and the host is in float32 at .* Export the SAE in float32",
-        saes={f"{HOOK}@{VALUE}": tmp_path / "half"},
-    )
 
 
 def test_a_folder_is_taken_for_a_hugging_face_model_only_if_it_is_called_one(tmp_path):
