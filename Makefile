@@ -20,7 +20,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp test-transformer-lens test-peers test-hosts \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -113,7 +113,7 @@ host: .venv/ready
 	@.venv/bin/python models/minilm/host.py build/host
 
 # The examples in examples/, each checked. They run in environments of their own, without PyTorch.
-examples: example-retrieval example-node
+examples: example-retrieval example-node example-cpp
 
 example-retrieval: .venv-example-retrieval/ready build/host/host.json
 	.venv-example-retrieval/bin/python examples/retrieval/search.py build/host --check
@@ -123,6 +123,16 @@ example-node: examples/node/node_modules/.package-lock.json
 
 examples/%/node_modules/.package-lock.json: examples/%/package.json examples/%/package-lock.json
 	cd examples/$* && npm ci --ignore-scripts --no-audit --no-fund
+
+# On Debian, ONNX Runtime is put together from packages; elsewhere set ONNXRUNTIME_ROOT to a release of it.
+ONNXRUNTIME_ROOT ?= build/cpp/onnxruntime
+example-cpp: $(ONNXRUNTIME_ROOT)/lib
+	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME_ROOT))
+	cmake --build build/cpp
+	ctest --test-dir build/cpp --output-on-failure
+
+build/cpp/onnxruntime/lib: | .venv-runtime/ready
+	examples/cpp/headers.sh build/cpp/onnxruntime .venv-runtime/bin/python
 
 .venv-example-%/ready: pyproject.toml constraints.txt examples/%/requirements.txt
 	$(PYTHON) -m venv --clear .venv-example-$*
