@@ -20,7 +20,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web test-transformer-lens test-peers test-hosts \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -113,13 +113,17 @@ host: .venv/ready
 	@.venv/bin/python models/minilm/host.py build/host
 
 # The examples in examples/, each checked. They run in environments of their own, without PyTorch.
-examples: example-retrieval example-node example-cpp
+examples: example-retrieval example-node example-cpp example-web
 
 example-retrieval: .venv-example-retrieval/ready build/host/host.json
 	.venv-example-retrieval/bin/python examples/retrieval/search.py build/host --check
 
 example-node: examples/node/node_modules/.package-lock.json
 	cd examples/node && npm run --silent check
+
+# Screenshots are in build/web. `node examples/web/serve.mjs` shows the page to a person.
+example-web: examples/web/node_modules/.package-lock.json build/host/host.json
+	node examples/web/check.mjs build/host build/web
 
 examples/%/node_modules/.package-lock.json: examples/%/package.json examples/%/package-lock.json
 	cd examples/$* && npm ci --ignore-scripts --no-audit --no-fund
