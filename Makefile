@@ -20,7 +20,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -113,7 +113,7 @@ host: .venv/ready
 	@.venv/bin/python models/minilm/host.py build/host
 
 # The examples in examples/, each checked. They run in environments of their own, without PyTorch.
-examples: example-retrieval example-node example-cpp example-web
+examples: example-retrieval example-node example-cpp example-web example-engines
 
 example-retrieval: .venv-example-retrieval/ready build/host/host.json
 	.venv-example-retrieval/bin/python examples/retrieval/search.py build/host --check
@@ -137,6 +137,18 @@ example-cpp: $(ONNXRUNTIME_ROOT)/lib
 
 build/cpp/onnxruntime/lib: | .venv-runtime/ready
 	examples/cpp/headers.sh build/cpp/onnxruntime .venv-runtime/bin/python
+
+# RECORD=--record writes the result to examples/engines/engines.json, for the documentation.
+example-engines: examples/web/node_modules/.package-lock.json \
+  $(patsubst examples/engines/requirements/%.txt,.venv-engine-%/ready,$(wildcard examples/engines/requirements/*.txt))
+	for name in $(basename $(notdir $(wildcard examples/engines/requirements/*.txt))); do \
+	  .venv-engine-$$name/bin/python examples/engines/survey.py $${name%%-*} models/minilm-layer3 $(RECORD) || exit 1; done
+	node examples/engines/web.mjs models/minilm-layer3 $(RECORD)
+
+.venv-engine-%/ready: examples/engines/requirements/%.txt
+	$(PYTHON) -m venv --clear .venv-engine-$*
+	.venv-engine-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 .venv-example-%/ready: pyproject.toml constraints.txt examples/%/requirements.txt
 	$(PYTHON) -m venv --clear .venv-example-$*
@@ -214,4 +226,4 @@ test-hosts: .venv-hosts/ready
 	touch $@
 
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* examples/*/node_modules build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* .venv-engine-* examples/*/node_modules build

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { compare, compareHooks } from './golden.mjs';
+import { compare, compareHooks, scatter } from './golden.mjs';
 import { readSafetensors } from './safetensors.mjs';
 
 process.env.ORT_DISABLE_TELEMETRY = '1'; // before ONNX Runtime is loaded, which reads it
@@ -24,16 +24,6 @@ async function run(folder, spec, sources) {
   const outputs = await session.run(Object.fromEntries(spec.inputs.map(({ name }) => [name, sources[name]])));
   await session.release();
   return Object.fromEntries(Object.entries(outputs).map(([name, { data }]) => [name, data]));
-}
-
-/** Returns the activations, `(tokens, d_sae)`, that the outputs of a graph `features` stand for. */
-function scatter({ indices, values }, tokens, width) {
-  const acts = new Float32Array(tokens * width);
-  const k = indices.length / tokens;
-  indices.forEach((feature, i) => {
-    if (feature >= 0n) acts[Math.floor(i / k) * width + Number(feature)] = values[i];
-  });
-  return acts;
 }
 
 for (const folder of process.argv.slice(2)) {

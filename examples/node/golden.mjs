@@ -56,6 +56,16 @@ export function* compareHooks(manifest, golden, outputs) {
   yield { name: 'sum', ok: equal(output, recons.map((value, i) => (addsError ? value + error[i] : value))) };
 }
 
+/** Returns the activations, `(tokens, d_sae)`, that the outputs of a graph `features` stand for. */
+export function scatter({ indices, values }, tokens, width) {
+  const acts = new Float32Array(tokens * width);
+  const k = indices.length / tokens;
+  indices.forEach((feature, i) => {
+    if (feature >= 0n) acts[Math.floor(i / k) * width + Number(feature)] = values[i];
+  });
+  return acts;
+}
+
 const isOn = (activation) => Number(activation !== 0);
 
 const equal = (a, b, same = (x, y) => x === y) => a.length === b.length && a.every((value, i) => same(value, b[i]));
