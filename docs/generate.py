@@ -187,6 +187,15 @@ def graphs() -> str:
     return table_of(["file", "inputs", "outputs", "written for", "in artifacts of"], rows)
 
 
+def engines() -> str:
+    """Return which graphs an engine runs within their budgets."""
+    surveyed = results(ROOT / "examples" / "engines" / "engines.json")
+    known = dict.fromkeys(graph for found in surveyed.values() for graph in found)
+    rows = [[f"`{graph}.onnx`", *("yes" if found[graph] == "ok" else "no" for found in surveyed.values())]
+            for graph in known]  # fmt: skip
+    return table_of(["graph", *surveyed], rows)
+
+
 def formats() -> str:
     """Return the formats of checkpoints: the files that each consists of, and the architectures that it can hold."""
     rows = []
@@ -277,6 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity-factor": parity_factor,
     "steering": steering,
     "graphs": graphs,
+    "engines": engines,
     "formats": formats,
     "hosts": hosts,
     "hooks-of-layouts": hooks_of_layouts,

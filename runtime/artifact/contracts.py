@@ -90,14 +90,18 @@ CPU_VARIANTS = {FLOAT32: SPARSE, FLOAT16: WIDE, BFLOAT16: WIDE}
 
 def _for_cpu(variants: Mapping[str, str], how: str) -> dict[str, Contract]:
     return {
-        variant: dataclasses.replace(PORTABLE[name], for_cpu=True, description=f"CPU variant of {name}: {how}.")
+        variant: dataclasses.replace(
+            PORTABLE[name], for_cpu=True, description=f"CPU variant of {name}, for ONNX Runtime only: {how}."
+        )
         for name, variant in variants.items()
     }
 
 
 CONTRACTS = {
     **PORTABLE,
-    ACTS: Contract((INPUT,), (HOOK_ACTS_POST,), "The feature activations alone, for a CPU.", for_cpu=True),
+    ACTS: Contract(
+        (INPUT,), (HOOK_ACTS_POST,), "The feature activations alone, for ONNX Runtime on a CPU.", for_cpu=True
+    ),
     **_for_cpu(SPARSE, "the same results, reading only what active features need"),
 }
 """The graphs of every artifact in float32."""

@@ -12,14 +12,18 @@ Its tensors, by name:
     steered.hook_sae_acts_post     likewise, but only its columns `feature_ids`, `(tokens, m)`
     residual.NAME                  for every computed tensor NAME above, the truth in float64 minus what PyTorch
                                    computed, float32
+    scale.NAME                     for every computed tensor NAME above, the size of the values that each token of it
+                                   was computed from, `Reference.token_scale`, `(tokens,)` float64
     uncertain.PRECISION            the uncertain features, as indices into the flattened `(tokens, d_sae)`, int64
     uncertain.PRECISION.acts_post  their activations with the opposite decision, float32
     uncertain.PRECISION.flips      if the SAE has a gate: for each token, the number of features that the original
                                    decides differently from the truth alone, `(tokens,)`, int64
 
 A residual is small. In float32 it keeps about 14 digits of the truth (10 in half precision) in half the space of
-float64. PRECISION is the SAE's dtype and, for float32, also `tf32`. `runtime.parity.decisions` says which features are
-uncertain. Tensors of bfloat16 are stored in float32, because few readers support bfloat16.
+float64. A scale lets a program in another language measure errors as `runtime.parity.reference` does; here it is
+compared with the other tensors, and not used. PRECISION is the SAE's dtype and, for float32, also `tf32`.
+`runtime.parity.decisions` says which features are uncertain. Tensors of bfloat16 are stored in float32, because few
+readers support bfloat16.
 """
 
 from collections.abc import Mapping
@@ -51,11 +55,15 @@ from ..session.interventions import Intervention
 from .reference import Budgets, Hooks, Reference, SteeredReference
 
 RESIDUAL = "residual."
+SCALE = "scale."
 STEERED = "steered."
 UNCERTAIN = "uncertain."
 OTHER = f".{HOOK_ACTS_POST.removeprefix('hook_sae_')}"
 FLIPS = ".flips"
 CHANGED_HOOKS = (HOOK_ACTS_POST, HOOK_RECONS, HOOK_OUTPUT)
+
+SCALE_ROUNDING = 1e-6
+"""Relative difference of a stored scale to that of the stored truth, whose residuals are rounded."""
 
 
 def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Reference | None = None) -> None:
@@ -77,11 +85,18 @@ def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Refe
     residuals = {
         RESIDUAL + name: (truth[name] - y.astype(np.float64)).astype(np.float32) for name, y in original.items()
     }
+    scales = {SCALE + name: scale[sample] for name, scale in _scales(steered).items()}
     inputs = steered.original[HOOK_INPUT]
     feeds = steered.subset(sample).intervention.feeds(
         (tokens,), FLOAT32 if inputs.dtype == np.float32 else steered.dtype
     )
-    tensors = {HOOK_INPUT: inputs[sample], **original, **residuals, **{k: np.asarray(v) for k, v in feeds.items()}}
+    tensors = {
+        HOOK_INPUT: inputs[sample],
+        **original,
+        **residuals,
+        **scales,
+        **{k: np.asarray(v) for k, v in feeds.items()},
+    }
     for precision, reference in ((steered.dtype, steered.clean), (TF32, in_tf32)):
         if reference is not None:
             places = np.flatnonzero(reference.is_uncertain[sample])
@@ -140,7 +155,7 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         intervention.check(sae.d_sae, sae.dtype)
     except InputError as error:
         raise IntegrityError(f"{path} has an intervention that cannot be made: {error} Export the SAE again.") from None
-    return SteeredReference(
+    steered = SteeredReference(
         {**clean.original, **_changed_hooks(tensors, clean.original, intervention)},
         {**clean.truth, **_changed_hooks(truth, clean.truth, intervention)},
         sae.use_error_term,
@@ -151,6 +166,19 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         clean=clean,
         intervention=intervention,
     )
+    for name, scale in _scales(steered).items():
+        if not np.allclose(tensors[SCALE + name], scale, rtol=SCALE_ROUNDING, atol=0):
+            raise IntegrityError(
+                f"{path}: {SCALE}{name} is not what the other tensors imply, so that programs in other languages would "
+                "judge with other tolerances. Export the SAE again."
+            )
+    return steered
+
+
+def _scales(steered: SteeredReference) -> dict[str, Array]:
+    """Return the scale of each token, `(tokens,)`, by the name of the tensor that it is for."""
+    clean = {hook: steered.clean.token_scale(hook) for hook in steered.clean.truth}
+    return clean | {STEERED + hook: steered.token_scale(hook) for hook in CHANGED_HOOKS}
 
 
 def _check_tensors(tensors: Hooks, manifest: Manifest, uncertain: str, path: Path) -> None:
@@ -174,6 +202,11 @@ def _check_tensors(tensors: Hooks, manifest: Manifest, uncertain: str, path: Pat
     expected |= {STEERED + hook: expected[hook] for hook in CHANGED_HOOKS}
     expected[STEERED + HOOK_ACTS_POST] = stored, (tokens, m)
     expected |= {RESIDUAL + name: (floats, shape) for name, (_, shape) in expected.items() if name != HOOK_INPUT}
+    expected |= {
+        SCALE + name.removeprefix(RESIDUAL): (np.dtype(np.float64), (tokens,))
+        for name in expected
+        if name.startswith(RESIDUAL)
+    }
     expected |= {FEATURE_IDS: (whole, (m,)), uncertain: (whole, (places,)), uncertain + OTHER: (floats, (places,))}
     for name in (FEATURE_SCALE, FEATURE_SHIFT):
         expected[name] = stored, (1 if rows(name) == 1 else tokens, m)

@@ -203,14 +203,25 @@ class Reference:
             return self._feature_scale
         return _rms(self.error_target) + _rms(self.truth[HOOK_RECONS])
 
+    def token_scale(self, hook: str) -> Array:
+        """Return the smallest `scale(hook)` of each token, `(tokens,)`: that of a preactivation that is no outlier.
+
+        With it, a program in any language can compute `scale`. It is the same number for every element, except that for
+        features it is at least `abs(truth of acts_pre) / OUTLIER_RATIO`.
+        """
+        return (self._typical_preactivation if hook in FEATURE_HOOKS else self.scale(hook))[:, 0]
+
     @cached_property
-    def _feature_scale(self) -> Array:
+    def _typical_preactivation(self) -> Array:
         size = np.abs(self.truth[HOOK_ACTS_PRE])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a token whose preactivations are all zero has no median
             median = np.nanmedian(np.where(size > 0, size, np.nan), axis=1, keepdims=True)
-        typical = _rms(np.minimum(size, OUTLIER_RATIO * np.nan_to_num(median)))
-        return np.maximum(typical, size / OUTLIER_RATIO)
+        return _rms(np.minimum(size, OUTLIER_RATIO * np.nan_to_num(median)))
+
+    @cached_property
+    def _feature_scale(self) -> Array:
+        return np.maximum(self._typical_preactivation, np.abs(self.truth[HOOK_ACTS_PRE]) / OUTLIER_RATIO)
 
     def own_errors(self, hook: str) -> Errors:
         """Return the errors of the original, which calibrate the budget."""

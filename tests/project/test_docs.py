@@ -214,7 +214,7 @@ def test_the_specification_has_every_file_and_tensor(artifact):
         assert f"`{file.name}`" in text
     with safe_open(artifact / "golden.safetensors", "np") as golden:
         for name in golden.keys():  # noqa: SIM118 - it is not a dict
-            named = re.sub(r"^residual\..*", "residual.<name>", re.sub(r"\.(float32|tf32)\b", ".<precision>", name))
+            named = re.sub(r"^(residual|scale)\..*", r"\1.<name>", re.sub(r"\.(float32|tf32)\b", ".<precision>", name))
             assert f"`{named}`" in text or named in HOOKS, name
     with safe_open(artifact / "weights.safetensors", "np") as weights:
         for name in weights.keys():  # noqa: SIM118
