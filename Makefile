@@ -5,8 +5,7 @@
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make docs   the documentation as a site in site/, its tables from the latest measurements
-# make examples  the examples that this machine has the programs for
-# make example-services  real servers, containers and clusters, started and checked
+# make examples  programs that use artifacts, in other languages, engines and servers, each checked
 # make gpu    on a machine with an NVIDIA GPU: all tests that need it, and the GPU benchmark
 #
 # Each target creates the environments that it needs. PYTHON sets the interpreter (3.10 or later).
@@ -22,7 +21,7 @@ export ORT_DISABLE_TELEMETRY := 1
 PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
-  example-services example-mlserver example-kserve example-triton example-containers example-batch \
+  example-mlserver example-kserve example-triton example-containers example-batch \
   test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
@@ -119,7 +118,7 @@ host: .venv/ready
 	@.venv/bin/python models/minilm/host.py build/host
 
 # The examples in examples/, each checked. They run in environments of their own, without PyTorch.
-examples: example-retrieval example-node example-cpp example-web example-engines
+examples: example-retrieval example-node example-cpp example-web example-engines example-mlserver example-kserve example-triton example-containers example-batch
 
 example-retrieval: .venv-example-retrieval/ready build/host/host.json
 	.venv-example-retrieval/bin/python examples/retrieval/search.py build/host --check
@@ -235,8 +234,6 @@ test-hosts: .venv-hosts/ready
 # the container files; and runs the same job in one process, Ray and Spark. Each has an environment of its own, without
 # PyTorch, whose versions are in its requirements.txt, because their dependencies exclude each other.
 SERVICES := mlserver kserve triton containers batch
-
-example-services: $(SERVICES:%=example-%)
 
 CHECK = $(<D)/bin/python -m $(@:example-%=examples.%).check
 example-mlserver: .venv-example-mlserver/ready
