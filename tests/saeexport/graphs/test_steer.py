@@ -168,7 +168,11 @@ def test_the_golden_intervention_is_verified_with_a_row_for_all_tokens_and_with_
 def test_a_changed_golden_value_of_the_intervention_is_seen(artifact, capsys, name):
     def change(path):
         tensors = load_file(path)
-        tensors[f"steered.hook_sae_{name}"][2, 3] += 1e-3
+        values = tensors[f"steered.hook_sae_{name}"]
+        if name == "recons":
+            values[2, [3, 4]] = values[2, [4, 3]]  # the scale of the token stays
+        else:
+            values[2, 3] += 1e-3
         save_file(tensors, path)
 
     rewrite(artifact, "golden.safetensors", change)
@@ -194,9 +198,14 @@ def error_of_the_edited_pass(model):
     node_of(model, "Sub", ERROR).input[1] = RECONS
 
 
+def shifted_of(model):
+    """Return the last node of the edit, `activation * scale + shift`."""
+    return next(node for node in model.graph.node if node.op_type == "Add" and "feature_shift" in node.input)
+
+
 def scale_and_shift_swapped(model):
-    node_of(model, "Mul").input[1], node = "feature_shift", node_of(model, "Add")
-    node.input[1] = "feature_scale"
+    shifted = shifted_of(model)
+    node_of(model, "Mul").input[1], shifted.input[1] = "feature_shift", "feature_scale"
 
 
 def clean_activations_shown(model):
@@ -223,7 +232,7 @@ def edits_of_the_first_token_for_all(model):
 
 def update_of_the_whole_value(model):
     node = node_of(model, "Gemm", RECONS)
-    node.input[0] = node_of(model, "Add").output[0]  # the edited activations, not their change
+    node.input[0] = shifted_of(model).output[0]  # the edited activations, not their change
 
 
 @pytest.mark.parametrize(
