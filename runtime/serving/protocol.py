@@ -50,7 +50,7 @@ def array_of(name: str, datatype: str, shape: Sequence[int], data: Any) -> Array
         if array.dtype.kind not in ("iu" if dtype.kind in "iu" else "iufO") and array.size:
             raise ValueError(f"they are {array.dtype.name}")  # numpy would read text and bools as numbers
         if array.dtype.kind == "O":  # None, or integers that are too large for int64
-            if any(isinstance(value, str) for value in array.flat):
+            if any(isinstance(value, (str, bytes)) for value in array.flat):
                 raise ValueError("some are text")
             array = array.astype(np.float64)
         if dtype.kind in "iu" and array.size:

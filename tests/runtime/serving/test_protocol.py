@@ -35,6 +35,7 @@ def test_null_stands_for_nan():
         ("FP32", [1], [10**400], "data of x are not numbers of FP32"),
         ("FP32", [2], ["1.5", "nan"], "data of x are not numbers of FP32"),
         ("FP32", [2], [None, "1.5"], "data of x are not numbers of FP32: some are text"),
+        ("FP32", [2], [None, b"1.5"], "data of x are not numbers of FP32: some are text"),
         ("FP32", [2], [True, False], "data of x are not numbers of FP32: they are bool"),
         ("FP32", [1], [1e39], "data of x are not numbers of FP32: overflow"),
         ("FP16", [1], [70000.0], "data of x are not numbers of FP16: overflow"),
