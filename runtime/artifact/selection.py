@@ -175,7 +175,7 @@ class _Cut:
                 continue
             self._needed.insert(0, node)
             axis = axes.pop()
-            if node.has_graphs or axes:
+            if node.has_graphs or axes or (axis is not None and not node.inputs):  # such as a Constant
                 self._refuse(f"the operator {node.operator}")
             for place, name in enumerate(node.inputs):
                 if not name:  # an optional input that is left out

@@ -39,12 +39,14 @@ def verify_outputs(path: str | os.PathLike[str], run: RunOutputs, graphs: Sequen
 
     Raises:
         ArtifactError: The folder is not an artifact.
-        InputError: The artifact does not have one of the graphs.
+        InputError: The artifact does not have one of the graphs, or none is given.
     """
     artifact = read_intact(path)
     if isinstance(artifact, Report):
         return artifact
     manifest = artifact.manifest
+    if isinstance(graphs, str) or not graphs:  # a report without verdicts would pass
+        raise InputError(f"graphs is {graphs!r}; it must be a list of one or more of {', '.join(manifest.graphs)}.")
     if unknown := [graph for graph in graphs if graph not in manifest.graphs]:
         raise InputError(f"{artifact.path} has no graph {', '.join(unknown)}; it has {', '.join(manifest.graphs)}.")
     steered = load_golden(artifact)

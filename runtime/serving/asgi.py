@@ -12,6 +12,9 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
+MOST_DIGITS = 19
+"""Most digits of a size that may be in order; Python does not read a number of thousands of them."""
+
 
 class BodyLimit:
     """ASGI middleware that answers a request whose body is too large with 413.
@@ -36,7 +39,7 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        refused = declared.isdigit() and int(declared) > self._most
+        refused = declared.isdigit() and (len(declared) > MOST_DIGITS or int(declared) > self._most)
         body, size, more = bytearray(), 0, True
         while more and size <= 2 * self._most:
             message = await receive()

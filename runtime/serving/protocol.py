@@ -4,7 +4,6 @@ Source: https://github.com/kserve/open-inference-protocol/blob/main/specificatio
 Data Types".
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,15 +46,24 @@ def array_of(name: str, datatype: str, shape: Sequence[int], data: Any) -> Array
         raise InputError(f"{name} has the datatype {datatype}; it must be one of {', '.join(NUMBERS)}.")
     dtype = NUMBERS[datatype]
     try:
-        array = np.array(data, None if dtype.kind in "iu" else dtype)
-        if dtype.kind in "iu":
-            whole = array.dtype.kind in "iu" or not array.size
+        array = np.array(data)
+        if array.dtype.kind not in ("iu" if dtype.kind in "iu" else "iufO") and array.size:
+            raise ValueError(f"they are {array.dtype.name}")  # numpy would read text and bools as numbers
+        if array.dtype.kind == "O":  # None, or integers that are too large for int64
+            if any(isinstance(value, (str, bytes)) for value in array.flat):
+                raise ValueError("some are text")
+            array = array.astype(np.float64)
+        if dtype.kind in "iu" and array.size:
             limits = np.iinfo(dtype)
-            if not whole or (array.size and not limits.min <= int(array.min()) <= int(array.max()) <= limits.max):
+            if not limits.min <= int(array.min()) <= int(array.max()) <= limits.max:
                 raise ValueError(f"a number is not of {datatype}")
-            array = array.astype(dtype)
-    except (TypeError, ValueError, OverflowError) as error:
+        with np.errstate(over="raise"):
+            array = array.astype(dtype, copy=False)
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"The data of {name} are not numbers of {datatype}: {error}.") from None
-    if any(size < 0 for size in shape) or array.size != math.prod(shape):
-        raise InputError(f"{name} has the shape {list(shape)} and {array.size} numbers of data.")
-    return array.reshape(shape)
+    try:
+        if any(size < 0 for size in shape):
+            raise ValueError
+        return array.reshape(shape)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} has the shape {list(shape)} and {array.size} numbers of data.") from None

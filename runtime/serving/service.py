@@ -169,7 +169,7 @@ class Service:
         if missing := [name for name in needed if name not in inputs]:
             raise InputError(f"The request needs the input {', '.join(missing)}; it has {', '.join(inputs) or 'none'}.")
         x = inputs[INPUT]
-        k = _whole_number(inputs[K]) if wants_features else 0
+        k = as_integer(K, _whole_number(inputs[K]), 1, session.cfg.d_sae, most_is="d_sae = ") if wants_features else 0
         self._check_size(x.shape, names, k)
         edits = (
             session.steering(Intervention(*(inputs[name] for name in INTERVENTION)))

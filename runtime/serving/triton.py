@@ -36,6 +36,8 @@ from .service import Limits
 CONFIG = "config.pbtxt"
 MODEL_FILE = "model.onnx"
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
+LARGEST_BATCH = 2**31 - 1
+"""Largest `max_batch_size`, which is an int32."""
 
 
 def write_repository(
@@ -77,7 +79,7 @@ def write_repository(
     if unknown := [str(graph) for graph in graphs if graph not in artifact.manifest.graphs]:
         raise InputError(f"{path} has no graph {', '.join(unknown)}; it has {', '.join(artifact.manifest.graphs)}.")
     name = artifact.folder.name if name is None else name
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"The name {name!r} must consist of letters, digits, '_', '.' and '-'. Choose another.")
     version = as_integer("version", version, 1)
     configs = {model_name(name, graph): (graph, onnx_config(artifact, graph, name, max_tokens)) for graph in graphs}
@@ -118,10 +120,10 @@ def onnx_config(artifact: Artifact, graph: str, name: str, max_tokens: int = Lim
         max_tokens: Largest number of tokens of a batch.
 
     Raises:
-        InputError: `max_tokens` is not a positive whole number.
+        InputError: `max_tokens` is not a positive whole number, or is too large.
     """
     manifest = artifact.manifest
-    max_tokens = as_integer("max_tokens", max_tokens, 1)
+    max_tokens = as_integer("max_tokens", max_tokens, 1, LARGEST_BATCH)
     spec = manifest.graphs[graph]
     batched = all(tensor.shape[0] == TOKENS for tensor in (*spec.inputs, *spec.outputs))
     if contracts_of(manifest.sae.dtype)[graph].for_cpu or manifest.weights_dtype == INT8:

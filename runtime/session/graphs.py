@@ -95,6 +95,7 @@ class Graphs(LoadedGraphs):
             ArtifactError: The encoder cannot be read or loaded.
         """
         graph = smallest_graph(self.manifest, [HOOK_ACTS_POST], self.for_cpu)
+        self.check_process()  # in a forked process a thread that is not there may hold the lock
         with self._lock:
             self.check_open()
             held = self._files.graphs[graph]

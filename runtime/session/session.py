@@ -603,7 +603,9 @@ class SAESession:
         Raises:
             InputError: `x` has another shape or dtype than `__call__` takes, or as for `watch`.
         """
-        key = as_feature_ids(ids, self.cfg.d_sae).tobytes()
+        ids = as_feature_ids(ids, self.cfg.d_sae)  # a copy, which the caller cannot change
+        key = ids.tobytes()
+        self._graphs.check_process()  # in a forked process a thread that is not there may hold the lock
         with self._watching:  # two threads that need the same features load them once
             watched = self._watches.pop(key, None) or self.watch(ids)
             self._watches[key] = watched  # the last one; the first one is the one that was not used for longest

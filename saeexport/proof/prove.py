@@ -45,6 +45,12 @@ from .evaluator import evaluate_graph
 EVALUATED_TOKENS = 8
 """Number of tokens for the slow evaluator."""
 
+ONE_FEATURE = (
+    ". The SAE has a single feature, and for a single column PyTorch's product is often more exact than ONNX Runtime's "
+    "by more than the budget allows. Export it together with a second feature"
+)
+"""What the error says then about an SAE with one feature."""
+
 _PLACEHOLDER = Features(0.0, 0.0, 0.0, 0.0)
 _NO_ERROR = Errors(0.0, 0.0)
 
@@ -82,7 +88,8 @@ def prove(
         fidelity = None if exact is None else _fidelity(session, exact)
     if manifest.sae.dtype != FLOAT32:
         _judge_portable(folder, manifest, steered, report)
-    Report(f"{path} was not written: parity is not met", report.verdicts, report.problems).raise_for_failures()
+    title = f"{path} was not written: parity is not met{ONE_FEATURE if manifest.sae.d_sae == 1 else ''}"
+    Report(title, report.verdicts, report.problems).raise_for_failures()
     measured = {(verdict.graph, verdict.hook): verdict.errors for verdict in report.verdicts}
     model, steer = (_run_at_export(graph, manifest) for graph in (MODEL, STEER))
     for graph, reference, hooks in ((model, steered.clean, record.hooks), (steer, steered, record.steered)):

@@ -127,6 +127,8 @@ def test_rows_and_shapes():
     assert repr(tensor) == "Tensor([5, 4], bfloat16, cuda:0)"
     with pytest.raises(ValueError, match="cannot reshape"):
         tensor.reshape(3, 7)
+    with pytest.raises(ValueError, match="does not take the shape"):
+        tensor.reshape(5.0, 4.0)
     for index in (1, slice(0, 4, 2), (slice(0, 1), 0)):
         with pytest.raises(TypeError, match="a Tensor takes one slice of rows"):
             tensor[index]

@@ -76,6 +76,9 @@ REFUSED = {
     "a sum over the rows": [("Add", ["Wt", "one"], ["V"]), ("Gemm", ["input", "V"], [POST], {"transB": 1})],
     "the input itself": [("Pad", ["input", "pads"], ["z"]), ("Relu", ["z"], [POST])],
     "a constant of the graph": [GEMM, ("Add", ["pre", "inside"], [POST])],
+    "a constant operator": [
+        GEMM, ("Constant", [], ["c"], {"value_floats": [1.0, 2.0, 3.0, 4.0, 5.0]}), ("Add", ["pre", "c"], [POST])
+    ],
     "ids of features": [GEMM, ("Gather", ["pre", "order"], [POST], {"axis": 1})],
 }  # fmt: skip
 CONSTANTS = [("inside", normal(D_SAE)), ("pads", np.array([0, 0, 0, 2])), ("order", np.arange(D_SAE)[::-1].copy())]

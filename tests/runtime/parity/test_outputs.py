@@ -82,6 +82,9 @@ def test_what_the_program_raises_passes_through(elsewhere):
 def test_a_graph_that_is_not_there_and_a_changed_file_are_refused(elsewhere, tmp_path):
     with pytest.raises(InputError, match="has no graph middle; it has model"):
         verify_outputs(TINY, elsewhere, ["middle"])
+    for graphs in ([], "model"):  # without a graph, nothing could fail
+        with pytest.raises(InputError, match="must be a list of one or more of model"):
+            verify_outputs(TINY, elsewhere, graphs)
     copy = shutil.copytree(TINY, tmp_path / "copy")
     content = bytearray((copy / "golden.safetensors").read_bytes())
     content[-1] ^= 1

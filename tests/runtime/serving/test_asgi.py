@@ -87,3 +87,8 @@ def test_a_client_that_leaves_and_other_connections():
 def test_the_limit_is_a_whole_number():
     with pytest.raises(InputError, match="most_bytes is 'x'"):
         BodyLimit(echo, "x")
+
+
+def test_a_length_of_thousands_of_digits_is_too_large():
+    (start, _), _ = ask([b""], [(b"content-length", b"9" * 5000)])
+    assert start["status"] == 413

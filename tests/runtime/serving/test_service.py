@@ -201,3 +201,13 @@ def test_an_artifact_in_half_precision(half):
 def test_tiny_is_what_these_tests_are_about():
     with SAESession(TINY, "cpu") as session:
         assert (session.cfg.d_in, session.cfg.d_sae) == (WIDTH, 16)
+
+
+@pytest.mark.parametrize("k", [-(10**9), 0, 17])
+def test_a_wrong_k_is_refused_before_anything_is_computed(session, seen, monkeypatch, k):
+    """A negative number must not make the answer look small."""
+    service = Service(session, Limits(output_bytes=100), seen.append)
+    monkeypatch.setattr(SAESession, "compute", lambda *_: pytest.fail("the hooks were computed"))
+    with pytest.raises(InputError, match=f"k is {k}; it must be from 1 to d_sae = 16"):
+        service.answer({"input": normal(50, WIDTH), "k": np.array([k])}, ["hook_sae_acts_post", "indices"])
+    assert [observation.status for observation in seen] == [400]

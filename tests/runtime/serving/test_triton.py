@@ -139,6 +139,7 @@ def test_a_repository_gets_further_models_and_versions(tmp_path):
         ({"graphs": "model"}, "graphs is 'model'; it must be a list"),
         ({"name": "a/b"}, "The name 'a/b' must consist of letters"),
         ({"name": ""}, "The name '' must consist of letters"),
+        ({"name": 5}, "The name 5 must consist of letters"),
     ],
 )
 def test_what_is_refused_changes_nothing(tmp_path, options, message):
@@ -153,7 +154,7 @@ def test_what_is_refused_changes_nothing(tmp_path, options, message):
 def test_numbers_are_checked(tmp_path):
     wrong = [*NOT_A_NUMBER, 0, -1]
     assert accepted(lambda n: write_repository(TINY, tmp_path / "a", version=n), wrong) == []
-    assert accepted(lambda n: write_repository(TINY, tmp_path / "a", max_tokens=n), wrong) == []
+    assert accepted(lambda n: write_repository(TINY, tmp_path / "a", max_tokens=n), [*wrong, 2**31]) == []
 
 
 def test_a_changed_file_and_a_failure_in_between_leave_nothing(artifact, tmp_path, monkeypatch):

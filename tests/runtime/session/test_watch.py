@@ -325,3 +325,17 @@ def test_a_graph_that_onnx_runtime_refuses(artifact):
     rewrite(artifact, "acts.onnx", change)
     with SAESession(artifact, "cpu") as session, pytest.raises(ArtifactError, match="cannot load .*acts.onnx on cpu"):
         session.watch(IDS)
+
+
+def test_ids_that_change_during_the_call_are_not_kept_for_others(session):
+    class Changing(list):
+        def __iter__(self):
+            return iter(super().__iter__())
+
+        def __array__(self, dtype=None, copy=None):
+            self.reads = getattr(self, "reads", 0) + 1
+            return np.array([3] if self.reads == 1 else [5], dtype)
+
+    x = normal(4, 6)
+    session.compute_features(x, Changing([3]))
+    np.testing.assert_allclose(session.compute_features(x, [3]), session.encode(x)[:, [3]], atol=1e-6)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runtime import Add, Clamp, InputError, Label, Labels, ManifestError, SAESession, read_artifact
+from runtime import Add, Clamp, InputError, Label, Labels, ManifestError, ParityError, SAESession, read_artifact
 from runtime.artifact.parse import parse_manifest
 from runtime.commands.main import main as runtime_main
+from runtime.parity.report import Report
 from saeexport import ExportError, HookedSAE, export, load, select_features, verify
 from saeexport.cli import main
 from tests.support.manifests import sealed
@@ -140,3 +141,12 @@ def test_command(tmp_path, capsys):
         (tmp_path / "ids.json").write_text(text)
         assert main([*arguments, "--overwrite"]) != 0
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ids", "says"), [([3], True), ([3, 1], False)])
+def test_a_single_feature_that_fails_its_proof_needs_a_second_one(tmp_path, monkeypatch, ids, says):
+    monkeypatch.setattr("saeexport.proof.prove.judge_session", lambda *_: Report("", problems=["it is off"]))
+    with pytest.raises(ParityError, match="it is off") as caught:
+        export(make_sae(), tmp_path / "sae", normal(200, 6), features=ids)
+    assert ("together with a second feature" in str(caught.value)) == says
+    assert not (tmp_path / "sae").exists()
