@@ -446,6 +446,11 @@ class HostSession:
             SAEError: The logits are not finite, because of edits that are too large for the dtype of the host.
         """
         setup = self._attachments.current()
+        if edits is None and use_error_term is not None:
+            raise InputError(
+                f"use_error_term is {use_error_term!r}, and there are no edits, which attach SAEs. Leave it out, or "
+                "attach the SAEs with `saes` and its use_error_term."
+            )
         if edits is not None:
             with self.steering(edits, use_error_term):
                 setup = self._attachments.current()

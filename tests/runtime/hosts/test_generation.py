@@ -137,6 +137,8 @@ def test_what_cannot_be_generated_is_refused(host, feeds):
     for prompt in (np.zeros((2, 3), np.int64), [], [1.5], np.zeros((1, 0), np.int64)):
         with pytest.raises(InputError, match="The prompt is "):
             host.generate(prompt, 2)
+    with pytest.raises(InputError, match="use_error_term is True, and there are no edits"):
+        host.generate(PROMPT, 2, use_error_term=True)
     with pytest.raises(InputError, match="max_new_tokens is -1"):
         host.generate(PROMPT, -1)
     with pytest.raises(InputError, match="have a value for each token"):
