@@ -62,7 +62,8 @@ def write_columns(
     check_output_file(target, overwrite)
     check_other_file(source, target)
     opened = open_source(source, session, column, keep)
-    plan = {"artifact": session.artifact.sha256, "source": version_of(source), "k": k, "column": column, "keep": keep}
+    plan = {"artifact": session.artifact.sha256, "precision": session._options.precision,
+            "source": version_of(source), "k": k, "column": column, "keep": keep}  # fmt: skip
     about = metadata(session.artifact.sha256, session.cfg, k)
     strongest = _Strongest(session, k)
 

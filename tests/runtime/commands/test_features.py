@@ -1,5 +1,6 @@
 """`python -m runtime features`: from a file of activations to columns of features, also after a stop."""
 
+import dataclasses
 import json
 import os
 
@@ -145,6 +146,25 @@ def test_parts_of_something_else_are_not_used(session, tmp_path, change):
     write_columns(session, source, target, **options)
     k = options.get("k", 16)
     np.testing.assert_array_equal(dense(target), session.top_features(x, k).dense(16))
+
+
+def test_parts_of_another_precision_or_of_a_broken_plan_are_not_used(session, tmp_path, monkeypatch):
+    source, target, done = npy(tmp_path / "x.npy", normal(40, 6)), tmp_path / "f.parquet", []
+
+    def stop(at, total):
+        done.append(at)
+        if at > 20:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        write_columns(session, source, target, progress=stop)
+    with monkeypatch.context() as changed, pytest.raises(StoppedError):
+        changed.setattr(session, "_options", dataclasses.replace(session._options, precision="tf32"))
+        write_columns(session, source, target, progress=stop)
+    assert done.count(3) == 2
+    (tmp_path / ".f.parquet.saeexport-parts" / "plan.json").write_bytes(b"\xff")
+    write_columns(session, source, target, progress=lambda at, total: done.append(at))
+    assert done.count(3) == 3
 
 
 def test_two_processes_do_not_write_the_same_file(session, tmp_path):
