@@ -429,7 +429,7 @@ class HostSession:
             max_new_tokens: Largest number of tokens to add.
             edits: Edits of features for the whole sequence, as for `steering`; each is a number, the same for all
                 tokens.
-            use_error_term: As for `steering`.
+            use_error_term: As for `steering`; None without `edits`.
             do_sample: Whether to draw each token. If not, it is the one with the largest logit.
             temperature: Number that the logits are divided by before drawing.
             top_k: Number of tokens with the largest logits to draw from; None for all.
