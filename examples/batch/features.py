@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from runtime import SAESession
 
@@ -31,9 +32,15 @@ def sparse_features(table: pa.Table, artifact: str, k: int) -> pa.Table:
         table: Rows with a column of lists of `d_in` float32.
         artifact: Folder of the artifact, at this path on every machine.
         k: Largest number of features of a row.
+
+    Raises:
+        ValueError: A row is null, or does not have `d_in` numbers.
     """
     sae = open_session(artifact)
-    x = np.asarray(table[ACTIVATIONS].combine_chunks().flatten()).reshape(-1, sae.cfg.d_in)
+    column = table[ACTIVATIONS].combine_chunks()
+    if not pc.all(pc.equal(pc.list_value_length(column), sae.cfg.d_in).fill_null(False), min_count=0).as_py():
+        raise ValueError(f"Every row of {ACTIVATIONS} must have {sae.cfg.d_in} numbers; some have others, or are null.")
+    x = np.asarray(column.flatten()).reshape(-1, sae.cfg.d_in)
     kept, found = table.drop_columns([ACTIVATIONS]), sae.top_features(x, k).to_arrow()
     process = pa.array(np.full(len(x), os.getpid(), np.int32))
     return pa.Table.from_arrays(

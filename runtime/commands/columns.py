@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..session.features import TopFeatures, import_arrow
 from ..session.session import SAESession
 from .parts import write_in_parts
-from .sources import open_source
+from .sources import check_other_file, open_source
 
 PART = 1 << 15
 """Tokens of a part."""
@@ -52,16 +52,18 @@ def write_columns(
         progress: Function that is called after each batch with the number of tokens done and the total.
 
     Raises:
-        InputError: The source does not have such activations, an argument is wrong, another process is writing
-            `target`, or pyarrow is missing.
+        InputError: The source does not have such activations, an argument is wrong, `target` is the source, another
+            process is writing it, or pyarrow is missing.
         OSError: The target cannot be written.
     """
     import_arrow()
     source, target = Path(source), Path(os.path.realpath(target))
     k = checked_k(k, session.cfg)
     check_output_file(target, overwrite)
+    check_other_file(source, target)
     opened = open_source(source, session, column, keep)
-    plan = {"artifact": session.artifact.sha256, "source": version_of(source), "k": k, "column": column, "keep": keep}
+    plan = {"artifact": session.artifact.sha256, "precision": session._options.precision,
+            "source": version_of(source), "k": k, "column": column, "keep": keep}  # fmt: skip
     about = metadata(session.artifact.sha256, session.cfg, k)
     strongest = _Strongest(session, k)
 

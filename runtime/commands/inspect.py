@@ -57,11 +57,6 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
     )
     return [
         *((name, str(value)) for name, value in optional if value),
-        *(
-            []
-            if sae.feature_ids is None
-            else [("features", f"of a larger SAE: {', '.join(map(str, sae.feature_ids))}")]
-        ),
         ("error term", "on: output = recons + error" if sae.use_error_term else "off: output = recons"),
         ("hooks", ", ".join(sae.fired_hooks)),
         ("weights", f"{manifest.weights}, {manifest.weights_dtype}{_record(manifest, manifest.weights)}"),

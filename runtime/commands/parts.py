@@ -64,7 +64,7 @@ def _parts(target: Path, plan: str) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         if lock(folder, locks) is False:
             raise InputError(f"Another process is writing {target}. Wait until it is done, or choose another file.")
-        if not (folder / PLAN).exists() or (folder / PLAN).read_text("utf-8") != plan:
+        if not (folder / PLAN).exists() or (folder / PLAN).read_bytes() != plan.encode():
             for left in folder.iterdir():
                 left.unlink()
             with replaced_file(folder / PLAN, overwrite=True) as file:

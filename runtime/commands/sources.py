@@ -99,6 +99,16 @@ def _open_parquet(path: Path, session: SAESession, column: str | None, keep: tup
     return Source(file.metadata.num_rows, blocks)
 
 
+def check_other_file(source: str | os.PathLike[str], target: Path) -> None:
+    """Check that a file to write is not the one that is read, which would be lost.
+
+    Raises:
+        InputError: They are one file.
+    """
+    if os.path.exists(source) and target.exists() and os.path.samefile(source, target):
+        raise InputError(f"{target} is the file that is read, and would be lost. Choose another file to write.")
+
+
 def open_parquet(path: Path) -> Any:
     """Return an open `pyarrow.parquet.ParquetFile`.
 
@@ -125,10 +135,15 @@ def check_columns(path: Path, names: Sequence[str], column: str, keep: Sequence[
         own: The columns of the features.
 
     Raises:
-        InputError: The file does not have one of them, or features have a column of that name.
+        InputError: The file does not have one of them or has several of that name, one is to be kept twice, or
+            features have a column of that name.
     """
     if missing := [each for each in (column, *keep) if each not in names]:
         raise InputError(f"{path} does not have a column {', '.join(missing)}; it has {', '.join(names)}.")
+    if several := [each for each in dict.fromkeys((column, *keep)) if names.count(each) > 1]:
+        raise InputError(f"{path} has several columns {', '.join(several)}. Give each of them a name of its own.")
+    if twice := [each for each in dict.fromkeys(keep) if keep.count(each) > 1]:
+        raise InputError(f"{', '.join(twice)} is to be kept twice. Name each column once.")
     if taken := {*own} & {*keep}:
         raise InputError(f"{', '.join(sorted(taken))} cannot be kept: the features take that name.")
 

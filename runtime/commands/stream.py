@@ -15,7 +15,7 @@ from ..artifact.writing import replaced_file
 from ..errors import InputError
 from ..session.batch import Batch, check_target, flat_shape
 from ..session.session import SAESession
-from .sources import as_input, as_rows, map_array
+from .sources import as_input, as_rows, check_other_file, map_array
 
 BLOCK_BYTES = 256 << 20
 """Bytes of output in memory at a time, unless the caller gives a number of tokens."""
@@ -56,6 +56,8 @@ def stream(
         raise InputError(f"{', '.join(unknown)}: no such hook. There are {', '.join(HOOK_NAMES)}.")
     if batch is not None:
         batch = as_integer("batch", batch, 1)
+    for read in (source, *([] if targets is None else [targets])):
+        check_other_file(read, Path(target))
     x = map_array(source)
     lead = flat_shape(x.shape, cfg.d_in, cfg.hook_name, str(source))[:-1]
     given = as_input(x[:0] if x.ndim > 1 else x, cfg.dtype, str(source))  # raises before anything is written

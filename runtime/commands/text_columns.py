@@ -18,6 +18,7 @@ from ..hosts.text import EncodedText
 from ..session.features import TopFeatures, import_arrow, strongest_features
 from .columns import beside, checked_k, metadata, version_of
 from .parts import write_in_parts
+from .sources import check_other_file
 from .texts import open_texts
 
 PART = 1 << 12
@@ -68,8 +69,8 @@ def write_text_columns(
 
     Raises:
         UnknownHookError: No SAE was grafted at this hook.
-        InputError: The source does not have texts, one of them is too long for the host, an argument is wrong, another
-            process is writing `target`, or pyarrow is missing.
+        InputError: The source does not have texts, one of them is too long for the host, an argument is wrong,
+            `target` is the source, another process is writing it, or pyarrow is missing.
         SAEError: `tokenizers` is not installed.
         OSError: The target cannot be written.
     """
@@ -83,6 +84,7 @@ def write_text_columns(
     if rows not in ROWS:
         raise InputError(f"rows is {rows!r}; it must be one of {', '.join(ROWS)}.")
     check_output_file(target, overwrite)
+    check_other_file(source, target)
     opened = open_texts(source, column, keep)
     about = {"host_sha256": host.host.sha256, "rows": rows, "max_length": max_length}
     plan = {"source": version_of(source), "hook": hook, "k": k, "column": column, "keep": keep, **about}

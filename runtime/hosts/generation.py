@@ -60,6 +60,11 @@ class Decoder:
         self._cache = {pair.past: outputs[pair.present] for pair in pairs}
         return widened(outputs[LOGITS])[:, -1]
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the sequences only; the others take no further positions, which the host may not have."""
+        self._ids, self._padding = self._ids[rows], self._padding[rows]
+        self._cache = {name: array[rows] for name, array in self._cache.items()}
+
 
 def read_step_by_step(
     cache: Sequence[CachePair], feeds: Mapping[str, Array], tokens: Array, run: Run, names: Sequence[str]
@@ -117,23 +122,24 @@ def generate(
     ends = _checked_ends(eos_token_id)
     choosers = _samplers(temperature, top_k, seed, len(prompts)) if do_sample else [_largest] * len(prompts)
     sequences = [prompt.tolist() for prompt in prompts]
-    goes_on = [True] * len(prompts)
+    active = list(range(len(prompts)))
     given = np.stack([np.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
     for _ in range(max_new_tokens):
         logits = decoder.read(given)
-        for i, sequence in enumerate(sequences):
-            if not goes_on[i]:
-                continue
-            if not np.isfinite(logits[i].max()):
+        for row, i in enumerate(active):
+            if not np.isfinite(logits[row].max()):
                 raise SAEError(
-                    f"The logits of token {len(sequence)} are not finite, so that no token can be chosen. Edits may be "
-                    "too large for the dtype of the host."
+                    f"The logits of token {len(sequences[i])} are not finite, so that no token can be chosen. Edits "
+                    "may be too large for the dtype of the host."
                 )
-            sequence.append(choosers[i](logits[i]))
-            goes_on[i] = sequence[-1] not in ends
-        if not any(goes_on):
+            sequences[i].append(choosers[i](logits[row]))
+        rows = [row for row, i in enumerate(active) if sequences[i][-1] not in ends]
+        if not rows:
             break
-        given = np.array([[sequence[-1]] for sequence in sequences], np.int64)  # what follows an end is not kept
+        if len(rows) < len(active):
+            decoder.keep(rows)
+            active = [active[row] for row in rows]
+        given = np.array([sequences[i][-1:] for i in active], np.int64)
     return [np.array(sequence, np.int64) for sequence in sequences]
 
 

@@ -429,7 +429,7 @@ class HostSession:
             max_new_tokens: Largest number of tokens to add.
             edits: Edits of features for the whole sequence, as for `steering`; each is a number, the same for all
                 tokens.
-            use_error_term: As for `steering`.
+            use_error_term: As for `steering`; None without `edits`.
             do_sample: Whether to draw each token. If not, it is the one with the largest logit.
             temperature: Number that the logits are divided by before drawing.
             top_k: Number of tokens with the largest logits to draw from; None for all.
@@ -446,6 +446,11 @@ class HostSession:
             SAEError: The logits are not finite, because of edits that are too large for the dtype of the host.
         """
         setup = self._attachments.current()
+        if edits is None and use_error_term is not None:
+            raise InputError(
+                f"use_error_term is {use_error_term!r}, and there are no edits, which attach SAEs. Leave it out, or "
+                "attach the SAEs with `saes` and its use_error_term."
+            )
         if edits is not None:
             with self.steering(edits, use_error_term):
                 setup = self._attachments.current()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from runtime.arrays.dtypes import BFLOAT16
+from runtime.artifact.checks import FILE_NAME
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import INT8
 from runtime.errors import GraftError
@@ -118,9 +119,10 @@ def _read_sae(key: str | None, artifact: Artifact, modes: Collection[str]) -> As
 
 def _hook(text: str, artifact: Artifact) -> AskedHook:
     match = PLACE.fullmatch(text)
-    if match is None:
+    if match is None or not FILE_NAME.fullmatch(match["hook"]):  # the SAE's folder is named like it
         raise GraftError(
-            f"The hook of {artifact.path} is {text!r}. Name the hook at which it is grafted, as in "
-            "blocks.2.hook_resid_post, or with the host's value, as in blocks.2.hook_resid_post@VALUE."
+            f"The hook of {artifact.path} is {text!r}. Name the hook at which it is grafted, in letters, digits and "
+            "._- only, as in blocks.2.hook_resid_post, or with the host's value, as in "
+            "blocks.2.hook_resid_post@VALUE."
         )
     return AskedHook(match["hook"], match["value"])

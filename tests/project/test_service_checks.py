@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from examples import v2
 from examples.batch.check import same_rows, with_one_bit_more
+from examples.batch.features import sparse_features
 from examples.containers.check import DOCKERFILE, check_rules, read_image
 from runtime import ParityError, SAEError, SAESession
 from runtime.serving.metrics import Metrics
@@ -164,3 +165,12 @@ def test_rows_that_differ_are_found():
     assert not same_rows(with_one_bit_more(rows), rows)
     assert not same_rows(rows.slice(1), rows)
     assert not same_rows(rows.set_column(3, "l0", pa.array([1, 3], pa.int32())), rows)
+
+
+@pytest.mark.parametrize("rows", [[[0.0] * 383, [0.0] * 385], [[0.0] * 384, None]])
+def test_rows_of_another_width_are_refused(rows):
+    table = pa.table({"activation": pa.array(rows, pa.list_(pa.float32()))})
+    artifact = str(v2.ARTIFACT)
+    with pytest.raises(ValueError, match="Every row of activation must have 384 numbers"):
+        sparse_features(table, artifact, 4)
+    assert sparse_features(table.slice(0, 0), artifact, 4).num_rows == 0

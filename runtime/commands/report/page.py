@@ -53,7 +53,7 @@ def report_page(artifact: Artifact, report: Report, measured: Measured, labels: 
             _hooks(artifact, report),
             _errors(artifact, report),
             _features(artifact, measured),
-            _strongest(measured, labels),
+            _strongest(measured, labels, sae.feature_ids),
             _files(artifact, report),
         ),
         element("footer", element("p", "Made by ", element("code", "python -m runtime report"), f" on {report.device}.",
@@ -163,17 +163,19 @@ def _features(artifact: Artifact, measured: Measured) -> Element:
     return _section("Features", element("p", " ".join(said)), element("div", *charts, class_="charts"))
 
 
-def _strongest(measured: Measured, labels: Labels) -> Element:
+def _strongest(measured: Measured, labels: Labels, whole: tuple[int, ...] | None) -> Element:
+    """Return a table of the strongest features; `whole` has their ids in the SAE that they were taken from."""
     strongest = measured.strongest(FEATURES)
     if not strongest:
         return _section("Strongest features", element("p", "No feature is on for any token of the golden batch."))
     norms = None if measured.equal_norms else measured.decoder_norms
     with_norm, with_label = norms is not None, any(j in labels for j in strongest)
-    header = ["feature", "largest", "mean", "tokens", *(["norm"] * with_norm), *(["label"] * with_label)]
+    header = ["feature", *(["in the whole SAE"] * (whole is not None)), "largest", "mean", "tokens",
+              *(["norm"] * with_norm), *(["label"] * with_label)]  # fmt: skip
     rows: list[list[Content]] = []
     for j in strongest:
-        row: list[Content] = [str(j), f"{measured.largest[j]:.3f}", f"{measured.mean[j]:.3f}",
-                              f"{measured.frequency[j]} of {measured.tokens}"]  # fmt: skip
+        row: list[Content] = [str(j), *([] if whole is None else [str(whole[j])]), f"{measured.largest[j]:.3f}",
+                              f"{measured.mean[j]:.3f}", f"{measured.frequency[j]} of {measured.tokens}"]  # fmt: skip
         if norms is not None:
             row.append(f"{norms[j]:.3f}")
         rows.append([*row, *([_label(labels[j])] * with_label)])
@@ -181,7 +183,7 @@ def _strongest(measured: Measured, labels: Labels) -> Element:
     said = f"{len(labels):,} of {labels.d_sae:,} features have a label." if len(labels) else "No feature has a label."
     known = (("Source: ", labels.source), ("Licence: ", labels.license))
     about = [element("span", f" {name}", element("bdi", value), ".") for name, value in known if value]
-    numbers = set(range(4 + with_norm))
+    numbers = set(range(len(header) - with_label))
     return _section(
         "Strongest features", table(header, rows, caption=caption, numbers=numbers), element("p", said, *about)
     )

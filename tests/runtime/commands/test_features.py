@@ -1,5 +1,6 @@
 """`python -m runtime features`: from a file of activations to columns of features, also after a stop."""
 
+import dataclasses
 import json
 import os
 
@@ -147,6 +148,25 @@ def test_parts_of_something_else_are_not_used(session, tmp_path, change):
     np.testing.assert_array_equal(dense(target), session.top_features(x, k).dense(16))
 
 
+def test_parts_of_another_precision_or_of_a_broken_plan_are_not_used(session, tmp_path, monkeypatch):
+    source, target, done = npy(tmp_path / "x.npy", normal(40, 6)), tmp_path / "f.parquet", []
+
+    def stop(at, total):
+        done.append(at)
+        if at > 20:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        write_columns(session, source, target, progress=stop)
+    with monkeypatch.context() as changed, pytest.raises(StoppedError):
+        changed.setattr(session, "_options", dataclasses.replace(session._options, precision="tf32"))
+        write_columns(session, source, target, progress=stop)
+    assert done.count(3) == 2
+    (tmp_path / ".f.parquet.saeexport-parts" / "plan.json").write_bytes(b"\xff")
+    write_columns(session, source, target, progress=lambda at, total: done.append(at))
+    assert done.count(3) == 3
+
+
 def test_two_processes_do_not_write_the_same_file(session, tmp_path):
     import contextlib
 
@@ -193,6 +213,12 @@ WRONG = {
     ),
     "broken": (lambda path: path.write_bytes(b"PAR1" * 9) and path, {}, "not a Parquet file that pyarrow reads"),
     "k": (lambda path: parquet(path, normal(4, 6)), {"k": 17}, r"k is 17; it must lie in \[1, d_sae = 16\]"),
+    "the source": (lambda path: path.with_name("f.parquet"), {}, "f.parquet is the file that is read, and would be"),
+    "kept twice": (
+        lambda path: parquet(path, normal(4, 6), id=pa.array(range(4))),
+        {"keep": ("id", "id")},
+        "id is to be kept twice",
+    ),
     "taken": (
         lambda path: parquet(path, normal(4, 6), l0=pa.array(range(4))),
         {"keep": ("l0",)},

@@ -16,6 +16,7 @@ from runtime.commands.main import main
 from runtime.commands.report import charts, markup
 from runtime.commands.report.measure import decoder_norms
 from saeexport import export
+from saeexport.cli import main as saeexport_main
 from tests.support.breaking import claim_weights, edit_weight, rewrite
 from tests.support.commands import said
 from tests.support.grafted import graft_tiny
@@ -138,6 +139,19 @@ def test_the_features_are_those_of_the_golden_batch(tmp_path):
         assert row[4] == "".join(example.text for example in labels[int(j)].examples[:2])
     l0_bars = [value for value in page.texts if re.fullmatch(r"\d+ to \d+ features on: \d+ tokens", value)]
     assert sum(int(bar.split()[-2]) for bar in l0_bars) == 64
+
+
+def test_selected_features_have_their_ids_in_the_whole_sae(tmp_path):
+    whole, ids = export(make_sae(), tmp_path / "whole", normal(40, 6)).path, [9, 4, 2]
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    command = ["export", str(whole), str(tmp_path / "some"), "--features", str(tmp_path / "ids.json")]
+    assert saeexport_main(command) == 0
+    page = report(tmp_path / "some", tmp_path)
+    (header,) = [row for row in page.rows if row[:1] == ["feature"]]
+    assert header[:3] == ["feature", "in the whole SAE", "largest"]
+    listed = [row[:2] for row in page.rows if re.fullmatch(r"\d+ of 64", [*row, *[""] * 5][4])]
+    assert listed
+    assert all(ids[int(j)] == int(of_whole) for j, of_whole in listed)
 
 
 def test_labels_are_text_and_never_markup(tmp_path):

@@ -76,6 +76,14 @@ def test_run_does_not_replace_a_file_without_overwrite(capsys, tmp_path, source)
     assert set(load_file(out)) == set(HOOKS)
 
 
+def test_run_does_not_write_over_what_it_reads(capsys, tmp_path, source):
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, tmp_path / "link"):
+        assert "is the file that is read, and would be lost" in said(capsys, 2, "run", TINY, source, out, "--overwrite")
+    assert source.read_bytes() == before
+
+
 def test_run_that_fails_leaves_what_was_there(capsys, tmp_path, source, monkeypatch):
     out = tmp_path / "out.safetensors"
     out.write_text("precious")

@@ -242,6 +242,17 @@ WRONG = {
         {"keep": ("row",)},
         "row cannot be kept: the features take that name",
     ),
+    "kept twice": (
+        lambda path: pq.write_table(pa.table({"a": ["w1"], "id": [1]}), path) or path,
+        {"keep": ("id", "id")},
+        "id is to be kept twice. Name each column once",
+    ),
+    "of one name": (
+        lambda path: pq.write_table(pa.table([["w1"], [1], [2]], names=["a", "id", "id"]), path) or path,
+        {"keep": ("id",)},
+        "has several columns id. Give each of them a name",
+    ),
+    "the source": (lambda path: path.with_name("f.parquet"), {}, "f.parquet is the file that is read, and would be"),
     "rows": (lambda path: lines(path, ["w1"]), {"rows": "words"}, "rows is 'words'; it must be one of texts, tokens"),
     "k": (lambda path: lines(path, ["w1"]), {"k": 25}, r"k is 25; it must lie in \[1, d_sae = 24\]"),
     "max_length": (lambda path: lines(path, ["w1"]), {"max_length": 2}, "2 of the tokens are special ones"),

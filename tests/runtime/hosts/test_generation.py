@@ -105,6 +105,18 @@ def test_each_of_several_sequences_ends_after_its_own_end_token(host):
     assert len({len(ids) - len(prompt) for ids, prompt in zip(expected, PROMPTS, strict=True)}) > 1
 
 
+def test_a_sequence_that_ended_takes_no_further_positions(host, without_cache):
+    """The tiny host has 64 positions; the first sequence ends at its last but one, and the second one goes on."""
+    long = [5, 11, 3] * 20 + [7, 2]
+    for decoder in (host, without_cache):
+        end = int(decoder.generate(long, 1)[0, -1])
+        continued = (decoder.generate([token], 12)[0].tolist() for token in range(1, 40))
+        alone = next(ids for ids in continued if end not in ids)
+        first, second = decoder.generate([long, alone[:1]], 12, eos_token_id=end)
+        assert first.tolist() == [*long, end]
+        assert second.tolist() == alone
+
+
 def test_draws_of_several_sequences_differ(host):
     options = {"do_sample": True, "temperature": 2.0, "seed": 1}
     first, second = host.generate([PROMPT, PROMPT], 12, **options)
@@ -137,6 +149,8 @@ def test_what_cannot_be_generated_is_refused(host, feeds):
     for prompt in (np.zeros((2, 3), np.int64), [], [1.5], np.zeros((1, 0), np.int64)):
         with pytest.raises(InputError, match="The prompt is "):
             host.generate(prompt, 2)
+    with pytest.raises(InputError, match="use_error_term is True, and there are no edits"):
+        host.generate(PROMPT, 2, use_error_term=True)
     with pytest.raises(InputError, match="max_new_tokens is -1"):
         host.generate(PROMPT, -1)
     with pytest.raises(InputError, match="have a value for each token"):

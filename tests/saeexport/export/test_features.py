@@ -135,7 +135,7 @@ def test_command(tmp_path, capsys):
     assert read_artifact(tmp_path / "some").manifest.sae.feature_ids == (9, 4, 2)
     assert load_file(tmp_path / "some" / "weights.safetensors")["W_enc"].shape == (6, 3)
     assert runtime_main(["inspect", str(tmp_path / "some")]) == 0
-    assert "of a larger SAE: 9, 4, 2" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("of a larger SAE: 9, 4, 2") == 1
     assert main(["verify", str(tmp_path / "some"), "--against", str(checkpoint)]) == 0
     for text, message in (("{}", "does not hold a JSON list"), ("[1", "cannot be read as a JSON list")):
         (tmp_path / "ids.json").write_text(text)

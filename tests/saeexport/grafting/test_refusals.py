@@ -100,6 +100,12 @@ def test_two_saes_at_one_hook(attempt, sae_at):
     attempt(f"Two SAEs are to be grafted at {HOOK}", saes=saes)
 
 
+@pytest.mark.parametrize("hook", ["../../elsewhere", "/elsewhere", f"{HOOK},other", "a b", ".."])
+def test_a_hook_that_cannot_name_a_folder_writes_nothing(attempt, sae_at, tmp_path, hook):
+    attempt("in letters, digits and ._- only", saes={f"{hook}@{VALUE}": sae_at(HOST, HOOK)})
+    assert not [path for path in tmp_path.rglob("*") if path.name == "elsewhere"]
+
+
 def test_no_sae(tmp_path):
     with pytest.raises(GraftError, match="No SAE was given"):
         graft(HOST.write(tmp_path / "host.onnx"), [], tmp_path / "out")
