@@ -74,6 +74,9 @@ class DeviceMemory:
     Returned memory is written again on the same stream, and so after all work that is queued there. The next call also
     makes that stream wait for the other streams that the memory was handed to.
 
+    Attributes:
+        device: Name of the GPU, "cuda:N".
+
     Args:
         card: GPU that holds the memory.
         stream: Address of the stream that writes it.

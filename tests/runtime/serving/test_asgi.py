@@ -49,7 +49,7 @@ def test_a_body_at_the_limit_reaches_the_application_whole(parts):
     (start, body), read = ask(parts, [(b"content-length", str(len(b"".join(parts))).encode())])
     assert start["status"] == 200
     assert body["body"] == b"".join(parts)
-    assert read == len(parts) + 1  # what comes after the body reaches the application, too
+    assert read == len(parts) + 1  # the message after the body reaches the application, too
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_every_architecture_without_the_error_term(tmp_path, architecture):
 
 @pytest.mark.parametrize("other", [BEFORE, POST])
 def test_with_an_sae(tmp_path, other):
-    """The transcoder reads what comes of an SAE before it, and an SAE behind it reads what comes of the transcoder."""
+    """The transcoder reads the output of an SAE before it, and an SAE behind it reads the output of the transcoder."""
     transcoder = export_transcoder(tmp_path / "transcoder")
     sae = make_sae(d_in=D_MODEL, d_sae=24, hook_name=other)
     export(sae, tmp_path / "sae", activations=normal(64, D_MODEL))
