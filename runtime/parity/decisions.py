@@ -89,16 +89,14 @@ def follow_graph(reference: Reference, outputs: Hooks, stages: Stages) -> Refere
 
 def adopt_decisions(reference: Reference, acts_post: Array) -> Reference:
     """Return the reference that decides about uncertain features as `acts_post` does."""
-    truth, alternative = reference.truth[HOOK_ACTS_POST], reference.alternative_acts
-    flipped = reference.is_uncertain & ((acts_post != 0) != (truth != 0))
+    on, truth = acts_post != 0, reference.truth[HOOK_ACTS_POST]
+    flipped = reference.is_uncertain & (on != (truth != 0))
     if reference.flips is None:  # the features tie for k places, so that the number of those that are on is fixed
-        flipped &= ((acts_post != 0).sum(axis=1) == (truth != 0).sum(axis=1))[:, None]
-    if alternative is None or not flipped.any():
+        flipped &= (on.sum(axis=1) == (truth != 0).sum(axis=1))[:, None]
+    if not flipped.any():
         return reference
-    return reference.with_truth(
-        {HOOK_ACTS_POST: np.where(flipped, alternative, truth)},
-        alternative_acts=np.where(flipped, truth, alternative),
-    )
+    decided = np.where(on, reference.truth[HOOK_ACTS_PRE], 0.0)
+    return reference.with_truth({HOOK_ACTS_POST: np.where(flipped, decided, truth)})
 
 
 def follow_steered_graph(steered: SteeredReference, clean: Reference, acts_post: Array, decode: Stage) -> Reference:

@@ -21,7 +21,7 @@ from .reference import COMPUTED_HOOKS, Hooks, SteeredReference
 def without_budgets(steered: SteeredReference) -> SteeredReference:
     """Return a reference with unlimited budgets, which judges everything except the size of errors."""
     unlimited = dict.fromkeys(COMPUTED_HOOKS, Errors(math.inf, math.inf))
-    clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True, alternative_acts=None, flips=None)
+    clean = dataclasses.replace(steered.clean, recorded=unlimited, rounded=True, uncertain=None, flips=None)
     return dataclasses.replace(steered, recorded=unlimited, rounded=True, clean=clean)
 
 

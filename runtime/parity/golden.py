@@ -15,9 +15,8 @@ Its tensors, by name:
     scale.NAME                     for every computed tensor NAME above, the size of the values that each token of it
                                    was computed from, `Reference.token_scale`, `(tokens,)` float64
     uncertain.PRECISION            the uncertain features, as indices into the flattened `(tokens, d_sae)`, int64
-    uncertain.PRECISION.acts_post  their activations with the opposite decision, float32
-    uncertain.PRECISION.flips      if the SAE has a gate: for each token, the number of features that the original
-                                   decides differently from the truth alone, `(tokens,)`, int64
+    uncertain.PRECISION.flips      if these are features with a gate: for each token, the number of features that the
+                                   original decides differently from the truth alone, `(tokens,)`, int64
 
 A residual is small. In float32 it keeps about 14 digits of the truth (10 in half precision) in half the space of
 float64. A scale lets a program in another language measure errors as `runtime.parity.reference` does; here it is
@@ -58,7 +57,6 @@ RESIDUAL = "residual."
 SCALE = "scale."
 STEERED = "steered."
 UNCERTAIN = "uncertain."
-OTHER = f".{HOOK_ACTS_POST.removeprefix('hook_sae_')}"
 FLIPS = ".flips"
 CHANGED_HOOKS = (HOOK_ACTS_POST, HOOK_RECONS, HOOK_OUTPUT)
 
@@ -99,14 +97,9 @@ def save_golden(steered: SteeredReference, tokens: int, path: str, in_tf32: Refe
     }
     for precision, reference in ((steered.dtype, steered.clean), (TF32, in_tf32)):
         if reference is not None:
-            places = np.flatnonzero(reference.is_uncertain[sample])
-            acts_post = (
-                reference.truth[HOOK_ACTS_POST] if reference.alternative_acts is None else reference.alternative_acts
-            )
-            tensors[UNCERTAIN + precision] = places
+            tensors[UNCERTAIN + precision] = np.flatnonzero(reference.is_uncertain[sample])
             if reference.flips is not None:
                 tensors[UNCERTAIN + precision + FLIPS] = reference.flips[sample].astype(np.int64)
-            tensors[UNCERTAIN + precision + OTHER] = acts_post[sample].reshape(-1)[places].astype(np.float32)
     if steered.target is not None:
         tensors[TARGET] = steered.target[sample]
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
@@ -132,13 +125,12 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
     uncertain = UNCERTAIN + (TF32 if precision == TF32 else sae.dtype)
     _check_tensors(tensors, artifact.manifest, uncertain, path)
     truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in computed}
-    alternative = truth[HOOK_ACTS_POST].copy()
-    places, values = tensors[uncertain], tensors[uncertain + OTHER]
-    if ((places < 0) | (places >= alternative.size)).any():
+    is_uncertain, places = np.zeros(truth[HOOK_ACTS_POST].shape, bool), tensors[uncertain]
+    if ((places < 0) | (places >= is_uncertain.size)).any():
         raise IntegrityError(
-            f"{path}: {uncertain} are not indices into {list(alternative.shape)} activations. Export the SAE again."
+            f"{path}: {uncertain} are not indices into {list(is_uncertain.shape)} activations. Export the SAE again."
         )
-    alternative.reshape(-1)[places] = values
+    is_uncertain.reshape(-1)[places] = True
     clean = Reference(
         {hook: tensors[hook] for hook in sae.hooks},
         {hook: truth[hook] for hook in sae.hooks[1:]},
@@ -147,7 +139,7 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         sae.dtype,
         budgets,
         rounded=rounded,
-        alternative_acts=None if rounded else alternative,
+        uncertain=None if rounded else is_uncertain,
         flips=None if rounded else tensors.get(uncertain + FLIPS),
     )
     try:
@@ -207,7 +199,7 @@ def _check_tensors(tensors: Hooks, manifest: Manifest, uncertain: str, path: Pat
         for name in expected
         if name.startswith(RESIDUAL)
     }
-    expected |= {FEATURE_IDS: (whole, (m,)), uncertain: (whole, (places,)), uncertain + OTHER: (floats, (places,))}
+    expected |= {FEATURE_IDS: (whole, (m,)), uncertain: (whole, (places,))}
     for name in (FEATURE_SCALE, FEATURE_SHIFT):
         expected[name] = stored, (1 if rows(name) == 1 else tokens, m)
     if sae.takes_target:

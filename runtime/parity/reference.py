@@ -91,11 +91,11 @@ class Reference:
         recorded: Budgets that were measured before, on this batch or on a larger one; None measures them.
         left_out: Number of tokens that are not in this batch because the original itself is inexact on them.
         rounded: Whether the artifact's weights have lower precision, so that other features may be on.
-        alternative_acts: acts_post in float64 with the opposite decision about each uncertain feature, and equal to
-            `truth` elsewhere; None if no feature is uncertain.
+        uncertain: Whether both decisions about a feature are correct, `(tokens, d_sae)`; None if no feature is
+            uncertain.
         flips: Number of features per token that the original decides differently from the truth alone, `(tokens,)`.
-            It is given if the activation function reads the input, as a gate does. None means that the uncertain
-            features are exact ties.
+            It is given if the uncertain features are those with a gate near its threshold. None means that they are
+            exact ties.
         diverging_tokens: Whether a graph decided differently from the original on a token, `(tokens,)`; set by
             `runtime.parity.decisions.follow_graph`.
 
@@ -111,7 +111,7 @@ class Reference:
     recorded: Budgets | None = None
     left_out: int = 0
     rounded: bool = False
-    alternative_acts: Array | None = None
+    uncertain: Array | None = None
     flips: Array | None = None
     diverging_tokens: Array | None = None
 
@@ -143,11 +143,11 @@ class Reference:
             return {hook: y[tokens] for hook, y in hooks.items()}
 
         original, truth = select(self.original), select(self.truth)
-        target, alternative, flips = (
-            None if array is None else array[tokens] for array in (self.target, self.alternative_acts, self.flips)
+        target, uncertain, flips = (
+            None if array is None else array[tokens] for array in (self.target, self.uncertain, self.flips)
         )
         return dataclasses.replace(
-            self, original=original, truth=truth, target=target, alternative_acts=alternative, flips=flips
+            self, original=original, truth=truth, target=target, uncertain=uncertain, flips=flips
         )
 
     @property
@@ -157,9 +157,8 @@ class Reference:
 
     @cached_property
     def is_uncertain(self) -> Array:
-        """Whether both decisions about a feature of a token are correct, `(tokens, d_sae)`."""
-        truth = self.truth[HOOK_ACTS_POST]
-        return np.zeros(truth.shape, bool) if self.alternative_acts is None else self.alternative_acts != truth
+        """`uncertain`, with a value for every feature in any case."""
+        return np.zeros(self.truth[HOOK_ACTS_POST].shape, bool) if self.uncertain is None else self.uncertain
 
     @property
     def support_is_free(self) -> Array:

@@ -68,6 +68,15 @@ class GatedSAE(HookedSAE):
         """Return the magnitudes of the features with an open gate and zeros elsewhere, `[..., d_sae]`."""
         return torch.relu(acts_pre) * (self._product(x) + self.b_gate > 0)
 
+    def undetermined(self, acts_pre: Tensor, acts_post: Tensor, tolerance: Tensor) -> Tensor:
+        """Return the features with a positive magnitude whose gate is within the tolerance of opening, `[..., d_sae]`.
+
+        The gate and the magnitude come from one product. The gate opens where that is `-b_gate`, which is where
+        `acts_pre` is `b_mag - b_gate * exp(r_mag)`.
+        """
+        opens_at = self.b_mag - self.b_gate * self.r_mag.exp()
+        return ((acts_pre - opens_at).abs() <= tolerance) & (acts_pre > 0)
+
     def _product(self, x: Tensor) -> Tensor:
         return einops.einsum(self.centered(x), self.W_enc, "... d_in, d_in d_sae -> ... d_sae")
 
@@ -101,6 +110,10 @@ class TopKSAE(HookedSAE):
         values, features = acts_pre.topk(self.cfg.k, dim=-1)
         return torch.zeros_like(acts_pre).scatter(-1, features, torch.relu(values))
 
+    def undetermined(self, acts_pre: Tensor, acts_post: Tensor, tolerance: Tensor) -> Tensor:
+        """Return the features that tie exactly for the last place, `[..., d_sae]`."""
+        return _ties(acts_pre, acts_post != 0)
+
 
 class AbsTopKSAE(HookedSAE):
     """An SAE that keeps the k preactivations of each token with the largest absolute values, with their sign."""
@@ -113,6 +126,17 @@ class AbsTopKSAE(HookedSAE):
         """Return the k preactivations with the largest absolute values and zeros elsewhere, `[..., d_sae]`."""
         features = acts_pre.abs().topk(self.cfg.k, dim=-1).indices
         return torch.zeros_like(acts_pre).scatter(-1, features, acts_pre.gather(-1, features))
+
+    def undetermined(self, acts_pre: Tensor, acts_post: Tensor, tolerance: Tensor) -> Tensor:
+        """Return the features that tie exactly for the last place, `[..., d_sae]`."""
+        return _ties(acts_pre.abs(), acts_post != 0)
+
+
+def _ties(size: Tensor, on: Tensor) -> Tensor:
+    """Return the features that are as large as the smallest one that is on, if one of them is off, `[..., d_sae]`."""
+    last = torch.where(on, size, torch.inf).amin(dim=-1, keepdim=True)
+    tied: Tensor = size == last
+    return tied & (tied & ~on).any(dim=-1, keepdim=True)
 
 
 @dataclass

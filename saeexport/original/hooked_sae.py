@@ -117,7 +117,8 @@ class HookedSAE(HookedRootModule):
     it carries no gradient.
 
     A subclass defines another architecture: its name, `architecture`; its `Config`, if it has more options; its
-    `parameter_shapes`; any of `preactivations`, `activation` and `decode`; and `features_compete`.
+    `parameter_shapes`; any of `preactivations`, `activation` and `decode`; and `features_compete` and `undetermined` if
+    `activation` decides about a feature by more than its own preactivation.
 
     Raises:
         InputError: When called, if the shape or dtype of the input does not fit.
@@ -201,6 +202,18 @@ class HookedSAE(HookedRootModule):
     def activation(self, acts_pre: Tensor, x: Tensor) -> Tensor:
         """Return the feature activations, `[..., d_sae]`."""
         return torch.relu(acts_pre)
+
+    def undetermined(self, acts_pre: Tensor, acts_post: Tensor, tolerance: Tensor) -> Tensor | None:
+        """Return which features may be on or off for the same preactivations, `[..., d_sae]` bool; None if none may.
+
+        The proof accepts both decisions about such a feature, with `acts_pre` as its activation if it is on.
+
+        Args:
+            acts_pre: Preactivations, `[..., d_sae]`.
+            acts_post: The activations that were computed from them, `[..., d_sae]`.
+            tolerance: Largest error that each preactivation may have, `[..., d_sae]`.
+        """
+        return None
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the feature activations of flat `x`, `[..., d_sae]`, without running hooks."""

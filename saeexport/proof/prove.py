@@ -138,8 +138,7 @@ def _fidelity(session: SAESession, exact: Reference) -> Fidelity:
     feeds = {name: feed_of(array, dtype) for name, array in given.items()}
     outputs = session.run_graph(CPU_VARIANTS[dtype][MODEL], feeds)
     hooks = {name: widened(np.asarray(output)) for name, output in outputs.items()}
-    certain = dataclasses.replace(exact, alternative_acts=None)  # here a different decision counts as a loss
-    errors = {hook: fidelity_of(exact.own_errors(hook), [certain.errors(hook, hooks[hook])]) for hook in exact.truth}
+    errors = {hook: fidelity_of(exact.own_errors(hook), [exact.errors(hook, hooks[hook])]) for hook in exact.truth}
     return _with_statistics(
         Fidelity("cpu", exact.tokens, exact.left_out, errors, {}, _PLACEHOLDER, 0.0, 0.0), exact, hooks
     )

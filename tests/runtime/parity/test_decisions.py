@@ -7,7 +7,7 @@ import torch
 import saeexport
 from runtime.arrays.dtypes import rounded
 from runtime.artifact.budgets import FACTOR, FLOOR
-from runtime.parity.decisions import follow_graph
+from runtime.parity.decisions import adopt_decisions, follow_graph
 from runtime.parity.judge import judge
 from saeexport import HookedSAE, export
 from saeexport.original.exportable import in_dtype
@@ -64,9 +64,11 @@ def test_a_gate_near_its_threshold_is_uncertain(distance):
     assert reference.is_uncertain[7, feature] == (distance < 1e-3)
     assert reference.is_uncertain.any(axis=1).sum() < 10
     if distance < 1e-3:
-        both = sorted([reference.truth[POST][7, feature], reference.alternative_acts[7, feature]])
-        assert both[0] == 0
-        assert both[1] == pytest.approx(reference.truth[PRE][7, feature], rel=1e-12)
+        for on in (False, True):
+            decided = reference.original[POST].copy()
+            decided[7, feature] = on * reference.original[PRE][7, feature]
+            adopted = adopt_decisions(reference, decided).truth[POST][7, feature]
+            assert adopted == pytest.approx(on * reference.truth[PRE][7, feature], rel=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk", "abstopk"])
@@ -91,10 +93,15 @@ def test_features_that_tie_for_the_last_place_are_uncertain(architecture, dtype)
     assert reference.is_uncertain[torn, :3].all()
     if dtype == "float32":
         assert not reference.is_uncertain[:, 3:].any()
-    size = np.where(reference.truth[POST] != 0, reference.truth[POST], reference.alternative_acts)[
-        reference.is_uncertain
-    ]
-    np.testing.assert_allclose(size, acts_pre[reference.is_uncertain], rtol=FACTOR * FLOOR[dtype])
+    swapped = reference.original[POST].copy()
+    for token in np.flatnonzero(torn):  # the feature that is on gives its place to the last one that ties with it
+        tied = np.flatnonzero(reference.is_uncertain[token])
+        swapped[token, tied] = np.where(on[token, tied][::-1], acts_pre[token, tied], 0)
+    adopted = adopt_decisions(reference, swapped).truth[POST]
+    np.testing.assert_array_equal(adopted != 0, swapped != 0)
+    np.testing.assert_allclose(adopted[torn], swapped[torn], rtol=FACTOR * FLOOR[dtype])
+    swapped[torn] = np.where(reference.is_uncertain[torn], 0, swapped[torn])  # another number of features is on
+    assert (adopt_decisions(reference, swapped).truth[POST] == reference.truth[POST]).all()
 
 
 @pytest.mark.parametrize("architecture", DECIDING)

@@ -20,7 +20,7 @@ from tests.support.breaking import edit_graph, rewrite
 from tests.support.samples import HOOKS, normal
 from tests.support.zoo import D_IN, sae_of
 
-POST = HOOKS[2]
+PRE, POST = HOOKS[1:3]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_gates_that_may_decide_differently_are_counted(exported):
     for count, passes in ((int(clean.max_flipped), True), (int(clean.max_flipped) + 1, False)):
         where = tuple(index[:count] for index in np.nonzero(near))
         assert len(where[0]) == count
-        outputs[POST][where] = rounded(clean.alternative_acts[where], "bfloat16")
+        outputs[POST][where] = rounded(clean.truth[PRE][where], "bfloat16")
         found = judge("encode", [POST], outputs, adopt_decisions(clean, outputs[POST]))[0].failures
         assert (found == ()) == passes
     assert f"{count} gates near their threshold decide differently from the original; rounding explains" in found[0]

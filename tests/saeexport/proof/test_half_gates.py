@@ -82,9 +82,9 @@ def test_a_wrong_decoder_is_seen_even_where_every_decision_is_another(tmp_path, 
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))
     clean = steered.clean
     # As if every certain feature that is on were uncertain, and had been off in the original on every token.
-    other = np.where(clean.truth[POST] != 0, clean.truth[POST], clean.alternative_acts)
-    off = {**clean.truth, POST: np.where(clean.alternative_acts == clean.truth[POST], 0.0, clean.truth[POST])}
-    undecided = dataclasses.replace(clean, truth=off, alternative_acts=other)
+    on = (clean.truth[POST] != 0) & ~clean.is_uncertain
+    off = {**clean.truth, POST: np.where(on, 0.0, clean.truth[POST])}
+    undecided = dataclasses.replace(clean, truth=off, uncertain=on | clean.is_uncertain)
     with SAESession(path, "cpu") as session:
         outputs = {k: widened(np.asarray(v)) for k, v in session.run_graph("model.wide", {
             "input": feed_of(clean.original[INPUT], dtype)}).items()}  # fmt: skip
@@ -205,16 +205,16 @@ def test_an_edit_that_cancels_exactly_is_not_a_decision(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda places, values: (places + 10**7, values), "uncertain.bfloat16 are not indices into .* activations"),
-    (lambda places, values: (places, values[:-1]), "uncertain.bfloat16.acts_post is float32 .*, expected float32"),
-    (lambda places, values: (places.float(), values), "uncertain.bfloat16 is float32 .*, expected int64"),
+    (lambda places, flips: (places + 10**7, flips), "uncertain.bfloat16 are not indices into .* activations"),
+    (lambda places, flips: (places, flips[:-1]), "uncertain.bfloat16.flips is int64 .*, expected int64"),
+    (lambda places, flips: (places.float(), flips), "uncertain.bfloat16 is float32 .*, expected int64"),
 ], ids=["elsewhere", "too few", "no places"])  # fmt: skip
 def test_invalid_uncertain_features_are_refused(tmp_path, change, message):
     path = export(sae_of("gated"), tmp_path / "sae", normal(60, D_IN), dtype="bfloat16").path
 
     def spoil(file):
         tensors = load_file(file)
-        names = ["uncertain.bfloat16", "uncertain.bfloat16.acts_post"]
+        names = ["uncertain.bfloat16", "uncertain.bfloat16.flips"]
         changed = change(*(tensors[name] for name in names))
         save_file({**tensors, **{name: tensor.contiguous() for name, tensor in zip(names, changed, strict=True)}}, file)
 
