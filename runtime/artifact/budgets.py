@@ -19,6 +19,11 @@ products in different orders have different errors. The largest ratio that `pyth
 measures over sizes, sparsities, architectures and numbers of tokens is 2.2 (benchmarks/results), and 1.2 in half
 precision. The rest is for processors and GPUs that add in yet another order."""
 
+COLUMN_FACTOR = 2.0
+"""Largest ratio of the artifact's error in a column to that of the original, in half precision. A column is a feature,
+or a dimension of the reconstruction, over all tokens of the batch. There rounding the result is nearly all of the
+error, and correct programs differ in it by at most 1.3 (`python -m benchmarks.losses.parity`)."""
+
 FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
 """Error of one correct rounding, by dtype: half a unit in the last place of a significand of 24, 11 or 8 bits. It is
 allowed where the original happens to be exact. A dtype that is not listed cannot be judged: float64 is the truth's."""

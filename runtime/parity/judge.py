@@ -1,17 +1,19 @@
 """Compares the outputs of a graph with a reference. Each output gets a verdict with every reason to fail."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from ..arrays.dtypes import rounded
+from ..arrays.dtypes import FLOAT32, rounded
 from ..arrays.tensor import Array
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT, HOOK_OUTPUT, HOOK_RECONS
 from .reference import Hooks, Reference, index_of
 from .report import Verdict, and_more, count
 
 
-def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Reference) -> list[Verdict]:
+def judge(
+    graph: str, expected: Sequence[str], outputs: Hooks, reference: Reference, by_column: Collection[str] = ()
+) -> list[Verdict]:
     """Return a verdict for each output that a graph must have, and for each that it should not have.
 
     Args:
@@ -19,6 +21,7 @@ def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Refere
         expected: Names of the outputs that the graph must have, in order.
         outputs: What the graph returned, in its own order.
         reference: The values and budgets to judge against.
+        by_column: Outputs that are judged column by column as well, if the artifact is in half precision.
     """
     verdicts = []
     for hook in expected:
@@ -29,7 +32,7 @@ def judge(graph: str, expected: Sequence[str], outputs: Hooks, reference: Refere
         elif hook == HOOK_INPUT:
             verdicts.append(_judge_input(graph, outputs[hook], reference))
         else:
-            verdicts.append(_judge_computed(graph, hook, outputs, reference))
+            verdicts.append(_judge_computed(graph, hook, outputs, reference, hook in by_column))
     extra = f"there should be no such output; expected are {', '.join(expected)}"
     verdicts += [_failed(graph, hook, extra) for hook in outputs if hook not in expected]
     present = [hook for hook in outputs if hook in expected]
@@ -61,7 +64,7 @@ def _judge_input(graph: str, y: Array, reference: Reference) -> Verdict:
     return _failed(graph, HOOK_INPUT, reason)
 
 
-def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference) -> Verdict:
+def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference, by_column: bool) -> Verdict:
     """Compare errors with their budgets; for acts_post also the features that are on, for output also the sum."""
     y, budget = outputs[hook], reference.budgets[hook]
     finite = np.isfinite(y)
@@ -93,6 +96,8 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference)
         note = f"({count(int(reference.diverging_tokens.sum()), 'token')} judged after the graph's own decisions)"
     if hook == HOOK_OUTPUT:
         failures += _judge_sum(graph, outputs, reference)
+    if by_column and reference.dtype != FLOAT32 and not reference.rounded:
+        failures += _judge_columns(graph, hook, y, reference)
     return Verdict(graph, hook, errors, budget, tuple(failures), note)
 
 
@@ -108,6 +113,20 @@ def _judge_support(graph: str, y: Array, reference: Reference) -> list[str]:
         f"({y[token, feature]:.9g}), and no rounding explains it: the truth of its preactivation is "
         f"{pre[token, feature]:.6g}, and its tolerance {reference.acts_pre_tolerance[token, feature]:.1e}"
         f"{and_more(int(wrong.sum()) - 1)}."
+    ]
+
+
+def _judge_columns(graph: str, hook: str, y: Array, reference: Reference) -> list[str]:
+    """Return the columns whose error over the batch is larger than rounding explains."""
+    errors, budgets = reference.column_errors(hook, y), reference.column_budgets(hook)
+    wrong = np.flatnonzero(~(errors <= budgets))
+    if not len(wrong):
+        return []
+    worst = wrong[np.argmax(errors[wrong] / np.maximum(budgets[wrong], np.finfo(np.float64).tiny))]
+    what = "feature" if hook == HOOK_ACTS_PRE else "dimension"
+    return [
+        f"{graph}: {hook}: over all tokens, the error of {what} {worst} is {errors[worst]:.3e}, its budget "
+        f"{budgets[worst]:.3e}{and_more(len(wrong) - 1)}."
     ]
 
 

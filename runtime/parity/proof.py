@@ -94,14 +94,17 @@ class _GraphProof:
         if kind == ACTIVATE:
             adopted = adopt_decisions(clean, outputs[HOOK_ACTS_POST]) if _can_follow(outputs, clean) else clean
             return judge(graph, expected, outputs, adopted)
-        return judge(graph, expected, outputs, _follow(outputs, clean, stages))
+        # Only what is computed from the same values as in the original rounds like it: `decode` is given its acts_post.
+        by_column = [HOOK_RECONS if kind == DECODE else HOOK_ACTS_PRE]
+        return judge(graph, expected, outputs, _follow(outputs, clean, stages), by_column)
 
     def _judge_steer(self, graph: str, expected: list[str], outputs: Hooks, stages: Stages) -> list[Verdict]:
         """Judge a graph with the intervention, and without an edit, which shows what it decides before editing."""
         clean = self.steered.clean
         unedited = self.run_graph(graph, self.identity_edit())
         followed = _follow(unedited, clean, stages)
-        wrong = [v for v in judge(f"{graph}, without an edit", expected, unedited, followed) if v.failures]
+        verdicts = judge(f"{graph}, without an edit", expected, unedited, followed, [HOOK_ACTS_PRE])
+        wrong = [verdict for verdict in verdicts if verdict.failures]
         steered: Reference = self.steered
         if _can_follow(outputs, clean):
             steered = follow_steered_graph(self.steered, followed, outputs[HOOK_ACTS_POST], stages.decode)

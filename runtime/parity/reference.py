@@ -49,7 +49,7 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT16, FLOAT32
 from ..arrays.tensor import Array
-from ..artifact.budgets import FACTOR, FLOOR, budget_of, count_roundings, larger_errors
+from ..artifact.budgets import COLUMN_FACTOR, FACTOR, FLOOR, budget_of, count_roundings, larger_errors
 from ..artifact.manifest import Errors
 from ..artifact.names import (
     FEATURE_HOOKS,
@@ -239,6 +239,15 @@ class Reference:
         """Return the error of each token of `y`, `(tokens,)`."""
         return self._error_arrays(hook, y)[0]
 
+    def column_errors(self, hook: str, y: Array) -> Array:
+        """Return the error of each column of `y`, the root of its mean square over the tokens, `(width,)`."""
+        return _column_rms(_rows(y).astype(np.float64) - _rows(self.truth[hook]))
+
+    def column_budgets(self, hook: str) -> Array:
+        """Return the largest error that each column may have, `(width,)`: the original's, or one rounding."""
+        one_rounding = self.floor(hook) * _column_rms(_rows(self.truth[hook]))
+        return np.maximum(COLUMN_FACTOR * self.column_errors(hook, self.original[hook]), one_rounding)
+
     def worst(self, hook: str, y: Array) -> tuple[int, ...]:
         """Return the index of the element of `y` with the largest error."""
         _, element = self._error_arrays(hook, y)
@@ -316,6 +325,11 @@ def _rms(array: Array) -> Array:
     """Return the norm of each token divided by the square root of its width, `(tokens, 1)` float64."""
     rows = _rows(array).astype(np.float64)
     return np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
+
+
+def _column_rms(rows: Array) -> Array:
+    rms: Array = np.sqrt(np.mean(rows**2, axis=0))
+    return rms
 
 
 def index_of(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -40,6 +40,21 @@ def edit_weight(name, index, factor):
     return change
 
 
+def with_weight(name, change):
+    """Return an edit that stores a changed weight in a graph, instead of a reference to the weights file."""
+
+    def on_file(path):
+        model = onnx.load_model(path)
+        for tensor in model.graph.initializer:
+            if tensor.name == name:
+                values = change(onnx.numpy_helper.to_array(tensor).astype(np.float32))
+                kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(kind), name))
+        onnx.save_model(model, path)
+
+    return on_file
+
+
 def claim_weights(folder):
     """Make every graph and the manifest agree with the present weights."""
     digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()

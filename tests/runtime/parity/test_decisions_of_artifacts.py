@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper, load_model, numpy_helper, save_model
+from onnx import TensorProto, helper, numpy_helper
 
 import runtime
 from runtime.arrays.dtypes import rounded
@@ -16,7 +16,7 @@ from runtime.parity.judge import judge
 from runtime.parity.reference import ALLOWED_CHANCE_FLIPS
 from saeexport import export
 from saeexport.original.exportable import in_dtype
-from tests.support.breaking import edit_graph, rewrite
+from tests.support.breaking import edit_graph, rewrite, with_weight
 from tests.support.samples import HOOKS, normal
 from tests.support.zoo import D_IN, sae_of
 
@@ -49,21 +49,6 @@ def exported(originals, tmp_path):
         return shutil.copytree(originals(architecture, dtype, offset), folder)
 
     return exported
-
-
-def with_weight(name, change):
-    """Return an edit that stores a changed weight in a graph, instead of a reference to the weights file."""
-
-    def on_file(path):
-        model = load_model(path)
-        for tensor in model.graph.initializer:
-            if tensor.name == name:
-                values = change(numpy_helper.to_array(tensor).astype(np.float32))
-                kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-                tensor.CopyFrom(numpy_helper.from_array(values.astype(kind), name))
-        save_model(model, path)
-
-    return on_file
 
 
 def with_k(model, by):
