@@ -84,6 +84,7 @@ test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 # Measures how much the errors of two correct programs differ, the basis of FACTOR in runtime/artifact/budgets.py.
 parity: .venv/ready
 	.venv/bin/python -m benchmarks.losses.parity
+	.venv/bin/python -m benchmarks.losses.faults
 
 # Measures the cost of all six hooks, compared with PyTorch, torch.compile and a plain ONNX export (15 minutes).
 bench: .venv/develop

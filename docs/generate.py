@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.costs import export, graft, steer, watch
 from benchmarks.cpu.__main__ import RESULTS as SPEED
 from benchmarks.gpu.report import tables as gpu
-from benchmarks.losses import half, int8
+from benchmarks.losses import faults, half, int8
 from benchmarks.report import tables
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
 from runtime.artifact.names import HOOK_NAMES
@@ -165,8 +165,9 @@ def int8_fidelity() -> str:
 
 def parity_factor() -> str:
     """Return the largest ratio of errors between correct programs, by dtype, as a sentence."""
-    worst = results(RESULTS / "parity.json")["worst"]
-    return "The largest factor is " + ", ".join(f"{value:.1f} in {dtype}" for dtype, value in worst.items()) + "."
+    result = results(RESULTS / "parity.json")
+    worst = ", ".join(f"{value:.1f} in {dtype}" for dtype, value in result["worst"].items())
+    return f"The largest factor is {worst}. The largest factor of a column is {result['column']:.1f}."
 
 
 def steering() -> str:
@@ -284,6 +285,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "half": lambda: half.table(results(half.RESULTS)),
     "half-measured": lambda: measured(half.RESULTS, "make bench-half"),
     "parity-factor": parity_factor,
+    "faults": lambda: faults.table(results(faults.RESULTS)),
+    "faults-measured": lambda: measured(faults.RESULTS, "make parity"),
     "steering": steering,
     "graphs": graphs,
     "engines": engines,

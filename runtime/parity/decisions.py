@@ -2,32 +2,32 @@
 
 Rounding decides about a feature whose preactivation is at a threshold, or as large as the k-th largest. In half
 precision a wide SAE has such features on nearly every token. How large the difference is says nothing about which
-decision is correct. Each stage is therefore judged by itself, on the input that the original gave to it, and a graph
-that consists of several stages must agree with the stages of its own artifact:
+decision is correct. Each stage is therefore judged by itself, on the values that the original gave to it, and a graph
+that consists of several stages is held to the stages of its own artifact:
 
-    judged                  given                          against
-    ----------------------  -----------------------------  ---------------------------------------------------
-    acts_pre                the input                      the truth; no decision precedes it
-    `activate`, alone       the original's acts_pre        the truth: it must decide as the original did
-    `decode`, alone         the original's acts_post       the truth, on every token
-    acts_post of any        the graph's own acts_pre       what `activate` switches on, given that acts_pre; if the
-    other graph                                            graph does not output it, some acts_pre within its budget
-                                                           must explain what is on
-    recons, error, output   the graph's own acts_post      the truth; on tokens where the graph decided differently
-    of any other graph                                     from the original, what `decode` gives for that acts_post
+    output                    is computed from          must be
+    ------------------------  ------------------------  --------------------------------------------------------
+    acts_pre                  the input                 the truth; no decision precedes it
+    acts_post of `activate`   the original's acts_pre   the truth, on and off as in the original
+    acts_post of any other    the graph's own acts_pre  the truth, on and off as `activate` decides for that acts_pre
+    graph                                               or for one a rounding away, because the graph may decide before
+                                                        it rounds; if the graph does not output its acts_pre, for some
+                                                        acts_pre within its budget
+    recons of `decode`        the original's acts_post  the truth
+    recons and error of any   the graph's own acts_post the truth; on tokens with other decisions than the original's,
+    other graph                                         what `decode` gives for that acts_post
 
-A wrong threshold, k or decoder thus fails in its own stage, whatever other graphs decided, and one that is wrong only
-inside a larger graph fails in that graph. "Given that acts_pre" allows one rounding, because the graph may have decided
-before it rounded acts_pre. "The truth" decides as the original did: its activations and what follows from them are
-computed after the original's decisions.
+"The truth" decides as the original did: its activations and what follows from them are computed after the original's
+decisions.
 
-For two kinds of feature acts_pre does not determine the decision, and both decisions are correct. They are called
-*uncertain*, and `saeexport.proof.decisions` finds them at export:
+For two kinds of features acts_pre does not determine the decision, and both decisions are correct. The class of the
+original tells which they are (`HookedSAE.undetermined`), and they are called *uncertain*:
 
-- Exact ties for the last place of a top-k. As many features must be on as in the original.
-- Gates that are computed from the input and lie within rounding of their threshold. Over the batch, at most `FACTOR`
-  times as many may be decided differently from the original as the original decides differently from the truth alone,
-  plus `ALLOWED_CHANCE_FLIPS`.
+- In a top-k, features that tie exactly for the last place. As many features must be on as in the original.
+- Features with a gate within rounding of its threshold. Over the batch, at most `FACTOR` times as many may be decided
+  differently from the original as the original decides differently from the truth alone, plus `ALLOWED_CHANCE_FLIPS`.
+
+If an uncertain feature is on, its activation is its preactivation.
 """
 
 from collections.abc import Callable

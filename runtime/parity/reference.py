@@ -33,6 +33,12 @@ With an intervention, the graph computes the clean reconstruction and adds an up
 sum has one rounding more. The reason is cancellation. An edit that ablates every feature leaves `b_dec`, which the
 original has without any error, while the graph has it as the difference of two large values.
 
+In half precision, rounding hides a wrong weight in every single token, but not in the batch. There each column of
+acts_pre and of the recons of `decode`, which is a feature or a dimension of the reconstruction, is judged as well:
+
+    column        = root of the mean over tokens of (y - truth)^2
+    column budget = the larger one of COLUMN_FACTOR * column of the original, and one rounding of the result
+
 Errors say nothing about a feature that is on in one correct program and off in another. `runtime.parity.decisions` has
 the rule for those.
 """
