@@ -35,7 +35,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("name", "change"), [
     (name, change) for name in READ for change in CHANGES
-    if (name, change) != ("uncertain.float32", "shorter")  # there may be any number of uncertain features
+    if name != "uncertain.float32" or change not in ("shorter", "a number")  # there may be any number of them
 ])  # fmt: skip
 def test_a_tensor_of_another_shape_or_dtype_is_refused(artifact, name, change):
     spoil(artifact, **{name: CHANGES[change](TENSORS[name])})
