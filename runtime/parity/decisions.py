@@ -81,10 +81,8 @@ def follow_graph(reference: Reference, outputs: Hooks, stages: Stages) -> Refere
     diverging = (moved > reference.acts_pre_tolerance).any(axis=1)
     if HOOK_RECONS not in outputs or not diverging.any():
         return followed
-    recons = reference.truth[HOOK_RECONS].copy()
-    recons[diverging] = stages.decode(diverging, acts_post[diverging])
-    error = reference.error_target - recons if HOOK_ERROR in reference.truth else None
-    return followed.with_truth(derive_outputs(recons, error, reference.use_error_term), diverging_tokens=diverging)
+    recons = stages.decode(diverging, acts_post[diverging])
+    return followed.with_truth(reference.replace_recons(diverging, recons), diverging_tokens=diverging)
 
 
 def adopt_decisions(reference: Reference, acts_post: Array) -> Reference:
@@ -113,9 +111,7 @@ def follow_steered_graph(steered: SteeredReference, clean: Reference, acts_post:
     """
     if steered.rounded:
         return steered
-    changed = clean.truth[HOOK_ACTS_POST] != steered.clean.truth[HOOK_ACTS_POST]
-    edited = steered.intervention(clean.truth[HOOK_ACTS_POST])
-    truth = {HOOK_ACTS_POST: np.where(changed, edited, steered.truth[HOOK_ACTS_POST])}
+    truth = {HOOK_ACTS_POST: steered.intervention(clean.truth[HOOK_ACTS_POST])}
     if clean.diverging_tokens is not None:
         recons = steered.truth[HOOK_RECONS].copy()
         recons[clean.diverging_tokens] = decode(clean.diverging_tokens, acts_post[clean.diverging_tokens])
@@ -156,7 +152,5 @@ def _explain_support(reference: Reference, acts_post: Array, own_pre: Array | No
         places = np.flatnonzero(contested)[explains]
         decided[places] = (found * back)[explains]
         contested[places] = False
-    if own_pre is None:
-        decided[contested] = truth[contested]  # a decision that is not explained is wrong
     changed = ((decided != 0) != (truth != 0)) & must_explain
     return reference.with_truth({HOOK_ACTS_POST: np.where(changed, decided, truth)}) if changed.any() else reference

@@ -187,6 +187,18 @@ class Reference:
         """Largest `n_flipped` that rounding explains."""
         return math.inf if self.flips is None else FACTOR * int(self.flips.sum()) + ALLOWED_CHANCE_FLIPS
 
+    def replace_recons(self, tokens: Array, recons: Array) -> dict[str, Array]:
+        """Return the truth of the hooks after the activations with another reconstruction of some tokens.
+
+        Args:
+            tokens: Which tokens, `(tokens,)` bool.
+            recons: Their reconstruction, `(number of them, ...)`.
+        """
+        replaced = self.truth[HOOK_RECONS].copy()
+        replaced[tokens] = recons
+        error = self.error_target.astype(np.float64) - replaced if HOOK_ERROR in self.truth else None
+        return derive_outputs(replaced, error, self.use_error_term)
+
     def with_truth(self, truth: Hooks, **more: Any) -> "Reference":
         """Return the reference with the truth of some hooks replaced, and with the same budgets."""
         return dataclasses.replace(self, truth={**self.truth, **truth}, recorded=self.budgets, **more)

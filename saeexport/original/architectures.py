@@ -69,13 +69,13 @@ class GatedSAE(HookedSAE):
         return torch.relu(acts_pre) * (self._product(x) + self.b_gate > 0)
 
     def undetermined(self, acts_pre: Tensor, acts_post: Tensor, tolerance: Tensor) -> Tensor:
-        """Return the features with a positive magnitude whose gate is within the tolerance of opening, `[..., d_sae]`.
+        """Return the features whose gate is within the tolerance of opening, if they can be on, `[..., d_sae]`.
 
         The gate and the magnitude come from one product. The gate opens where that is `-b_gate`, which is where
         `acts_pre` is `b_mag - b_gate * exp(r_mag)`.
         """
         opens_at = self.b_mag - self.b_gate * self.r_mag.exp()
-        return ((acts_pre - opens_at).abs() <= tolerance) & (acts_pre > 0)
+        return ((acts_pre - opens_at).abs() <= tolerance) & (acts_pre > -tolerance)
 
     def _product(self, x: Tensor) -> Tensor:
         return einops.einsum(self.centered(x), self.W_enc, "... d_in, d_in d_sae -> ... d_sae")

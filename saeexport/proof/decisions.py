@@ -9,29 +9,24 @@ from typing import Any
 import numpy as np
 
 from runtime.arrays.tensor import Array
-from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT, HOOK_RECONS
+from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS
 from runtime.parity.decisions import Stage, Stages
-from runtime.parity.reference import Reference, derive_outputs
+from runtime.parity.reference import Reference
 
 from ..original.precision import InFloat64
 from ..original.running import evaluating, run_to_hook, to_inputs, to_numpy
 
 
 def follow_decisions(sae: Any, reference: Reference) -> Reference:
-    """Return a reference whose truth has the decisions of the original; `uncertain` tells where they differ."""
+    """Return a reference whose truth has the decisions of the original; `flips` counts where it decides otherwise."""
     original, truth = (hooks[HOOK_ACTS_POST] for hooks in (reference.original, reference.truth))
     differing = (original != 0) != (truth != 0)
-    if not differing.any():
-        return dataclasses.replace(reference, uncertain=None)
     decided = np.where(differing, original, truth)
     truths = {**reference.truth, HOOK_ACTS_POST: decided}
     moved = (np.abs(decided - truth) > reference.acts_pre_tolerance).any(axis=1)
     if moved.any():
-        recons = truths[HOOK_RECONS].copy()
-        recons[moved] = true_recons(sae, reference.subset(moved), decided[moved])
-        error = reference.error_target.astype(np.float64) - recons if HOOK_ERROR in truths else None
-        truths.update(derive_outputs(recons, error, reference.use_error_term))
-    return dataclasses.replace(reference, truth=truths, uncertain=differing)
+        truths |= reference.replace_recons(moved, true_recons(sae, reference.subset(moved), decided[moved]))
+    return dataclasses.replace(reference, truth=truths, flips=differing.sum(axis=1))
 
 
 def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | None = None) -> Reference:
@@ -47,16 +42,11 @@ def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
     with InFloat64(), evaluating(sae):
         given = (reference.original[HOOK_ACTS_PRE], reference.original[HOOK_ACTS_POST], measured.acts_pre_tolerance)
         found = sae.undetermined(*to_inputs(sae, *given)) if hasattr(sae, "undetermined") else None
-    if found is None:
-        return dataclasses.replace(reference, uncertain=None)
-    uncertain = to_numpy(found)
-    if getattr(sae, "features_compete", False):
-        return dataclasses.replace(reference, uncertain=uncertain)
-    # A decision is uncertain in any case if the original itself, in either precision, differs from the truth alone.
-    differing = measured.is_uncertain
-    on, on_there = (each.truth[HOOK_ACTS_POST] != 0 for each in (reference, measured))
+    counted = found is not None and not getattr(sae, "features_compete", False)
     return dataclasses.replace(
-        reference, uncertain=uncertain | differing | (on != on_there), flips=differing.sum(axis=1)
+        reference,
+        uncertain=None if found is None else to_numpy(found),
+        flips=measured.flips if counted else None,
     )
 
 
