@@ -7,6 +7,7 @@ would misunderstand raises `FORMAT_VERSION`.
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from .checksum import with_checksum
 from .names import HOOK_NAMES
@@ -122,14 +123,44 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
+STANDARD = "ai.onnx"
+"""Domain of the standard operators."""
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What an engine must support in order to load a graph. The exporter reads it from the file.
+
+    Attributes:
+        ir_version: Version of the format of the file.
+        opset_import: Versions of the sets of operators, by domain, such as {"ai.onnx": 20}.
+        operators: Names of the operators, with those of the bodies of `If` and `Loop`, in alphabetical order. A name
+            that is not standard begins with its domain: "com.microsoft.MatMulNBits".
+        portable: Whether the documentation of TensorRT 10 and of ONNX Runtime 1.23 lists every operator with its types,
+            without control flow and operators that are not standard.
+        onnxruntime: First release of ONNX Runtime with this opset, IR version and these operators, such as "1.18"; None
+            if it is not known for one of the operators.
+    """
+
+    ir_version: int
+    opset_import: dict[str, int]
+    operators: tuple[str, ...]
+    portable: bool
+    onnxruntime: str | None
+
+
 @dataclass(frozen=True)
 class GraphSpec:
-    """One `.onnx` file: its inputs and outputs, in order, and its purpose."""
+    """One `.onnx` file: its inputs and outputs, in order, its purpose, and what an engine must support to load it.
+
+    `requires` is None in manifests of earlier releases and of grafted hosts, which do not have this key.
+    """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     description: str = field(compare=False)  # the wording is not part of the contract
+    requires: Requirements | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -295,7 +326,16 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of `sae.json` with its checksum, the same bytes for the same manifest."""
-        content = dataclasses.asdict(self)
-        if self.sae.feature_ids is None:
-            del content["sae"]["feature_ids"]
-        return with_checksum(content)
+        return with_checksum(to_content(self))
+
+
+LEFT_OUT = ("feature_ids", "requires")
+"""Keys that a manifest does not have if their value is None."""
+
+
+def to_content(manifest: Any) -> dict[str, Any]:
+    """Return the keys and values of a manifest, a dataclass, as they are written."""
+    return dataclasses.asdict(
+        manifest,
+        dict_factory=lambda pairs: {key: value for key, value in pairs if value is not None or key not in LEFT_OUT},
+    )
