@@ -143,12 +143,14 @@ example-cpp: $(ONNXRUNTIME_ROOT)/lib
 build/cpp/onnxruntime/lib: | .venv-runtime/ready
 	examples/cpp/headers.sh build/cpp/onnxruntime .venv-runtime/bin/python
 
-# RECORD=--record writes the result to examples/engines/engines.json, for the documentation.
+# The result is compared with examples/engines/engines.json, from which the documentation has its table; SURVEY=--record
+# writes that file. The oldest releases of ONNX Runtime need Python 3.12 or earlier.
+SURVEY ?= --compare
 example-engines: examples/web/node_modules/.package-lock.json \
   $(patsubst examples/engines/requirements/%.txt,.venv-engine-%/ready,$(wildcard examples/engines/requirements/*.txt))
 	for name in $(basename $(notdir $(wildcard examples/engines/requirements/*.txt))); do \
-	  .venv-engine-$$name/bin/python examples/engines/survey.py $${name%%-*} models/minilm-layer3 $(RECORD) || exit 1; done
-	node examples/engines/web.mjs models/minilm-layer3 $(RECORD)
+	  .venv-engine-$$name/bin/python examples/engines/survey.py $${name%%-*} models/minilm-layer3 $(SURVEY) || exit 1; done
+	node examples/engines/web.mjs models/minilm-layer3 $(SURVEY)
 
 .venv-engine-%/ready: examples/engines/requirements/%.txt
 	$(PYTHON) -m venv --clear .venv-engine-$*
