@@ -1,4 +1,4 @@
-"""What the manifest says about engines agrees with what the engines did, and the survey of engines finds differences."""
+"""What the manifest says about engines is what the engines did, and the survey of engines finds differences."""
 
 import json
 import subprocess
