@@ -22,7 +22,7 @@ PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
   example-mlserver example-kserve example-triton example-containers example-batch \
-  test-onnxruntime-jetson clean
+  test-onnxruntime test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
 	@.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -75,6 +75,16 @@ PYTHON310 ?= python3.10
 test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 	for artifact in models/tiny models/minilm-layer3; do \
 	  .venv-onnxruntime-1.23/bin/python -m runtime verify $$artifact --device cpu || exit 1; done
+
+# The oldest ONNX Runtime that the package takes, and the newest one that pip finds, prove the same artifacts; tests run with
+# the one of constraints.txt, which is neither. The oldest one needs Python 3.12 or earlier.
+test-onnxruntime:
+	$(PYTHON) -m venv .venv-onnxruntime-range
+	for wanted in "onnxruntime~=$(OLDEST).0" "--upgrade onnxruntime"; do \
+	  .venv-onnxruntime-range/bin/python -m pip install --quiet --disable-pip-version-check --editable . $$wanted || exit 1; \
+	  for artifact in models/tiny models/minilm-layer3; do \
+	    .venv-onnxruntime-range/bin/python -m runtime verify $$artifact --device cpu || exit 1; done; done
+OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\(.*\)"\]$$/\1/p' pyproject.toml)
 
 .venv-onnxruntime-%/ready: pyproject.toml
 	$(PYTHON310) -m venv --clear .venv-onnxruntime-$*

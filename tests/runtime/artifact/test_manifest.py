@@ -24,7 +24,10 @@ def paths(value, prefix=()):
                 if prefix[0] == "files":
                     yield from paths(inner, (*prefix, key))
                 continue
-            if prefix != ("sae", "options") and key not in (*OPTIONAL, "requires"):  # options are the architecture's own
+            if prefix != ("sae", "options") and key not in (
+                *OPTIONAL,
+                "requires",
+            ):  # options are the architecture's own
                 yield (*prefix, key)
             yield from paths(inner, (*prefix, key))
     if isinstance(value, list):
