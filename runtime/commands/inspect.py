@@ -80,9 +80,9 @@ def _engines(manifest: Manifest) -> Iterator[tuple[str, str]]:
             form = f"ONNX opset {needed.opset_import[STANDARD]}, IR version {needed.ir_version}, {manifest.sae.dtype}"
             text = f"with {form}, such as ONNX Runtime {release}" if needed.portable else release
             alike[needed.portable].setdefault(text, []).append(name)
-    for title, found in (("any engine", alike[True]), ("ONNX Runtime only", alike[False])):
+    for title, start, found in (("any engine", "", alike[True]), ("ONNX Runtime", "only, ", alike[False])):
         if found:
-            yield title, "; ".join(f"{text}: {', '.join(names)}" for text, names in found.items())
+            yield title, start + "; ".join(f"{text}: {', '.join(names)}" for text, names in found.items())
 
 
 def _facts(manifest: Manifest) -> str:

@@ -91,7 +91,7 @@ def test_inspect_says_which_graphs_are_for_onnx_runtime_only():
     text = " ".join(describe(read_artifact(TINY)).split())
     assert (
         "any engine with ONNX opset 20, IR version 10, float32, such as ONNX Runtime from 1.18 on: model, encode, "
-        "activate, decode, steer, features ONNX Runtime only from 1.18 on: acts, model.sparse, "
+        "activate, decode, steer, features ONNX Runtime only, from 1.18 on: acts, model.sparse, "
     ) in text
 
 
