@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from runtime import ManifestError, ProviderError, SAESession
+from runtime.artifact.card import model_card
 from runtime.artifact.folder import read_artifact
 from runtime.artifact.parse import parse_manifest
 from runtime.commands.doctor import diagnose
@@ -102,6 +103,18 @@ def test_inspect_says_where_the_release_is_not_known(tmp_path):
     assert (
         "from 1.18 on: acts, decode.sparse, steer.sparse, features.sparse; in a release that is not known: mod" in text
     )
+
+
+def test_the_card_on_the_hub_says_which_engines_run_the_sae(older):
+    def card(*keys, value=None):
+        text = edited(TEXT, *keys, value=value) if keys else TEXT
+        return model_card(parse_manifest(text), "ada/new")
+
+    assert "| runs in | ONNX Runtime 1.18 or later, or another engine with ONNX opset 20, IR version 10 |" in card()
+    own = card(*MODEL, "portable", value=False)
+    assert "| runs in | ONNX Runtime 1.18 or later, and no other engine |" in own
+    assert "| runs in | ONNX Runtime, or another engine" in card(*MODEL, "onnxruntime", value=None)
+    assert "runs in" not in model_card(read_artifact(older).manifest, "ada/new")
 
 
 @pytest.mark.parametrize("version", ["1.17.3", "1.9.0", "0.99.0.dev1"])
