@@ -193,14 +193,17 @@ def graphs() -> str:
 def engines() -> str:
     """Return what the manifest says about the engines of each graph, and which of them run it within its budgets."""
     surveyed = results(ENGINES)
+    releases = {name.split()[1]: surveyed.pop(name) for name in list(surveyed) if name.startswith("onnxruntime ")}
     rows = []
     for graph, spec in read_artifact(ROOT / "models" / "minilm-layer3").manifest.graphs.items():
         requires = spec.requires
         assert requires is not None
         written = ["yes" if requires.portable else "no", f"{requires.onnxruntime}"]
+        in_onnxruntime = ", ".join(release for release, found in releases.items() if found[graph] == "ok")
         ran = ["yes" if found[graph] == "ok" else "no" for found in surveyed.values()]
-        rows.append([f"`{spec.file}`", *written, *ran])
-    return table_of(["graph", "`portable`", "`onnxruntime`", *surveyed], rows)
+        rows.append([f"`{graph}`", *written, in_onnxruntime, *ran])
+    heads = ["graph", "`portable`", "`onnxruntime`", f"onnxruntime, of {', '.join(releases)}", *surveyed]
+    return table_of(heads, rows)
 
 
 def formats() -> str:
