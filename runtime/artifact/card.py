@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from ..arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ..hub.client import import_client
 from .contracts import MODEL
-from .manifest import INT8, MANIFEST, STANDARD, Fidelity, Manifest, ParityRecord, TensorSpec
+from .engines import STANDARD
+from .manifest import INT8, MANIFEST, Fidelity, Manifest, ParityRecord, TensorSpec
 from .names import HOOK_ACTS_POST, TARGET
 
 CARD = "README.md"

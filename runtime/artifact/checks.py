@@ -13,7 +13,8 @@ from ..arrays.dtypes import BFLOAT16, DTYPES, FLOAT32
 from ..errors import ManifestError
 from .check_records import check_fidelity, check_parity
 from .contracts import ACTIVATE, CPU_VARIANTS, DECODE, graph_specs
-from .manifest import CUSTOM, INT8, MANIFEST, STANDARD, FileRecord, GraphSpec, Manifest, Requirements, SAEConfig
+from .engines import CONTROL_FLOW, STANDARD, Requirements
+from .manifest import CUSTOM, INT8, MANIFEST, FileRecord, GraphSpec, Manifest, SAEConfig
 from .names import FEATURE_HOOKS, HOOK_ERROR, HOOK_NAMES
 from .requirement import require
 from .strict_json import shown
@@ -30,7 +31,6 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 SHA256 = re.compile("[0-9a-f]{64}")
 
 RELEASE = re.compile(r"\d{1,4}\.\d{1,4}")
-CONTROL_FLOW = ("If", "Loop", "Scan")
 
 LEAST_INT, MOST_INT = -(2**63), 2**64 - 1
 """The integers that readers in other languages can hold, signed or unsigned."""

@@ -5,8 +5,9 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..artifact.contracts import contracts_of
+from ..artifact.engines import STANDARD
 from ..artifact.folder import Artifact, read_artifact
-from ..artifact.manifest import STANDARD, GraphSpec, HookParity, Manifest, TensorSpec
+from ..artifact.manifest import GraphSpec, HookParity, Manifest, TensorSpec
 from ..hosts.folder import is_host, read_host
 from ..parity.fidelity import describe_fidelity
 from ..tables import format_table

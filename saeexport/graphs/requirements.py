@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from runtime.artifact.manifest import STANDARD, Requirements
+from runtime.artifact.engines import STANDARD, Requirements
 from runtime.errors import ExportError
 
 from .portable import IR_VERSION, OPSET, violations
