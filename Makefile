@@ -22,7 +22,7 @@ PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
   example-mlserver example-kserve example-triton example-containers example-batch \
-  test-onnxruntime-jetson clean
+  test-onnxruntime test-onnxruntime-jetson clean
 
 demo: .venv/ready .venv-runtime/ready
 	@.venv/bin/python models/minilm/demo.py $(DEMO)
@@ -75,6 +75,16 @@ PYTHON310 ?= python3.10
 test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 	for artifact in models/tiny models/minilm-layer3; do \
 	  .venv-onnxruntime-1.23/bin/python -m runtime verify $$artifact --device cpu || exit 1; done
+
+# The oldest ONNX Runtime that the package takes, and the newest one that pip finds, prove the same artifacts; tests run with
+# the one of constraints.txt, which is neither. The oldest one needs Python 3.12 or earlier.
+test-onnxruntime:
+	$(PYTHON) -m venv .venv-onnxruntime-range
+	for wanted in "onnxruntime~=$(OLDEST).0" "--upgrade onnxruntime"; do \
+	  .venv-onnxruntime-range/bin/python -m pip install --quiet --disable-pip-version-check --editable . $$wanted || exit 1; \
+	  for artifact in models/tiny models/minilm-layer3; do \
+	    .venv-onnxruntime-range/bin/python -m runtime verify $$artifact --device cpu || exit 1; done; done
+OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\(.*\)"\]$$/\1/p' pyproject.toml)
 
 .venv-onnxruntime-%/ready: pyproject.toml
 	$(PYTHON310) -m venv --clear .venv-onnxruntime-$*
@@ -144,12 +154,14 @@ example-cpp: $(ONNXRUNTIME_ROOT)/lib
 build/cpp/onnxruntime/lib: | .venv-runtime/ready
 	examples/cpp/headers.sh build/cpp/onnxruntime .venv-runtime/bin/python
 
-# RECORD=--record writes the result to examples/engines/engines.json, for the documentation.
+# The result is compared with examples/engines/engines.json, from which the documentation has its table; SURVEY=--record
+# writes that file. The oldest releases of ONNX Runtime need Python 3.12 or earlier.
+SURVEY ?= --compare
 example-engines: examples/web/node_modules/.package-lock.json \
   $(patsubst examples/engines/requirements/%.txt,.venv-engine-%/ready,$(wildcard examples/engines/requirements/*.txt))
 	for name in $(basename $(notdir $(wildcard examples/engines/requirements/*.txt))); do \
-	  .venv-engine-$$name/bin/python examples/engines/survey.py $${name%%-*} models/minilm-layer3 $(RECORD) || exit 1; done
-	node examples/engines/web.mjs models/minilm-layer3 $(RECORD)
+	  .venv-engine-$$name/bin/python examples/engines/survey.py $${name%%-*} models/minilm-layer3 $(SURVEY) || exit 1; done
+	node examples/engines/web.mjs models/minilm-layer3 $(SURVEY)
 
 .venv-engine-%/ready: examples/engines/requirements/%.txt
 	$(PYTHON) -m venv --clear .venv-engine-$*

@@ -23,6 +23,7 @@ from benchmarks.gpu.report import tables as gpu
 from benchmarks.losses import faults, half, int8
 from benchmarks.report import tables
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
+from runtime.artifact.folder import read_artifact
 from runtime.artifact.names import HOOK_NAMES
 from runtime.artifact.writing import write_text
 from saeexport.checkpoints import registry
@@ -41,6 +42,8 @@ IMAGES = {
     "steering.png": ROOT / "models" / "minilm" / "steering.png",
 }
 """The images of the pages, and the files that they are copied from."""
+
+ENGINES = ROOT / "examples" / "engines" / "engines.json"
 
 GPU = RESULTS / "gpu-nvidia-h200.json"
 GPU_CANDIDATES = ("as_is", "gemm", "rides")
@@ -189,12 +192,19 @@ def graphs() -> str:
 
 
 def engines() -> str:
-    """Return which graphs an engine runs within their budgets."""
-    surveyed = results(ROOT / "examples" / "engines" / "engines.json")
-    known = dict.fromkeys(graph for found in surveyed.values() for graph in found)
-    rows = [[f"`{graph}.onnx`", *("yes" if found[graph] == "ok" else "no" for found in surveyed.values())]
-            for graph in known]  # fmt: skip
-    return table_of(["graph", *surveyed], rows)
+    """Return what the manifest says about the engines of each graph, and which of them run it within its budgets."""
+    surveyed = results(ENGINES)
+    releases = {name.split()[1]: surveyed.pop(name) for name in list(surveyed) if name.startswith("onnxruntime ")}
+    rows = []
+    for graph, spec in read_artifact(ROOT / "models" / "minilm-layer3").manifest.graphs.items():
+        requires = spec.requires
+        assert requires is not None
+        written = ["yes" if requires.portable else "no", f"{requires.onnxruntime}"]
+        in_onnxruntime = ", ".join(release for release, found in releases.items() if found[graph] == "ok")
+        ran = ["yes" if found[graph] == "ok" else "no" for found in surveyed.values()]
+        rows.append([f"`{graph}`", *written, in_onnxruntime, *ran])
+    heads = ["graph", "`portable`", "`onnxruntime`", f"onnxruntime, of {', '.join(releases)}", *surveyed]
+    return table_of(heads, rows)
 
 
 def formats() -> str:

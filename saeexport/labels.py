@@ -1,7 +1,10 @@
-"""Reads labels of features: `labels.json` of an artifact, and the explanations that Neuronpedia exports.
+"""Reads labels of features: `labels.json` of an artifact, and what Neuronpedia exports.
 
-Source: Neuronpedia's API, https://www.neuronpedia.org/api/explanation/export?modelId=...&saeId=..., a JSON list of
-objects with `modelId`, `layer` (the SAE), `index` and `description`; its datasets have one object per line, compressed.
+Neuronpedia's objects have `modelId`, `layer` (the SAE) and `index`. An explanation has `description`, an activation has
+`tokens` and `values`, and a feature has lists of both.
+
+Source: Neuronpedia's API, https://www.neuronpedia.org/api/explanation/export?modelId=...&saeId=..., a JSON list, and
+https://www.neuronpedia.org/api/feature/MODEL/SAE/INDEX; its datasets have one object per line, compressed.
 """
 
 import gzip
@@ -11,12 +14,22 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.arrays.arguments import as_path
 from runtime.artifact.files import open_file
-from runtime.artifact.labels import FORMAT, LARGEST, Label, Labels, read_labels
+from runtime.artifact.labels import FORMAT, LARGEST, Example, Label, Labels, read_labels
 from runtime.errors import ArtifactError, InputError
 
 GZIP = b"\x1f\x8b"
+
+EXAMPLES, AROUND = 5, 10
+"""Number of examples of a feature that are taken from Neuronpedia, and of tokens on each side of the strongest one."""
+
+STRONG = 0.5
+"""Activation of the tokens of an example that are marked, as a fraction of its largest one."""
+
+LARGEST_ACTIVATION = float(np.finfo(np.float32).max)
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 """Endings of the files of labels in a folder that has those of several SAEs."""
@@ -25,11 +38,12 @@ ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 def load_labels(path: str | os.PathLike[str], d_sae: int) -> Labels:
     """Return the labels in a file.
 
-    If a feature has several explanations, the first one is taken.
+    If a feature has several explanations, the first one is taken. Of its activations on Neuronpedia, the strongest five
+    become examples, each cut to the tokens around the strongest one.
 
     Args:
-        path: `labels.json` of an artifact, or an export of Neuronpedia, a JSON list or an object per line. It may be
-            compressed with gzip.
+        path: `labels.json` of an artifact, or an export of Neuronpedia, a JSON list or an object on each line. Both
+            may be compressed with gzip.
         d_sae: Number of features of the SAE.
 
     Raises:
@@ -46,31 +60,75 @@ def load_labels(path: str | os.PathLike[str], d_sae: int) -> Labels:
     if isinstance(entries, dict) and entries.get("format") == FORMAT:
         return read_labels(content, d_sae, str(path))
     entries = [entries] if isinstance(entries, dict) else entries  # a text of one line
-    if not isinstance(entries, list) or not all(map(_is_explanation, entries)):
+    if not isinstance(entries, list) or not all(map(_is_of_neuronpedia, entries)):
         raise InputError(
             f"{path} does not hold labels. Give labels.json of an artifact, or an export of Neuronpedia, objects with "
-            "modelId, layer, index and description."
+            "modelId, layer, index, and a description, explanations, activations, or tokens with values."
         )
     return _of_neuronpedia(path, entries, d_sae)
 
 
-def _is_explanation(entry: Any) -> bool:
-    return isinstance(entry, dict) and {"index", "description"} <= set(entry)
+def _is_of_neuronpedia(entry: Any) -> bool:
+    known = {"description", "explanations", "activations", "tokens"}
+    return isinstance(entry, dict) and "index" in entry and not known.isdisjoint(entry)
 
 
 def _of_neuronpedia(path: Path, entries: list[dict[str, Any]], d_sae: int) -> Labels:
     names = {(entry.get("modelId"), entry.get("layer")) for entry in entries}
     if len(saes := sorted(f"{model}/{sae}" for model, sae in names if model and sae)) > 1:
-        raise InputError(f"{path} has explanations of several SAEs: {', '.join(saes[:5])}. Give those of one.")
-    found: dict[int, Label] = {}
+        raise InputError(f"{path} is about features of several SAEs: {', '.join(saes[:5])}. Give those of one.")
+    texts: dict[int, str] = {}
+    examples: dict[int, list[Example]] = {}
     for entry in entries:
-        if isinstance(entry["description"], str):
-            try:
-                index = int(entry["index"])  # a string in the API
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{path}: an index is {entry['index']!r}; it must be a whole number.") from error
-            found.setdefault(index, Label(index, entry["description"].strip()))
-    return Labels(d_sae, found.values(), f"https://www.neuronpedia.org/{saes[0]}" if saes else None)
+        try:
+            index = int(str(entry["index"]))  # a string in the API
+        except ValueError as error:
+            raise InputError(f"{path}: an index is {entry['index']!r}; it must be a whole number.") from error
+        for explanation in (entry, *_parts(path, entry, "explanations")):
+            if isinstance(text := explanation.get("description"), str):
+                texts.setdefault(index, text.strip())
+        for activation in (entry, *_parts(path, entry, "activations")):
+            if "tokens" in activation and (example := _example(path, index, activation)):
+                examples.setdefault(index, []).append(example)
+    for found in examples.values():
+        found.sort(key=lambda example: -(example.activation or 0))
+    labels = [Label(i, texts.get(i), tuple(examples.get(i, ())[:EXAMPLES])) for i in {**texts, **examples}]
+    return Labels(d_sae, labels, f"https://www.neuronpedia.org/{saes[0]}" if saes else None)
+
+
+def _parts(path: Path, entry: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the explanations or activations of a feature."""
+    parts = entry.get(key) or []
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise InputError(f"{path}: {key} of feature {entry['index']} is not a list of objects.")
+    return parts
+
+
+def _example(path: Path, index: int, activation: dict[str, Any]) -> Example | None:
+    """Return an activation as an example; None if the feature is not on."""
+    tokens, values = activation["tokens"], activation.get("values")
+    if not isinstance(tokens, list) or not isinstance(values, list) or not _fit(tokens, values):
+        raise InputError(
+            f"{path}: an activation of feature {index} must have as many values, finite numbers, as tokens, texts."
+        )
+    largest = max(values, default=0)
+    if largest <= 0:
+        return None
+    strongest = values.index(largest)
+    text, spans = "", []
+    for i in range(max(0, strongest - AROUND), min(len(tokens), strongest + AROUND + 1)):
+        token = tokens[i].replace("\u2581", " ")  # how SentencePiece writes a space
+        start = len(text) + len(token) - len(token.lstrip())
+        text += token
+        if values[i] >= STRONG * largest and start < len(text):
+            spans.append((start, len(text)))
+    return Example(text, tuple(spans), float(largest))
+
+
+def _fit(tokens: list[Any], values: list[Any]) -> bool:
+    """Tell whether the tokens of an activation are texts, with as many values, which are numbers."""
+    numbers = all(isinstance(value, int | float) and abs(value) <= LARGEST_ACTIVATION for value in values)
+    return numbers and len(tokens) == len(values) and all(isinstance(token, str) for token in tokens)
 
 
 def _read(path: Path) -> bytes:

@@ -1,7 +1,7 @@
-"""Tries every graph of an artifact in one engine: `python examples/engines/survey.py ENGINE ARTIFACT [--record]`.
+"""Tries every graph of an artifact in one engine: `python examples/engines/survey.py ENGINE ARTIFACT`.
 
-The result is "ok" for each graph, or why it cannot be used. It has to be that of engines.json. The packages of
-`requirements/ENGINE.txt` must be installed; neither `runtime` nor PyTorch is needed.
+It prints "ok" for each graph, or why it cannot be used, and what the artifact says that the graph needs. The packages
+of `requirements/ENGINE.txt` must be installed; neither `runtime` nor PyTorch is needed.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from engines import ENGINES
 from golden import Golden
@@ -35,26 +36,39 @@ def try_graph(engine: str, artifact: Path, graph: str, golden: Golden) -> str:
 
 
 def main() -> int:
-    """Try the graphs and print the result; record it, or return 1 if it differs from what was recorded."""
+    """Try the graphs and print the result. Return 1 if it was to be compared with the recorded one and differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--record", action="store_true", help=f"write the result to {RESULTS.name}")
+    parser.add_argument("--compare", action="store_true", help=f"exit with 1 if the result differs from {RESULTS.name}")
     options = parser.parse_args()
     manifest = json.loads((options.artifact / "sae.json").read_text("utf-8"))
+    if manifest["weights_dtype"] != "float32":
+        parser.error(
+            f"{options.artifact} has {manifest['weights_dtype']} weights; the rule of golden.py is for float32. "
+            "Use python -m runtime verify."
+        )
     golden = Golden(manifest, load_file(options.artifact / manifest["golden"]["file"]))
     name = f"{options.engine} {importlib.metadata.version(options.engine)}"
     graphs = {graph: try_graph(options.engine, options.artifact, graph, golden) for graph in manifest["graphs"]}
-    print(name, *(f"  {graph:16} {found}" for graph, found in graphs.items()), sep="\n")
-    return keep(name, graphs, options.record)
-
-
-def keep(name: str, graphs: dict[str, str], record: bool) -> int:
-    """Write the result for an engine, or print how it differs from the one that is there. Return 1 if it does."""
+    print(name)
+    for graph, found in graphs.items():
+        print(f"  {graph:16} {needs(manifest['graphs'][graph]):18} {found}")
     recorded = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    if record:
+    if options.record:
         RESULTS.write_text(json.dumps(dict(sorted({**recorded, name: graphs}.items())), indent=1) + "\n", "utf-8")
-        return 0
+    return compare(name, graphs, recorded) if options.compare else 0
+
+
+def needs(spec: dict[str, Any]) -> str:
+    """Return what an artifact says about the engines of a graph; artifacts of earlier releases say nothing."""
+    requires = spec.get("requires")
+    return "" if requires is None else "any engine" if requires["portable"] else "ONNX Runtime only"
+
+
+def compare(name: str, graphs: dict[str, str], recorded: dict[str, dict[str, str]]) -> int:
+    """Print how the result for an engine differs from the recorded one, and return 1 if it does."""
     wanted = {graph: verdict_of(text) for graph, text in recorded.get(name, {}).items()}
     different = [
         graph for graph in {**wanted, **graphs} if wanted.get(graph) != verdict_of(graphs.get(graph, "missing"))

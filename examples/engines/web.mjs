@@ -1,4 +1,4 @@
-// Tries every graph of an artifact in ONNX Runtime's WebAssembly, as survey.py does: node web.mjs ARTIFACT [--record]
+// Tries every graph of an artifact in ONNX Runtime's WebAssembly, as survey.py does: node web.mjs ARTIFACT [--record | --compare]
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
@@ -59,7 +59,7 @@ const recorded = existsSync(RESULTS) ? JSON.parse(readFileSync(RESULTS, 'utf8'))
 if (options.includes('--record')) {
   const sorted = Object.entries({ ...recorded, [engine]: graphs }).sort(([a], [b]) => (a < b ? -1 : 1));
   writeFileSync(RESULTS, `${JSON.stringify(Object.fromEntries(sorted), null, 1)}\n`);
-} else {
+} else if (options.includes('--compare')) {
   const verdict = (text) => text?.split(':')[0];
   const different = Object.keys(graphs).filter((name) => verdict(graphs[name]) !== verdict(recorded[engine]?.[name]));
   for (const name of different) console.error(`${engine}: ${name}: engines.json has ${recorded[engine]?.[name]}.`);

@@ -37,6 +37,8 @@ for (const folder of process.argv.slice(2)) {
   const k = BigInt(Math.min(width, Math.max(...l0) + 8)); // every feature that is on
   const sources = {
     input: float32(golden.hook_sae_input),
+    hook_sae_acts_pre: float32(golden.hook_sae_acts_pre), // of `activate` and `decode`
+    hook_sae_acts_post: float32(golden.hook_sae_acts_post),
     target: golden.target && float32(golden.target), // only of a transcoder
     feature_ids: new Tensor('int64', golden.feature_ids.data, golden.feature_ids.shape),
     feature_scale: float32(golden.feature_scale),
@@ -44,21 +46,21 @@ for (const folder of process.argv.slice(2)) {
     k: new Tensor('int64', BigInt64Array.of(k), [1]),
   };
 
-  for (const graph of ['model', 'model.sparse']) {
-    for (const result of compareHooks(manifest, golden, await run(folder, graphs[graph], sources))) report(graph, result);
-  }
-  for (const graph of ['steer', 'steer.sparse']) {
-    const outputs = await run(folder, graphs[graph], sources);
-    for (const hook of ['hook_sae_recons', 'hook_sae_output']) {
-      const name = `steered.${hook}`;
-      report(graph, { name, ...compare(golden, name, outputs[hook], steered[hook].budget) });
+  for (const [graph, spec] of Object.entries(graphs)) {
+    const outputs = await run(folder, spec, sources);
+    const kind = graph.split('.')[0]; // a variant has the outputs of its graph
+    if (kind === 'steer') {
+      for (const hook of ['hook_sae_recons', 'hook_sae_output']) {
+        const name = `steered.${hook}`;
+        report(graph, { name, ...compare(golden, name, outputs[hook], steered[hook].budget) });
+      }
+    } else if (kind === 'features') {
+      const name = 'hook_sae_acts_post';
+      report(graph, { name, ...compare(golden, name, scatter(outputs, tokens, width), hooks[name].budget) });
+      report(graph, { name: 'l0', ok: l0.every((count, t) => BigInt(count) === outputs.l0[t]) });
+    } else {
+      for (const result of compareHooks(manifest, golden, outputs)) report(graph, result);
     }
-  }
-  for (const graph of ['features', 'features.sparse']) {
-    const outputs = await run(folder, graphs[graph], sources);
-    const name = 'hook_sae_acts_post';
-    report(graph, { name, ...compare(golden, name, scatter(outputs, tokens, width), hooks[name].budget) });
-    report(graph, { name: 'l0', ok: l0.every((count, t) => BigInt(count) === outputs.l0[t]) });
   }
 }
 if (process.argv.length < 3) throw new Error('Name the folder of an artifact: node check.mjs ../../models/tiny');

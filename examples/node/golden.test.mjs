@@ -44,6 +44,12 @@ test('a feature that is switched on by a tiny activation is seen', () => {
   assert.deepEqual(failures, ['features on']);
 });
 
+test('a graph that computes some of the hooks is compared at these', () => {
+  const names = (outputs) => [...compareHooks(manifest, golden, outputs)].map(({ name, ok }) => `${name} ${ok}`);
+  assert.deepEqual(names({ hook_sae_recons: golden.hook_sae_recons.data }), ['hook_sae_recons true']);
+  assert.deepEqual(names({ hook_sae_acts_post: golden.hook_sae_acts_pre.data }), ['hook_sae_acts_post false', 'features on false']);
+});
+
 test('an input that differs in its last bit is seen', () => {
   const failures = failuresAfter(({ hook_sae_input: x }) => { new Uint32Array(x.buffer)[0] ^= 1; });
   assert.deepEqual(failures, ['hook_sae_input']);

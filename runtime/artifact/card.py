@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from ..arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ..hub.client import import_client
 from .contracts import MODEL
+from .engines import STANDARD
 from .manifest import INT8, MANIFEST, Fidelity, Manifest, ParityRecord, TensorSpec
 from .names import HOOK_ACTS_POST, TARGET
 
@@ -89,11 +90,22 @@ def _facts(manifest: Manifest) -> str:
         "features": f"{sae.d_sae:,}",
         "dtype": f"{sae.dtype}, {manifest.weights_dtype} weights",
         "output": "recons + error" if sae.use_error_term else "recons",
+        "runs in": _engines(manifest),
         "Neuronpedia": sae.neuronpedia_id,
         "exported from": manifest.provenance.get("source"),
         "exported by": f"{LIBRARY} {manifest.provenance.get(LIBRARY, '')}".strip(),
     }
     return _table(("", ""), [(name, _text(value)) for name, value in facts.items() if value])
+
+
+def _engines(manifest: Manifest) -> str | None:
+    """Return the engines that the whole SAE runs in; None if the manifest does not say it."""
+    needed = manifest.graphs[MODEL].requires
+    if needed is None:
+        return None
+    release = f" {needed.onnxruntime} or later" if needed.onnxruntime else ""
+    others = f", or another engine with ONNX opset {needed.opset_import[STANDARD]}, IR version {needed.ir_version}"
+    return f"ONNX Runtime{release}{others if needed.portable else ', and no other engine'}"
 
 
 def _hooks(manifest: Manifest) -> str:

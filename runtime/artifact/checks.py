@@ -13,6 +13,7 @@ from ..arrays.dtypes import BFLOAT16, DTYPES, FLOAT32
 from ..errors import ManifestError
 from .check_records import check_fidelity, check_parity
 from .contracts import ACTIVATE, CPU_VARIANTS, DECODE, graph_specs
+from .engines import CONTROL_FLOW, STANDARD, Requirements
 from .manifest import CUSTOM, INT8, MANIFEST, FileRecord, GraphSpec, Manifest, SAEConfig
 from .names import FEATURE_HOOKS, HOOK_ERROR, HOOK_NAMES
 from .requirement import require
@@ -28,6 +29,8 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 """A file name that every file system can hold, and that names a file inside the folder of the artifact."""
 
 SHA256 = re.compile("[0-9a-f]{64}")
+
+RELEASE = re.compile(r"\d{1,4}\.\d{1,4}")
 
 LEAST_INT, MOST_INT = -(2**63), 2**64 - 1
 """The integers that readers in other languages can hold, signed or unsigned."""
@@ -169,6 +172,9 @@ def _check_graphs(manifest: Manifest) -> None:
                 f"{MANIFEST}: graphs has no {name!r}; every artifact in {manifest.sae.dtype} has {', '.join(specs)}."
             )
         _check_graph(name, manifest.graphs[name], expected)
+    for name, graph in manifest.graphs.items():
+        if graph.requires is not None:
+            _check_requirements(f"graph {name!r}: requires", graph.requires)
 
 
 def _check_graph(name: str, graph: GraphSpec, expected: GraphSpec) -> None:
@@ -180,6 +186,24 @@ def _check_graph(name: str, graph: GraphSpec, expected: GraphSpec) -> None:
                 raise ManifestError(
                     f"{MANIFEST}: graph {name!r}: {role}[{i}] is {shown(found)}; for this SAE it must be {wanted}."
                 )
+
+
+def _check_requirements(where: str, requires: Requirements) -> None:
+    """Check what a graph says about itself: the parts must agree with each other."""
+    require(requires.ir_version >= 1, f"{where}: ir_version", requires.ir_version, "at least 1")
+    opsets, operators = requires.opset_import, requires.operators
+    require(STANDARD in opsets, f"{where}: opset_import", ", ".join(opsets) or "empty", f"with {STANDARD}")
+    for domain, version in opsets.items():
+        require(version >= 1, f"{where}: opset_import[{domain!r}]", version, "at least 1")
+    sorted_once = len(operators) >= 1 and list(operators) == sorted(set(operators))
+    require(sorted_once, f"{where}: operators", list(operators), "names in alphabetical order, each once")
+    own = {name for name in operators if name.rpartition(".")[0] not in ("", *opsets)}
+    require(not own, f"{where}: operators", list(operators), f"of the domains {', '.join(opsets)}")
+    kept = [name for name in operators if "." in name or name in CONTROL_FLOW]
+    require(not (requires.portable and kept), f"{where}: portable", requires.portable, f"false with {', '.join(kept)}")
+    if requires.onnxruntime is not None:
+        is_release = RELEASE.fullmatch(requires.onnxruntime) is not None
+        require(is_release, f"{where}: onnxruntime", requires.onnxruntime, "a release such as 1.18")
 
 
 def _check_sizes(manifest: Manifest) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 CHECKSUM = "checksum"
 """The key of the checksum in `sae.json`."""
 
+WIDTH = 100
+"""Characters of a line of a manifest, if it can be divided."""
+
 _STRING_OR_OTHER = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^" \t\r\n]+')
 
 
@@ -35,4 +38,18 @@ def with_checksum(content: Mapping[str, Any]) -> str:
 
 
 def _to_text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
+    return _indented(content) + "\n"
+
+
+def _indented(value: Any, margin: str = "\n") -> str:
+    """Return JSON for people: what is short is on one line, and so is a list without lists and objects."""
+    line = json.dumps(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    nested = isinstance(value, dict) or any(isinstance(part, dict | list | tuple) for part in parts)
+    if not nested or len(line) + len(margin) <= WIDTH:
+        return line
+    inner = f"{margin}  "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_indented(item, inner)}" for key, item in value.items()]
+        return f"{{{inner}{f',{inner}'.join(items)}{margin}}}"
+    return f"[{inner}{f',{inner}'.join(_indented(item, inner) for item in value)}{margin}]"

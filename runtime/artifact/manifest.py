@@ -7,8 +7,10 @@ would misunderstand raises `FORMAT_VERSION`.
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from .checksum import with_checksum
+from .engines import Requirements
 from .names import HOOK_NAMES
 
 FORMAT_VERSION = 1
@@ -124,12 +126,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One `.onnx` file: its inputs and outputs, in order, and its purpose."""
+    """One `.onnx` file: its inputs and outputs, in order, its purpose, and what an engine must support to load it.
+
+    `requires` is None in manifests of earlier releases and of grafted hosts, which do not have this key.
+    """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     description: str = field(compare=False)  # the wording is not part of the contract
+    requires: Requirements | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -295,7 +301,16 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of `sae.json` with its checksum, the same bytes for the same manifest."""
-        content = dataclasses.asdict(self)
-        if self.sae.feature_ids is None:
-            del content["sae"]["feature_ids"]
-        return with_checksum(content)
+        return with_checksum(to_content(self))
+
+
+LEFT_OUT = ("feature_ids", "requires")
+"""Keys that a manifest does not have if their value is None."""
+
+
+def to_content(manifest: Any) -> dict[str, Any]:
+    """Return the keys and values of a manifest, a dataclass, as they are written."""
+    return dataclasses.asdict(
+        manifest,
+        dict_factory=lambda pairs: {key: value for key, value in pairs if value is not None or key not in LEFT_OUT},
+    )

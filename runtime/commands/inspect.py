@@ -2,9 +2,10 @@
 
 import argparse
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..artifact.contracts import contracts_of
+from ..artifact.engines import STANDARD
 from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import GraphSpec, HookParity, Manifest, TensorSpec
 from ..hosts.folder import is_host, read_host
@@ -30,7 +31,7 @@ def describe(artifact: Artifact) -> str:
     shape = " x ".join(map(str, sae.input_shape))
     named = "parity" if manifest.parity else "errors"
     left_out = f" ({parity.left_out} left out because PyTorch itself is inexact on them)" if parity.left_out else ""
-    families = (("portable graphs", False), ("CPU variants, which `auto` prefers on a CPU", True))
+    families = (("graphs", False), ("CPU variants, which `auto` prefers on a CPU", True))
     parts = [
         f"{artifact.path}: {sae.architecture} SAE on {sae.hook_name}, {shape} -> {sae.d_sae} features, {sae.dtype}",
         _facts(manifest),
@@ -61,10 +62,28 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("hooks", ", ".join(sae.fired_hooks)),
         ("weights", f"{manifest.weights}, {manifest.weights_dtype}{_record(manifest, manifest.weights)}"),
         ("golden batch", f"{golden.file}, {golden.tokens} tokens, {golden.source}{_record(manifest, golden.file)}"),
+        *_engines(manifest),
         *([("exported from", manifest.provenance["source"])] if "source" in manifest.provenance else []),
         ("made with", ", ".join(f"{name} {text}" for name, text in manifest.provenance.items() if name != "source")),
         ("format", str(manifest.format_version)),
     ]
+
+
+def _engines(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield which graphs every engine can load, and which are for ONNX Runtime only.
+
+    Manifests of earlier releases do not say it.
+    """
+    alike: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
+    for name, graph in manifest.graphs.items():
+        if (needed := graph.requires) is not None:
+            release = f"from {needed.onnxruntime} on" if needed.onnxruntime else "in a release that is not known"
+            form = f"ONNX opset {needed.opset_import[STANDARD]}, IR version {needed.ir_version}, {manifest.sae.dtype}"
+            text = f"with {form}, such as ONNX Runtime {release}" if needed.portable else release
+            alike[needed.portable].setdefault(text, []).append(name)
+    for title, start, found in (("any engine", "", alike[True]), ("ONNX Runtime", "only, ", alike[False])):
+        if found:
+            yield title, start + "; ".join(f"{text}: {', '.join(names)}" for text, names in found.items())
 
 
 def _facts(manifest: Manifest) -> str:

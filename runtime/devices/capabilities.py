@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
+import onnxruntime as ort
+
 from ..arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from ..artifact.contracts import MODEL
 from ..artifact.folder import Artifact
-from ..artifact.manifest import INT8
+from ..artifact.manifest import INT8, Manifest
 from ..errors import InputError, ProviderError, SAEError
 from .blocks import default_block, token_bytes
 from .cuda.driver import driver
@@ -46,6 +49,18 @@ def why_not_on(device: Device, needed: Iterable[str]) -> str:
     return next((f"{device.name} ({gpu.name}): {reason}" for reason in reasons if reason), "")
 
 
+def newer_onnxruntime(manifest: Manifest) -> str:
+    """Return the release of ONNX Runtime that an artifact needs if this one is older, or else an empty string."""
+    requires = manifest.graphs[MODEL].requires
+    needed = "" if requires is None else requires.onnxruntime or ""
+    return needed if needed and _release(ort.__version__) < _release(needed) else ""
+
+
+def _release(version: str) -> list[int]:
+    """Return the first two numbers of a version, such as [1, 18] for "1.18.1"."""
+    return [int(part) for part in version.split(".")[:2]]
+
+
 def choose_device(artifact: Artifact, name: str, options: Options) -> Device:
     """Return the device that runs an artifact; "auto" is a GPU that can run it, or else the CPU.
 
@@ -82,10 +97,16 @@ def check_runs(artifact: Artifact, device: Device, options: Options) -> None:
     """Check that a device can run an artifact with these options.
 
     Raises:
-        ProviderError: The device does not support the artifact's dtype, or an option that was set.
+        ProviderError: The device does not support the artifact's dtype, or an option that was set, or this ONNX Runtime
+            is too old.
         InputError: Options contradict each other, the artifact or the device.
     """
     dtype = artifact.manifest.sae.dtype
+    if needed := newer_onnxruntime(artifact.manifest):
+        raise ProviderError(
+            f"{artifact.path} needs ONNX Runtime {needed} or later; {ort.__version__} is installed: "
+            "pip install --upgrade onnxruntime"
+        )
     if options.precision == TF32 and dtype != FLOAT32:
         raise InputError(f'precision="tf32" applies to float32 artifacts; {artifact.path} is in {dtype}. Leave it out.')
     if device.kind == CPU:

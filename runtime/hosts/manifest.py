@@ -4,12 +4,11 @@ The classes have the keys of `host.json`, one for one, except for the checksum o
 `sae.json`: unknown keys are ignored, and a change that an older reader would misunderstand raises `FORMAT_VERSION`.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 
 from ..artifact.checksum import with_checksum
 from ..artifact.folder import HOST_MANIFEST
-from ..artifact.manifest import FileRecord, GraphSpec, ManifestFormat, TensorSpec
+from ..artifact.manifest import FileRecord, GraphSpec, ManifestFormat, TensorSpec, to_content
 
 FORMAT = "saeexport.host"
 FORMAT_VERSION = 1
@@ -247,6 +246,6 @@ class HostManifest:
 
     def to_json(self) -> str:
         """Return the text of `host.json` with its checksum, the same bytes for the same manifest."""
-        content = dataclasses.asdict(self)
+        content = to_content(self)
         first = {name: content.pop(name) for name in ("format", "format_version")}
         return with_checksum({**first, **content})

@@ -242,7 +242,10 @@ def check_tensors(path: Path, role: str, found: Sequence[Any], expected: Sequenc
     Raises:
         IntegrityError: They are not.
     """
-    tensors = tuple(_tensor_spec(tensor) for tensor in found)
+    try:
+        tensors = tuple(_tensor_spec(tensor) for tensor in found)
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path} has {role} with names that are not text. Copy the whole folder again.") from error
     if tensors != tuple(expected):
         raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
 

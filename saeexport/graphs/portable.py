@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto
 
 OPSET, IR_VERSION = 20, 10
-"""Versions that TensorRT reads from 10.0 on; JetPack 6 has 10.3."""
+"""Versions of every graph. TensorRT reads them from 10.0 on (JetPack 6 has 10.3), ONNX Runtime from 1.18 on."""
 
 MOST_DIMENSIONS = 8
 """Largest number of dimensions of a tensor, `nvinfer1::Dims::MAX_DIMS`."""

@@ -16,9 +16,7 @@ from runtime.artifact.names import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_RECO
 from runtime.errors import ExportError
 
 from ..original.running import evaluating
-
-# Opset 20 and IR 10 load in every ONNX Runtime since 1.19, in TensorRT 10 and in the Rust and Node bindings.
-OPSET, IR_VERSION = 20, 10
+from .portable import IR_VERSION, OPSET
 
 
 class _SixHooks(nn.Module):

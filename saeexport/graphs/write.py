@@ -1,5 +1,6 @@
 """Cuts each graph of the artifact from the traced model, rewrites it and writes it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -7,7 +8,7 @@ from typing import Any, TypeAlias
 import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from torch import Tensor
 
 from runtime.arrays.dtypes import BFLOAT16
@@ -43,6 +44,7 @@ from .passes.top import keep_strongest, keep_strongest_on_a_cpu
 from .passes.unfuse import gemm_to_matmul_and_add
 from .passes.widen import ON_CUDA, widen
 from .portable import violations
+from .requirements import requirements_of
 from .trace import trace
 
 PART = {STEER: MODEL, FEATURES: ENCODE}
@@ -100,15 +102,19 @@ def quantize_weights(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, 
 def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str, GraphSpec]:
     """Write every graph of the artifact beside its weights, check it, and return the specs by name.
 
+    Graphs of custom classes and graphs with int8 weights may use operators that are not portable; they run in fewer
+    engines, and their specs say so.
+
     Args:
         model: Traced model from the input to the hooks, with parameters named as in `weights`.
         config: Config of the SAE.
         weights: File with the parameters.
 
     Raises:
-        ExportError: A graph is not valid, does not match its contract, or is not portable.
+        ExportError: A graph is not valid, does not match its contract, is not portable, or has another opset.
     """
     model = point_to_weights(model, weights)
+    any_operators = config.architecture.startswith(CUSTOM) or INT8_DOMAIN in model.opset_imports
     sha256 = hash_file(weights).sha256
     specs = graph_specs(config, [name for name in (ACTIVATE, DECODE) if _needs_input(model, name)])
     for name, spec in specs.items():
@@ -118,12 +124,15 @@ def write_graphs(model: ir.Model, config: SAEConfig, weights: Path) -> dict[str,
             graph = rewrite(graph, spec)
         if name in PORTABLE:
             graph = gemm_to_matmul_and_add(graph)
-        graph = RemoveUnusedNodesPass()(graph).model
+        graph = RemoveUnusedOpsetsPass()(RemoveUnusedNodesPass()(graph).model).model
         ir.save(describe(graph, name, config, sha256), weights.parent / spec.file)
         check_graph(weights.parent / spec.file, spec)
-        if name in PORTABLE:
-            check_portable(weights.parent / spec.file, config)
-    return specs
+        if name in PORTABLE and not any_operators:
+            check_portable(weights.parent / spec.file)
+    return {
+        name: dataclasses.replace(spec, requires=requirements_of(weights.parent / spec.file))
+        for name, spec in specs.items()
+    }
 
 
 def _needs_input(model: ir.Model, graph: str) -> bool:
@@ -132,16 +141,12 @@ def _needs_input(model: ir.Model, graph: str) -> bool:
     return depends_on(model, output, INPUT, source)
 
 
-def check_portable(path: Path, config: SAEConfig) -> None:
+def check_portable(path: Path) -> None:
     """Refuse a graph that is not portable, see `portable.py`.
-
-    Graphs of custom classes and graphs with int8 weights may use other operators; they run on fewer machines.
 
     Raises:
         ExportError: The graph is not portable; the message says why.
     """
-    if config.architecture.startswith(CUSTOM) or INT8_DOMAIN in ir.load(path).opset_imports:
-        return
     if found := violations(path):
         raise ExportError(f"{path.name} is not portable: {'; '.join(found)}.")
 

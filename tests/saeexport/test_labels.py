@@ -74,7 +74,7 @@ def test_an_artifact_that_is_exported_again_keeps_its_labels(tmp_path):
 WRONG = {
     "several SAEs": (
         [ROWS[0], ROWS[1] | {"layer": "9-res-jb"}],
-        "of several SAEs: gpt2-small/8-res-jb, gpt",
+        "about features of several SAEs: gpt2-small/8-res-jb, gpt",
     ),
     "index": ([ROWS[0] | {"index": "x"}], "an index is 'x'; it must be a whole number"),
     "too large": ([ROWS[0] | {"index": "16"}], "index is 16; it must be from 0 to d_sae - 1 = 15"),

@@ -8,7 +8,7 @@ import pytest
 import runtime
 import saeexport
 from runtime import ManifestError, SAESession
-from runtime.artifact.checksum import checksum_of
+from runtime.artifact.checksum import checksum_of, with_checksum
 from runtime.artifact.parse import parse_manifest
 from runtime.commands.main import main
 from tests.support.samples import TINY
@@ -43,6 +43,26 @@ def test_a_changed_character_is_refused():
 def test_white_space_is_free(rewritten):
     assert rewritten != TEXT
     assert parse_manifest(rewritten.encode()) == MANIFEST
+
+
+def test_the_text_is_for_people():
+    rows = [{"e": ["é", [i]]} for i in range(9)]
+    content = {
+        "a": {"b": [], "c": {}, "long": "x" * 200},
+        "d": [1, 2.5e-7, None, True],
+        "rows": rows,
+        "wide": list(range(99)),
+        "pairs": [[i, "y" * 30] for i in range(5)],
+    }
+    text = with_checksum(content)
+    assert {**content, "checksum": checksum_of(text, json.loads(text)["checksum"])} == json.loads(text)
+    lines = text.splitlines()
+    assert '  "d": [1, 2.5e-07, null, true],' in lines
+    assert "  " + json.dumps({"wide": content["wide"]})[1:-1] + "," in lines
+    assert '    {"e": ["\\u00e9", [3]]},' in lines
+    assert '    "long": "' + "x" * 200 + '"' in lines
+    assert f'    [4, "{"y" * 30}"]' in lines
+    assert with_checksum({}) == '{"checksum": "' + checksum_of('{"checksum": ""}') + '"}\n'
 
 
 def test_white_space_in_a_string_is_not():

@@ -24,7 +24,8 @@ def paths(value, prefix=()):
                 if prefix[0] == "files":
                     yield from paths(inner, (*prefix, key))
                 continue
-            if prefix != ("sae", "options") and key not in OPTIONAL:  # options are the architecture's own
+            # options are the architecture's own, and an earlier release did not write what graphs require
+            if prefix != ("sae", "options") and key not in (*OPTIONAL, "requires"):
                 yield (*prefix, key)
             yield from paths(inner, (*prefix, key))
     if isinstance(value, list):
