@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.dtypes import DTYPES
+from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, as_given, feed_of
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_NAMES, HOOK_OUTPUT
 from ..errors import ArtifactError, InputError
@@ -115,8 +115,8 @@ class StagedPass:
 
 
 def _as_read(x: Array, dtype: str) -> Array:
-    """Return a tensor of the host as an SAE takes it: an SAE in half precision takes a wider one rounded."""
-    return feed_of(x, dtype) if x.dtype.itemsize > DTYPES[dtype].numpy.itemsize else x
+    """Return a tensor of the host as an SAE takes it: an SAE in half precision takes that of another dtype rounded."""
+    return x if dtype == FLOAT32 else feed_of(x, dtype)
 
 
 def _checked(returned: Any, x: Array, name: str) -> Array:

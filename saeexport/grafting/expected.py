@@ -4,12 +4,13 @@ The own error of the host says how much rounding matters: it is the distance of 
 no PyTorch model, from itself without ONNX Runtime's optimisations.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.arrays.dtypes import FLOAT32
+import onnx_ir as ir
+
 from runtime.arrays.tensor import Array
-from runtime.artifact.budgets import FLOOR, MOST_OWN_ERROR
+from runtime.artifact.budgets import MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
 from runtime.errors import GraftError
 from runtime.hosts.feeds import is_token
@@ -20,8 +21,7 @@ from ..checkpoints.registry import load
 from .build import build_probe
 from .given import Given
 from .grafts import Graft
-from .host import Host
-from .inference import NAMES
+from .host import Host, coarsest_dtype
 from .order import in_order
 from .reference import run, run_spliced
 from .running import Graph, reconstruct, run_stages
@@ -56,9 +56,8 @@ class Expected:
             given: What the host is compared with.
         """
         self._folder, self._host, self._grafts, self._graphs, self._given = folder, host, grafts, graphs, given
-        dtypes = {NAMES[value.dtype] for value in host.values().values() if value.dtype in NAMES}
-        self.dtype = _coarsest(dtypes)
-        self.sae_dtype = _coarsest({graft.sae.dtype for graft in grafts})
+        self.dtype = host.dtype
+        self.sae_dtype = coarsest_dtype({graft.sae.dtype for graft in grafts})
         self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
         self.feeds = dict(given.reference.feeds)
         self.mask: Array = is_token(self.feeds)
@@ -66,13 +65,19 @@ class Expected:
         present = {name for _, name in host.cache}
         self.outputs = [str(value.name) for value in host.graph.outputs if value.name not in present]
 
+    def ungrafted(self, optimize: bool = True) -> Graph:
+        """Load the host without SAEs: its file, or where it computes in another dtype now, its graph."""
+        if not self._host.is_widened:
+            return Graph(self._host.path, optimize)
+        return self._loaded(self._host.graph.clone(), optimize)
+
     def noise(self, own: Mapping[str, Array]) -> dict[str, float]:
         """Return the own error of the host at each output, from what it is compared with.
 
         Raises:
             GraftError: It is too large to be one of rounding.
         """
-        others = [(WITHOUT_OPTIMISATIONS, Graph(self._host.path, optimize=False)(self.feeds))]
+        others = [(WITHOUT_OPTIMISATIONS, self.ungrafted(optimize=False)(self.feeds))]
         if self._given.model is not None:
             others.append(("the model in PyTorch", self._named(run(self._given.model, self.feeds), own)))
         if self._given.outputs:
@@ -86,12 +91,9 @@ class Expected:
 
     def activations_at_hooks(self) -> tuple[dict[str, Array], dict[str, float]]:
         """Return the tensor at each hook in the ungrafted host, and the own error of the host there."""
-        probe = self._folder / "probe.onnx"
-        try:
-            write_graph(build_probe(self._host.model, self._grafts), self._host.model, probe, "")
-            found, slow = Graph(probe)(self.feeds), Graph(probe, optimize=False)(self.feeds)
-        finally:
-            probe.unlink(missing_ok=True)
+        found, slow = (
+            self._loaded(build_probe(self._host.model, self._grafts), optimize)(self.feeds) for optimize in (True, False)
+        )
         activations, own = {}, {}
         for hook in self.hooks:
             x = activations[hook.name] = found[hook.value]
@@ -117,7 +119,7 @@ class Expected:
         own = {
             name: max(
                 noise[name],
-                self._own_error(name, other[name], reference[name], WITH_SAES, _coarsest({self.dtype, self.sae_dtype})),
+                self._own_error(name, other[name], reference[name], WITH_SAES, coarsest_dtype({self._host.exported_dtype, self.sae_dtype})),
             )
             for name in self.outputs
         }
@@ -142,10 +144,19 @@ class Expected:
 
         return run_stages(self._folder, self._graphs, list(hooks), self.feeds, replace, optimize)
 
+    def _loaded(self, graph: ir.Graph, optimize: bool) -> Graph:
+        """Load a graph that is not part of the folder, and has its weights there."""
+        file = self._folder / "unnamed.onnx"
+        try:
+            write_graph(graph, self._host.model, file, "")
+            return Graph(file, optimize)
+        finally:
+            file.unlink(missing_ok=True)
+
     def _own_error(self, name: str, y: Array, other: Array, what: str, dtype: str | None = None) -> float:
         """Return the error of an output of the host, after checking that rounding explains it."""
         error = host_error(y, other, self.mask)
-        most = MOST_OWN_ERROR[dtype or self.dtype]
+        most = MOST_OWN_ERROR[dtype or self._host.exported_dtype]
         if not error <= most:
             raise GraftError(
                 f"The host {self._host.path} computes something else than {what}: {name} is off by {error:.1e} of a "
@@ -171,7 +182,3 @@ class Expected:
             )
         return found
 
-
-def _coarsest(dtypes: Collection[str]) -> str:
-    """Return the dtype that rounds most; those without a unit of rounding, such as int64, do not count."""
-    return max(FLOOR.keys() & set(dtypes), key=lambda dtype: FLOOR[dtype], default=FLOAT32)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.arrays.dtypes import FLOAT32
 from runtime.artifact.folder import Artifact
 from runtime.errors import GraftError
 from runtime.hosts.manifest import Evidence
 
-from .candidates import LIMIT, Candidate, Reference, rank, views_of
+from .candidates import LIMIT, LIMIT_OF_WIDENED, Candidate, Reference, rank, views_of
 from .host import Host
 from .names import split_hook
 
@@ -170,7 +171,8 @@ def target_hook(sae: Artifact) -> str:
 
 
 def _by_error(host: Host, hook: str, ranked: Sequence[Candidate]) -> tuple[Candidate, Candidate | None]:
-    best, limit = ranked[0], LIMIT.get(ranked[0].dtype, LIMIT["float32"])
+    best = ranked[0]
+    limit = LIMIT_OF_WIDENED if host.is_widened else LIMIT.get(best.dtype, LIMIT[FLOAT32])
     assert best.error is not None
     if not best.error <= limit:
         raise GraftError(

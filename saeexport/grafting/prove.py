@@ -137,7 +137,7 @@ class _Proving:
 
     def prove(self) -> Proof:
         """Judge every graph, and write the golden batch; see `prove`."""
-        plain = Graph(self.host.path)
+        plain = self.expected.ungrafted()
         own = plain(self.feeds)
         kind = DECODER if self.is_causal(plain, own) else ENCODER
         del plain  # its weights, before others are loaded

@@ -7,11 +7,12 @@ from typing import Any
 
 import onnxruntime as ort
 
-from runtime.arrays.dtypes import rounded, widened
+from runtime.arrays.dtypes import BFLOAT16, rounded, widened
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import GraphSpec
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_RECONS
 from runtime.errors import GraftError
+from runtime.hosts.graphs import run_with_binding
 from runtime.hosts.names import STAGE
 from runtime.session.interventions import Intervention
 
@@ -46,12 +47,17 @@ class Graph:
             raise GraftError(f"ONNX Runtime cannot load {path}: {error}") from error
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
-        self._optional = {value.name for value in self._session.get_overridable_initializers()}
+        optional = self._session.get_overridable_initializers()
+        self._optional = {value.name for value in optional}
+        values = (*self._session.get_inputs(), *self._session.get_outputs(), *optional)
+        self._has_bfloat16 = any(value.type == f"tensor({BFLOAT16})" for value in values)
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs by name. Of `feeds`, those that the model takes are used."""
         given = {name: feeds[name] for name in feeds if name in self.inputs or name in self._optional}
         try:
+            if self._has_bfloat16:
+                return dict(zip(self.outputs, run_with_binding(self._session, given, self.outputs), strict=True))
             return dict(zip(self.outputs, self._session.run(self.outputs, given), strict=True))
         except Exception as error:
             raise GraftError(f"ONNX Runtime cannot run {self.path}: {error}") from error
