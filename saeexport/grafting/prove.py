@@ -35,7 +35,7 @@ from runtime.hosts.names import (
     activation_name,
     at,
 )
-from runtime.hosts.rule import PROVES, host_budget, host_error
+from runtime.hosts.rule import host_budget, host_error, needed_move
 from runtime.session.interventions import Intervention
 
 from .expected import Expected
@@ -249,12 +249,13 @@ class _Proving:
     def check_moves(
         self, what: str, found: Mapping[str, Array], before: Mapping[str, Array], records: Mapping[str, OutputParity]
     ) -> None:
-        """Note if no output moves by more than `PROVES` budgets."""
+        """Note if no output moves by more budgets than `needed_move` says."""
         moves = {name: host_error(found[name], before[name], self.mask) / records[name].budget for name in self.outputs}
-        if not max(moves.values()) > PROVES:
+        needed = needed_move([self.expected.sae_dtype])
+        if not max(moves.values()) > needed:
             self.failures.append(
                 f"splice: {what} moves the outputs by {max(moves.values()):.1f} budgets at most, and more than "
-                f"{PROVES:.0f} are needed: the splice does nothing, or the comparison proves nothing."
+                f"{needed:.0f} are needed: the splice does nothing, or the comparison proves nothing."
             )
 
 

@@ -253,25 +253,6 @@ def test_a_path_that_exists_is_kept(tmp_path, graft_into):
     assert not (folder.folder / "tap.onnx").exists()
 
 
-def test_bfloat16_which_no_cpu_computes(attempt, sae_at, tmp_path):
-    activations = HOST.run(HOST.feeds())[HOOK].reshape(-1, D_MODEL).astype(np.float32)
-    sae = make_sae(D_MODEL, 64, hook_name=HOOK)
-    export(sae, tmp_path / "bfloat16", activations=activations, dtype="bfloat16")
-    attempt("is in bfloat16, which no CPU provider .* computes", saes={f"{HOOK}@{VALUE}": tmp_path / "bfloat16"})
-
-    def change(model):
-        for node in model.graph.node:
-            node.input[:] = ["last.float" if name == VALUE else name for name in node.input]
-        kinds = (("Cast", [VALUE], ["last.half"], 16), ("Neg", ["last.half"], ["last.neg"], None),
-                 ("Cast", ["last.neg"], ["last.float"], 1))  # fmt: skip
-        at = next(i for i, node in enumerate(model.graph.node) if VALUE in node.output) + 1
-        for kind, inputs, outputs, to in reversed(kinds):
-            more = {} if to is None else {"to": to}
-            model.graph.node.insert(at, onnx.helper.make_node(kind, inputs, outputs, **more))
-
-    attempt("computes last.neg in bfloat16, which no CPU provider of ONNX Runtime does", change)
-
-
 def test_a_folder_is_taken_for_a_hugging_face_model_only_if_it_is_called_one(tmp_path):
     with pytest.raises(GraftError, match=r"is a folder\. Give its ONNX file, or hf:.* to export the"):
         load_host(tmp_path)
