@@ -47,8 +47,8 @@ class Host:
         inputs: The inputs of the model, in order.
         outputs: The outputs of the model, in order.
         cache: Inputs and outputs with the keys and values of earlier tokens; empty if the model has none.
-        dtype: Dtype of the model as it was exported, that of its values that rounds most; "" in older folders. The graphs
-            of a model in bfloat16 compute in float32, and have its weights.
+        dtype: Dtype of the model as it was exported, that of its values that rounds most; "" in older folders. The
+            graphs of a model in bfloat16 compute in float32, and have its weights.
     """
 
     name: str

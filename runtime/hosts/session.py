@@ -430,7 +430,8 @@ class HostSession:
             edits: Edits of features for the whole sequence, as for `steering`; each is a number, the same for all
                 tokens.
             use_error_term: As for `steering`; None without `edits`.
-            do_sample: Whether to draw each token. If not, it is the one with the largest logit.
+            do_sample: Whether to draw each token. If not, it is the one with the largest logit, and the three options
+                that follow must be left out.
             temperature: Number that the logits are divided by before drawing.
             top_k: Number of tokens with the largest logits to draw from; None for all.
             seed: Seed of the draws, which differ between prompts; None for different draws in each call.

@@ -7,13 +7,16 @@ no PyTorch model, from itself without ONNX Runtime's optimisations.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
+from runtime.arrays.dtypes import is_float, widened
 from runtime.arrays.tensor import Array
 from runtime.artifact.budgets import MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
 from runtime.errors import GraftError
 from runtime.hosts.feeds import is_token
+from runtime.hosts.overflow import LARGEST, tokens_too_large
 from runtime.hosts.rule import host_error
 from runtime.session.interventions import Intervention
 
@@ -22,7 +25,7 @@ from .build import build_probe
 from .given import Given
 from .grafts import Graft
 from .host import Host, coarsest_dtype
-from .order import in_order
+from .order import HookInHost, in_order
 from .reference import run, run_spliced
 from .running import Graph, reconstruct, run_stages
 from .write import write_graph
@@ -92,11 +95,13 @@ class Expected:
     def activations_at_hooks(self) -> tuple[dict[str, Array], dict[str, float]]:
         """Return the tensor at each hook in the ungrafted host, and the own error of the host there."""
         found, slow = (
-            self._loaded(build_probe(self._host.model, self._grafts), optimize)(self.feeds) for optimize in (True, False)
+            self._loaded(build_probe(self._host.model, self._grafts), optimize)(self.feeds)
+            for optimize in (True, False)
         )
         activations, own = {}, {}
         for hook in self.hooks:
             x = activations[hook.name] = found[hook.value]
+            self._check_range(hook, x, self.mask)
             own[hook.name] = self._own_error(hook.value, x, slow[hook.value], WITHOUT_OPTIMISATIONS)
             expected = self._given.reference.activations.get(hook.name)
             if expected is not None:
@@ -119,7 +124,13 @@ class Expected:
         own = {
             name: max(
                 noise[name],
-                self._own_error(name, other[name], reference[name], WITH_SAES, coarsest_dtype({self._host.exported_dtype, self.sae_dtype})),
+                self._own_error(
+                    name,
+                    other[name],
+                    reference[name],
+                    WITH_SAES,
+                    coarsest_dtype({self._host.exported_dtype, self.sae_dtype}),
+                ),
             )
             for name in self.outputs
         }
@@ -133,16 +144,22 @@ class Expected:
 
         def replace(name: str, x: Array) -> Array:
             graft = hooks[name].graft
+            # What is not finite at a masked position reaches the other tokens: 0 times NaN is NaN.
+            self._check_range(hooks[name], x, np.ones_like(self.mask))
             if not hooks[name].is_replaced:
                 read[name] = x
                 return x
             target = None if graft.target is None else x
             made = reconstruct(graft, self._saes[graft.hook], read.get(graft.hook, x), edits.get(graft.hook), target)
+            self._check_finite(f"What the SAE {graft.artifact.path} computes at {graft.hook}", made.recons)
             if acts is not None:
                 acts[graft.hook] = made.acts_post
             return made.recons
 
         return run_stages(self._folder, self._graphs, list(hooks), self.feeds, replace, optimize)
+
+    def _probe(self) -> ir.Graph:
+        return build_probe(self._host.model, self._grafts)
 
     def _loaded(self, graph: ir.Graph, optimize: bool) -> Graph:
         """Load a graph that is not part of the folder, and has its weights there."""
@@ -153,8 +170,40 @@ class Expected:
         finally:
             file.unlink(missing_ok=True)
 
+    def _check_range(self, hook: HookInHost, x: Array, tokens: Array) -> None:
+        """Refuse an SAE whose dtype does not hold the activations of some tokens.
+
+        Raises:
+            GraftError: A value that it reads would become infinite.
+        """
+        sae = hook.graft.sae
+        if hook.name != hook.graft.hook and not sae.takes_target:
+            return
+        if count := tokens_too_large(x, sae.dtype, tokens):
+            raise GraftError(
+                f"{hook.name}: the SAE {hook.graft.artifact.path} is in {sae.dtype}, which ends at "
+                f"{LARGEST[sae.dtype]:.0f}, and the activations of {count} of {int(tokens.sum())} tokens are larger. "
+                "Export the SAE in bfloat16 or float32, and graft that."
+            )
+
+    def _check_finite(self, what: str, y: Array) -> None:
+        """Refuse a tensor with values that are not finite, which cannot be compared.
+
+        Raises:
+            GraftError: A token that is not masked has such a value.
+        """
+        if y.shape[: self.mask.ndim] != self.mask.shape or not is_float(y.dtype):
+            return
+        rows = widened(y)[self.mask].reshape(int(self.mask.sum()), -1)
+        if count := int((~np.isfinite(rows).all(axis=1)).sum()):
+            raise GraftError(
+                f"{what} is not finite for {count} of {len(rows)} tokens, so that nothing can be compared. If it is in "
+                "float16, which ends at 65504, export it in bfloat16 or float32."
+            )
+
     def _own_error(self, name: str, y: Array, other: Array, what: str, dtype: str | None = None) -> float:
         """Return the error of an output of the host, after checking that rounding explains it."""
+        self._check_finite(f"The output or activation {name} of the host {self._host.path}", y)
         error = host_error(y, other, self.mask)
         most = MOST_OWN_ERROR[dtype or self._host.exported_dtype]
         if not error <= most:
@@ -181,4 +230,3 @@ class Expected:
                 "from."
             )
         return found
-

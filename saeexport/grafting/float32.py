@@ -1,9 +1,9 @@
 """Lets a host that was exported in bfloat16 compute in float32 with its bfloat16 weights.
 
-ONNX Runtime's CPU provider, on which a graft is proved, moves, selects, casts and normalises values of bfloat16. It does
-not have kernels for MatMul, Gemm, Add, Mul, Softmax and most others. So every value becomes float32, and each weight is
-cast where it is read. No value is rounded then: the graph computes what the model computes in float32 with its bfloat16
-weights, which is also what PyTorch can be asked for.
+ONNX Runtime's CPU provider, on which a graft is proved, moves, casts and normalises values of bfloat16. It does not
+have kernels for MatMul, Gemm, Add, Mul, Softmax, Where and most others. So every value becomes float32, and each weight
+is cast where it is read. No value is rounded then: the graph computes what the model computes in float32 with its
+bfloat16 weights, which is also what PyTorch can be asked for.
 """
 
 import numpy as np
@@ -32,9 +32,7 @@ def compute_in_float32(model: ir.Model) -> None:
     The model is changed. The values keep their names, and the inputs and outputs are float32, too.
     """
     graphs = [model.graph, *model.graph.subgraphs()]
-    weights = [
-        (graph, weight) for graph in graphs for weight in graph.initializers.values() if _is_bfloat16(weight)
-    ]
+    weights = [(graph, weight) for graph in graphs for weight in graph.initializers.values() if _is_bfloat16(weight)]
     for value in (value for graph in graphs for value in graph.inputs):
         _widen_value(value)
     for nodes in (model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
@@ -87,5 +85,5 @@ def _widen_weight(graph: ir.Graph, weight: ir.Value) -> None:
     graph.insert_before(first, cast) if first is not None else graph.append(cast)
 
 
-def _widened(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)

@@ -68,8 +68,7 @@ def prepare(
     feeds, source = default_feeds(host, tokenizer)
     if hf is None:
         return Given(Reference(feeds), source, None, {}, tokenizer)
-    # Of a model in bfloat16, the host has the weights; a float16 host computes in float16, and is compared with float32.
-    model = load_model(as_path("hf", hf), BFLOAT16 if host.is_widened else FLOAT32)
+    model = load_model(as_path("hf", hf), weights=BFLOAT16 if host.is_widened else FLOAT32)
     return Given(Reference(feeds, capture(model, feeds, hooks), REFERENCE), source, model, {}, tokenizer)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from runtime.arrays.dtypes import BFLOAT16, rounded, widened
@@ -119,10 +120,11 @@ def reconstruct(
     """
     replaced = x if target is None else target
     edits = () if intervention is None else ((HOOK_ACTS_POST, torch_hook(intervention)),)
-    rows = rounded(widened(x).reshape(-1, *graft.sae.input_shape), graft.sae.dtype)
     predicted = None
-    if target is not None and graft.sae.takes_target:
-        predicted = rounded(widened(target).reshape(-1, target.shape[-1]), graft.sae.dtype)
+    with np.errstate(over="ignore"):  # `Expected` refuses it
+        rows = rounded(widened(x).reshape(-1, *graft.sae.input_shape), graft.sae.dtype)
+        if target is not None and graft.sae.takes_target:
+            predicted = rounded(widened(target).reshape(-1, target.shape[-1]), graft.sae.dtype)
     hooks = all_hooks(sae, rows, predicted, *edits)
     trailing = 1 if x.shape[-1] == graft.sae.d_in else 2
     recons = hooks[HOOK_RECONS].reshape(replaced.shape).astype(replaced.dtype)
