@@ -113,9 +113,9 @@ bench-export: .venv/ready
 bench-graft: .venv/ready
 	.venv/bin/python -m benchmarks.costs.graft
 
-# Grafts the SAE of models/minilm-layer3 into its language model, and runs it.
+# Grafts the SAE of models/minilm-layer3 into its language model and runs it, and then this one and another at once.
 host: .venv/ready
-	@.venv/bin/python models/minilm/host.py build/host
+	@.venv/bin/python models/minilm/host.py build/host build/host-two
 
 # The examples in examples/, each checked. They run in environments of their own, without PyTorch.
 examples: example-retrieval example-node example-cpp example-web example-engines example-mlserver example-kserve example-triton example-containers example-batch

@@ -156,8 +156,8 @@ def _check_nothing_is_drawn(temperature: float, top_k: int | None, seed: int | N
     options = {"temperature": (temperature, 1.0), "top_k": (top_k, None), "seed": (seed, None)}
     if given := [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]:
         raise InputError(
-            f"{', '.join(given)} applies to tokens that are drawn, and do_sample is False, so that each token is the one "
-            "with the largest logit. Pass do_sample=True, or leave it out."
+            f"{', '.join(given)} applies to tokens that are drawn, and do_sample is False, so that each token is the "
+            "one with the largest logit. Pass do_sample=True, or leave it out."
         )
 
 

@@ -6,7 +6,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-import transformers
 
 from runtime import Clamp, HostSession, verify
 from runtime.errors import GraftError
@@ -14,7 +13,7 @@ from saeexport import export, graft
 from saeexport.grafting.float32 import compute_in_float32, computes_in_bfloat16
 from saeexport.grafting.host import load_host
 from saeexport.grafting.reference import capture, load_model
-from tests.hosts.exporters import Plain
+from tests.hosts.exporters import dynamo
 from tests.support.explaining import explaining_sae
 from tests.support.language_models import save
 from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
@@ -138,15 +137,7 @@ def exported(request, tmp_path_factory):
     """A model that torch.onnx.export wrote in bfloat16, and the folder for transformers."""
     root = tmp_path_factory.mktemp(request.param)
     folder = save(request.param, root / "model")
-    kind = getattr(transformers, transformers.AutoConfig.from_pretrained(folder).architectures[0])
-    model = Plain(kind.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")).eval()
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    ids = torch.arange(3, 13).reshape(2, 5)
-    torch.onnx.export(
-        model, (ids, torch.ones_like(ids)), root / "model.onnx", dynamo=True, dynamic_shapes=(sizes, sizes),
-        input_names=["input_ids", "attention_mask"], output_names=["output"], verbose=False,
-    )  # fmt: skip
-    return request.param, root / "model.onnx", folder
+    return request.param, dynamo(torch.bfloat16)(folder, root), folder
 
 
 @pytest.mark.slow
