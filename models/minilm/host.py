@@ -1,4 +1,6 @@
-"""Grafts the SAE of models/minilm-layer3 into its language model: `python models/minilm/host.py OUT [TWO]` (`make host`).
+"""Grafts the SAE of models/minilm-layer3 into its language model, and then this one and another at once (`make host`).
+
+    python models/minilm/host.py OUT [TWO]
 
 The sentence encoder is exported with the SAE in it, and the folder is proved against PyTorch. Then the folder alone is
 used: from sentences to features, and to embeddings with the feature of music ablated. The folder TWO has a second SAE,
@@ -55,8 +57,8 @@ def graft_two(out: Path) -> None:
         trained = time.perf_counter()
         folder = graft(f"hf:{model_folder()}", [ARTIFACT, second_sae], out, overwrite=True)
     first, second = folder.manifest.hooks
-    print(f"{out}: an SAE at {second} was trained in {trained - start:.0f} s. Grafted with the one at {first} and proved "
-          f"in {time.perf_counter() - trained:.0f} s.")  # fmt: skip
+    print(f"{out}: an SAE at {second} was trained in {trained - start:.0f} s. It was grafted together with the one at "
+          f"{first}, and both proved in {time.perf_counter() - trained:.0f} s.")  # fmt: skip
     with HostSession(out, "cpu") as host:
         feeds = host.tokenize(SENTENCES)
         before = host.encode(feeds, second)[second]

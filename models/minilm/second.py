@@ -30,7 +30,7 @@ def train_second(folder: Path) -> Path:
         sae.W_enc.copy_(sae.W_dec.T)
         sae.b_dec.copy_(x.mean(0))
     optimizer = torch.optim.Adam(sae.parameters(), LEARNING_RATE)
-    for step in range(STEPS):
+    for _ in range(STEPS):
         rows = x[torch.randint(len(x), (BATCH,), generator=generator)]
         loss = (sae.decode(sae.encode(rows)) - rows).square().sum(1).mean()
         optimizer.zero_grad()

@@ -162,6 +162,10 @@ class HostSession:
         Raises:
             InputError: The feeds do not fit the host.
             ArtifactError: SAEs are attached, and the folder does not have a splice.
+
+        Warns:
+            RuntimeWarning: An SAE is in float16, and an activation that it reads is larger than 65504, where float16
+                ends. Every method that runs an SAE gives this warning.
         """
         return HostOutput(self._runner.run(self._feeds(feeds), self._attachments.current(), self._runner.outputs))
 

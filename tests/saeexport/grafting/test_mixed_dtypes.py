@@ -144,3 +144,18 @@ def test_a_value_that_is_off_by_more_than_rounding_is_refused(tmp_path, monkeypa
     path = host.write(tmp_path / "host.onnx")
     with pytest.raises(ParityError, match="was not written"):
         graft(path, {f"{HOOK}@{value_at(host, HOOK)}": sae}, tmp_path / "out", force=True)
+
+
+def test_a_splice_with_an_sae_in_bfloat16_that_does_nothing_is_refused(tmp_path, monkeypatch):
+    def reads_itself(self):
+        self._flag("attach", True)
+        self._flag("use_error_term", True)
+        return self._x
+
+    monkeypatch.setattr(insert.Inserted, "splice", reads_itself)
+    host = TinyHost()
+    sae = export_sae(tmp_path, host, HOOK, "bfloat16")
+    with pytest.raises(
+        ParityError, match="attaching the SAE .* moves the outputs by 0.0 budgets at most, and more than 4"
+    ):
+        graft(host.write(tmp_path / "host.onnx"), {f"{HOOK}@{value_at(host, HOOK)}": sae}, tmp_path / "out", force=True)
