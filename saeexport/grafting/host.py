@@ -100,6 +100,7 @@ def load_host(path: "str | Path") -> Host:
     model = RemoveInitializersFromInputsPass()(model).model
     opset = _check_operators(model, path)
     exporter = " ".join(filter(None, (model.producer_name, model.producer_version)))
+    sha256 = _sha256(model, path)
     model.graph.sort()
     is_widened = computes_in_bfloat16(model)
     if is_widened:
@@ -108,7 +109,7 @@ def load_host(path: "str | Path") -> Host:
     model = infer_types(model, path.absolute().parent)
     name = path.stem if path.stem != "model" else path.absolute().parent.name
     dtype = coarsest_dtype({NAMES[value.dtype] for value in values_of(model.graph).values() if value.dtype in NAMES})
-    return Host(path, name, model, _sha256(model, path), exporter, opset, dtype, is_widened, _cache(model.graph))
+    return Host(path, name, model, sha256, exporter, opset, dtype, is_widened, _cache(model.graph))
 
 
 def _check_operators(model: ir.Model, path: Path) -> int:
