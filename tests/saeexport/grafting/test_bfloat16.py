@@ -72,6 +72,20 @@ def test_its_large_weights_stay_in_bfloat16(tmp_path):
     assert sizes["bfloat16"] < sizes["float"]
 
 
+def test_activations_in_a_file_may_have_been_computed_in_bfloat16(tmp_path):
+    host = TinyHost(dtype="bfloat16")
+    path, sae = host.write(tmp_path / "host.onnx"), sae_in(tmp_path, host, HOOK)
+    x = host.run(host.feeds())[HOOK].astype(np.float32)
+    draws = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    for size, name in ((0.03, "near.npz"), (0.4, "far.npz")):
+        noise = size * draws * np.linalg.norm(x, axis=-1, keepdims=True) / np.linalg.norm(draws, axis=-1, keepdims=True)
+        np.savez(tmp_path / name, **host.feeds(), **{f"hooks/{HOOK}": x + noise})
+    made = graft(path, [sae], tmp_path / "out", reference=tmp_path / "near.npz", modes=["tap"])
+    assert made.manifest.saes[0].value == value_at(host, HOOK)
+    with pytest.raises(GraftError, match=r"is the tensor at the hook\. The nearest .*\(2e-01 is allowed\)"):
+        graft(path, [sae], tmp_path / "other", reference=tmp_path / "far.npz", modes=["tap"])
+
+
 def test_the_same_bytes_each_time(tmp_path):
     host = TinyHost(dtype="bfloat16")
     path, sae = host.write(tmp_path / "host.onnx", external=True), sae_in(tmp_path, host, HOOK)
