@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import tomllib
+import pytest
 from packaging.requirements import Requirement
 
 tomllib = pytest.importorskip("tomllib")  # of Python 3.11
