@@ -124,9 +124,9 @@ bench-export: .venv/ready
 bench-graft: .venv/ready
 	.venv/bin/python -m benchmarks.costs.graft
 
-# Grafts the SAE of models/minilm-layer3 into its language model, and runs it.
+# Grafts the SAE of models/minilm-layer3 into its language model and runs it, and then this one and another at once.
 host: .venv/ready
-	@.venv/bin/python models/minilm/host.py build/host
+	@.venv/bin/python models/minilm/host.py build/host build/host-two
 
 # The examples in examples/, each checked. They run in environments of their own, without PyTorch.
 examples: example-retrieval example-node example-cpp example-web example-engines example-mlserver example-kserve example-triton example-containers example-batch
@@ -231,16 +231,14 @@ test-peers: .venv-peers/ready
 	touch $@
 
 # Exports small models by every program that hosts come from, looks for every hook in them, and grafts SAEs. RECORD=1
-# writes what was found to benchmarks/results/hosts.json, for the documentation. optimum-onnx needs transformers 4, and
-# later releases of onnxruntime-genai need transformers 5.
+# writes what was found to benchmarks/results/hosts.json, for the documentation.
 test-hosts: .venv-hosts/ready
 	.venv-hosts/bin/python -m pytest -W default --require-hosts $(if $(RECORD),--record) tests/hosts
 
-.venv-hosts/ready: pyproject.toml
+.venv-hosts/ready: pyproject.toml tests/hosts/constraints.txt
 	$(PYTHON) -m venv --clear .venv-hosts
-	.venv-hosts/bin/python -m pip install --quiet torch==2.13.0
-	.venv-hosts/bin/python -m pip install --quiet --editable ".[$(ONNXRUNTIME),export,test]" "transformer_lens<4" \
-	  "transformers<4.58" optimum-onnx==0.1.0 onnxruntime-genai==0.11.4 onnxruntime
+	.venv-hosts/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/hosts/constraints.txt \
+	  --editable ".[cpu,export,text]" pytest optimum-onnx onnxruntime-genai
 	touch $@
 
 # Starts real servers with a real SAE and checks their answers, refusals, limits and metrics; installs and runs what is in

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ..arrays.dtypes import BFLOAT16
 from ..hosts.folder import GraftedHost
 from ..hosts.manifest import Evidence, OutputParity
 from ..parity.report import count
@@ -15,6 +16,7 @@ def describe_host(host: GraftedHost) -> str:
     facts = [
         ("exported by", model.exporter or "not known"),
         ("opset", str(model.opset)),
+        ("dtype", f"{model.dtype}, computed in float32" if model.dtype == BFLOAT16 else model.dtype or "not known"),
         ("sha256", model.sha256[:16]),
         ("inputs", ", ".join(_tensor(tensor.name, tensor.dtype, tensor.shape) for tensor in model.inputs)),
         ("outputs", ", ".join(_tensor(tensor.name, tensor.dtype, tensor.shape) for tensor in model.outputs)),

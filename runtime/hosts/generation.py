@@ -120,7 +120,11 @@ def generate(
     decoder = Decoder(host, run, np.array([longest - len(prompt) for prompt in prompts]))
     max_new_tokens = as_integer("max_new_tokens", max_new_tokens, 0)
     ends = _checked_ends(eos_token_id)
-    choosers = _samplers(temperature, top_k, seed, len(prompts)) if do_sample else [_largest] * len(prompts)
+    if do_sample:
+        choosers = _samplers(temperature, top_k, seed, len(prompts))
+    else:
+        _check_nothing_is_drawn(temperature, top_k, seed)
+        choosers = [_largest] * len(prompts)
     sequences = [prompt.tolist() for prompt in prompts]
     active = list(range(len(prompts)))
     given = np.stack([np.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
@@ -141,6 +145,20 @@ def generate(
             active = [active[row] for row in rows]
         given = np.array([sequences[i][-1:] for i in active], np.int64)
     return [np.array(sequence, np.int64) for sequence in sequences]
+
+
+def _check_nothing_is_drawn(temperature: float, top_k: int | None, seed: int | None) -> None:
+    """Refuse options of drawing, which would have no effect.
+
+    Raises:
+        InputError: One is set.
+    """
+    options = {"temperature": (temperature, 1.0), "top_k": (top_k, None), "seed": (seed, None)}
+    if given := [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]:
+        raise InputError(
+            f"{', '.join(given)} applies to tokens that are drawn, and do_sample is False, so that each token is the "
+            "one with the largest logit. Pass do_sample=True, or leave it out."
+        )
 
 
 def _largest(logits: Array) -> int:

@@ -192,22 +192,30 @@ def _run(
     dtypes = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
     if all(dtypes[name] != BFLOAT16 for name in (*feeds, *names)):
         return session.run(list(names), dict(feeds))
-    # `run` does not take ml_dtypes' arrays. A binding takes them by their memory, and returns memory.
+    return run_with_binding(session, feeds, names)
+
+
+def run_with_binding(session: ort.InferenceSession, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
+    """Run a session whose inputs or outputs are in bfloat16, and return the outputs with the given names.
+
+    `InferenceSession.run` neither takes nor gives ml_dtypes' arrays. A binding takes them by their memory, and gives
+    memory.
+    """
     binding, held = session.io_binding(), []
     for name, feed in feeds.items():
         array = np.ascontiguousarray(feed)
         held.append(array)
-        kind = DTYPES[BFLOAT16].element_type if dtypes[name] == BFLOAT16 else array.dtype
+        kind = DTYPES[BFLOAT16].element_type if array.dtype.name == BFLOAT16 else array.dtype
         binding.bind_input(name, "cpu", 0, kind, array.shape, array.ctypes.data)
     for name in names:
         binding.bind_output(name, "cpu")
     session.run_with_iobinding(binding)
-    return [_copied(value, dtypes[name]) for name, value in zip(names, binding.get_outputs(), strict=True)]
+    return [_copied(value) for value in binding.get_outputs()]
 
 
-def _copied(value: ort.OrtValue, dtype: str) -> Array:
+def _copied(value: ort.OrtValue) -> Array:
     """Return a copy of a value on the host."""
-    if dtype != BFLOAT16:
+    if value.data_type() != f"tensor({BFLOAT16})":
         return value.numpy()
     bits = np.empty(value.shape(), DTYPES[BFLOAT16].numpy)
     if bits.nbytes:

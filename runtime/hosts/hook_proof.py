@@ -101,13 +101,14 @@ class HookProof:
 
     def _stage(self, graph: str) -> Stage:
         """Return a stage of the artifact as a function of some of the tokens."""
-        cfg, spec = self._session.cfg, self._session.artifact.manifest.graphs[graph]
+        cfg, name = self._session.cfg, self._session._graphs.variant(graph)
+        spec = self._session.artifact.manifest.graphs[name]
         given, wanted = (HOOK_ACTS_PRE, HOOK_ACTS_POST) if graph == ACTIVATE else (HOOK_ACTS_POST, HOOK_RECONS)
 
         def run(tokens: Array, values: Array) -> Array:
             arrays = {given: values, INPUT: self._x[tokens]}
             feeds = {tensor.name: feed_of(arrays[tensor.name], cfg.dtype) for tensor in spec.inputs}
-            return self._rows(self._session.run_graph(graph, feeds)[wanted])
+            return self._rows(self._session.run_graph(name, feeds)[wanted])
 
         return run
 

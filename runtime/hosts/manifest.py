@@ -46,6 +46,8 @@ class Host:
         inputs: The inputs of the model, in order.
         outputs: The outputs of the model, in order.
         cache: Inputs and outputs with the keys and values of earlier tokens; empty if the model has none.
+        dtype: Dtype of the model as it was exported, that of its values that rounds most; "" in older folders. The
+            graphs of a model in bfloat16 compute in float32, and have its weights.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Host:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     cache: tuple[CachePair, ...]
+    dtype: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)

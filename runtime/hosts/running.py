@@ -19,6 +19,7 @@ from .folder import GraftedHost
 from .graphs import HostGraphs, choose_device, open_host
 from .manifest import GraftedSAE
 from .names import ATTACH, FEATURES, SPLICE, TAP, USE_ERROR_TERM, activation_name, at
+from .overflow import narrow_reads, tokens_too_large, warn_of_overflow
 from .stages import StagedPass
 
 
@@ -61,6 +62,7 @@ class HostRunner:
         self.outputs = [tensor.name for tensor in host.manifest.host.outputs]
         names = [*host.manifest.all_hooks, *(at(hook, name) for hook in host.saes for name in HOOK_NAMES)]
         self._points = {name: HookPoint(name) for name in names}
+        self._narrow = {sae.hook: narrow_reads(sae, host.saes[sae.hook]) for sae in host.manifest.saes}
         self._saes: dict[str, SAESession] = {}
         self._lock = threading.Lock()
 
@@ -102,7 +104,15 @@ class HostRunner:
         """
         graph = self._whole_graph()
         switches = self._switches(feeds, setup) if graph == SPLICE else {}
-        return self.graphs.run(graph, {**feeds, **switches}, list(dict.fromkeys(names)))
+        read = self._narrow_reads(setup, names)
+        tensors = self.graphs.run(
+            graph, {**feeds, **switches}, list(dict.fromkeys([*names, *(output for _, output, *_ in read)]))
+        )
+        for hook, output, dtype, attached in read:
+            # What is not finite at a masked position of a spliced host reaches the other tokens: 0 times NaN is NaN.
+            tokens = np.ones(tokens_of(feeds), bool) if attached else is_token(feeds)
+            warn_of_overflow(hook, dtype, tokens_too_large(tensors[output], dtype, tokens), tokens)
+        return {name: tensors[name] for name in names}
 
     def run_in_stages(
         self, feeds: Mapping[str, Array], setup: Setup, placed: Sequence[PlacedHook] = ()
@@ -119,11 +129,16 @@ class HostRunner:
     def features(self, feeds: Mapping[str, Array], setup: Setup, hooks: Sequence[str]) -> dict[str, Array]:
         """Return the activations of the features at some hooks, 0 at masked positions."""
         names = [at(hook, HOOK_ACTS_POST) for hook in hooks]
-        plain = not setup.attached and not setup.edits
-        tensors = self.graphs.run(FEATURES, feeds, names) if plain and FEATURES in self.graphs else \
-            self.run(feeds, setup, names)  # fmt: skip
-        masked = ~is_token(feeds)
-        acts = {}
+        tokens, acts = is_token(feeds), {}
+        masked = ~tokens
+        if setup.attached or setup.edits or FEATURES not in self.graphs:
+            tensors = self.run(feeds, setup, names)
+        else:
+            tensors = self.graphs.run(FEATURES, feeds, names)
+            for hook, name in zip(hooks, names, strict=True):
+                if self._narrow[hook]:  # this graph does not give out what the SAE reads
+                    not_finite = int((~np.isfinite(tensors[name][tokens]).all(axis=-1)).sum())
+                    warn_of_overflow(hook, tensors[name].dtype.name, not_finite, tokens)
         for hook, name in zip(hooks, names, strict=True):
             array = tensors[name]
             if masked.any() and array.shape[: masked.ndim] == masked.shape:
@@ -195,6 +210,20 @@ class HostRunner:
             f"{self.host.path} has the graphs {', '.join(self.host.manifest.graphs)}, none of which computes the "
             "outputs of the host. Call encode or top_features, or graft the SAEs again with the mode tap or splice."
         )
+
+    def _narrow_reads(self, setup: Setup, names: Sequence[str]) -> list[tuple[str, str, str, bool]]:
+        """Return what SAEs in a dtype of a smaller range than the host's read in a pass.
+
+        Each is a hook, the output that holds the activation there, the dtype, and whether the SAE is attached. An SAE
+        that is not attached counts if a tensor that it computes is asked for.
+        """
+        found = []
+        for sae, reads in self._narrow.items():
+            computed = {at(sae, name) for name in HOOK_NAMES if name != HOOK_INPUT}
+            if reads and (sae in setup.attached or not computed.isdisjoint(names)):
+                dtype = self.host.saes[sae].manifest.sae.dtype
+                found += [(hook, output, dtype, sae in setup.attached) for hook, output in reads]
+        return found
 
     def _switches(self, feeds: Mapping[str, Array], setup: Setup) -> dict[str, Array]:
         """Return the inputs of the splice that attach SAEs and edit features."""

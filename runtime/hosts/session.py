@@ -162,6 +162,10 @@ class HostSession:
         Raises:
             InputError: The feeds do not fit the host.
             ArtifactError: SAEs are attached, and the folder does not have a splice.
+
+        Warns:
+            RuntimeWarning: An SAE is in float16, and an activation that it reads is larger than 65504, where float16
+                ends. Every method that runs an SAE gives this warning.
         """
         return HostOutput(self._runner.run(self._feeds(feeds), self._attachments.current(), self._runner.outputs))
 
@@ -430,7 +434,8 @@ class HostSession:
             edits: Edits of features for the whole sequence, as for `steering`; each is a number, the same for all
                 tokens.
             use_error_term: As for `steering`; None without `edits`.
-            do_sample: Whether to draw each token. If not, it is the one with the largest logit.
+            do_sample: Whether to draw each token. If not, it is the one with the largest logit, and the three options
+                that follow must be left out.
             temperature: Number that the logits are divided by before drawing.
             top_k: Number of tokens with the largest logits to draw from; None for all.
             seed: Seed of the draws, which differ between prompts; None for different draws in each call.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.dtypes import DTYPES
+from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, as_given, feed_of
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_NAMES, HOOK_OUTPUT
 from ..errors import ArtifactError, InputError
@@ -21,9 +21,11 @@ from ..session.forward import SteeringHook, call_hook, forward
 from ..session.graphs import Graphs
 from ..session.hooks import HookPoint, PlacedHook
 from .attaching import Setup
+from .feeds import tokens_of
 from .graphs import HostGraphs
 from .manifest import GraftedSAE, HostManifest
 from .names import at, stage
+from .overflow import tokens_too_large, warn_of_overflow
 
 HEADS = "hook_z"
 """A hook whose activations have heads, `(n_heads, d_head)` for each token."""
@@ -70,31 +72,33 @@ class StagedPass:
                 "This folder does not have the stages of the host, between which hook functions run. Graft the SAEs "
                 "again with the mode splice."
             )
-        tensors = dict(feeds)
+        tensors, tokens = dict(feeds), np.ones(tokens_of(feeds), bool)
         for i, hook in enumerate(hooks):
             if stage(i) in self.graphs:
                 tensors |= self.graphs.run(stage(i), tensors)
             else:
                 tensors[hook] = tensors[hooks[i - 1]]
-            tensors[hook] = self._at_hook(hook, tensors[hook])
+            tensors[hook] = self._at_hook(hook, tensors[hook], tokens)
         tensors |= self.graphs.run(stage(last), tensors)
         return {tensor.name: tensors[tensor.name] for tensor in self.manifest.host.outputs}
 
-    def _at_hook(self, name: str, x: Array) -> Array:
+    def _at_hook(self, name: str, x: Array, tokens: Array) -> Array:
         """Return what the host goes on from: what the attached SAE or the functions at the hook made of `x`."""
         sae = self.manifest.replacing(name)
         if sae is not None and sae.hook in self.setup.attached:
-            return self._through_sae(sae, x, self.setup.attached[sae.hook])
+            return self._through_sae(sae, x, self.setup.attached[sae.hook], tokens)
         for hook in self.placed:
             if hook.name == name and (returned := call_hook(hook, x, self.points[name])) is not None:
                 x = _checked(returned, x, name)
         self.fired[name] = self.read[name] = x
         return x
 
-    def _through_sae(self, sae: GraftedSAE, replaced: Array, use_error_term: bool) -> Array:
+    def _through_sae(self, sae: GraftedSAE, replaced: Array, use_error_term: bool, tokens: Array) -> Array:
         graphs = self.sae_graphs(sae.hook)
         cfg = graphs.manifest.sae
         x = replaced if sae.target is None else self.read[sae.hook]
+        for hook, tensor in ((sae.hook, x), (sae.replaced, replaced)) if cfg.takes_target else ((sae.hook, x),):
+            warn_of_overflow(hook, cfg.dtype, tokens_too_large(tensor, cfg.dtype, tokens), tokens)
         if sae.heads:  # the SAE may have been trained on a hook of another name, and its name decides about heads
             cfg = dataclasses.replace(cfg, hook_name=HEADS)
         names = [name for name in HOOK_NAMES if name != HOOK_ERROR or use_error_term]
@@ -115,8 +119,9 @@ class StagedPass:
 
 
 def _as_read(x: Array, dtype: str) -> Array:
-    """Return a tensor of the host as an SAE takes it: an SAE in half precision takes a wider one rounded."""
-    return feed_of(x, dtype) if x.dtype.itemsize > DTYPES[dtype].numpy.itemsize else x
+    """Return a tensor of the host as an SAE takes it: an SAE in half precision takes that of another dtype rounded."""
+    with np.errstate(over="ignore"):  # `warn_of_overflow` says which tokens
+        return x if dtype == FLOAT32 else feed_of(x, dtype)
 
 
 def _checked(returned: Any, x: Array, name: str) -> Array:

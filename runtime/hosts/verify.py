@@ -37,7 +37,7 @@ from .golden import GoldenHost, load_golden_host
 from .hook_proof import HookProof
 from .manifest import GraftParity, OutputParity
 from .names import FEATURES, SPLICE, TAP, activation_name, at, stage
-from .rule import PROVES, as_errors, host_error, host_errors
+from .rule import as_errors, host_error, host_errors, needed_move
 from .running import HostRunner
 
 
@@ -244,12 +244,13 @@ class _HostProof:
     def check_moves(
         self, what: str, found: Mapping[str, Array], still: Mapping[str, Array], records: Mapping[str, OutputParity]
     ) -> None:
-        """Add a problem unless a change moves some output by more than `PROVES` budgets."""
+        """Add a problem unless a change moves some output by more budgets than `needed_move` says."""
+        needed = needed_move({sae.manifest.sae.dtype for sae in self.runner.host.saes.values()})
         moved = {name: host_error(found[name], still[name], self.golden.mask) for name in still if name in records}
-        if not any(by > PROVES * records[name].budget for name, by in moved.items()):
+        if not any(by > needed * records[name].budget for name, by in moved.items()):
             sizes = ", ".join(f"{name} by {by:.1e} (budget {records[name].budget:.1e})" for name, by in moved.items())
             self.report.problems.append(
-                f"splice: {what} moves {sizes}; it must move one by more than {PROVES:g} budgets, or nothing is proved."
+                f"splice: {what} moves {sizes}; it must move one by more than {needed:g} budgets, or nothing is proved."
             )
 
 

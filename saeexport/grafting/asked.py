@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from runtime.arrays.dtypes import BFLOAT16
 from runtime.artifact.checks import FILE_NAME
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.manifest import INT8
@@ -97,11 +96,6 @@ def _read_sae(key: str | None, artifact: Artifact, modes: Collection[str]) -> As
     sae = artifact.manifest.sae
     if artifact.manifest.weights_dtype == INT8:
         raise GraftError(f"{artifact.path} has int8 weights, which are not at parity. Graft the SAE in float32.")
-    if sae.dtype == BFLOAT16:
-        raise GraftError(
-            f"{artifact.path} is in bfloat16, which no CPU provider of ONNX Runtime computes, so that the graft "
-            "could not be proved. Export the SAE in float32 or float16: saeexport export --dtype float32."
-        )
     if sae.d_out is None:
         return Asked(_hook(sae.hook_name if key is None else key, artifact), None, artifact)
     first, separator, second = (sae.hook_name if key is None else key).partition(SEPARATOR)

@@ -136,11 +136,19 @@ def _ancestors(value: ir.Value) -> set[ir.Node]:
 def reads(node: ir.Node) -> list[ir.Value]:
     """Return the values that a node reads, those that its subgraphs read from outside included."""
     found = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-            for graph in graphs:
-                inside = {*graph.inputs, *graph.initializers.values()} | {v for n in graph for v in n.outputs}
-                found += [value for inner in graph for value in reads(inner) if value not in inside]
-                found += [value for value in graph.outputs if value is not None and value not in inside]
+    for graph in subgraphs_of(node):
+        inside = {*graph.inputs, *graph.initializers.values()} | {v for n in graph for v in n.outputs}
+        found += [value for inner in graph for value in reads(inner) if value not in inside]
+        found += [value for value in graph.outputs if value is not None and value not in inside]
     return found
+
+
+def subgraphs_of(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs that a node has as attributes, such as the branches of an If."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs += attribute.as_graphs()
+    return graphs

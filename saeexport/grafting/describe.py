@@ -46,7 +46,7 @@ def describe_host(host: Host, kind: str) -> HostRecord:
     return HostRecord(
         host.name, host.sha256, host.exporter, host.opset, kind,
         tuple(map(describe_tensor, inputs)), tuple(map(describe_tensor, host.graph.outputs)),
-        tuple(CachePair(past, present) for past, present in host.cache),
+        tuple(CachePair(past, present) for past, present in host.cache), dtype=host.exported_dtype,
     )  # fmt: skip
 
 

@@ -4,15 +4,19 @@ The own error of the host says how much rounding matters: it is the distance of 
 no PyTorch model, from itself without ONNX Runtime's optimisations.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.arrays.dtypes import FLOAT32
+import numpy as np
+import onnx_ir as ir
+
+from runtime.arrays.dtypes import is_float, widened
 from runtime.arrays.tensor import Array
-from runtime.artifact.budgets import FLOOR, MOST_OWN_ERROR
+from runtime.artifact.budgets import MOST_OWN_ERROR
 from runtime.artifact.manifest import GraphSpec
 from runtime.errors import GraftError
 from runtime.hosts.feeds import is_token
+from runtime.hosts.overflow import LARGEST, tokens_too_large
 from runtime.hosts.rule import host_error
 from runtime.session.interventions import Intervention
 
@@ -20,9 +24,8 @@ from ..checkpoints.registry import load
 from .build import build_probe
 from .given import Given
 from .grafts import Graft
-from .host import Host
-from .inference import NAMES
-from .order import in_order
+from .host import Host, coarsest_dtype
+from .order import HookInHost, in_order
 from .reference import run, run_spliced
 from .running import Graph, reconstruct, run_stages
 from .write import write_graph
@@ -56,9 +59,8 @@ class Expected:
             given: What the host is compared with.
         """
         self._folder, self._host, self._grafts, self._graphs, self._given = folder, host, grafts, graphs, given
-        dtypes = {NAMES[value.dtype] for value in host.values().values() if value.dtype in NAMES}
-        self.dtype = _coarsest(dtypes)
-        self.sae_dtype = _coarsest({graft.sae.dtype for graft in grafts})
+        self.dtype = host.dtype
+        self.sae_dtype = coarsest_dtype({graft.sae.dtype for graft in grafts})
         self._saes = {graft.hook: load(graft.artifact.folder) for graft in grafts}
         self.feeds = dict(given.reference.feeds)
         self.mask: Array = is_token(self.feeds)
@@ -66,13 +68,19 @@ class Expected:
         present = {name for _, name in host.cache}
         self.outputs = [str(value.name) for value in host.graph.outputs if value.name not in present]
 
+    def ungrafted(self, optimize: bool = True) -> Graph:
+        """Load the host without SAEs: its file, or where it computes in another dtype now, its graph."""
+        if not self._host.is_widened:
+            return Graph(self._host.path, optimize)
+        return self._loaded(self._host.graph.clone(), optimize)
+
     def noise(self, own: Mapping[str, Array]) -> dict[str, float]:
         """Return the own error of the host at each output, from what it is compared with.
 
         Raises:
             GraftError: It is too large to be one of rounding.
         """
-        others = [(WITHOUT_OPTIMISATIONS, Graph(self._host.path, optimize=False)(self.feeds))]
+        others = [(WITHOUT_OPTIMISATIONS, self.ungrafted(optimize=False)(self.feeds))]
         if self._given.model is not None:
             others.append(("the model in PyTorch", self._named(run(self._given.model, self.feeds), own)))
         if self._given.outputs:
@@ -86,15 +94,14 @@ class Expected:
 
     def activations_at_hooks(self) -> tuple[dict[str, Array], dict[str, float]]:
         """Return the tensor at each hook in the ungrafted host, and the own error of the host there."""
-        probe = self._folder / "probe.onnx"
-        try:
-            write_graph(build_probe(self._host.model, self._grafts), self._host.model, probe, "")
-            found, slow = Graph(probe)(self.feeds), Graph(probe, optimize=False)(self.feeds)
-        finally:
-            probe.unlink(missing_ok=True)
+        found, slow = (
+            self._loaded(build_probe(self._host.model, self._grafts), optimize)(self.feeds)
+            for optimize in (True, False)
+        )
         activations, own = {}, {}
         for hook in self.hooks:
             x = activations[hook.name] = found[hook.value]
+            self._check_range(hook, x, self.mask)
             own[hook.name] = self._own_error(hook.value, x, slow[hook.value], WITHOUT_OPTIMISATIONS)
             expected = self._given.reference.activations.get(hook.name)
             if expected is not None:
@@ -117,7 +124,13 @@ class Expected:
         own = {
             name: max(
                 noise[name],
-                self._own_error(name, other[name], reference[name], WITH_SAES, _coarsest({self.dtype, self.sae_dtype})),
+                self._own_error(
+                    name,
+                    other[name],
+                    reference[name],
+                    WITH_SAES,
+                    coarsest_dtype({self._host.exported_dtype, self.sae_dtype}),
+                ),
             )
             for name in self.outputs
         }
@@ -131,21 +144,68 @@ class Expected:
 
         def replace(name: str, x: Array) -> Array:
             graft = hooks[name].graft
+            # What is not finite at a masked position reaches the other tokens: 0 times NaN is NaN.
+            self._check_range(hooks[name], x, np.ones_like(self.mask))
             if not hooks[name].is_replaced:
                 read[name] = x
                 return x
             target = None if graft.target is None else x
             made = reconstruct(graft, self._saes[graft.hook], read.get(graft.hook, x), edits.get(graft.hook), target)
+            self._check_finite(f"What the SAE {graft.artifact.path} computes at {graft.hook}", made.recons)
             if acts is not None:
                 acts[graft.hook] = made.acts_post
             return made.recons
 
         return run_stages(self._folder, self._graphs, list(hooks), self.feeds, replace, optimize)
 
+    def _probe(self) -> ir.Graph:
+        return build_probe(self._host.model, self._grafts)
+
+    def _loaded(self, graph: ir.Graph, optimize: bool) -> Graph:
+        """Load a graph that is not part of the folder, and has its weights there."""
+        file = self._folder / "unnamed.onnx"
+        try:
+            write_graph(graph, self._host.model, file, "")
+            return Graph(file, optimize)
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _check_range(self, hook: HookInHost, x: Array, tokens: Array) -> None:
+        """Refuse an SAE whose dtype does not hold the activations of some tokens.
+
+        Raises:
+            GraftError: A value that it reads would become infinite.
+        """
+        sae = hook.graft.sae
+        if hook.name != hook.graft.hook and not sae.takes_target:
+            return
+        if count := tokens_too_large(x, sae.dtype, tokens):
+            raise GraftError(
+                f"{hook.name}: the SAE {hook.graft.artifact.path} is in {sae.dtype}, which ends at "
+                f"{LARGEST[sae.dtype]:.0f}, and the activations of {count} of {int(tokens.sum())} tokens are larger. "
+                "Export the SAE in bfloat16 or float32, and graft that."
+            )
+
+    def _check_finite(self, what: str, y: Array) -> None:
+        """Refuse a tensor with values that are not finite, which cannot be compared.
+
+        Raises:
+            GraftError: A token that is not masked has such a value.
+        """
+        if y.shape[: self.mask.ndim] != self.mask.shape or not is_float(y.dtype):
+            return
+        rows = widened(y)[self.mask].reshape(int(self.mask.sum()), -1)
+        if count := int((~np.isfinite(rows).all(axis=1)).sum()):
+            raise GraftError(
+                f"{what} is not finite for {count} of {len(rows)} tokens, so that nothing can be compared. If it is in "
+                "float16, which ends at 65504, export it in bfloat16 or float32."
+            )
+
     def _own_error(self, name: str, y: Array, other: Array, what: str, dtype: str | None = None) -> float:
         """Return the error of an output of the host, after checking that rounding explains it."""
+        self._check_finite(f"The output or activation {name} of the host {self._host.path}", y)
         error = host_error(y, other, self.mask)
-        most = MOST_OWN_ERROR[dtype or self.dtype]
+        most = MOST_OWN_ERROR[dtype or self._host.exported_dtype]
         if not error <= most:
             raise GraftError(
                 f"The host {self._host.path} computes something else than {what}: {name} is off by {error:.1e} of a "
@@ -170,8 +230,3 @@ class Expected:
                 "from."
             )
         return found
-
-
-def _coarsest(dtypes: Collection[str]) -> str:
-    """Return the dtype that rounds most; those without a unit of rounding, such as int64, do not count."""
-    return max(FLOOR.keys() & set(dtypes), key=lambda dtype: FLOOR[dtype], default=FLOAT32)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from runtime.arrays.arguments import as_path
+from runtime.arrays.dtypes import BFLOAT16, FLOAT32
 from runtime.arrays.tensor import Array
 from runtime.errors import GraftError
 from runtime.hosts.names import TOKENIZER
@@ -67,7 +68,7 @@ def prepare(
     feeds, source = default_feeds(host, tokenizer)
     if hf is None:
         return Given(Reference(feeds), source, None, {}, tokenizer)
-    model = load_model(as_path("hf", hf))
+    model = load_model(as_path("hf", hf), weights=BFLOAT16 if host.is_widened else FLOAT32)
     return Given(Reference(feeds, capture(model, feeds, hooks), REFERENCE), source, model, {}, tokenizer)
 
 

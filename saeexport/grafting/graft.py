@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import onnx_ir as ir
 from safetensors import SafetensorError
 
 from runtime.arrays.arguments import as_path
@@ -83,7 +82,6 @@ def graft(
     names = [hook for each in asked for hook in each.hooks]
     with opened(host, hf, names) as (file, model):
         loaded = load_host(file)
-        _check_can_be_proved(loaded)
         given = prepare(loaded, names, model, reference)
         placed = locate_all(loaded, asked, given.reference, force)
         with _as_graft_errors(path), staged_folder(path, overwrite) as folder:
@@ -130,21 +128,6 @@ def _as_graft_errors(path: Path) -> Iterator[None]:
         if isinstance(error, TimeoutError) and error.errno is None:
             raise  # not of the file system, but of a signal handler that limits the time
         raise GraftError(f"{path} was not written: {error}") from error
-
-
-def _check_can_be_proved(host: Host) -> None:
-    """Refuse a host that no CPU can run.
-
-    Raises:
-        GraftError: It computes in bfloat16.
-    """
-    for value in host.values().values():
-        node = value.producer()
-        if value.dtype == ir.DataType.BFLOAT16 and node is not None and node.op_type != "Cast":
-            raise GraftError(
-                f"The host {host.path} computes {value.name} in bfloat16, which no CPU provider of ONNX Runtime does, "
-                "so that the graft could not be proved. Export the model in float32 or float16."
-            )
 
 
 def check_names(argument: str, given: Collection[str], known: Collection[str]) -> None:

@@ -70,10 +70,7 @@ def trailing_dimensions(x: ir.Value, graft: Graft) -> int:
     given = f"{graft.value} has shape {x.shape} and dtype {x.dtype} in the host"
     takes = f"the SAE at {graft.hook} takes (..., {', '.join(map(str, graft.sae.input_shape))})"
     if x.dtype not in FLOATS:
-        raise GraftError(
-            f"{given}; {takes} in a floating-point dtype. A quantised value cannot be replaced: graft into the model "
-            "before it is quantised."
-        )
+        raise GraftError(f"{given}; {takes} in a floating-point dtype.")
     sizes = [size if isinstance(size, int) else None for size in (x.shape or ())]
     if len(sizes) > 1 and sizes[-1] == graft.sae.d_in:
         return 1

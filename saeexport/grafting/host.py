@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from runtime.arrays.arguments import as_path
+from runtime.arrays.dtypes import BFLOAT16, FLOAT32
+from runtime.artifact.budgets import FLOOR
 from runtime.artifact.files import hash_file
 from runtime.errors import GraftError
 
-from .inference import infer_types
+from .float32 import compute_in_float32, computes_in_bfloat16
+from .inference import NAMES, infer_types
 from .unfuse import expose_residuals
 
 OLDEST_OPSET = 14
@@ -34,6 +37,9 @@ class Host:
         sha256: Checksum of the file; with external data, of the checksums of the file and of each data file.
         exporter: Name and version of the program that wrote the file.
         opset: Version of ONNX's operators that the model uses.
+        dtype: The dtype of its values that rounds most.
+        is_widened: Whether the model was exported in bfloat16, and computes in float32 now; its file does not run on a
+            CPU then. See `saeexport.grafting.float32`.
         cache: Pairs of an input with past keys or values and the output that continues it.
     """
 
@@ -43,7 +49,14 @@ class Host:
     sha256: str
     exporter: str
     opset: int
+    dtype: str
+    is_widened: bool
     cache: tuple[tuple[str, str], ...]
+
+    @property
+    def exported_dtype(self) -> str:
+        """The dtype that rounds most of the model as it was exported."""
+        return BFLOAT16 if self.is_widened else self.dtype
 
     @property
     def graph(self) -> ir.Graph:
@@ -60,6 +73,11 @@ def values_of(graph: ir.Graph) -> dict[str, ir.Value]:
     found = {value.name: value for value in graph.inputs if value.name}
     found |= {value.name: value for node in graph for value in node.outputs if value.name}
     return found
+
+
+def coarsest_dtype(dtypes: Collection[str]) -> str:
+    """Return the dtype that rounds most; those without a unit of rounding, such as int64, do not count."""
+    return max(FLOOR.keys() & set(dtypes), key=lambda dtype: FLOOR[dtype], default=FLOAT32)
 
 
 def load_host(path: "str | Path") -> Host:
@@ -82,11 +100,16 @@ def load_host(path: "str | Path") -> Host:
     model = RemoveInitializersFromInputsPass()(model).model
     opset = _check_operators(model, path)
     exporter = " ".join(filter(None, (model.producer_name, model.producer_version)))
+    sha256 = _sha256(model, path)
     model.graph.sort()
+    is_widened = computes_in_bfloat16(model)
+    if is_widened:
+        compute_in_float32(model)
     expose_residuals(model.graph)
     model = infer_types(model, path.absolute().parent)
     name = path.stem if path.stem != "model" else path.absolute().parent.name
-    return Host(path, name, model, _sha256(model, path), exporter, opset, _cache(model.graph))
+    dtype = coarsest_dtype({NAMES[value.dtype] for value in values_of(model.graph).values() if value.dtype in NAMES})
+    return Host(path, name, model, sha256, exporter, opset, dtype, is_widened, _cache(model.graph))
 
 
 def _check_operators(model: ir.Model, path: Path) -> int:

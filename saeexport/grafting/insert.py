@@ -8,8 +8,8 @@ At a value x of the host, `[batch, positions, d_in]` or with heads `[batch, posi
                   |        +-----> recons, plus error with the error term --+
                   +------------------------------------------ Where(attach) +--> the host goes on
 
-Where the dtypes of the host and of the SAE differ, x and the output are cast. An SAE in half precision in a host in
-float32 rounds what it reads; its hook `hook_sae_input` is x as the host has it.
+Where the dtypes of the host and of the SAE differ, x and the output are cast. An SAE whose dtype rounds more than the
+host's rounds what it reads; its hook `hook_sae_input` is x as the host has it.
 
 A transcoder reads x and predicts another value y of the host, its target, `[batch, positions, d_out]`:
 
@@ -24,6 +24,7 @@ import numpy as np
 import onnx.defs
 import onnx_ir as ir
 
+from runtime.artifact.budgets import FLOOR
 from runtime.artifact.manifest import SAEConfig
 from runtime.artifact.names import (
     FEATURE_IDS,
@@ -40,6 +41,7 @@ from runtime.errors import GraftError
 from runtime.hosts.names import ATTACH, USE_ERROR_TERM, at
 
 from .grafts import Graft, trailing_dimensions
+from .inference import NAMES
 
 
 class Inserted:
@@ -91,7 +93,7 @@ class Inserted:
         self._flat = {name: copies[value] for name, value in self._outputs.items()}
         for name, value in self._outputs.items():
             self.hooks[name] = self._hook(self._flat[name], value, graft.sae)
-        if HOOK_INPUT in self.hooks and x.dtype == ir.DataType.FLOAT != self._dtype:  # the SAE rounds what it reads
+        if HOOK_INPUT in self.hooks and _rounds_more(self._dtype, x.dtype):
             self.hooks[HOOK_INPUT] = self._hook(x, self._outputs[HOOK_INPUT], graft.sae)
             self.hooks[HOOK_INPUT].type = x.type
         self.target = None if target is None else self._output_of(target)
@@ -226,6 +228,13 @@ class Inserted:
     def _append(self, first: int = 0) -> None:
         """Add the nodes from `first` on to the graph, which is sorted when it is complete."""
         self._graph.extend(self._nodes[first:])
+
+
+def _rounds_more(dtype: ir.DataType | None, other: ir.DataType | None) -> bool:
+    """Tell whether a dtype rounds more than another one: bfloat16 more than float16, and that more than float32."""
+    assert dtype is not None
+    assert other is not None
+    return FLOOR[NAMES[dtype]] > FLOOR[NAMES[other]]
 
 
 def check_operator(node: ir.Node, opset: int, hook: str) -> None:

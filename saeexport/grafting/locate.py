@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.arrays.dtypes import BFLOAT16, FLOAT32
 from runtime.artifact.folder import Artifact
 from runtime.errors import GraftError
 from runtime.hosts.manifest import Evidence
 
-from .candidates import LIMIT, Candidate, Reference, rank, views_of
+from .candidates import LIMIT, LIMIT_OF_WIDENED, REFERENCE, Candidate, Reference, rank, views_of
 from .host import Host
 from .names import split_hook
 
@@ -93,8 +94,10 @@ def decide(
         chosen = ranked[0]
         return Located(value, Evidence(FORCED, chosen.error, None, None, chosen.variance_explained, reference.tokens()))
     check_trained_at(hook, sae, is_target)
-    choose = _by_error if hook in reference.activations else _by_variance
-    best, runner_up = choose(host, hook, ranked)
+    if hook in reference.activations:
+        best, runner_up = _by_error(host, hook, ranked, _limit(host, ranked[0], reference))
+    else:
+        best, runner_up = _by_variance(host, hook, ranked)
     if value is not None and value not in (best.value, *(c.value for c in ranked if c.alias_of == best.value)):
         raise GraftError(
             f"{hook}: {value} was asked for, but {best.value} is the tensor at the hook ({_describe(best)}). Leave the "
@@ -169,8 +172,15 @@ def target_hook(sae: Artifact) -> str:
     return str(sae.manifest.sae.options.get("hook_name_out", ""))
 
 
-def _by_error(host: Host, hook: str, ranked: Sequence[Candidate]) -> tuple[Candidate, Candidate | None]:
-    best, limit = ranked[0], LIMIT.get(ranked[0].dtype, LIMIT["float32"])
+def _limit(host: Host, best: Candidate, reference: Reference) -> float:
+    """Return the largest error that the value at a hook may have."""
+    if not host.is_widened:
+        return LIMIT.get(best.dtype, LIMIT[FLOAT32])
+    return LIMIT_OF_WIDENED if reference.method == REFERENCE else LIMIT[BFLOAT16]
+
+
+def _by_error(host: Host, hook: str, ranked: Sequence[Candidate], limit: float) -> tuple[Candidate, Candidate | None]:
+    best = ranked[0]
     assert best.error is not None
     if not best.error <= limit:
         raise GraftError(

@@ -10,7 +10,8 @@ from runtime.hosts.names import sae_folder
 
 from .asked import Asked, AskedHook
 from .candidates import Reference
-from .grafts import Graft, Target, check_target, trailing_dimensions
+from .cut import subgraphs_of
+from .grafts import FLOATS, Graft, Target, check_target, trailing_dimensions
 from .host import Host
 from .locate import Located, find
 from .order import in_order
@@ -47,10 +48,8 @@ def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> Plac
     values, artifact = host.values(), asked.artifact
 
     def find_value(hook: AskedHook, is_target: bool) -> Located:
-        if hook.value is not None and hook.value not in values:
-            raise GraftError(
-                f"The host {host.path} does not compute a value {hook.value}. saeexport locate lists those that fit."
-            )
+        if hook.value is not None:
+            _check_value(host, hook.hook, hook.value)
         forced = force and hook.value is not None
         return find(host, hook.hook, artifact, reference, hook.value, forced, is_target)
 
@@ -63,3 +62,38 @@ def _locate(host: Host, asked: Asked, reference: Reference, force: bool) -> Plac
     found = dataclasses.replace(found, target=Target(asked.target.hook, predicted.value))
     check_target(values, found)
     return Placed(found, located.evidence, predicted.evidence)
+
+
+def _check_value(host: Host, hook: str, name: str) -> None:
+    """Refuse the name of a value that an SAE can neither read nor replace.
+
+    Raises:
+        GraftError: The host does not compute it, or does so inside of a subgraph or a function, or it is quantised.
+    """
+    value = host.values().get(name)
+    if value is None and (inside := _around(host, name)):
+        raise GraftError(
+            f"{hook}: the host {host.path} computes {name} inside of {inside}. SAEs are grafted into the outermost "
+            "graph only: export the host without control flow and local functions."
+        )
+    if value is None:
+        raise GraftError(
+            f"The host {host.path} does not compute a value {name}. saeexport locate lists those that fit."
+        )
+    if value.dtype is not None and value.dtype not in FLOATS:
+        raise GraftError(
+            f"{hook}: {name} is {value.dtype} in the host {host.path}. An SAE reads floating-point values; a quantised "
+            "one cannot be replaced: graft into the model before it is quantised."
+        )
+
+
+def _around(host: Host, name: str) -> str:
+    """Return the node or function of a host whose subgraph computes a value; "" if there is none."""
+    for node in host.graph:
+        for graph in subgraphs_of(node):
+            if any(output.name == name for inner in graph.all_nodes() for output in inner.outputs):
+                return f"the {node.op_type} {node.name or node.outputs[0].name}"
+    for function in host.model.functions.values():
+        if any(output.name == name for inner in function.all_nodes() for output in inner.outputs):
+            return f"the function {function.domain}.{function.name}"
+    return ""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runtime.arrays.dtypes import FLOAT32
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST
 from runtime.errors import GraftError
@@ -29,11 +30,15 @@ SUM_BOUND = 1e-4
 a term or a factor and is off by more than a hundredth; rounding is at most 1e-6."""
 
 
-def load_model(folder: str | os.PathLike[str]) -> nn.Module:
+def load_model(folder: str | os.PathLike[str], weights: str = FLOAT32) -> nn.Module:
     """Return the Hugging Face model of a local folder in float32, in evaluation mode, on the CPU.
 
     The class is the one that the config names, so that a decoder has its language model head. Attention is computed
     step by step ("eager"), because fused kernels compute masked positions differently.
+
+    Args:
+        folder: Folder of the model.
+        weights: Dtype that the weights are rounded to, as `from_pretrained` rounds them.
 
     Raises:
         GraftError: transformers is missing, or cannot read the folder.
@@ -55,11 +60,11 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
         name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
         kind = getattr(transformers, name, transformers.AutoModel)
         with _no_progress_bar():
-            model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options)
+            model = kind.from_pretrained(folder, dtype=getattr(torch, weights), attn_implementation="eager", **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise GraftError(f"{folder} cannot be read as a Hugging Face model: {error}") from error
     assert isinstance(model, nn.Module)
-    return model.eval()
+    return model.float().eval()
 
 
 @contextlib.contextmanager

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
-from runtime.arrays.dtypes import rounded, widened
+from runtime.arrays.dtypes import BFLOAT16, rounded, widened
 from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import GraphSpec
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_RECONS
 from runtime.errors import GraftError
+from runtime.hosts.graphs import run_with_binding
 from runtime.hosts.names import STAGE
 from runtime.session.interventions import Intervention
 
@@ -46,12 +48,17 @@ class Graph:
             raise GraftError(f"ONNX Runtime cannot load {path}: {error}") from error
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
-        self._optional = {value.name for value in self._session.get_overridable_initializers()}
+        optional = self._session.get_overridable_initializers()
+        self._optional = {value.name for value in optional}
+        values = (*self._session.get_inputs(), *self._session.get_outputs(), *optional)
+        self._has_bfloat16 = any(value.type == f"tensor({BFLOAT16})" for value in values)
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs by name. Of `feeds`, those that the model takes are used."""
         given = {name: feeds[name] for name in feeds if name in self.inputs or name in self._optional}
         try:
+            if self._has_bfloat16:
+                return dict(zip(self.outputs, run_with_binding(self._session, given, self.outputs), strict=True))
             return dict(zip(self.outputs, self._session.run(self.outputs, given), strict=True))
         except Exception as error:
             raise GraftError(f"ONNX Runtime cannot run {self.path}: {error}") from error
@@ -113,10 +120,11 @@ def reconstruct(
     """
     replaced = x if target is None else target
     edits = () if intervention is None else ((HOOK_ACTS_POST, torch_hook(intervention)),)
-    rows = rounded(widened(x).reshape(-1, *graft.sae.input_shape), graft.sae.dtype)
     predicted = None
-    if target is not None and graft.sae.takes_target:
-        predicted = rounded(widened(target).reshape(-1, target.shape[-1]), graft.sae.dtype)
+    with np.errstate(over="ignore"):  # `Expected` refuses it
+        rows = rounded(widened(x).reshape(-1, *graft.sae.input_shape), graft.sae.dtype)
+        if target is not None and graft.sae.takes_target:
+            predicted = rounded(widened(target).reshape(-1, target.shape[-1]), graft.sae.dtype)
     hooks = all_hooks(sae, rows, predicted, *edits)
     trailing = 1 if x.shape[-1] == graft.sae.d_in else 2
     recons = hooks[HOOK_RECONS].reshape(replaced.shape).astype(replaced.dtype)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+import transformers
 from torch import nn
 
 from runtime.errors import GraftError
@@ -60,13 +61,19 @@ def dynamo(dtype: torch.dtype = torch.float32, opset: int | None = None) -> Call
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                Plain(load_model(folder).to(dtype)).eval(), (IDS, torch.ones_like(IDS)), out / "model.onnx",
+                Plain(load_in(folder, dtype)), (IDS, torch.ones_like(IDS)), out / "model.onnx",
                 dynamo=True, dynamic_shapes=(sizes, sizes), input_names=INPUTS, output_names=["output"],
                 opset_version=opset, verbose=False,
             )  # fmt: skip
         return out / "model.onnx"
 
     return export
+
+
+def load_in(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Return a model in a dtype as transformers loads it, with the frequencies of rotary embeddings in float32."""
+    kind = getattr(transformers, transformers.AutoConfig.from_pretrained(folder).architectures[0])
+    return kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
 def torchscript(opset: int) -> Callable[[Path, Path], Path]:

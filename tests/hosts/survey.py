@@ -47,7 +47,7 @@ CASES: tuple[tuple[Exporter, tuple[str, ...]], ...] = (
     (Exporter("torch.onnx.export(dynamo=True)", dynamo()), ("bert", "distilbert", "gpt2", *LLAMAS, "gpt_neox")),
     (Exporter("torch.onnx.export(dynamo=True), opset 23", dynamo(opset=23)), ("bert", "llama")),
     (Exporter("torch.onnx.export(dynamo=True), float16", dynamo(torch.float16)), ("bert", "gpt2", "llama")),
-    (Exporter("torch.onnx.export(dynamo=True), bfloat16", dynamo(torch.bfloat16)), ("bert",)),
+    (Exporter("torch.onnx.export(dynamo=True), bfloat16", dynamo(torch.bfloat16)), ("bert", "gpt2", "llama")),
     (Exporter("torch.onnx.export(dynamo=False), opset 14", torchscript(14)), ("bert", "distilbert", "gpt2")),
     (Exporter("torch.onnx.export(dynamo=False), opset 17", torchscript(17)), ("bert", "gpt2", "llama")),
     (Exporter("optimum-onnx", optimum()), ALL[:-1]),

@@ -93,9 +93,17 @@ def test_nearly_every_feature_has_examples():
 
 @pytest.mark.slow
 def test_the_real_sae_is_grafted_into_its_language_model(tmp_path):
-    command = [sys.executable, str(ROOT / "models" / "minilm" / "host.py"), str(tmp_path / "host")]
+    folders = [str(tmp_path / "host"), str(tmp_path / "two")]
+    command = [sys.executable, str(ROOT / "models" / "minilm" / "host.py"), *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "grafted at blocks.2.hook_normalized_resid_post" in done.stdout
     before, after = map(float, re.findall(r"similarity is (\S+), and without feature 1460 (\S+)\.", done.stdout)[0])
     assert before - after > 0.05
+    assert list(runtime.HostSession(tmp_path / "two", "cpu").hook_names) == [
+        "blocks.2.hook_normalized_resid_post", "blocks.4.hook_normalized_resid_post"
+    ]  # fmt: skip
+    before, after = map(float, re.findall(r"at blocks\.4\.\S+ falls from (\S+) to (\S+) at", done.stdout)[0])
+    assert before - after > 0.5
+    plain, both = map(float, re.findall(r"sentences is (\S+), and (\S+) of what both", done.stdout)[0])
+    assert plain != both

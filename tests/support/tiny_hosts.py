@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401 - gives numpy bfloat16
 import numpy as np
 import onnx
 import onnx.helper
@@ -25,7 +26,7 @@ class TinyHost:
         layers: Number of layers.
         causal: Whether a token sees earlier ones only.
         cache: Whether the model takes and gives keys and values.
-        dtype: "float" or "float16", as ONNX calls them.
+        dtype: "float", "float16" or "bfloat16", as ONNX calls them.
         fused: Whether the sum and the second norm of a layer are one SkipSimplifiedLayerNormalization.
         opset: Version of ONNX's operators.
         output_hook: Whether the output of the first layer is an output of the model, too.
@@ -63,7 +64,7 @@ class TinyHost:
                 f"{i}.W_in": matrix(D_MODEL, D_MLP), f"{i}.b_in": 0.1 * draws.standard_normal(D_MLP),
                 f"{i}.W_out": matrix(D_MLP, D_MODEL),
             }  # fmt: skip
-        kind = np.float16 if self.dtype == "float16" else np.float32
+        kind = np.dtype("float32" if self.dtype == "float" else self.dtype)
         self.weights = {name: array.astype(kind) for name, array in self.weights.items()}
 
     def write(self, path: Path, external: bool = False) -> Path:

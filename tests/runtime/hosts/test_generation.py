@@ -157,6 +157,14 @@ def test_what_cannot_be_generated_is_refused(host, feeds):
         host.generate(PROMPT, 2, edits={PRE: {3: Add(np.ones((1, 3)))}})
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"top_k": 3}, {"seed": 0}, {"temperature": 0, "seed": 1}])
+def test_options_of_drawing_without_drawing_are_refused(host, options):
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    with pytest.raises(InputError, match=f"^{given} applies to tokens that are drawn, and do_sample is False"):
+        host.generate(PROMPT, 2, **options)
+    assert host.generate(PROMPT, 2, temperature=1.0, top_k=None, seed=None).shape == (1, len(PROMPT) + 2)
+
+
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_logits_that_are_not_finite_are_an_error(host, do_sample):
     with pytest.raises(SAEError, match="The logits of token 2 are not finite"):

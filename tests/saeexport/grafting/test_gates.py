@@ -1,5 +1,7 @@
 """Every gate of the proof closes: what it is there to notice is done, and the graft is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnx.helper
@@ -262,6 +264,21 @@ def test_a_decision_at_its_threshold_leaves_out_a_sequence_and_no_more(graft_int
     monkeypatch.setattr(prove._Proving, "sequences_with_equal_decisions", lambda self: np.arange(4) < 1)
     with pytest.raises(ParityError, match="on 3 of 4 sequences the splice decides about other features"):
         graft_into(HOST, HOOK, out="none")
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1.9e-6), ("float16", 1.55e-2), ("bfloat16", 0.124)])
+def test_a_feature_that_is_on_by_rounding_alone_leaves_out_no_sequence(dtype, rounding):
+    """A ReLU lets the feature through with an activation that is no larger than the rounding of the largest one, 8."""
+    own = np.zeros((3, 1, 2), np.float32)
+    own[:, 0] = [[8, rounding], [8, 1.1 * rounding], [8, 0]]
+    expected = np.array([[[8, 0]]] * 3, np.float32)
+    proving = SimpleNamespace(
+        mask=np.ones((3, 1), bool), graphs={"splice"}, feeds={}, without_error={},
+        grafts=[SimpleNamespace(hook="h", sae=SimpleNamespace(dtype=dtype))],
+        expected=SimpleNamespace(staged=lambda edits, acts: acts.update(h=expected)),
+        graph=lambda name: lambda feeds: {"h.hook_sae_acts_post": own},
+    )  # fmt: skip
+    assert prove._Proving.sequences_with_equal_decisions(proving).tolist() == [True, False, True]
 
 
 def test_decoding_that_ignores_the_cache_is_refused(graft_into, monkeypatch):
