@@ -110,6 +110,11 @@ HALF_CONTRACTS = {**PORTABLE, **_for_cpu(WIDE, "computed in float32, with every 
 """The graphs of every artifact in float16 or bfloat16."""
 
 
+def whole_variant(graph: str) -> str:
+    """Return the graph of the whole SAE that is written like a graph, such as "model.sparse" for "steer.sparse"."""
+    return SPARSE[MODEL] if graph == ACTS else f"{MODEL}{''.join(graph.partition('.')[1:])}"
+
+
 def contracts_of(dtype: str) -> Mapping[str, Contract]:
     """Return the contracts of the graphs of an artifact in a dtype."""
     return CONTRACTS if dtype == FLOAT32 else HALF_CONTRACTS
