@@ -110,9 +110,14 @@ HALF_CONTRACTS = {**PORTABLE, **_for_cpu(WIDE, "computed in float32, with every 
 """The graphs of every artifact in float16 or bfloat16."""
 
 
-def whole_variant(graph: str) -> str:
-    """Return the graph of the whole SAE that is written like a graph, such as "model.sparse" for "steer.sparse"."""
-    return SPARSE[MODEL] if graph == ACTS else f"{MODEL}{''.join(graph.partition('.')[1:])}"
+def whole_variant(graph: str) -> str | None:
+    """Return the CPU variant of `model` that is written like a CPU variant: "model.sparse" for "steer.sparse".
+
+    None for a portable graph, and for graphs that are not an artifact's.
+    """
+    if graph == ACTS:
+        return SPARSE[MODEL]
+    return next((variants[MODEL] for variants in (SPARSE, WIDE) if graph in variants.values()), None)
 
 
 def contracts_of(dtype: str) -> Mapping[str, Contract]:

@@ -222,8 +222,10 @@ def rest_of(model: bytes, stages: Stages, smallest: int) -> Remainder | None:
         graph = Graph(model, stages.digests)
     except (ValueError, IndexError, KeyError):  # ONNX Runtime says what is wrong with it
         return None
-    hooks = {digest: hook for hook, digest in stages.digests.items()}
     inputs = {value.name for value in graph.inputs}
+    # A stage that computes a hook that the graph is given, such as an edited one, would go on from its own.
+    usable = [part for part in stages.parts if inputs.isdisjoint(part.outputs)]
+    hooks = {stages.digests[hook]: hook for part in usable for hook in part.outputs}
     found = {name: hooks[digest] for name, digest in graph.digests.items() if digest in hooks and name not in inputs}
     outputs = [value.name for value in graph.outputs if value.name not in found]
     all_outputs = [value.name for value in graph.outputs]

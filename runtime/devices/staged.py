@@ -1,9 +1,9 @@
 """Sessions of graphs that share their stages: the encoder and the decoder are loaded once, whatever graphs need them.
 
 ONNX Runtime repacks the matrices that a session multiplies by, and its Python interface cannot share the copies between
-sessions. So a graph with large parameters runs as a chain of sessions: the stages, which all graphs share, and what is
-left of the graph (`runtime/artifact/stages.py`). Their values are passed on without a copy. Two sessions take
-as long as one within the accuracy of a measurement; `python -m benchmarks.costs.memory` measures the memory.
+sessions. So a CPU variant with large parameters runs as a chain of sessions: the stages, which all CPU variants share,
+and what is left of the graph (`runtime/artifact/stages.py`). Their values are passed on without a copy. Portable graphs
+run whole, as other engines run them. `python -m benchmarks.costs.memory` measures the memory and the time.
 """
 
 import weakref
@@ -113,14 +113,14 @@ class SharedStages:
 
     def has(self, graph: str, files: HeldFolder) -> bool:
         """Tell whether a graph of the whole SAE runs as a chain of sessions."""
-        return self._stages_of(graph, files) is not None
+        return graph == whole_variant(graph) and self._stages_of(graph, files) is not None
 
     def load(self, graph: str, files: HeldFolder) -> StagedSession | None:
-        """Return a graph as a chain of sessions; None if it does not share a stage with the graph of the whole SAE."""
+        """Return a graph as a chain of sessions; None if it does not share a stage with the CPU variant of `model`."""
         whole = whole_variant(graph)
-        stages = self._stages_of(whole, files)
+        stages = whole and self._stages_of(whole, files)
         remainder = stages and rest_of(files.graphs[graph].content, stages, SMALLEST_SHARED)
-        if not stages or not remainder:
+        if not whole or not stages or not remainder:
             return None
         values = _values(remainder.hooks)
         steps = [
@@ -134,8 +134,6 @@ class SharedStages:
         return StagedSession(remainder.graph, steps)
 
     def _stages_of(self, whole: str, files: HeldFolder) -> Stages | None:
-        if whole not in files.graphs:  # the graphs of a host
-            return None
         if whole not in self._split:
             self._split[whole] = split(files.graphs[whole].content, SMALLEST_SHARED)
         return self._split[whole]
