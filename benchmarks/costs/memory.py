@@ -1,9 +1,9 @@
 """Measures the memory and the time of calls that share the weights: `python -m benchmarks.costs.memory`.
 
 Runs kinds of calls one after the other in a new process, and measures its anonymous memory after each (`Anonymous` in
-/proc/self/smaps_rollup: what the process holds apart from the pages of files), with Python and its libraries. It does so
-with graphs that share their stages, and with graphs that run whole (`runtime/devices/staged.py`). Then it times both in
-random order in one process. Prints the tables and writes benchmarks/results/memory.json (`make bench-memory`).
+/proc/self/smaps_rollup: what the process holds apart from the pages of files), with Python and its libraries. It does
+so with graphs that share their stages, and with graphs that run whole (`runtime/devices/staged.py`). Then it times both
+in random order in one process. Prints the tables and writes benchmarks/results/memory.json (`make bench-memory`).
 """
 
 import argparse
@@ -20,13 +20,11 @@ from tqdm import tqdm
 from benchmarks.report.markdown import markdown_table, ratio_cell, size_cell
 from benchmarks.shared.machine import RESULTS as FOLDER
 from benchmarks.shared.machine import describe_machine, parse_shape, write_results
-from benchmarks.shared.saes import make_workload
 from benchmarks.shared.timing import median, quartiles, time_in_turn
 from runtime import Ablate, SAESession
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE
 from runtime.devices import staged
-from saeexport import export
 
 RESULTS = FOLDER / "memory.json"
 ROUNDS = 10
@@ -36,6 +34,9 @@ WHOLE = 1 << 40
 
 def main() -> None:
     """Measure, print and write."""
+    from benchmarks.shared.saes import make_workload  # only here, so that the processes that are measured do not
+    from saeexport import export  # load PyTorch
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["768x24576"], metavar="D_INxD_SAE",
                         help="sizes (default: 768x24576)")  # fmt: skip

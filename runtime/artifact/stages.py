@@ -161,12 +161,14 @@ class Stages:
     """The stages of an SAE, cut out of the graph that computes all its hooks.
 
     Attributes:
-        digests: The digests of the hooks in that graph.
+        graph: That graph.
+        digests: The digests of the hooks in it.
         types: The `TypeProto` of each hook.
         parts: The encoder, from the input to the hooks with one value per feature; and the rest, from the input and
             these hooks to the other hooks.
     """
 
+    graph: Graph
     digests: dict[str, bytes]
     types: dict[str, bytes]
     parts: tuple[Part, Part]
@@ -192,7 +194,7 @@ def split(model: bytes, smallest: int) -> Stages | None:
     types = {name: graph.type_of(name) for name in names}
     encoder = graph.cut(features, {})
     rest = graph.cut(others, {name: types[name] for name in features})
-    return Stages({name: graph.digests[name] for name in names}, types, (encoder, rest))
+    return Stages(graph, {name: graph.digests[name] for name in names}, types, (encoder, rest))
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,11 @@ class Remainder:
     graph: Graph
     hooks: dict[str, str]
     part: Part | None
+
+
+def rest_of_whole(stages: Stages) -> Remainder:
+    """Return that nothing is left of the graph that was split into the stages."""
+    return Remainder(stages.graph, {hook: hook for hook in stages.digests}, None)
 
 
 def rest_of(model: bytes, stages: Stages, smallest: int) -> Remainder | None:
@@ -298,7 +305,7 @@ def _tensor_digest(message: memoryview) -> bytes:
 
 def _digest(*parts: bytes) -> bytes:
     """Return the sha256 of a list of bytes, which also depends on where each of them ends."""
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+    return hashlib.sha256(b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "big"), part))).digest()
 
 
 def _elements_elsewhere(message: memoryview) -> int:

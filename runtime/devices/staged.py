@@ -16,7 +16,7 @@ import onnxruntime as ort
 from ..arrays.dtypes import DTYPES
 from ..artifact.contracts import whole_variant
 from ..artifact.held import HeldFolder
-from ..artifact.stages import Graph, Part, Stages, ValueType, rest_of, split
+from ..artifact.stages import Graph, Part, Remainder, Stages, ValueType, rest_of, rest_of_whole, split
 
 SMALLEST_SHARED = 1 << 20
 """Number of elements from which a parameter is shared, 4 MB in float32. Below, a second session takes longer than the
@@ -118,9 +118,13 @@ class SharedStages:
     def load(self, graph: str, files: HeldFolder) -> StagedSession | None:
         """Return a graph as a chain of sessions; None if it does not share a stage with the CPU variant of `model`."""
         whole = whole_variant(graph)
-        stages = whole and self._stages_of(whole, files)
-        remainder = stages and rest_of(files.graphs[graph].content, stages, SMALLEST_SHARED)
-        if not whole or not stages or not remainder:
+        if whole is None or (stages := self._stages_of(whole, files)) is None:
+            return None
+        if graph == whole:
+            remainder: Remainder | None = rest_of_whole(stages)
+        else:
+            remainder = rest_of(files.graphs[graph].content, stages, SMALLEST_SHARED)
+        if remainder is None:
             return None
         values = _values(remainder.hooks)
         steps = [
