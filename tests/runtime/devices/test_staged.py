@@ -20,6 +20,9 @@ from tests.support.zoo import D_IN, sae_of, target_of
 NEVER, MATRICES = 1 << 40, 100
 """Smallest numbers of elements of a shared parameter: more than any has, and more than a bias of a small SAE has."""
 
+LARGE = 100_000
+"""The same for the larger SAE in `models/`."""
+
 CASES = {
     "standard": ("standard", {"use_error_term": True}, "float32"),
     "without-error": ("standard", {}, "float32"),
@@ -129,13 +132,13 @@ def test_only_the_steps_that_are_needed_run():
     ("activate", False),  # it is given what the encoder computes
 ])  # fmt: skip
 def test_a_stage_is_shared_by_the_graphs_that_compute_it(graph, found):
-    stages = split((MINILM / "model.sparse.onnx").read_bytes(), MATRICES)
-    assert (rest_of((MINILM / f"{graph}.onnx").read_bytes(), stages, MATRICES) is not None) == found
+    stages = split((MINILM / "model.sparse.onnx").read_bytes(), LARGE)
+    assert (rest_of((MINILM / f"{graph}.onnx").read_bytes(), stages, LARGE) is not None) == found
 
 
 def test_a_graph_that_is_given_a_hook_does_not_use_the_stage_that_computes_it():
-    stages = split((MINILM / "model.onnx").read_bytes(), MATRICES)  # whose encoder `activate` follows
-    for smallest in (1, MATRICES):  # a threshold of each feature is a parameter, too
+    stages = split((MINILM / "model.onnx").read_bytes(), LARGE)  # whose encoder `activate` follows
+    for smallest in (1, LARGE):  # a threshold of each feature is a parameter, too
         assert rest_of((MINILM / "activate.onnx").read_bytes(), stages, smallest) is None
 
 
@@ -143,8 +146,8 @@ def test_a_graph_that_is_given_a_hook_does_not_use_the_stage_that_computes_it():
 def test_a_graph_with_another_operator_keeps_its_own_and_names_do_not_matter(old, new):
     graph = (MINILM / "features.sparse.onnx").read_bytes()
     assert old in graph
-    stages = split((MINILM / "model.sparse.onnx").read_bytes(), MATRICES)
-    hooks = rest_of(graph.replace(old, new), stages, MATRICES).hooks
+    stages = split((MINILM / "model.sparse.onnx").read_bytes(), LARGE)
+    hooks = rest_of(graph.replace(old, new), stages, LARGE).hooks
     expected = {HOOK_ACTS_PRE} if new == b"Tanh" else {*FEATURE_HOOKS}
     assert set(hooks.values()) == expected
 
@@ -152,18 +155,18 @@ def test_a_graph_with_another_operator_keeps_its_own_and_names_do_not_matter(old
 @pytest.mark.parametrize("place", [b"offset", b"length"])
 def test_a_graph_with_other_parameters_keeps_its_own(place):
     graph = (MINILM / "acts.onnx").read_bytes()
-    stages = split((MINILM / "model.sparse.onnx").read_bytes(), MATRICES)
-    assert rest_of(graph, stages, MATRICES) is not None
+    stages = split((MINILM / "model.sparse.onnx").read_bytes(), LARGE)
+    assert rest_of(graph, stages, LARGE) is not None
     start = graph.rindex(place) + len(place) + 2  # the number is a string after its tag and its length
     other = graph[:start] + bytes([graph[start] ^ 1]) + graph[start + 1 :]
-    assert rest_of(other, stages, MATRICES) is None
+    assert rest_of(other, stages, LARGE) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\xff" * 40])
 def test_what_is_not_a_graph_is_left_to_onnx_runtime(content):
-    stages = split((MINILM / "model.sparse.onnx").read_bytes(), MATRICES)
-    assert split(content, MATRICES) is None
-    assert rest_of(content, stages, MATRICES) is None
+    stages = split((MINILM / "model.sparse.onnx").read_bytes(), LARGE)
+    assert split(content, LARGE) is None
+    assert rest_of(content, stages, LARGE) is None
 
 
 def memory_after_every_call(smallest):
