@@ -116,6 +116,31 @@ def test_graphs_share_their_stages_until_the_last_is_released():
         assert not shared
 
 
+def test_a_hook_of_the_encoder_needs_no_other_graph(monkeypatch):
+    for smallest, graph in ((LARGE, "model.sparse"), (NEVER, "encode")):
+        monkeypatch.setattr(staged, "SMALLEST_SHARED", smallest)
+        with SAESession(MINILM, "cpu") as session:
+            assert session.explain([HOOK_ACTS_PRE]).graph == graph
+            session.run_with_cache(normal(1, session.cfg.d_in), HOOK_ACTS_PRE, return_output=False)
+            assert set(session._graphs.loaded) == {graph}
+
+
+def test_edited_activations_are_decoded_by_the_decoder_that_is_loaded_unless_one_is_negative():
+    with SAESession(MINILM, "cpu") as session:
+        x = normal(3, session.cfg.d_in)
+        acts = session.encode(x)
+        session(x)
+        clean = session.decode(acts)
+        assert set(session._graphs.loaded) == {"acts", "model.sparse"}
+        for bad in (-1.0, np.nan):
+            session.release("decode.sparse")
+            session.decode(np.full_like(acts, bad))
+            assert "decode.sparse" in session._graphs.loaded
+        np.testing.assert_array_equal(
+            session.run_graph("decode.sparse", {HOOK_ACTS_POST: acts})["hook_sae_recons"], clean
+        )
+
+
 def test_only_the_steps_that_are_needed_run():
     with SAESession(MINILM, "cpu") as session:
         session(normal(1, session.cfg.d_in))
