@@ -42,7 +42,9 @@ def main() -> None:
                         help="sizes (default: 768x24576)")  # fmt: skip
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N",
                         help="rows of the input (default: 1 8 64 512)")  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=3.0, help="duration of a line of times (default: 3)")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="duration of a line of times; 0 measures memory only (default: 3)"
+    )
     options = parser.parse_args()
     memory, times = [], []
     for d_in, d_sae in map(parse_shape, options.shapes):
@@ -55,7 +57,8 @@ def main() -> None:
                 shared, whole = (in_new_process(path, x, smallest) for smallest in (staged.SMALLEST_SHARED, WHOLE))
                 memory += [{**size, "rows": rows, "call": call, "bytes": shared[call], "whole_bytes": whole[call]}
                            for call in shared]  # fmt: skip
-                times += [{**size, "rows": rows, **line} for line in compare(path, x, options.seconds)]
+                if options.seconds:
+                    times += [{**size, "rows": rows, **line} for line in compare(path, x, options.seconds)]
     print(memory_table(memory), time_table(times), sep="\n\n")
     machine = describe_machine(["onnxruntime", "numpy"])
     write_results(RESULTS, {**machine, "threads": os.cpu_count(), "rows": memory, "times": times})
