@@ -273,6 +273,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "watch": lambda: watch.table(results(watch.RESULTS)["rows"]),
     "watch-measured": lambda: measured(watch.RESULTS, "make bench-watch"),
     "memory": lambda: memory.memory_table(results(memory.RESULTS)["rows"]),
+    "memory-times": lambda: memory.time_table(results(memory.RESULTS)["times"]),
     "memory-measured": lambda: measured(memory.RESULTS, "make bench-memory"),
     "edits-measured": lambda: measured(steer.RESULTS, "make bench-steer"),
     "gpu": gpu_grid,
