@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.costs import export, graft, steer, watch
+from benchmarks.costs import export, graft, memory, steer, watch
 from benchmarks.cpu.__main__ import RESULTS as SPEED
 from benchmarks.gpu.report import tables as gpu
 from benchmarks.losses import faults, half, int8
@@ -283,6 +283,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "edits": lambda: steer.table(results(steer.RESULTS)["rows"]),
     "watch": lambda: watch.table(results(watch.RESULTS)["rows"]),
     "watch-measured": lambda: measured(watch.RESULTS, "make bench-watch"),
+    "memory": lambda: memory.memory_table(results(memory.RESULTS)["rows"]),
+    "memory-times": lambda: memory.time_table(results(memory.RESULTS)["times"]),
+    "memory-measured": lambda: measured(memory.RESULTS, "make bench-memory"),
     "edits-measured": lambda: measured(steer.RESULTS, "make bench-steer"),
     "gpu": gpu_grid,
     "gpu-latency": lambda: gpu.latency_table([line for line in results(GPU)["grid"] if line["rows"] == 1]),

@@ -110,6 +110,16 @@ HALF_CONTRACTS = {**PORTABLE, **_for_cpu(WIDE, "computed in float32, with every 
 """The graphs of every artifact in float16 or bfloat16."""
 
 
+def whole_variant(graph: str) -> str | None:
+    """Return the CPU variant of `model` that is written like a CPU variant: "model.sparse" for "steer.sparse".
+
+    None for a portable graph, and for graphs that are not an artifact's.
+    """
+    if graph == ACTS:
+        return SPARSE[MODEL]
+    return next((variants[MODEL] for variants in (SPARSE, WIDE) if graph in variants.values()), None)
+
+
 def contracts_of(dtype: str) -> Mapping[str, Contract]:
     """Return the contracts of the graphs of an artifact in a dtype."""
     return CONTRACTS if dtype == FLOAT32 else HALF_CONTRACTS

@@ -82,15 +82,20 @@ class HeldFolder:
         for file in self.data.values():
             file.check_unchanged()
 
-    def parameters(self, graph: str) -> dict[str, Parameter]:
+    def parameters(self, graph: str, part: bytes | None = None) -> dict[str, Parameter]:
         """Return the parameters that a graph keeps in other files, mapped and not loaded, by name.
+
+        Args:
+            graph: Name of the graph.
+            part: A model that was cut out of the graph, for the parameters of that model only.
 
         Raises:
             ArtifactError: The graph is not ONNX.
             IntegrityError: It refers to another file, or to bytes that a file does not have.
         """
         held = self.graphs[graph]
-        return parameters(held.content, held.path, {name: file.map() for name, file in self.data.items()})
+        model = held.content if part is None else part
+        return parameters(model, held.path, {name: file.map() for name, file in self.data.items()})
 
     def forget_pages(self) -> None:
         """Return the memory of the mappings to the system, which reads the files again where they are needed."""

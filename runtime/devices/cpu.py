@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +15,7 @@ from ..artifact.manifest import GraphSpec
 from .blocks import output_dimensions, slice_feeds
 from .loading import parameter_values, start_on_checked_bytes
 from .options import Options
+from .staged import SharedStages, StagedSession, Step, chain_of
 from .start import CPU, Device, start_session
 
 
@@ -24,20 +25,29 @@ class CpuBackend:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._memory = BufferPool(keep=options.arena)
+        self._stages = SharedStages(self._start)
 
-    def load_graph(self, graph: str, files: HeldFolder) -> ort.InferenceSession:
-        """Start an ONNX Runtime session of a graph, from the bytes that were checked.
+    def load_graph(self, graph: str, files: HeldFolder) -> ort.InferenceSession | StagedSession:
+        """Start an ONNX Runtime session of a graph, from the bytes that were checked, or a chain of sessions.
 
-        The session uses the mapped weights in place.
+        The sessions use the mapped weights in place. Stages that other graphs have started are not started again.
 
         Raises:
             ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
         """
-        values = parameter_values(graph, files)
+        return self._stages.load(graph, files) or self._start(graph, files)
+
+    def runs_in_stages(self, graph: str, files: HeldFolder) -> bool:
+        """Tell whether a graph runs as a chain of sessions, which compute only what is asked for."""
+        return self._stages.has(graph, files)
+
+    def _start(self, graph: str, files: HeldFolder, part: bytes | None = None) -> ort.InferenceSession:
+        """Start a session of a graph, or of a model that was cut out of it."""
+        values = parameter_values(graph, files, part)
         start = functools.partial(
             start_session, device=Device(CPU), threads=self._options.threads, arena=self._options.arena, weights=values
         )
-        session = start_on_checked_bytes(graph, files, values, start)
+        session = start_on_checked_bytes(graph, files, values, start, part)
         files.forget_pages()  # ONNX Runtime has repacked most of them
         return session
 
@@ -64,21 +74,20 @@ class CpuBackend:
         arrays = {name: np.asarray(feed) for name, feed in feeds.items()}
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         dtypes = {*(array.dtype.name for array in arrays.values()), *(tensors[name].dtype for name in names)}
+        steps = chain_of(session, names, tuple(arrays))
         if len(sizes) == 1 and BFLOAT16 not in dtypes:  # `run` does not take ml_dtypes' arrays; a binding takes memory
-            return session.run(list(names), arrays)
+            return _run_at_once(steps, names, arrays, sizes[0])
         tokens, dimensions = sum(sizes), output_dimensions(spec, arrays)
         forms = [[dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape] for name in names]
         kinds = [tensors[name].dtype for name in names]
         results = self._memory.arrays([(form, DTYPES[kind].numpy) for form, kind in zip(forms, kinds, strict=True)])
-        binding, start = session.io_binding(), 0
+        start = 0
         for size in sizes:
             block = slice(start, start + size)
-            held = [_bind_input(binding, name, part) for name, part in slice_feeds(spec, arrays, tokens, block).items()]
-            for name, kind, result in zip(names, kinds, results, strict=True):
-                part = result[block]
-                binding.bind_output(name, "cpu", 0, DTYPES[kind].element_type, part.shape, part.ctypes.data)
-            session.run_with_iobinding(binding)
-            del held
+            parts = {
+                name: _Target(kind, result[block]) for name, kind, result in zip(names, kinds, results, strict=True)
+            }
+            _run_block(steps, slice_feeds(spec, arrays, tokens, block), parts, size)
             start += size
         return list(results)
 
@@ -97,8 +106,68 @@ class CpuBackend:
         """Do nothing: there is nothing to free."""
 
 
-def _bind_input(binding: Any, name: str, feed: Array) -> Array:
-    """Bind an input, and return the array that has to stay alive until the run ends."""
+class _Target(NamedTuple):
+    """An array that a result is written to, with the name of its dtype."""
+
+    dtype: str
+    array: Array
+
+    def bind(self, binding: Any, output: str) -> None:
+        """Bind an output of a session to the array."""
+        kind = DTYPES[self.dtype].element_type
+        binding.bind_output(output, "cpu", 0, kind, self.array.shape, self.array.ctypes.data)
+
+
+def _run_at_once(
+    steps: Sequence[Step], names: Sequence[str], feeds: Mapping[str, Array], tokens: int
+) -> list[TensorValue]:
+    """Run a chain of sessions and return some of its values, in arrays of ONNX Runtime."""
+    values = dict(feeds)
+    for step in steps:
+        given = {inner: _value(values, step, inner, tokens) for inner in step.inputs}
+        values.update(zip(step.outputs, step.session.run(list(step.outputs.values()), given), strict=True))
+    return [values[name] for name in names]
+
+
+def _run_block(steps: Sequence[Step], feeds: Mapping[str, Array], targets: Mapping[str, _Target], tokens: int) -> None:
+    """Run a chain of sessions, and let it write some of its values into arrays.
+
+    The others stay in the memory of ONNX Runtime, from which the next session reads them.
+    """
+    values: dict[str, Any] = dict(feeds)
+    for step in steps:
+        binding = step.session.io_binding()
+        held = [_bind_input(binding, inner, _value(values, step, inner, tokens)) for inner in step.inputs]
+        for name, output in step.outputs.items():
+            if name in targets:
+                targets[name].bind(binding, output)
+            else:
+                binding.bind_output(output)
+        step.session.run_with_iobinding(binding)
+        del held
+        for name, value in zip(step.outputs, binding.get_outputs(), strict=True):
+            values[name] = targets[name].array if name in targets else value
+
+
+def _value(values: Mapping[str, Any], step: Step, inner: str, tokens: int) -> Any:
+    """Return the value for an input of a session.
+
+    A stage may take an input that its graph does not have, because it also computes values that are not asked for. It
+    gets zeros.
+    """
+    name = step.inputs[inner]
+    if name in values:
+        return values[name]
+    argument = next(argument for argument in step.session.get_inputs() if argument.name == inner)
+    dtype = next(dtype for dtype in DTYPES.values() if argument.type == f"tensor({dtype.onnx_name})")
+    return np.zeros((tokens, *argument.shape[1:]), dtype.numpy)
+
+
+def _bind_input(binding: Any, name: str, feed: Any) -> Any:
+    """Bind an input, an array or a value of ONNX Runtime, and return what has to stay alive until the run ends."""
+    if not isinstance(feed, np.ndarray):
+        binding.bind_ortvalue_input(name, feed)
+        return feed
     array = np.ascontiguousarray(feed)
     if array.dtype.name == BFLOAT16:
         binding.bind_input(name, "cpu", 0, DTYPES[BFLOAT16].element_type, array.shape, array.ctypes.data)

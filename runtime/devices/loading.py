@@ -29,7 +29,11 @@ class Start(Protocol):
 
 
 def start_on_checked_bytes(
-    graph: str, files: HeldFolder, parameters: Mapping[str, ort.OrtValue], start: Start
+    graph: str,
+    files: HeldFolder,
+    parameters: Mapping[str, ort.OrtValue],
+    start: Start,
+    part: bytes | None = None,
 ) -> ort.InferenceSession:
     """Start a session of a graph that depends on nothing that happens at the path of the artifact.
 
@@ -38,24 +42,26 @@ def start_on_checked_bytes(
         files: Files of the artifact.
         parameters: Values in host memory of the parameters in other files.
         start: Starts the session, with the values that the device uses in place.
+        part: A model that was cut out of the graph and is started instead; None for the whole graph.
     """
     held = files.graphs[graph]
+    model = held.content if part is None else part
     if files.are_at_path(graph) and not any(file.path.is_symlink() for file in files.data.values()):
         # A release that refuses this says so in ways of its own. What is wrong with the graph is said below, too.
         with contextlib.suppress(Exception):
-            session = start(held.content, folder=held.path.parent)
+            session = start(model, folder=held.path.parent)
             if files.are_at_path(graph):
                 return session
-    return start(held.content, parameters=parameters)
+    return start(model, parameters=parameters)
 
 
-def parameter_values(graph: str, files: HeldFolder) -> dict[str, ort.OrtValue]:
-    """Return the parameters of a graph as values on the mapped files.
+def parameter_values(graph: str, files: HeldFolder, part: bytes | None = None) -> dict[str, ort.OrtValue]:
+    """Return the parameters of a graph, or of a model that was cut out of it, as values on the mapped files.
 
     Raises:
         ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
     """
-    return {name: _ort_value(parameter) for name, parameter in files.parameters(graph).items()}
+    return {name: _ort_value(parameter) for name, parameter in files.parameters(graph, part).items()}
 
 
 def _ort_value(parameter: Parameter) -> ort.OrtValue:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.contracts import ACTIVATE, DECODE, ENCODE, FEATURES, MODEL
+from ..artifact.contracts import ACTIVATE, DECODE, FEATURES
 from ..artifact.names import (
     FEATURE_HOOKS,
     HOOK_ACTS_POST,
@@ -145,8 +145,7 @@ def decode(graphs: Graphs, acts_post: Any, x: Any = None) -> TensorValue:
                 f"decode(acts_post, x) with an x of shape {(*lead, cfg.d_in)}."
             )
         feeds |= batch.feeds()
-    recons = graphs.run(graphs.variant(DECODE), feeds, [HOOK_RECONS])[HOOK_RECONS]
-    return recons.reshape(*lead, *cfg.output_shape)
+    return graphs.decode(feeds).reshape(*lead, *cfg.output_shape)
 
 
 def _on_host(tensor: TensorValue) -> Array:
@@ -201,7 +200,10 @@ def _run_in_stages(
     fire(HOOK_INPUT, batch.given)
     hooked = {hook.name for hook in hooks}
     feeds = batch.feeds()
-    clean = graphs.run(graphs.variant(MODEL if with_error else ENCODE), feeds)
+    needed = [*FEATURE_HOOKS, HOOK_RECONS, HOOK_ERROR] if with_error else FEATURE_HOOKS
+    encoder = graphs.choose(needed, steered=False, in_numpy=True).graph
+    assert encoder is not None
+    clean = graphs.run(encoder, feeds, needed)
 
     acts_pre = fire(HOOK_ACTS_PRE, batch.shaped(HOOK_ACTS_PRE, clean[HOOK_ACTS_PRE]))
     acts_post = clean[HOOK_ACTS_POST]
@@ -214,7 +216,7 @@ def _run_in_stages(
         recons = clean[HOOK_RECONS]
     else:
         feeds[HOOK_ACTS_POST] = batch.feature_rows(acts_post)
-        recons = graphs.run(graphs.variant(DECODE), feeds)[HOOK_RECONS]
+        recons = graphs.decode(feeds)
     recons = fire(HOOK_RECONS, batch.shaped(HOOK_RECONS, recons))
 
     if with_error:

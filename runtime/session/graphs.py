@@ -12,15 +12,17 @@ import onnxruntime as ort
 from ..arrays.dtypes import DTYPES
 from ..arrays.limits import check_fits
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.contracts import WEIGHTS_KEY
+from ..artifact.contracts import DECODE, ENCODE, MODEL, WEIGHTS_KEY
 from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
 from ..artifact.manifest import GraphSpec, TensorSpec
-from ..artifact.names import HOOK_ACTS_POST, TARGET, TOKENS, K
+from ..artifact.names import HOOK_ACTS_POST, HOOK_RECONS, TARGET, TOKENS, K
 from ..artifact.selection import select_features
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
+from ..devices.cpu import CpuBackend
 from ..devices.options import Options
+from ..devices.staged import StagedSession
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import InputError, IntegrityError, SAEError
 from .loading import LoadedGraphs, in_background
@@ -191,8 +193,35 @@ class Graphs(LoadedGraphs):
         """Return the cheapest graph that computes hooks; see `route.choose_graph`. A session remembers its choices."""
         key = (*names, steered, in_numpy)
         if key not in self._choices:
-            self._choices[key] = choose_graph(self.manifest, names, self.for_cpu, steered=steered, in_numpy=in_numpy)
+            choice = choose_graph(self.manifest, names, self.for_cpu, steered=steered, in_numpy=in_numpy)
+            whole = self.variant(MODEL)
+            if choice.graph == ENCODE and self.for_cpu and self._runs_in_stages(whole):
+                choice = Choice(whole, False, f"of its stages, only the encoder is needed for {', '.join(names)}")
+            self._choices[key] = choice
         return self._choices[key]
+
+    def _runs_in_stages(self, graph: str) -> bool:
+        return isinstance(self._backend, CpuBackend) and self._backend.runs_in_stages(graph, self._files)
+
+    def decode(self, feeds: Mapping[str, TensorValue]) -> TensorValue:
+        """Return the reconstruction, `(tokens, d_in)`, from activations and what else the decoder reads.
+
+        The CPU variant of `decode` also reads negative activations, and so has a decoder of its own. If there are none,
+        the decoder of `model` computes the same, and a session that has loaded it does not load another one.
+        """
+        decoder = self.variant(DECODE)
+        session, spec = self.loaded.get(self.variant(MODEL)), self.manifest.graphs[decoder]
+        acts_post = feeds[HOOK_ACTS_POST]
+        given = {tensor.name: feeds[tensor.name] for tensor in spec.inputs}
+        if (
+            isinstance(session, StagedSession)
+            and len(session.chain([HOOK_RECONS], frozenset(given))) == 1
+            and isinstance(acts_post, np.ndarray)
+            and acts_post.min(initial=0) >= 0  # false for NaN, too
+        ):
+            _check_result(spec, given, [HOOK_RECONS])
+            return self._run(session, decoder, spec, given, [HOOK_RECONS])[0]
+        return self.run(decoder, feeds)[HOOK_RECONS]
 
     def variant(self, graph: str) -> str:
         """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""

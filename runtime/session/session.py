@@ -27,7 +27,7 @@ from .forward import SteeringHook, active_interventions, decode, encode, forward
 from .graphs import Graphs
 from .hooks import DIRECTIONS, FwdHooks, HookFunction, HookPoint, HookRegistry, HookSelector, refuse_backward
 from .interventions import Edit, Intervention, as_feature_ids
-from .route import Plan, choose_graph
+from .route import Plan
 from .watch import FeatureWatch
 from .weights import map_parameters, parameter
 
@@ -626,7 +626,7 @@ class SAESession:
         """
         tokens = as_integer("tokens", tokens, 0)
         known, options = self._known(self.hook_names if names is None else names), self._options
-        choice = choose_graph(self.artifact.manifest, known, self._graphs.for_cpu, steered=steered)
+        choice = self._graphs.choose(known, steered=steered, in_numpy=True)
         family = "CPU variants" if self._graphs.for_cpu else "portable graphs"
         because = f'graphs="{options.graphs}"' + (f" on {self.device}" if options.graphs == "auto" else "")
         why = choice.why if choice.graph is None else f"{choice.why}; {family} are preferred ({because})."

@@ -1,0 +1,22 @@
+"""The measurement of the memory of all kinds of calls."""
+
+import pytest
+
+from benchmarks.costs import memory
+from benchmarks.shared.machine import process_memory
+from runtime.devices import staged
+from tests.support.samples import MINILM, normal
+
+
+@pytest.mark.skipif(not process_memory("self", "RssAnon"), reason="reads the memory of the process from /proc")
+def test_whole_graphs_hold_more_after_every_call_but_the_first():
+    x = normal(1, 384)
+    shared, whole = (memory.in_new_process(MINILM, x, smallest) for smallest in (staged.SMALLEST_SHARED, memory.WHOLE))
+    assert list(shared) == list(whole)
+    added = {call: whole[call] - shared[call] for call in shared}
+    assert added["steer"] > added["top_features"] > added["sae(x)"] > 2_000_000  # a matrix has 4.7 MB
+
+
+def test_the_table_says_how_much_that_is():
+    line = {"d_in": 2, "d_sae": 4, "rows": 1, "call": "encode", "bytes": 3e6, "whole_bytes": 6e6, "weights_bytes": 2e6}
+    assert "| 2 x 4 | 1 | `encode` | 3 | 1.50 | 6 | 3.00 |" in memory.memory_table([line])
