@@ -15,7 +15,7 @@ from runtime.parity.reference import Reference, SteeredReference, derive_outputs
 from runtime.session.interventions import Intervention
 
 from ..original.precision import InFloat64, InTF32
-from ..original.running import all_hooks, dtype_of, torch_hook
+from ..original.running import all_hooks, dtype_of, edited_hooks
 from .decisions import find_uncertain, follow_decisions, true_recons
 
 EDITED_FEATURES = 8
@@ -56,10 +56,9 @@ def _without(reference: Reference, left_out: Array) -> Reference:
 
 def steered_reference_of(sae: Any, clean: Reference, intervention: Intervention) -> SteeredReference:
     """Return the reference of the same inputs under an intervention."""
-    x, edit = clean.original[HOOK_INPUT], (HOOK_ACTS_POST, torch_hook(intervention))
     truth = steered_truth(sae, clean, intervention)
     steered = SteeredReference(
-        all_hooks(sae, x, clean.target, edit),
+        edited_hooks(sae, clean.original, clean.target, intervention),
         truth,
         clean.use_error_term,
         clean.target,
@@ -87,10 +86,10 @@ def run_in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
 
     In it the factors of float32 products are rounded to TF32, as some GPUs do. The truth has its decisions.
     """
-    clean, x = steered.clean, steered.original[HOOK_INPUT]
+    clean = steered.clean
     with InTF32():
-        hooks = all_hooks(sae, x, clean.target)
-        edited = all_hooks(sae, x, clean.target, (HOOK_ACTS_POST, torch_hook(steered.intervention)))
+        hooks = all_hooks(sae, clean.original[HOOK_INPUT], clean.target)
+        edited = edited_hooks(sae, hooks, clean.target, steered.intervention)
     measured = follow_decisions(sae, dataclasses.replace(clean, original=hooks))
     truth = steered_truth(sae, measured, steered.intervention)
     return dataclasses.replace(steered, original=edited, truth=truth, clean=measured)
