@@ -1,0 +1,74 @@
+"""Runs the graphs of an artifact for a proof: in several calls, and each loaded as rarely as the memory allows."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from ..arrays.dtypes import widened
+from ..arrays.tensor import TensorValue
+from ..artifact.contracts import ACTIVATE, DECODE, contracts_of
+from ..devices.blocks import slice_feeds
+from ..session.session import SAESession
+from .reference import Hooks
+
+SERVICE_BATCH = 8
+"""Tokens per call of a service that answers single requests."""
+
+
+class KeptGraphs:
+    """Decides which graphs stay loaded: the one that is judged, and the two stages that it is compared with.
+
+    Loading a graph takes longer than running it, and a graph is run several times in turn with its stages. All graphs
+    at once would hold the weights many times; these three hold them at most twice.
+
+    Args:
+        release: Frees a graph by its name.
+    """
+
+    def __init__(self, release: Callable[[str], None]) -> None:
+        self._release = release
+        self._kept: dict[str, str] = {}
+
+    def make_room(self, graph: str) -> None:
+        """Release the graph in whose place another one is about to be loaded."""
+        kind = graph.partition(".")[0]
+        place = kind if kind in (ACTIVATE, DECODE) else ""
+        if (kept := self._kept.get(place)) not in (None, graph):
+            self._release(str(kept))
+        self._kept[place] = graph
+
+    def release_all(self) -> None:
+        """Release every graph that is kept."""
+        while self._kept:
+            self._release(self._kept.popitem()[1])
+
+
+class SessionRunner:
+    """Runs graphs of a session as `runtime.parity.proof.Run` does.
+
+    Args:
+        session: The session, which stays open.
+    """
+
+    def __init__(self, session: SAESession) -> None:
+        self._session = session
+        self._kept = KeptGraphs(session.release)
+
+    def __call__(self, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
+        """Run a graph on all tokens in several calls; the last call has a single token.
+
+        What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
+        variant also runs in batches of `SERVICE_BATCH`.
+        """
+        self._kept.make_room(graph)
+        session = self._session
+        at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
+        bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
+        spec = session.artifact.manifest.graphs[graph]
+        parts = [
+            session.run_graph(graph, slice_feeds(spec, feeds, tokens, slice(start, end)))
+            for start, end in itertools.pairwise(bounds)
+            if end > start
+        ]
+        return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}
