@@ -7,7 +7,7 @@ import numpy as np
 
 from ..arrays.dtypes import widened
 from ..arrays.tensor import TensorValue
-from ..artifact.contracts import ACTIVATE, DECODE, contracts_of
+from ..artifact.contracts import ACTIVATE, contracts_of
 from ..devices.blocks import slice_feeds
 from ..session.session import SAESession
 from .reference import Hooks
@@ -17,10 +17,10 @@ SERVICE_BATCH = 8
 
 
 class KeptGraphs:
-    """Decides which graphs stay loaded: the one that is judged, and the two stages that it is compared with.
+    """Decides which graphs stay loaded: the one that ran last, and `activate`, with which the others are compared.
 
-    Loading a graph takes longer than running it, and a graph is run several times in turn with its stages. All graphs
-    at once would hold the weights many times; these three hold them at most twice.
+    Loading a graph takes longer than running it, and a graph is run several times. Two graphs with matrices at once
+    would hold the weights twice.
 
     Args:
         release: Frees a graph by its name.
@@ -33,15 +33,10 @@ class KeptGraphs:
     def make_room(self, graph: str) -> None:
         """Release the graph in whose place another one is about to be loaded."""
         kind = graph.partition(".")[0]
-        place = kind if kind in (ACTIVATE, DECODE) else ""
+        place = kind if kind == ACTIVATE else ""
         if (kept := self._kept.get(place)) not in (None, graph):
             self._release(str(kept))
         self._kept[place] = graph
-
-    def release_all(self) -> None:
-        """Release every graph that is kept."""
-        while self._kept:
-            self._release(self._kept.popitem()[1])
 
 
 class SessionRunner:

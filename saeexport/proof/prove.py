@@ -55,11 +55,9 @@ from ..original.running import all_hooks
 from .decisions import stages_of
 from .evaluator import HalfGraphs
 
-ONE_FEATURE = (
-    ". The SAE has a single feature, and for a single column PyTorch's product is often more exact than ONNX Runtime's "
-    "by more than the budget allows. Export it together with a second feature"
-)
-"""What the error says then about an SAE with one feature."""
+FEW_ACTIVATIONS = 16
+"""Number of activations that are not zero below which PyTorch's error on them, which sets the budget, is a matter of
+chance."""
 
 _PLACEHOLDER = Features(0.0, 0.0, 0.0, 0.0)
 _NO_ERROR = Errors(0.0, 0.0)
@@ -98,7 +96,12 @@ def prove(
         fidelity = None if exact is None else _fidelity(session, exact)
     if manifest.sae.dtype != FLOAT32:
         _judge_portable(folder, manifest, steered, report)
-    title = f"{path} was not written: parity is not met{ONE_FEATURE if manifest.sae.d_sae == 1 else ''}"
+    on = np.count_nonzero(steered.clean.original[HOOK_ACTS_POST])
+    advice = (
+        f". Only {on} activations are not zero on these tokens, too few to tell PyTorch's error by: pass activations "
+        "on which the features are on more often"
+    )
+    title = f"{path} was not written: parity is not met{advice if on < FEW_ACTIVATIONS else ''}"
     Report(title, report.verdicts, report.problems).raise_for_failures()
     measured = {(verdict.graph, verdict.hook): verdict.errors for verdict in report.verdicts}
     model, steer = (_run_at_export(graph, manifest) for graph in (MODEL, STEER))
