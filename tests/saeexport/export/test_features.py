@@ -181,7 +181,7 @@ def test_a_wrong_weight_of_a_single_feature_is_seen(tmp_path, monkeypatch, name)
     assert not (tmp_path / "sae").exists()
 
 
-@pytest.mark.parametrize(("shift", "says"), [(0.0, False), (-2.0, True)])
+@pytest.mark.parametrize(("shift", "says"), [(0.0, False), (-3.0, True)])
 def test_a_proof_that_fails_on_few_activations_says_so(tmp_path, monkeypatch, shift, says):
     monkeypatch.setattr("saeexport.proof.prove._judge", lambda *_: [Report("", problems=["it is off"])] * 2)
     sae = make_sae(6, 1)
@@ -189,7 +189,9 @@ def test_a_proof_that_fails_on_few_activations_says_so(tmp_path, monkeypatch, sh
         sae.W_enc.fill_(6**-0.5)
         sae.b_enc.fill_(shift)
         sae.b_dec.zero_()
+    x = normal(200, 6)
+    x[:5] += 2  # on for these, in either case
     with pytest.raises(ParityError, match="it is off") as caught:
-        export(sae, tmp_path / "sae", normal(200, 6))
+        export(sae, tmp_path / "sae", x)
     assert ("too few to tell PyTorch's error by: pass activations on which" in str(caught.value)) == says
     assert not (tmp_path / "sae").exists()
