@@ -38,6 +38,11 @@ class KeptGraphs:
             self._release(str(kept))
         self._kept[place] = graph
 
+    def release_all(self) -> None:
+        """Release every graph that is kept."""
+        while self._kept:
+            self._release(self._kept.popitem()[1])
+
 
 class SessionRunner:
     """Runs graphs of a session as `runtime.parity.proof.Run` does.
@@ -67,3 +72,7 @@ class SessionRunner:
             if end > start
         ]
         return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}
+
+    def close(self) -> None:
+        """Free the graphs that are still loaded, so that a session that stays open holds no weights."""
+        self._kept.release_all()
