@@ -19,8 +19,8 @@ SERVICE_BATCH = 8
 class KeptGraphs:
     """Decides which graphs stay loaded: the one that ran last, and `activate`, with which the others are compared.
 
-    Loading a graph takes longer than running it, and a graph is run several times. Two graphs with matrices at once
-    would hold the weights twice.
+    Loading a graph takes longer than running it, and a graph is run several times. Two whole graphs at once would
+    hold the weights twice; `activate` holds no matrix, except for the encoder of a gated SAE.
 
     Args:
         release: Frees a graph by its name.
@@ -38,11 +38,6 @@ class KeptGraphs:
             self._release(str(kept))
         self._kept[place] = graph
 
-    def release_all(self) -> None:
-        """Release every graph that is kept."""
-        while self._kept:
-            self._release(self._kept.popitem()[1])
-
 
 class SessionRunner:
     """Runs graphs of a session as `runtime.parity.proof.Run` does.
@@ -56,23 +51,23 @@ class SessionRunner:
         self._kept = KeptGraphs(session.release)
 
     def __call__(self, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-        """Run a graph on all tokens in several calls; the last call has a single token.
-
-        What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
-        variant also runs in batches of `SERVICE_BATCH`.
-        """
+        """Run a graph on all tokens; see `run_in_calls`."""
         self._kept.make_room(graph)
-        session = self._session
-        at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
-        bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
-        spec = session.artifact.manifest.graphs[graph]
-        parts = [
-            session.run_graph(graph, slice_feeds(spec, feeds, tokens, slice(start, end)))
-            for start, end in itertools.pairwise(bounds)
-            if end > start
-        ]
-        return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}
+        return run_in_calls(self._session, graph, feeds, tokens)
 
-    def close(self) -> None:
-        """Free the graphs that are still loaded, so that a session that stays open holds no weights."""
-        self._kept.release_all()
+
+def run_in_calls(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
+    """Run a graph on all tokens in several calls; the last call has a single token.
+
+    What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
+    variant also runs in batches of `SERVICE_BATCH`.
+    """
+    at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
+    bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
+    spec = session.artifact.manifest.graphs[graph]
+    parts = [
+        session.run_graph(graph, slice_feeds(spec, feeds, tokens, slice(start, end)))
+        for start, end in itertools.pairwise(bounds)
+        if end > start
+    ]
+    return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}
