@@ -30,6 +30,7 @@ from runtime.artifact.manifest import (
     Errors,
     Features,
     Fidelity,
+    FileRecord,
     HookBudget,
     HookParity,
     Manifest,
@@ -90,7 +91,7 @@ def prove(
         *({} if reference is None else _budgets(reference)
           for reference in (None if in_tf32 is None else in_tf32.clean, in_tf32)),
     )  # fmt: skip
-    _write_manifest(folder, path, manifest, parity=record)
+    files = _write_manifest(folder, path, manifest, parity=record)
     with SAESession(folder, record.device) as session:
         report, golden = _judge(session, [steered, load_golden(session.artifact)])
         fidelity = None if exact is None else _fidelity(session, exact)
@@ -110,7 +111,7 @@ def prove(
             artifact = measured[graph, hook]
             assert artifact is not None, hook  # every hook without a failure has been measured
             hooks[hook] = dataclasses.replace(hooks[hook], artifact=artifact)
-    _write_manifest(folder, path, manifest, parity=record, fidelity=fidelity)
+    _write_manifest(folder, path, manifest, parity=record, fidelity=fidelity, files=files)
     golden.raise_for_failures()
     if isinstance(intact := read_intact(folder), Report):
         intact.raise_for_failures()
@@ -257,17 +258,27 @@ def _write_manifest(
     *,
     parity: ParityRecord | None = None,
     fidelity: Fidelity | None = None,
-) -> None:
-    """Write the manifest with its records and the checksums of all files.
+    files: dict[str, FileRecord] | None = None,
+) -> dict[str, FileRecord]:
+    """Write the manifest with its records and the checksums of all files, and return the checksums.
+
+    `files` has them if they were computed before.
 
     Raises:
         ExportError: A reader would refuse the manifest, such as one with an option that is not finite.
     """
-    names = sorted([manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())])
-    files = {name: hash_file(folder / name) for name in names + [LABELS] * (folder / LABELS).exists()}
+    if files is None:
+        files = _hash_files(folder, manifest)
     complete = dataclasses.replace(manifest, parity=parity, fidelity=fidelity, files=files)
     try:
         check_manifest(complete)
     except ManifestError as error:
         raise ExportError(f"{path} was not written: {error}") from error
     (folder / MANIFEST).write_text(complete.to_json(), "utf-8")
+    return files
+
+
+def _hash_files(folder: Path, manifest: Manifest) -> dict[str, FileRecord]:
+    """Return size and sha256 of every file that the manifest lists."""
+    names = sorted([manifest.weights, manifest.golden.file, *(graph.file for graph in manifest.graphs.values())])
+    return {name: hash_file(folder / name) for name in names + [LABELS] * (folder / LABELS).exists()}
