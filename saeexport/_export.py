@@ -87,7 +87,7 @@ def export(
         features: Ids of the features to export, a list or an array; None for all. The artifact is an SAE of its own
             that consists of these features (`select_features`), for guardrails and probes: a few kilobytes for each.
             The manifest has their ids (`cfg.feature_ids`). `labels` are those of the whole SAE. Give `activations` on
-            which some of the features are on, and at least two features: a single one often fails its proof.
+            which some of the features are on.
         overwrite: Whether to replace an artifact at `path`.
 
     Raises:

@@ -1,18 +1,14 @@
 """Proof without PyTorch: runs the graphs that this machine can run, and compares them with the golden batch."""
 
-import itertools
 import os
 
-import numpy as np
-
-from ..arrays.dtypes import FLOAT32, widened
+from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import FEATURES, contracts_of
 from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import Manifest
 from ..artifact.names import HOOK_ACTS_POST, L0, VALUES
 from ..artifact.signature import read_signed_artifact
-from ..devices.blocks import slice_feeds
 from ..devices.start import CPU, TENSORRT
 from ..errors import IntegrityError, ParityError, SignatureError
 from ..session.session import SAESession
@@ -20,9 +16,7 @@ from .golden import load_golden
 from .proof import judge_graphs
 from .reference import Hooks, SteeredReference
 from .report import Report
-
-SERVICE_BATCH = 8
-"""Tokens per call of a service that answers single requests."""
+from .running import run_in_calls
 
 
 def verify(
@@ -137,7 +131,7 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
 
     def run(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
         try:
-            return _run(session, graph, feeds, tokens)
+            return run_in_calls(session, graph, feeds, tokens)
         finally:
             session.release(graph)  # one copy of the weights at a time
 
@@ -172,20 +166,3 @@ def judged_outputs(manifest: Manifest) -> list[tuple[str, str]]:
             else [tensor.name for tensor in manifest.graphs[graph].outputs]
         )
     ]
-
-
-def _run(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-    """Run a graph on all tokens in several calls; the last call has a single token.
-
-    What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
-    variant also runs in batches of `SERVICE_BATCH`.
-    """
-    at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
-    bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
-    spec = session.artifact.manifest.graphs[graph]
-    parts = [
-        session.run_graph(graph, slice_feeds(spec, feeds, tokens, slice(start, end)))
-        for start, end in itertools.pairwise(bounds)
-        if end > start
-    ]
-    return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}

@@ -1,5 +1,7 @@
 """Runs PyTorch in another precision than that of its tensors: in float64, for the truth, or in TF32, as CUDA may.
 
+`HalfProducts` changes the time that half precision takes on a CPU, and not its precision.
+
 Source of the rounding to TF32, which keeps 10 bits of the mantissa: https://developer.nvidia.com/blog/accelerating-ai-training-with-tf32-tensor-cores
 """
 
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 FACTORS: dict[str, slice] = {
     **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "linear"), slice(0, 2)),
@@ -16,6 +18,8 @@ FACTORS: dict[str, slice] = {
     "einsum": slice(1, None),
 }
 """PyTorch's products, and which of their arguments are the factors."""
+
+HALF = (torch.float16, torch.bfloat16)
 
 DROPPED_BITS = 23 - 10
 """Bits of the mantissa of float32 that TF32 drops."""
@@ -52,6 +56,28 @@ class InTF32(TorchFunctionMode):
             positions = range(*factors.indices(len(args)))
             args = tuple(tree_map_only(Tensor, _to_tf32, arg) if i in positions else arg for i, arg in enumerate(args))
         return func(*args, **(kwargs or {}))
+
+
+class HalfProducts(TorchFunctionMode):
+    """A context in which a CPU multiplies factors in half precision in float32, and rounds the product once.
+
+    PyTorch's own products do the same: they accumulate in float32 and round once. On a CPU without instructions for
+    float16 they do so one number at a time, which takes tens of times as long as a product in float32. Only the order
+    of the sum differs.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a product with widened factors, and round the result to their dtype."""
+        kwargs = kwargs or {}
+        is_product = getattr(func, "__name__", "") in FACTORS and "out" not in kwargs
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)] if is_product else []
+        kinds = {(tensor.dtype, tensor.device.type) for tensor in given}
+        if len(kinds) != 1 or not kinds <= {(half, "cpu") for half in HALF}:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+        return func(*args, **kwargs).to(given[0].dtype)
 
 
 def _widened(tensor: Tensor) -> Tensor:

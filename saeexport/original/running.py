@@ -1,15 +1,26 @@
 """Runs the PyTorch original, and returns its hook tensors as numpy arrays."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runtime.arrays.tensor import Array
-from runtime.artifact.names import HOOK_ERROR, HOOK_INPUT, HOOK_NAMES, HOOK_OUTPUT, HOOK_RECONS
+from runtime.artifact.names import (
+    HOOK_ACTS_POST,
+    HOOK_ACTS_PRE,
+    HOOK_ERROR,
+    HOOK_INPUT,
+    HOOK_NAMES,
+    HOOK_OUTPUT,
+    HOOK_RECONS,
+)
 from runtime.session.interventions import Intervention
+
+from .architectures import ARCHITECTURES
+from .precision import HALF, HalfProducts
 
 HookFunction = tuple[str, Callable[..., Any]]
 
@@ -26,7 +37,7 @@ def all_hooks(sae: Any, activations: Array, target: Array | None, *fwd_hooks: Ho
         fwd_hooks: Pairs of a hook's name and a hook function.
     """
     inputs = to_inputs(sae, activations, target)
-    with evaluating(sae):
+    with computing(sae):
         with sae.hooks(fwd_hooks=list(fwd_hooks)):
             output, cache = sae.run_with_cache(*inputs)
         clean = cache[HOOK_RECONS]
@@ -44,7 +55,7 @@ def run_to_hook(
 ) -> Array:
     """Return the tensor of one hook, optionally with the tensor of an earlier hook replaced.
 
-    The forward pass stops at `hook`.
+    The forward pass stops at `hook`. A HookedSAE of a known architecture runs only the stage between the two hooks.
 
     Args:
         sae: HookedSAE, or any HookedRootModule with the six hooks.
@@ -53,6 +64,10 @@ def run_to_hook(
         replaced: Name of the hook whose tensor is replaced by `value`; None replaces nothing.
         value: Replacement for the tensor of `replaced`.
     """
+    if value is not None and (stage := _stage(sae, replaced, hook)) is not None:
+        with computing(sae):
+            source, given = to_inputs(sae, inputs[0], value)
+            return to_numpy(stage(given, source))
     seen: list[Tensor] = []
 
     def replace(tensor: Tensor, hook: Any) -> Tensor:
@@ -63,9 +78,46 @@ def run_to_hook(
         raise _Seen
 
     hooks = [(hook, keep)] if replaced is None else [(replaced, replace), (hook, keep)]
-    with contextlib.suppress(_Seen), evaluating(sae):
+    with contextlib.suppress(_Seen), computing(sae):
         sae.run_with_hooks(*to_inputs(sae, *inputs), fwd_hooks=hooks)
     return to_numpy(seen[0])
+
+
+def edited_hooks(sae: Any, clean: Mapping[str, Array], target: Array | None, edits: Intervention) -> dict[str, Array]:
+    """Return all hook tensors of the PyTorch original under an intervention at `hook_sae_acts_post`, by name.
+
+    Args:
+        sae: HookedSAE, or any HookedRootModule with the six hooks.
+        clean: What `all_hooks` returned for the same inputs, whose tensors before the intervention are used again.
+        target: Activations that a transcoder with the error term predicts.
+        edits: The intervention.
+    """
+    source, edit = clean[HOOK_INPUT], torch_hook(edits)
+    if _stage(sae, HOOK_ACTS_POST, HOOK_RECONS) is None:
+        return all_hooks(sae, source, target, (HOOK_ACTS_POST, edit))
+    with torch.no_grad():
+        acts_post = to_numpy(edit(*to_inputs(sae, clean[HOOK_ACTS_POST])))
+        recons = run_to_hook(sae, [source, target], HOOK_RECONS, HOOK_ACTS_POST, acts_post)
+        output = recons
+        if sae.cfg.use_error_term:
+            total, error = to_inputs(sae, recons, clean[HOOK_ERROR])
+            output = to_numpy(total + error)
+    return {**clean, HOOK_ACTS_POST: acts_post, HOOK_RECONS: recons, HOOK_OUTPUT: output}
+
+
+def _stage(sae: Any, given: str | None, wanted: str) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return the stage between two hooks as a function of the first one's tensor and of the input.
+
+    None means that only a whole forward pass tells what comes of the tensor: of a custom class, or between other hooks,
+    or because hook functions take part.
+    """
+    if type(sae) not in ARCHITECTURES.values() or any(module._forward_hooks for module in sae.modules()):
+        return None
+    if (given, wanted) == (HOOK_ACTS_PRE, HOOK_ACTS_POST):
+        return lambda acts_pre, source: sae.activation(acts_pre, sae.flatten(source))
+    if (given, wanted) == (HOOK_ACTS_POST, HOOK_RECONS):
+        return lambda acts, source: sae.shaped(sae.decode(acts, sae.flatten(source)), source)
+    return None
 
 
 class _Seen(Exception):  # noqa: N818
@@ -115,6 +167,16 @@ def torch_hook(intervention: Intervention) -> Callable[..., Tensor]:
 def predicts_its_input(sae: Any) -> bool:
     """Tell an SAE from a transcoder, whose config has the width of the activation that it predicts, `d_out`."""
     return getattr(sae.cfg, "d_out", None) is None
+
+
+@contextlib.contextmanager
+def computing(sae: Any) -> Iterator[None]:
+    """Let an SAE compute as it is used, without gradients, and with products of half precision that take no minutes."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(sae))
+        if next(sae.parameters()).dtype in HALF:  # inside of `InFloat64` it reads as float64
+            stack.enter_context(HalfProducts())
+        yield
 
 
 @contextlib.contextmanager

@@ -1,63 +1,91 @@
-"""Runs graphs in half precision, which no CPU provider computes, with the reference evaluator of the ONNX package."""
+"""Runs graphs in half precision on a CPU, whose provider lacks most operators for it.
 
+A GPU computes each operator in float32 and rounds its result. The pass `widen` says the same with casts around each
+operator. It is applied to the file of a graph as it was written, and ONNX Runtime runs the result.
+"""
+
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx.helper import tensor_dtype_to_np_dtype
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+import onnx_ir as ir
+import onnxruntime as ort
 
+from runtime.arrays.dtypes import widened
 from runtime.arrays.tensor import Array, TensorValue
+from runtime.devices.start import CPU, Device, start_session
+from runtime.parity.running import KeptGraphs
+
+from ..graphs.passes.tools.building import Nodes
+from ..graphs.passes.widen import HALF, widen
 
 
-class Gemm(OpRun):
-    """Gemm as GPUs compute it: accumulated in float32 and rounded once. Unlike the package's own it uses BLAS."""
+class HalfGraphs:
+    """Graphs in half precision, each loaded when it is first run; see `runtime.parity.running.KeptGraphs`."""
 
-    op_domain = ""
+    def __init__(self) -> None:
+        self._loaded: dict[str, tuple[ort.InferenceSession, dict[str, np.dtype[Any]]]] = {}
+        self._kept = KeptGraphs(lambda graph: self._loaded.pop(graph, None) and None)
 
-    def _run(
-        self, a: Array, b: Array, c: Any = None, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
-    ) -> tuple[Array]:
-        left, right = (m.astype(np.float32) for m in (a, b))
-        product = alpha * ((left.T if transA else left) @ (right.T if transB else right))
-        if c is not None:
-            product += beta * c.astype(np.float32)
-        return (product.astype(a.dtype),)
+    def run(self, graph: str, path: Path, feeds: dict[str, TensorValue]) -> dict[str, Array]:
+        """Return the outputs of a graph by name; those of bfloat16 are float32 arrays.
 
-
-class MatMul(OpRun):
-    """MatMul, accumulated in float32 and rounded once, as `Gemm`."""
-
-    op_domain = ""
-
-    def _run(self, a: Array, b: Array) -> tuple[Array]:
-        return ((a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype),)
-
-
-class GatherElements(OpRun):
-    """GatherElements with a negative axis, which the package's own refuses (onnx 1.23)."""
-
-    op_domain = ""
-
-    def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Array]:
-        return (np.take_along_axis(data, indices, axis),)
+        Args:
+            graph: Name of the graph.
+            path: File of the graph, beside its weights file.
+            feeds: Inputs by name.
+        """
+        self._kept.make_room(graph)
+        if graph not in self._loaded:
+            self._loaded[graph] = _start(path)
+        session, kinds = self._loaded[graph]
+        outputs = session.run(None, {name: widened_feed(feed) for name, feed in feeds.items()})
+        return {name: y.astype(kinds[name]) for name, y in zip(kinds, outputs, strict=True)}
 
 
 def evaluate_graph(path: Path, feeds: dict[str, TensorValue]) -> dict[str, Array]:
-    """Return the outputs of a graph by name; bfloat16 outputs are widened to float32.
+    """Return the outputs of one graph, as `HalfGraphs.run` does."""
+    return HalfGraphs().run(path.stem, path, feeds)
 
-    Args:
-        path: File of the graph, beside its weights file.
-        feeds: Inputs by name.
-    """
-    model = onnx.load_model(path)
-    given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    arrays = {name: np.asarray(feed).astype(tensor_dtype_to_np_dtype(given[name])) for name, feed in feeds.items()}
-    outputs = ReferenceEvaluator(model, new_ops=[Gemm, MatMul, GatherElements]).run(None, arrays)
-    bfloat16 = tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
-    return {
-        value.name: y.astype(np.float32) if y.dtype == bfloat16 else y
-        for value, y in zip(model.graph.output, outputs, strict=True)
-    }
+
+def widened_feed(feed: TensorValue) -> Array:
+    """Return an input as the widened graph takes it: float32 for half precision."""
+    array = widened(np.asarray(feed))
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _start(path: Path) -> tuple[ort.InferenceSession, dict[str, np.dtype[Any]]]:
+    """Return a session of the widened graph, and the dtypes of the arrays that the graph's own outputs stand for."""
+    model = widen(ir.load(path))
+    kinds = {str(value.name): _array_dtype(value) for value in model.graph.outputs}
+    _take_and_return_float32(model.graph)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".widened.", suffix=".onnx") as file:
+        file.write(ir.to_proto(model).SerializeToString())
+        file.flush()
+        return start_session(file.name, Device(CPU), arena=False), kinds
+
+
+def _array_dtype(value: ir.Value) -> np.dtype[Any]:
+    if value.dtype == ir.DataType.BFLOAT16:
+        return np.dtype(np.float32)
+    assert value.dtype is not None
+    return value.dtype.numpy()
+
+
+def _take_and_return_float32(graph: ir.Graph) -> None:
+    """Give a graph float32 inputs and outputs in place of those in half precision, which Python can hardly pass."""
+    first = next(iter(graph))
+    for i, value in enumerate(list(graph.inputs)):
+        if value.dtype in HALF:
+            wide = ir.val(str(value.name), dtype=ir.DataType.FLOAT, shape=value.shape)
+            value.name = f"half.{value.name}"
+            cast = Nodes(graph, before=first).cast(wide, value.dtype)
+            ir.convenience.replace_all_uses_with(value, cast)
+            graph.inputs[i] = wide
+    for i, value in enumerate(list(graph.outputs)):
+        if value.dtype in HALF:
+            name, value.name = value.name, f"half.{value.name}"
+            wide = Nodes(graph).cast(value, ir.DataType.FLOAT)
+            wide.name, wide.shape, wide.type = name, value.shape, ir.TensorType(ir.DataType.FLOAT)
+            graph.outputs[i] = wide

@@ -15,7 +15,7 @@ from runtime.parity.reference import Reference, SteeredReference, derive_outputs
 from runtime.session.interventions import Intervention
 
 from ..original.precision import InFloat64, InTF32
-from ..original.running import all_hooks, dtype_of, torch_hook
+from ..original.running import all_hooks, dtype_of, edited_hooks
 from .decisions import find_uncertain, follow_decisions, true_recons
 
 EDITED_FEATURES = 8
@@ -23,7 +23,8 @@ EDITED_FEATURES = 8
 
 OUTLIER = 8.0
 """Largest error of the original on a token, as a multiple of its median error plus one rounding. Cancellation makes it
-larger on some tokens. They are left out, because the largest error sets the budget of all tokens."""
+larger on some tokens. They are left out, because the largest error sets the budget of all tokens. So are tokens whose
+preactivations cancel to less than the median divided by this."""
 
 
 def reference_of(sae: Any, activations: Array, target: Array | None = None) -> Reference:
@@ -43,7 +44,8 @@ def reference_of(sae: Any, activations: Array, target: Array | None = None) -> R
     dtype = dtype_of(next(sae.parameters()))
     reference = Reference(original, truth, bool(sae.cfg.use_error_term), target, dtype)
     # The error of the preactivations tells which decisions matter, and these are needed to judge the other hooks.
-    reference = follow_decisions(sae, _without(reference, _implausible(reference, [HOOK_ACTS_PRE])))
+    left_out = _implausible(reference, [HOOK_ACTS_PRE]) | _cancelled(reference)
+    reference = follow_decisions(sae, _without(reference, left_out))
     return find_uncertain(sae, _without(reference, _implausible(reference, reference.truth)))
 
 
@@ -56,10 +58,9 @@ def _without(reference: Reference, left_out: Array) -> Reference:
 
 def steered_reference_of(sae: Any, clean: Reference, intervention: Intervention) -> SteeredReference:
     """Return the reference of the same inputs under an intervention."""
-    x, edit = clean.original[HOOK_INPUT], (HOOK_ACTS_POST, torch_hook(intervention))
     truth = steered_truth(sae, clean, intervention)
     steered = SteeredReference(
-        all_hooks(sae, x, clean.target, edit),
+        edited_hooks(sae, clean.original, clean.target, intervention),
         truth,
         clean.use_error_term,
         clean.target,
@@ -87,10 +88,10 @@ def run_in_tf32(sae: Any, steered: SteeredReference) -> SteeredReference:
 
     In it the factors of float32 products are rounded to TF32, as some GPUs do. The truth has its decisions.
     """
-    clean, x = steered.clean, steered.original[HOOK_INPUT]
+    clean = steered.clean
     with InTF32():
-        hooks = all_hooks(sae, x, clean.target)
-        edited = all_hooks(sae, x, clean.target, (HOOK_ACTS_POST, torch_hook(steered.intervention)))
+        hooks = all_hooks(sae, clean.original[HOOK_INPUT], clean.target)
+        edited = edited_hooks(sae, hooks, clean.target, steered.intervention)
     measured = follow_decisions(sae, dataclasses.replace(clean, original=hooks))
     truth = steered_truth(sae, measured, steered.intervention)
     return dataclasses.replace(steered, original=edited, truth=truth, clean=measured)
@@ -131,6 +132,21 @@ def _without_input(hooks: dict[str, Array]) -> dict[str, Array]:
     return {hook: y for hook, y in hooks.items() if hook != HOOK_INPUT}
 
 
+def _cancelled(reference: Reference) -> Array:
+    """Tell for each token whether its preactivations are far smaller than what they were computed from.
+
+    That happens to an SAE with one feature or a few: their products cancel the biases now and then. Errors are measured
+    relative to the preactivations, so that these tokens have the largest error in every program, by chance a far
+    smaller one in the original than in a graph that is as exact. A token whose activations are small is not meant:
+    `OUTLIER` times smaller than usual are both the preactivations and their ratio to the input.
+    """
+    size = reference.token_scale(HOOK_ACTS_PRE)
+    rows = reference.original[HOOK_INPUT].reshape(reference.tokens, -1).astype(np.float64)
+    ratio = size / np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float64).tiny)
+    cancelled: Array = (OUTLIER * size < np.median(size)) & (OUTLIER * ratio < np.median(ratio))
+    return cancelled
+
+
 def _implausible(reference: Reference, hooks: Collection[str]) -> Array:
     """Tell for each token whether the original is farther from the truth than rounding explains.
 
@@ -148,6 +164,9 @@ def _implausible(reference: Reference, hooks: Collection[str]) -> Array:
             f"median; on most tokens it is more than the {most:.0e} that rounding explains. Is something in it random, "
             "or computed in lower precision?"
         )
-    limits = {hook: min(most, OUTLIER * (np.median(errors) + reference.floor(hook))) for hook, errors in own.items()}
+    # Where no feature is on, acts_post has no error. With such tokens the median of an SAE with few features is 0, and
+    # the tokens that are left would be those on which the original was exact by chance.
+    typical = {hook: np.median(errors[errors > 0]) if errors.any() else 0.0 for hook, errors in own.items()}
+    limits = {hook: min(most, OUTLIER * (typical[hook] + reference.floor(hook))) for hook in own}
     far: Array = np.any([errors > limits[hook] for hook, errors in own.items()], axis=0)
     return far

@@ -50,6 +50,20 @@ def watched(session, x, ids):
     return acts
 
 
+@pytest.mark.parametrize("d_in", [1, 64, 768])
+def test_one_feature_is_as_exact_as_all_of_them(tmp_path, d_in):
+    """Its product has a single column, for which ONNX Runtime has another kernel."""
+    for seed in range(3):
+        sae, x = make_sae(d_in, 32, seed=seed), normal(200, d_in, seed=seed)
+        with torch.no_grad():
+            truth = sae.double().encode(torch.from_numpy(x).double()).numpy()
+        with SAESession(export(sae.float(), tmp_path / f"{d_in}-{seed}", x), "cpu") as session:
+            whole = np.abs(session.encode(x) - truth)
+            for tokens in (200, 1):
+                one = np.stack([session.watch([j])(x[:tokens])[:, 0] for j in range(32)], axis=1)
+                assert np.abs(one - truth[:tokens]).max() <= 2 * whole.max()
+
+
 @pytest.mark.parametrize(
     ("architecture", "more", "dtype"),
     [(*case, "float32") for case in WITHOUT_THE_OTHERS]

@@ -12,6 +12,7 @@ from runtime.artifact.parse import parse_manifest
 from runtime.commands.main import main as runtime_main
 from runtime.parity.report import Report
 from saeexport import ExportError, HookedSAE, export, load, select_features, verify
+from saeexport import _export as exporting
 from saeexport.cli import main
 from tests.support.manifests import sealed
 from tests.support.samples import HOOKS, contents, make_sae, normal
@@ -143,10 +144,54 @@ def test_command(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("ids", "says"), [([3], True), ([3, 1], False)])
-def test_a_single_feature_that_fails_its_proof_needs_a_second_one(tmp_path, monkeypatch, ids, says):
-    monkeypatch.setattr("saeexport.proof.prove.judge_session", lambda *_: Report("", problems=["it is off"]))
+@pytest.mark.parametrize("d_in", [1, 64, 768])
+def test_a_single_feature_is_proved_as_well_as_many(tmp_path, d_in):
+    """Its preactivations cancel the bias on some tokens, where every program is inexact relative to what is left."""
+    for seed in range(6):
+        sae = make_sae(d_in, 64, seed=seed)
+        on = (sae.encode(torch.from_numpy(x := normal(200, d_in, seed=seed))) != 0).sum(dim=0)
+        feature = int(on.argmax())
+        artifact = export(sae, tmp_path / f"{d_in}-{seed}", x, features=[feature])
+        assert artifact.manifest.sae.feature_ids == (feature,)
+        assert artifact.manifest.parity.left_out <= 60
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("d_in", [1, 12])
+def test_an_sae_with_one_feature(tmp_path, d_in, dtype):
+    for seed in range(4):
+        sae = make_sae(d_in, 1, seed=seed)
+        with torch.no_grad():
+            sae.b_enc.fill_(0.2)
+        export(sae, tmp_path / f"{d_in}-{seed}", normal(200, d_in, seed=seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+def test_a_wrong_weight_of_a_single_feature_is_seen(tmp_path, monkeypatch, name):
+    write_weights = exporting._write_weights
+
+    def spoilt(state, path):
+        wrong = state[name].clone()
+        wrong.view(-1)[5] *= 1 + 1e-4
+        write_weights({**state, name: wrong}, path)
+
+    monkeypatch.setattr(exporting, "_write_weights", spoilt)
+    with pytest.raises(ParityError, match=f"hook_sae_{'acts_pre' if name == 'W_enc' else 'recons'}: the token error"):
+        export(make_sae(64, 64), tmp_path / "sae", normal(200, 64), features=[3])
+    assert not (tmp_path / "sae").exists()
+
+
+@pytest.mark.parametrize(("shift", "says"), [(0.0, False), (-3.0, True)])
+def test_a_proof_that_fails_on_few_activations_says_so(tmp_path, monkeypatch, shift, says):
+    monkeypatch.setattr("saeexport.proof.prove._judge", lambda *_: [Report("", problems=["it is off"])] * 2)
+    sae = make_sae(6, 1)
+    with torch.no_grad():
+        sae.W_enc.fill_(6**-0.5)
+        sae.b_enc.fill_(shift)
+        sae.b_dec.zero_()
+    x = normal(200, 6)
+    x[:5] += 2  # on for these, in either case
     with pytest.raises(ParityError, match="it is off") as caught:
-        export(make_sae(), tmp_path / "sae", normal(200, 6), features=ids)
-    assert ("together with a second feature" in str(caught.value)) == says
+        export(sae, tmp_path / "sae", x)
+    assert ("too few to tell PyTorch's error by: pass activations on which" in str(caught.value)) == says
     assert not (tmp_path / "sae").exists()

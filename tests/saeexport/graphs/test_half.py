@@ -161,7 +161,7 @@ def decided(outputs):
 @pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize("architecture", ["jumprelu", "abstopk", "gated"])
 def test_portable_graphs_compute_what_their_cpu_variants_compute(half, name, architecture):
-    """The portable graphs run in the evaluator of the ONNX package, as no CPU provider computes in half precision."""
+    """The portable graphs run with casts around every operator, as no CPU provider computes in half precision."""
     dtype, folder = half
     path = folder / architecture
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))

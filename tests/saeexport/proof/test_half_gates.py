@@ -132,7 +132,7 @@ def test_a_feature_that_is_on_and_certainly_off_is_seen(tmp_path, dtype):
 
 @pytest.mark.parametrize("graph", PORTABLE)
 def test_portable_graphs_are_proved_at_export(tmp_path, monkeypatch, dtype, graph):
-    """No CPU provider runs these graphs; the evaluator of the ONNX package does."""
+    """No CPU provider runs these graphs as they are; with casts around every operator it does."""
     write_graphs = exporting.write_graphs
 
     def negated(model):

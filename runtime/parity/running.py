@@ -1,0 +1,73 @@
+"""Runs the graphs of an artifact for a proof: in several calls, and each loaded as rarely as the memory allows."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from ..arrays.dtypes import widened
+from ..arrays.tensor import TensorValue
+from ..artifact.contracts import ACTIVATE, contracts_of
+from ..devices.blocks import slice_feeds
+from ..session.session import SAESession
+from .reference import Hooks
+
+SERVICE_BATCH = 8
+"""Tokens per call of a service that answers single requests."""
+
+
+class KeptGraphs:
+    """Decides which graphs stay loaded: the one that ran last, and `activate`, with which the others are compared.
+
+    Loading a graph takes longer than running it, and a graph is run several times. Two whole graphs at once would
+    hold the weights twice; `activate` holds no matrix, except for the encoder of a gated SAE.
+
+    Args:
+        release: Frees a graph by its name.
+    """
+
+    def __init__(self, release: Callable[[str], None]) -> None:
+        self._release = release
+        self._kept: dict[str, str] = {}
+
+    def make_room(self, graph: str) -> None:
+        """Release the graph in whose place another one is about to be loaded."""
+        kind = graph.partition(".")[0]
+        place = kind if kind == ACTIVATE else ""
+        if (kept := self._kept.get(place)) not in (None, graph):
+            self._release(str(kept))
+        self._kept[place] = graph
+
+
+class SessionRunner:
+    """Runs graphs of a session as `runtime.parity.proof.Run` does.
+
+    Args:
+        session: The session, which stays open.
+    """
+
+    def __init__(self, session: SAESession) -> None:
+        self._session = session
+        self._kept = KeptGraphs(session.release)
+
+    def __call__(self, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
+        """Run a graph on all tokens; see `run_in_calls`."""
+        self._kept.make_room(graph)
+        return run_in_calls(self._session, graph, feeds, tokens)
+
+
+def run_in_calls(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
+    """Run a graph on all tokens in several calls; the last call has a single token.
+
+    What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
+    variant also runs in batches of `SERVICE_BATCH`.
+    """
+    at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
+    bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
+    spec = session.artifact.manifest.graphs[graph]
+    parts = [
+        session.run_graph(graph, slice_feeds(spec, feeds, tokens, slice(start, end)))
+        for start, end in itertools.pairwise(bounds)
+        if end > start
+    ]
+    return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}
