@@ -98,7 +98,7 @@ def ratios(sae: HookedSAE, x: Array, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         artifact = export(sae, Path(folder) / "sae", activations=x, dtype=dtype)
         golden = load_golden(artifact)
-        columns = {} if dtype == FLOAT32 else {COLUMN: column_ratio(artifact, golden.clean)}
+        columns = {COLUMN: column_ratio(artifact, golden.clean)} if golden.clean.judges_columns else {}
     record = artifact.manifest.parity
     assert record is not None
     return {

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from ..arrays.dtypes import FLOAT32, rounded
+from ..arrays.dtypes import rounded
 from ..arrays.tensor import Array
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_INPUT, HOOK_OUTPUT, HOOK_RECONS
 from .reference import Hooks, Reference, index_of
@@ -96,7 +96,7 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference,
         note = f"({count(int(reference.diverging_tokens.sum()), 'token')} judged after the graph's own decisions)"
     if hook == HOOK_OUTPUT:
         failures += _judge_sum(graph, outputs, reference)
-    if by_column and reference.dtype != FLOAT32 and not reference.rounded:
+    if by_column and reference.judges_columns:
         failures += _judge_columns(graph, hook, y, reference)
     return Verdict(graph, hook, errors, budget, tuple(failures), note)
 

@@ -55,7 +55,15 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT16, FLOAT32
 from ..arrays.tensor import Array
-from ..artifact.budgets import COLUMN_FACTOR, FACTOR, FLOOR, budget_of, count_roundings, larger_errors
+from ..artifact.budgets import (
+    COLUMN_FACTOR,
+    FACTOR,
+    FLOOR,
+    MIN_COLUMN_TOKENS,
+    budget_of,
+    count_roundings,
+    larger_errors,
+)
 from ..artifact.manifest import Errors
 from ..artifact.names import (
     FEATURE_HOOKS,
@@ -256,6 +264,11 @@ class Reference:
     def token_errors(self, hook: str, y: Array) -> Array:
         """Return the error of each token of `y`, `(tokens,)`."""
         return self._error_arrays(hook, y)[0]
+
+    @property
+    def judges_columns(self) -> bool:
+        """Whether columns are judged: in half precision, if there are enough tokens."""
+        return self.dtype != FLOAT32 and not self.rounded and self.tokens >= MIN_COLUMN_TOKENS
 
     def column_errors(self, hook: str, y: Array) -> Array:
         """Return the error of each column of `y`, the root of its mean square over the tokens, `(width,)`."""

@@ -1,5 +1,6 @@
 """In half precision one wrong weight shows in its column over the batch, where no token and no element shows it."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_a_wrong_weight_is_seen_in_its_column_only(artifact, graph, weight, hook
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_an_error_of_one_rounding_is_right_in_every_column(dtype):
     """The original's error in a column may be smaller than one rounding by chance."""
-    reference = reference_of(in_dtype(sae_of("standard"), dtype), rounded(normal(16, D_IN), dtype))
+    reference = reference_of(in_dtype(sae_of("standard"), dtype), rounded(normal(32, D_IN), dtype))
     y = rounded(reference.truth[PRE].astype(np.float32), dtype)
     assert judge("encode", [PRE], {PRE: y}, reference, [PRE])[0].failures == ()
     y[:, 3] += (1.5 * reference.column_budgets(PRE)[3]).astype(np.float32)
@@ -64,6 +65,16 @@ def test_an_error_of_one_rounding_is_right_in_every_column(dtype):
     assert "the error of feature 3 is" in failure
     assert "more like it" not in failure
     assert judge("encode", [PRE], {PRE: y}, reference)[0].failures == ()
+
+
+def test_a_few_tokens_have_no_columns():
+    """The original may be exact in a column of a few tokens by chance."""
+    reference = reference_of(in_dtype(sae_of("standard"), "float16"), rounded(normal(32, D_IN), "float16"))
+    y = reference.original[PRE].copy()
+    y[:, 3] += (1.5 * reference.column_budgets(PRE)[3]).astype(np.float32)
+    few = dataclasses.replace(reference.subset(np.arange(32) > 0), recorded=reference.budgets)
+    assert judge("encode", [PRE], {PRE: y}, reference, [PRE])[0].failures
+    assert judge("encode", [PRE], {PRE: y[1:]}, few, [PRE])[0].failures == ()
 
 
 def test_columns_are_not_judged_in_float32():

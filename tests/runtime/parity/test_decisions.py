@@ -142,6 +142,17 @@ def test_another_decision_is_right_if_its_own_acts_pre_explains_it(architecture)
         {POST: outputs[POST]}, follow_graph(reference, {POST: outputs[POST]}, stages), [POST]))  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_tolerance_has_the_size_of_the_preactivations(size):
+    sae, x = sae_of("jumprelu"), normal(40, D_IN)
+    with torch.no_grad():
+        for name in ("b_enc", "b_dec", "threshold"):
+            getattr(sae, name).mul_(size)
+    tolerance = reference_of(sae, (size * x).astype(np.float32)).acts_pre_tolerance
+    assert tolerance.max() < 1e-4 * size
+    assert tolerance.min() > 1e-8 * size
+
+
 def test_what_is_half_on_at_a_threshold_is_wrong():
     """Both decisions are right, but a value between them is wrong."""
     sae, x, feature = at_a_threshold("gated", 7, 1e-7)
