@@ -4,8 +4,8 @@ Exports SAEs of several sizes and sparsities, one of every other architecture, a
 computed hook it prints the artifact's error divided by the original's: the larger of the token and the element ratio,
 with one rounding subtracted. `steered` is the largest ratio under an intervention, as the exporter proves it. `FACTOR`
 in runtime/artifact/budgets.py must be above all of them. In half precision, `column` is the largest ratio of the errors
-of a column in `encode` and `decode`, where the original's error counts as at least half a rounding. `COLUMN_FACTOR`
-must be above it. Writes benchmarks/results/parity.json.
+of a column in `encode` and `decode`, where the original's error counts as at least a quarter
+of a rounding. Writes benchmarks/results/parity.json.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from benchmarks.shared.machine import describe_machine
 from runtime import Artifact, SAESession
 from runtime.arrays.dtypes import FLOAT32, widened
 from runtime.arrays.tensor import Array, feed_of
-from runtime.artifact.budgets import COLUMN_FACTOR, FACTOR, FLOOR
+from runtime.artifact.budgets import FACTOR, FLOOR
 from runtime.artifact.contracts import CPU_VARIANTS, DECODE, ENCODE
 from runtime.artifact.manifest import HookParity
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS, INPUT
@@ -68,7 +68,7 @@ def main() -> None:
     by_column = max(row.get(COLUMN, 0.0) for row in rows)
     worst_text = ", ".join(f"{value:.2f} in {dtype}" for dtype, value in worst.items())
     print(f"The largest ratio is {worst_text}. FACTOR is {FACTOR}.")
-    print(f"The largest ratio of a column is {by_column:.2f}. COLUMN_FACTOR is {COLUMN_FACTOR}.")
+    print(f"The largest ratio of a column is {by_column:.2f}. FACTOR is {FACTOR}.")
     machine = describe_machine(["torch", "onnxruntime", "numpy"])
     head = json.dumps({**machine, "threads": torch.get_num_threads(), "worst": worst, "column": by_column})
     body = ",\n".join(json.dumps(row) for row in rows)  # one row per line
@@ -110,7 +110,7 @@ def ratios(sae: HookedSAE, x: Array, dtype: str) -> dict[str, float]:
 
 
 def column_ratio(artifact: Artifact, clean: Reference) -> float:
-    """Return the largest ratio of the artifact's error in a column to the original's, or to half a rounding."""
+    """Return the largest ratio of the artifact's error in a column to the original's, or to a quarter of a rounding."""
     dtype, largest = artifact.manifest.sae.dtype, 0.0
     with SAESession(artifact, "cpu") as session:
         for stage, given, wanted in ((ENCODE, HOOK_INPUT, HOOK_ACTS_PRE), (DECODE, HOOK_ACTS_POST, HOOK_RECONS)):
@@ -122,7 +122,7 @@ def column_ratio(artifact: Artifact, clean: Reference) -> float:
             errors = clean.column_errors(wanted, widened(np.asarray(session.run_graph(graph, feeds)[wanted])))
             budgets = clean.column_budgets(wanted)
             largest = max(largest, float((errors / np.where(budgets > 0, budgets, 1.0)).max()))
-    return round(COLUMN_FACTOR * largest, 3)
+    return round(FACTOR * largest, 3)
 
 
 def ratio(measured: HookParity, floor: float) -> float:

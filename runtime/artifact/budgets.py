@@ -19,13 +19,9 @@ products in different orders have different errors. The largest ratio that `pyth
 measures over sizes, sparsities, architectures and numbers of tokens is 2.2 (benchmarks/results), and 1.2 in half
 precision. The rest is for processors and GPUs that add in yet another order."""
 
-COLUMN_FACTOR = 2.0
-"""Largest ratio of the artifact's error in a column to that of the original, in half precision. A column is a feature,
-or a dimension of the reconstruction, over all tokens of the batch. There rounding the result is nearly all of the
-error, and correct programs hardly differ in it (`python -m benchmarks.losses.parity`)."""
-
 MIN_COLUMN_TOKENS = 32
-"""Smallest number of tokens with which columns are judged. In a few tokens the original may be exact by chance."""
+"""Smallest number of tokens with which columns are judged, in half precision. A column is a feature, or a dimension of
+the reconstruction, over all tokens of the batch. In a few tokens the original may be exact by chance."""
 
 FLOOR = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
 """Error of one correct rounding, by dtype: half a unit in the last place of a significand of 24, 11 or 8 bits. It is

@@ -37,7 +37,7 @@ In half precision, rounding hides a wrong weight in every single token, but not 
 acts_pre and of the recons of `decode`, which is a feature or a dimension of the reconstruction, is judged as well:
 
     column        = root of the mean over tokens of (y - truth)^2
-    column budget = the larger one of COLUMN_FACTOR * column of the original, and one rounding of the result
+    column budget = the larger one of FACTOR * column of the original, and one rounding of the result
 
 Errors say nothing about a feature that is on in one correct program and off in another. `runtime.parity.decisions` has
 the rule for those.
@@ -56,7 +56,6 @@ import numpy as np
 from ..arrays.dtypes import FLOAT16, FLOAT32
 from ..arrays.tensor import Array
 from ..artifact.budgets import (
-    COLUMN_FACTOR,
     FACTOR,
     FLOOR,
     MIN_COLUMN_TOKENS,
@@ -277,7 +276,7 @@ class Reference:
     def column_budgets(self, hook: str) -> Array:
         """Return the largest error that each column may have, `(width,)`: the original's, or one rounding."""
         one_rounding = self.floor(hook) * _column_rms(_rows(self.truth[hook]))
-        return np.maximum(COLUMN_FACTOR * self.column_errors(hook, self.original[hook]), one_rounding)
+        return np.maximum(FACTOR * self.column_errors(hook, self.original[hook]), one_rounding)
 
     def worst(self, hook: str, y: Array) -> tuple[int, ...]:
         """Return the index of the element of `y` with the largest error."""
