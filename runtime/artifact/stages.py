@@ -18,13 +18,16 @@ from .names import FEATURE_HOOKS
 from .onnxfile import DIMS, EXTERNAL_DATA, GRAPH_INITIALIZER, MODEL_GRAPH, NAME, initializer_name
 from .protobuf import encode, fields, integers, submessages, text
 
-MODEL_OPSETS, MODEL_METADATA = 8, 14
+MODEL_OPSETS, MODEL_METADATA, MODEL_FUNCTIONS = 8, 14, 25
 GRAPH_NODE, GRAPH_NAME, GRAPH_INPUT, GRAPH_OUTPUT = 1, 2, 11, 12
 NODE_INPUT, NODE_OUTPUT, OPERATOR, ATTRIBUTE, DOMAIN = 1, 2, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 1, 5, 6, 10, 11
 VALUE_NAME, VALUE_TYPE = 1, 2
 TENSOR_TYPE, ELEMENT_TYPE, SHAPE, DIMENSION = 1, 1, 2, 1
 SIZE, SYMBOL = 1, 2
+
+UNREADABLE = (ValueError, IndexError, KeyError, StopIteration)
+"""The errors that reading a damaged graph raises."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,22 @@ class Graph:
 
     Attributes:
         digests: The digest of each input, initializer and result of an operator, by name.
+        inputs: The inputs, in order.
+        outputs: The outputs, in order.
+        metadata: The metadata of the model.
 
     Args:
         model: Content of the ONNX file.
         hooks: Digests of hooks, for a graph that has them as inputs.
 
     Raises:
-        ValueError: The file is not ONNX. `IndexError` and `KeyError` say the same.
+        ValueError: The file is not ONNX, or it has functions. The other errors in `UNREADABLE` say that it is not ONNX.
     """
 
     def __init__(self, model: bytes, hooks: Mapping[str, bytes] | None = None) -> None:
         self._model = memoryview(model)
+        if any(True for _ in submessages(self._model, MODEL_FUNCTIONS)):
+            raise ValueError("an operator may be a function of the model, which a digest does not cover")
         (self._graph,) = submessages(self._model, MODEL_GRAPH)
         self._inputs = _by_name(submessages(self._graph, GRAPH_INPUT))
         self._outputs = _by_name(submessages(self._graph, GRAPH_OUTPUT))
@@ -86,22 +94,10 @@ class Graph:
         self.digests: dict[str, bytes] = {name: _digest(operators, name.encode()) for name in self._inputs}
         self.digests |= {name: digest for name, digest in (hooks or {}).items() if name in self._inputs}
         self._nodes = _follow(self._graph, self.digests, 0)
-
-    @property
-    def inputs(self) -> list[ValueType]:
-        """The inputs, in order."""
-        return [_value_type(message) for message in self._inputs.values()]
-
-    @property
-    def outputs(self) -> list[ValueType]:
-        """The outputs, in order."""
-        return [_value_type(message) for message in self._outputs.values()]
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The metadata of the model."""
+        self.inputs = [_value_type(message) for message in self._inputs.values()]
+        self.outputs = [_value_type(message) for message in self._outputs.values()]
         entries = (dict(fields(entry)) for entry in submessages(self._model, MODEL_METADATA))
-        return {text(entry[1]): text(entry[2]) for entry in entries}
+        self.metadata = {text(entry[1]): text(entry[2]) for entry in entries}
 
     def type_of(self, output: str) -> bytes:
         """Return the `TypeProto` of an output."""
@@ -182,7 +178,7 @@ def split(model: bytes, smallest: int) -> Stages | None:
     """
     try:
         graph = Graph(model)
-    except (ValueError, IndexError, KeyError):  # ONNX Runtime says what is wrong with it
+    except UNREADABLE:  # ONNX Runtime says what is wrong with it
         return None
     names = [output.name for output in graph.outputs]
     features = [name for name in names if name in FEATURE_HOOKS]
@@ -227,13 +223,15 @@ def rest_of(model: bytes, stages: Stages, smallest: int) -> Remainder | None:
     """
     try:
         graph = Graph(model, stages.digests)
-    except (ValueError, IndexError, KeyError):  # ONNX Runtime says what is wrong with it
+    except UNREADABLE:  # ONNX Runtime says what is wrong with it
         return None
     inputs = {value.name for value in graph.inputs}
     # A stage that computes a hook that the graph is given, such as an edited one, would go on from its own.
     usable = [part for part in stages.parts if inputs.isdisjoint(part.outputs)]
     hooks = {stages.digests[hook]: hook for part in usable for hook in part.outputs}
     found = {name: hooks[digest] for name, digest in graph.digests.items() if digest in hooks and name not in inputs}
+    if len({*found.values()}) < len(found):  # the graph computes a hook twice
+        return None
     outputs = [value.name for value in graph.outputs if value.name not in found]
     all_outputs = [value.name for value in graph.outputs]
     before = graph.parameters_of(all_outputs, (), smallest)

@@ -35,11 +35,12 @@ class CpuBackend:
         Raises:
             ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
         """
-        return self._stages.load(graph, files) or self._start(graph, files)
+        shared = self._stages.load(graph, files) if self._options.shared_stages else None
+        return shared or self._start(graph, files)
 
     def runs_in_stages(self, graph: str, files: HeldFolder) -> bool:
         """Tell whether a graph runs as a chain of sessions, which compute only what is asked for."""
-        return self._stages.has(graph, files)
+        return self._options.shared_stages and self._stages.has(graph, files)
 
     def _start(self, graph: str, files: HeldFolder, part: bytes | None = None) -> ort.InferenceSession:
         """Start a session of a graph, or of a model that was cut out of it."""

@@ -35,6 +35,7 @@ class Options:
     cuda_graph: Sequence[int] = ()
     cache: str | os.PathLike[str] | None = None
     check_integrity: bool = True
+    shared_stages: bool = True
 
     def __post_init__(self) -> None:
         for name, value, known in (("graphs", self.graphs, FAMILIES), ("precision", self.precision, PRECISIONS)):
@@ -47,7 +48,7 @@ class Options:
         ):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_integer(name, given, 1, most, hint))
-        for name in ("arena", "check_integrity"):
+        for name in ("arena", "check_integrity", "shared_stages"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
         try:

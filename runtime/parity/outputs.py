@@ -54,7 +54,7 @@ def verify_outputs(path: str | os.PathLike[str], run: RunOutputs, graphs: Sequen
         f"outputs of another program for {artifact.path}: {steered.tokens} tokens",
         artifact=artifact, device="another program", tokens=steered.tokens,
     )  # fmt: skip
-    with SAESession(artifact.path, "cpu") as here:
+    with SAESession(artifact.path, "cpu", shared_stages=False) as here:
 
         def run_there(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
             if graph in graphs:

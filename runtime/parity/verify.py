@@ -85,7 +85,7 @@ def open_verified(artifact: Artifact, device: str, precision: str = FLOAT32) -> 
     Raises:
         IntegrityError: Another artifact has taken its place.
     """
-    session = SAESession(artifact.path, device, precision=precision)
+    session = SAESession(artifact.path, device, precision=precision, shared_stages=False)
     if session.artifact.sha256 != artifact.sha256:
         session.close()
         raise IntegrityError(f"{artifact.path} was replaced while it was verified. Verify it again.")

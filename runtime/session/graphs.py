@@ -195,7 +195,8 @@ class Graphs(LoadedGraphs):
         if key not in self._choices:
             choice = choose_graph(self.manifest, names, self.for_cpu, steered=steered, in_numpy=in_numpy)
             whole = self.variant(MODEL)
-            if choice.graph == ENCODE and self.for_cpu and self._runs_in_stages(whole):
+            needs_target = any(tensor.name == TARGET for tensor in self.manifest.graphs[whole].inputs)
+            if choice.graph == ENCODE and self.for_cpu and not needs_target and self._runs_in_stages(whole):
                 choice = Choice(whole, False, f"of its stages, only the encoder is needed for {', '.join(names)}")
             self._choices[key] = choice
         return self._choices[key]

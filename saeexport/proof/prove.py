@@ -92,7 +92,7 @@ def prove(
           for reference in (None if in_tf32 is None else in_tf32.clean, in_tf32)),
     )  # fmt: skip
     files = _write_manifest(folder, path, manifest, parity=record)
-    with SAESession(folder, record.device) as session:
+    with SAESession(folder, record.device, shared_stages=False) as session:
         report, golden = _judge(session, [steered, load_golden(session.artifact)])
         fidelity = None if exact is None else _fidelity(session, exact)
     if manifest.sae.dtype != FLOAT32:
@@ -194,7 +194,7 @@ def record_fidelity(folder: Path, path: Path, manifest: Manifest, steered: Steer
     )
     record = Fidelity("cpu", steered.tokens, clean.left_out, hooks, edited, _PLACEHOLDER, 0.0, 0.0)
     _write_manifest(folder, path, manifest, fidelity=record)
-    with SAESession(folder, record.device) as session:
+    with SAESession(folder, record.device, shared_stages=False) as session:
         report = judge_session(session, without_budgets(steered))
         target = {} if clean.target is None else {TARGET: clean.target}
         outputs = session.run_graph(SPARSE[MODEL], {INPUT: clean.original[HOOK_INPUT], **target})

@@ -5,7 +5,9 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 
+import runtime
 from benchmarks.shared.machine import process_memory
 from runtime import Ablate, Add, SAESession
 from runtime.artifact.contracts import whole_variant
@@ -14,6 +16,7 @@ from runtime.artifact.stages import rest_of, split
 from runtime.devices import staged
 from runtime.devices.staged import StagedSession
 from saeexport import export
+from tests.support.breaking import edit_graph, rewrite
 from tests.support.samples import MINILM, normal
 from tests.support.zoo import D_IN, sae_of, target_of
 
@@ -55,6 +58,7 @@ def use(session, x, target):
     steered, edited = session.steer(x, {3: Ablate(), 5: Add(2.0)}, **options)
     found = {"output": output, **hooks, "pre": pre[HOOK_ACTS_PRE], "encode": session.encode(x), "steered": steered}
     found |= {f"edited {name}": value for name, value in edited.items()}
+    found |= {f"{name} alone": y for name, y in session.compute(x, FEATURE_HOOKS).items()}  # without a target
     found |= dict(zip(("indices", "values", "l0"), session.top_features(x, 5), strict=True))
     for name, edit in (("halved", lambda acts, hook: acts / 2), ("negative", lambda acts, hook: acts - acts.max())):
         found[name] = session.run_with_hooks(x, [(HOOK_ACTS_POST, edit)], **options)
@@ -85,6 +89,58 @@ def test_a_chain_computes_the_same_bits_as_the_whole_graph(case, block_tokens, m
     for name, expected in results[0].items():
         np.testing.assert_array_equal(*(np.asarray(value).astype(np.float64) for value in (results[1][name], expected)),
                                       err_msg=name)  # fmt: skip
+
+
+def called_function(model):
+    """Make the ReLU a function of the model."""
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    body = [helper.make_node("Relu", ["x"], ["y"])]
+    opsets = [helper.make_opsetid("", model.opset_import[0].version)]
+    model.functions.append(helper.make_function("own", "Rectify", ["x"], ["y"], body, opsets))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    relu.op_type, relu.domain = "Rectify", "own"
+
+
+def computed_twice(model):
+    """Compute the activations a second time, for one of their two readers."""
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    at = list(model.graph.node).index(relu)
+    model.graph.node.insert(at + 1, helper.make_node("Relu", relu.input, ["again"]))
+    reader = next(node for node in reversed(model.graph.node) if relu.output[0] in node.input)
+    reader.input[list(reader.input).index(relu.output[0])] = "again"
+
+
+@pytest.mark.parametrize("change", [called_function, computed_twice])
+def test_a_graph_whose_stages_are_not_certain_is_loaded_whole(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(staged, "SMALLEST_SHARED", MATRICES)
+    path = export(sae_of("standard"), tmp_path / "sae").path
+    rewrite(path, "features.sparse.onnx", edit_graph(change))
+    with SAESession(path, "cpu") as session, SAESession(path, "cpu", shared_stages=False) as whole:
+        for found, expected in zip(session.top_features(normal(9, D_IN), 3), whole.top_features(normal(9, D_IN), 3),
+                                   strict=True):  # fmt: skip
+            np.testing.assert_array_equal(found, expected)
+        assert not isinstance(session._graphs.loaded["features.sparse"], StagedSession)
+
+
+@pytest.mark.parametrize("graph", ["model", "steer", "features"])
+def test_a_verification_runs_the_graphs_that_other_engines_load(tmp_path, monkeypatch, graph):
+    """The chain would not run an operator that none of the outputs needs."""
+    monkeypatch.setattr(staged, "SMALLEST_SHARED", MATRICES)
+    path = export(sae_of("standard"), tmp_path / "sae").path
+    rewrite(path, f"{graph}.sparse.onnx", edit_graph(
+        lambda model: model.graph.node.append(helper.make_node("NoSuchOperator", ["input"], ["unused"]))))  # fmt: skip
+    with SAESession(path, "cpu") as session:
+        session(normal(3, D_IN))
+    assert any(f"{graph}.sparse" in problem for problem in runtime.verify(path, "cpu").failures)
+
+
+def test_graphs_are_loaded_whole_if_stages_are_not_to_be_shared():
+    with SAESession(MINILM, "cpu", shared_stages=False) as session:
+        x = normal(3, session.cfg.d_in)
+        session(x)
+        session.encode(x)
+        assert session.explain([HOOK_ACTS_PRE]).graph == "encode"
+        assert not any(isinstance(loaded, StagedSession) for loaded in session._graphs.loaded.values())
 
 
 def sessions_of(session, graph):

@@ -108,9 +108,9 @@ def test_verify_takes_the_budgets_of_the_precision(monkeypatch):
     """The session gets the precision, as on a GPU, and the graphs are judged with the budgets measured for it."""
     opened, asked = verify.SAESession, []
 
-    def on_a_cpu(path, device, *, precision):
+    def on_a_cpu(path, device, *, precision, **options):
         asked.append(precision)
-        return opened(path, device)
+        return opened(path, device, **options)
 
     monkeypatch.setattr(verify, "SAESession", on_a_cpu)
     parity = runtime.read_artifact(TINY).manifest.parity

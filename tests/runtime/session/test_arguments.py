@@ -160,6 +160,7 @@ OPTIONS = {
     "precision": [None, 3, "float16", "tf32", ["float32"]],
     "threads": [*NOT_A_NUMBER[1:], 0, -1, 10**9, 2**70],
     "arena": [None, 1, "yes", []],
+    "shared_stages": [None, 1, "yes", []],
     "memory_limit": [*NOT_A_NUMBER[1:], 0, -1, 100],
     "block_tokens": [*NOT_A_NUMBER[1:], 0, -1],
     "stream": [3, object(), "stream"],
