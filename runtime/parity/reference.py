@@ -36,7 +36,7 @@ original has without any error, while the graph has it as the difference of two 
 In half precision, rounding hides a wrong weight in every single token, but not in the batch. There each column of
 acts_pre and of the recons of `decode`, which is a feature or a dimension of the reconstruction, is judged as well:
 
-    column        = root of the mean over tokens of (y - truth)^2
+    column        = root of the mean over tokens of ((y - truth) * sqrt(width) / s)^2
     column budget = the larger one of FACTOR * column of the original, and one rounding of the result
 
 Errors say nothing about a feature that is on in one correct program and off in another. `runtime.parity.decisions` has
@@ -271,11 +271,12 @@ class Reference:
 
     def column_errors(self, hook: str, y: Array) -> Array:
         """Return the error of each column of `y`, the root of its mean square over the tokens, `(width,)`."""
-        return _column_rms(_rows(y).astype(np.float64) - _rows(self.truth[hook]))
+        return _column_rms(self._error_arrays(hook, y)[1])
 
     def column_budgets(self, hook: str) -> Array:
         """Return the largest error that each column may have, `(width,)`: the original's, or one rounding."""
-        one_rounding = self.floor(hook) * _column_rms(_rows(self.truth[hook]))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a token of scale 0 has nothing to round
+            one_rounding = self.floor(hook) * _column_rms(np.nan_to_num(_rows(self.truth[hook]) / self.scale(hook)))
         return np.maximum(FACTOR * self.column_errors(hook, self.original[hook]), one_rounding)
 
     def worst(self, hook: str, y: Array) -> tuple[int, ...]:

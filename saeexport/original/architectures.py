@@ -72,10 +72,13 @@ class GatedSAE(HookedSAE):
         """Return the features whose gate is within the tolerance of opening, if they can be on, `[..., d_sae]`.
 
         The gate and the magnitude come from one product. The gate opens where that is `-b_gate`, which is where
-        `acts_pre` is `b_mag - b_gate * exp(r_mag)`.
+        `acts_pre` is `b_mag - b_gate * exp(r_mag)`. An error of the product shows in `acts_pre` times `exp(r_mag)`, so
+        that for a feature with a smaller factor than usual a smaller distance is as many errors.
         """
-        opens_at = self.b_mag - self.b_gate * self.r_mag.exp()
-        return ((acts_pre - opens_at).abs() <= tolerance) & (acts_pre > -tolerance)
+        factor = self.r_mag.exp()
+        distance = (acts_pre - (self.b_mag - self.b_gate * factor)).abs()
+        errors = tolerance * (factor / factor.median()).clamp(max=1)
+        return (distance <= errors) & (acts_pre > -tolerance)
 
     def _product(self, x: Tensor) -> Tensor:
         return einops.einsum(self.centered(x), self.W_enc, "... d_in, d_in d_sae -> ... d_sae")

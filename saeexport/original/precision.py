@@ -21,6 +21,8 @@ FACTORS: dict[str, slice] = {
 
 HALF = (torch.float16, torch.bfloat16)
 
+FACTORS_OF_A_PRODUCT = 2
+
 DROPPED_BITS = 23 - 10
 """Bits of the mantissa of float32 that TF32 drops."""
 
@@ -74,7 +76,8 @@ class HalfProducts(TorchFunctionMode):
         is_product = getattr(func, "__name__", "") in FACTORS and "out" not in kwargs
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)] if is_product else []
         kinds = {(tensor.dtype, tensor.device.type) for tensor in given}
-        if len(kinds) != 1 or not kinds <= {(half, "cpu") for half in HALF}:
+        several = func.__name__ == "einsum" and len(given) > FACTORS_OF_A_PRODUCT  # PyTorch rounds after each pair
+        if several or len(kinds) != 1 or not kinds <= {(half, "cpu") for half in HALF}:
             return func(*args, **kwargs)
         args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
         return func(*args, **kwargs).to(given[0].dtype)

@@ -82,15 +82,20 @@ def _check_distinct(batch: Array) -> None:
 
 
 def check_features(reference: Reference, given: bool) -> None:
-    """Refuse a batch on which no feature is on, because every decoder gives the same there.
+    """Refuse a batch on which no feature is on, because every decoder gives the same there, or with too few tokens.
 
     Args:
-        reference: Reference on the batch.
+        reference: Reference on the batch, without the tokens that prove little.
         given: Whether the caller passed the activations.
 
     Raises:
-        ExportError: No feature is on for any token.
+        ExportError: No feature is on for any token, or too many tokens were left out.
     """
+    if reference.tokens < MIN_DISTINCT <= reference.tokens + reference.left_out:
+        raise ExportError(
+            f"Of {reference.tokens + reference.left_out} tokens {reference.left_out} cancel so much that they prove "
+            f"little; parity needs at least {MIN_DISTINCT} others. Pass more activations."
+        )
     if (reference.original[HOOK_ACTS_POST] != 0).any():
         return
     raise ExportError(

@@ -14,7 +14,8 @@ import onnxruntime as ort
 
 from runtime.arrays.dtypes import widened
 from runtime.arrays.tensor import Array, TensorValue
-from runtime.devices.start import CPU, Device, start_session
+from runtime.devices.start import CPU, Device, is_from_onnx_runtime, start_session
+from runtime.errors import ArtifactError, SAEError
 from runtime.parity.running import KeptGraphs
 
 from ..graphs.passes.tools.building import Nodes
@@ -40,7 +41,12 @@ class HalfGraphs:
         if graph not in self._loaded:
             self._loaded[graph] = _start(path)
         session, kinds = self._loaded[graph]
-        outputs = session.run(None, {name: widened_feed(feed) for name, feed in feeds.items()})
+        try:
+            outputs = session.run(None, {name: widened_feed(feed) for name, feed in feeds.items()})
+        except Exception as error:
+            if not is_from_onnx_runtime(error):
+                raise
+            raise SAEError(f"ONNX Runtime cannot run it with casts around each operator: {error}") from error
         return {name: y.astype(kinds[name]) for name, y in zip(kinds, outputs, strict=True)}
 
 
@@ -63,7 +69,12 @@ def _start(path: Path) -> tuple[ort.InferenceSession, dict[str, np.dtype[Any]]]:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".widened.", suffix=".onnx") as file:
         file.write(ir.to_proto(model).SerializeToString())
         file.flush()
-        return start_session(file.name, Device(CPU), arena=False), kinds
+        try:
+            return start_session(file.name, Device(CPU), arena=False), kinds
+        except Exception as error:
+            if not is_from_onnx_runtime(error):
+                raise
+            raise ArtifactError(f"ONNX Runtime cannot load it with casts around each operator: {error}") from error
 
 
 def _array_dtype(value: ir.Value) -> np.dtype[Any]:
