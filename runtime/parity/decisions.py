@@ -111,7 +111,9 @@ def follow_steered_graph(steered: SteeredReference, clean: Reference, acts_post:
     """
     if steered.rounded:
         return steered
-    truth = {HOOK_ACTS_POST: steered.intervention(clean.truth[HOOK_ACTS_POST])}
+    changed = clean.truth[HOOK_ACTS_POST] != steered.clean.truth[HOOK_ACTS_POST]
+    edited = steered.intervention(clean.truth[HOOK_ACTS_POST])
+    truth = {HOOK_ACTS_POST: np.where(changed, edited, steered.truth[HOOK_ACTS_POST])}
     if clean.diverging_tokens is not None:
         recons = steered.truth[HOOK_RECONS].copy()
         recons[clean.diverging_tokens] = decode(clean.diverging_tokens, acts_post[clean.diverging_tokens])

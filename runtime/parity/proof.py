@@ -109,7 +109,7 @@ class _GraphProof:
         if _can_follow(outputs, clean):
             steered = follow_steered_graph(self.steered, followed, outputs[HOOK_ACTS_POST], stages.decode)
         verdicts = judge(graph, expected, outputs, steered)
-        return [*verdicts, *wrong]
+        return verdicts if any(verdict.failures for verdict in verdicts) else [*verdicts, *wrong]
 
     def run_graph(self, graph: str, replaced: dict[str, TensorValue] | None = None) -> Hooks:
         """Run a graph on all tokens, with some of its inputs replaced."""

@@ -10,7 +10,8 @@ from runtime import Ablate, Add, Clamp, Edit, InputError, Intervention, SAESessi
 from runtime.parity.judge import judge
 from runtime.parity.report import Report
 from saeexport import export
-from saeexport.proof.truth import reference_of, steered_reference_of, torch_hook
+from saeexport.original.running import torch_hook
+from saeexport.proof.truth import reference_of, steered_reference_of
 from tests.support.close import assert_hooks_close
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 

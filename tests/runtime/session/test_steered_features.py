@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from runtime import Ablate, Add, Clamp, InputError, Intervention, SAESession, Scale, Tensor
 from runtime.session.features import strongest_features
 from saeexport import export
-from saeexport.proof.truth import torch_hook
+from saeexport.original.running import torch_hook
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import DeviceArray
 from tests.support.zoo import sae_of

@@ -13,7 +13,7 @@ from runtime import Ablate, Clamp, InputError, Intervention, SAESession, Scale, 
 from saeexport import HookedSAE, export, load
 from saeexport.original.exportable import architecture_of
 from saeexport.original.hooked_sae import HookedRootModule
-from saeexport.proof.truth import torch_hook
+from saeexport.original.running import torch_hook
 from tests.support.close import assert_hooks_close
 from tests.support.samples import HOOKS, normal
 from tests.support.zoo import CASES, D_IN, D_SAE, sae_of, target_of
