@@ -85,6 +85,21 @@ def test_a_wrong_gate_is_seen(exported, dtype, offset, change):
     assert any(f"model.wide: {POST}" in failure for failure in runtime.verify(path, "cpu").failures)
 
 
+@pytest.mark.parametrize(("dtype", "r_mag"), [("bfloat16", -2.0), ("float16", -6.0)])
+def test_a_gate_of_a_feature_with_a_small_factor_is_seen(tmp_path, dtype, r_mag):
+    """Its preactivation hardly shows the product that opens the gate."""
+    sae = sae_of("gated")
+    with torch.no_grad():
+        sae.r_mag[5], sae.b_mag[5], sae.b_gate[5] = r_mag, 1.0, -1.0
+    path = export(sae, tmp_path / "sae", normal(1000, D_IN), dtype=dtype).path
+    assert runtime.verify(path, "cpu").failures == []
+    for graph in contracts_of(dtype):  # the feature is never on
+        rewrite(
+            path, f"{graph}.onnx", with_weight("b_gate", lambda bias: np.where(np.arange(len(bias)) == 5, -9, bias))
+        )
+    assert any(POST in failure for failure in runtime.verify(path, "cpu").failures)
+
+
 def test_the_gates_that_may_decide_differently_are_counted(exported):
     clean = runtime.parity.golden.load_golden(runtime.read_artifact(exported("gated", "bfloat16"))).clean
     assert clean.max_flipped == FACTOR * clean.flips.sum() + ALLOWED_CHANCE_FLIPS
