@@ -170,8 +170,7 @@ def parity_factor() -> str:
     """Return the largest ratio of errors between correct programs, by dtype, as a sentence."""
     result = results(RESULTS / "parity.json")
     worst = ", ".join(f"{value:.1f} in {dtype}" for dtype, value in result["worst"].items())
-    column = f" The largest factor of a column is {result['column']:.1f}." if "column" in result else ""
-    return f"The largest factor is {worst}.{column}"
+    return f"The largest factor is {worst}. The largest factor of a column is {result['column']:.1f}."
 
 
 def steering() -> str:
