@@ -16,8 +16,8 @@ from .names import HOOK_ERROR, HOOK_OUTPUT, HOOK_RECONS
 FACTOR = 4.0
 """Largest ratio of the artifact's error to the error of the original. Two correct programs that add the same
 products in different orders have different errors. The largest ratio that `python -m benchmarks.losses.parity`
-measures over sizes, sparsities, architectures and numbers of tokens is 2.2 (benchmarks/results), and 1.2 in half
-precision. The rest is for processors and GPUs that add in yet another order."""
+measures over sizes, sparsities, architectures and numbers of tokens is 1.7 (benchmarks/results), 1.1 in half precision,
+and 2.3 in its columns. The rest is for processors and GPUs that add in yet another order."""
 
 MIN_COLUMN_TOKENS = 32
 """Smallest number of tokens with which columns are judged, in half precision. A column is a feature, or a dimension of
