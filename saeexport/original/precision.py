@@ -21,8 +21,6 @@ FACTORS: dict[str, slice] = {
 
 HALF = (torch.float16, torch.bfloat16)
 
-FACTORS_OF_A_PRODUCT = 2
-
 DROPPED_BITS = 23 - 10
 """Bits of the mantissa of float32 that TF32 drops."""
 
@@ -72,12 +70,12 @@ class HalfProducts(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a product with widened factors, and round the result to their dtype."""
-        kwargs = kwargs or {}
-        is_product = getattr(func, "__name__", "") in FACTORS and "out" not in kwargs
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        is_product = name in FACTORS and "out" not in kwargs
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)] if is_product else []
         kinds = {(tensor.dtype, tensor.device.type) for tensor in given}
-        several = func.__name__ == "einsum" and len(given) > FACTORS_OF_A_PRODUCT  # PyTorch rounds after each pair
-        if several or len(kinds) != 1 or not kinds <= {(half, "cpu") for half in HALF}:
+        is_chain = name == "einsum" and len(given) > 2  # PyTorch rounds after each pair
+        if is_chain or len(kinds) != 1 or not kinds <= {(half, "cpu") for half in HALF}:
             return func(*args, **kwargs)
         args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
         return func(*args, **kwargs).to(given[0].dtype)

@@ -108,8 +108,7 @@ def edited_hooks(sae: Any, clean: Mapping[str, Array], target: Array | None, edi
 def _stage(sae: Any, given: str | None, wanted: str) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the stage between two hooks as a function of the first one's tensor and of the input.
 
-    None means that only a whole forward pass tells what comes of the tensor: of a custom class, or between other hooks,
-    or because hook functions take part.
+    None if the whole forward pass has to run: for a custom class, for other hooks, and if hook functions are attached.
     """
     if type(sae) not in ARCHITECTURES.values() or any(module._forward_hooks for module in sae.modules()):
         return None

@@ -7,9 +7,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS
+from runtime.errors import ExportError
 from runtime.parity.decisions import Stage, Stages
 from runtime.parity.reference import Reference
 
@@ -37,11 +39,19 @@ def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
         reference: Reference that `follow_decisions` returned.
         in_precision: Reference of the same inputs in the precision in which an artifact may run, such as TF32; None
             for the precision of `reference`.
+
+    Raises:
+        ExportError: The method returns something else than it should.
     """
     measured = reference if in_precision is None else in_precision
     with InFloat64(), evaluating(sae):
         given = (reference.original[HOOK_ACTS_PRE], reference.original[HOOK_ACTS_POST], measured.acts_pre_tolerance)
         found = sae.undetermined(*to_inputs(sae, *given)) if hasattr(sae, "undetermined") else None
+    if found is not None and (found.dtype != torch.bool or found.shape != given[0].shape):
+        raise ExportError(
+            f"{type(sae).__name__}.undetermined returned {found.dtype} {list(found.shape)} for acts_pre of shape "
+            f"{list(given[0].shape)}; it must return a bool for each of them, or None."
+        )
     counted = found is not None and not getattr(sae, "features_compete", False)
     return dataclasses.replace(
         reference,

@@ -135,10 +135,10 @@ def _without_input(hooks: dict[str, Array]) -> dict[str, Array]:
 def _cancelled(reference: Reference) -> Array:
     """Tell for each token whether its preactivations are far smaller than what they were computed from.
 
-    That happens to an SAE with one feature or a few: their products cancel the biases now and then. Errors are measured
-    relative to the preactivations, so that these tokens have the largest error in every program, by chance a far
-    smaller one in the original than in a graph that is as exact. A token whose activations are small is not meant:
-    `OUTLIER` times smaller than usual are both the preactivations and their ratio to the input.
+    In an SAE with only a few features, the products cancel the biases now and then. Errors are measured relative to the
+    preactivations, so these tokens have the largest errors in every program, and by chance the original's may be far
+    smaller than those of a graph that is as exact. A token whose input is small does not count: not only its
+    preactivations but also their ratio to the input must be `OUTLIER` times smaller than usual.
     """
     size = reference.token_scale(HOOK_ACTS_PRE)
     rows = reference.original[HOOK_INPUT].reshape(reference.tokens, -1).astype(np.float64)

@@ -9,7 +9,7 @@ from runtime.arrays.dtypes import rounded
 from runtime.artifact.budgets import FACTOR, FLOOR
 from runtime.parity.decisions import adopt_decisions, follow_graph
 from runtime.parity.judge import judge
-from saeexport import HookedSAE, export
+from saeexport import ExportError, HookedSAE, export
 from saeexport.original.exportable import in_dtype
 from saeexport.proof import activations
 from saeexport.proof.decisions import stages_of
@@ -162,6 +162,39 @@ def test_what_is_half_on_at_a_threshold_is_wrong():
         outputs = {PRE: reference.original[PRE], POST: reference.original[POST].copy()}
         outputs[POST][7, feature] = part * reference.original[PRE][7, feature]
         assert (not failures(outputs, follow_graph(reference, outputs, stages))) == passes
+
+
+class OwnGate(HookedSAE):
+    """Switches on the features whose part of the product is large, which `acts_pre` shows except for rounding."""
+
+    def activation(self, acts_pre, x):
+        return acts_pre * (self.centered(x) @ self.W_enc > 0.5)
+
+
+class Explained(OwnGate):
+    def undetermined(self, acts_pre, acts_post, tolerance):
+        return (acts_pre - self.b_enc - 0.5).abs() <= tolerance
+
+
+class Wrong(OwnGate):
+    def undetermined(self, acts_pre, acts_post, tolerance):
+        return tolerance[:1]
+
+
+def test_a_class_of_ones_own_says_which_decisions_acts_pre_does_not_determine(tmp_path):
+    def made(kind):
+        return in_dtype(kind(dict(d_in=D_IN, d_sae=256, hook_name="h", seed=0, device="cpu")), "bfloat16")
+
+    x = rounded(normal(64, D_IN), "bfloat16")
+    reference = reference_of(made(Explained), x)
+    assert reference.is_uncertain.any()
+    assert reference.flips is not None
+    assert not reference_of(made(OwnGate), x).is_uncertain.any()
+    export(made(Explained), tmp_path / "sae", x, dtype="bfloat16")
+    with pytest.raises(
+        ExportError, match=r"Wrong.undetermined returned torch.float64 \[1, 256\] .* must return a bool"
+    ):
+        reference_of(made(Wrong), x)
 
 
 class Lenient(HookedSAE):

@@ -29,6 +29,17 @@ def test_enough_different_tokens(tmp_path):
     export(make_sae(), tmp_path / "out", np.tile(normal(MIN_DISTINCT, 6), (20, 1)))
 
 
+def test_too_few_tokens_that_do_not_cancel(tmp_path):
+    sae, x = make_sae(), normal(MIN_DISTINCT, 6)
+    with torch.no_grad():
+        sae.b_enc -= sae.preactivations(torch.from_numpy(x))[1]
+    with pytest.raises(
+        ExportError, match="Of 4 tokens 1 cancel so much that they prove little; parity needs at least 4"
+    ):
+        export(sae, tmp_path / "out", x)
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_feature_is_on(tmp_path):
     sae = make_sae()
     with torch.no_grad():

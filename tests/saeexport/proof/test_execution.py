@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime import ArtifactError, SAEError
 from runtime.artifact.contracts import ACTIVATE, CONTRACTS
 from runtime.parity.running import KeptGraphs
 from runtime.session.interventions import Intervention
@@ -12,6 +13,8 @@ from saeexport import export
 from saeexport.original import running
 from saeexport.original.precision import HalfProducts, InFloat64
 from saeexport.original.running import all_hooks, computing, edited_hooks, run_to_hook, torch_hook
+from saeexport.proof.evaluator import evaluate_graph
+from tests.support.breaking import edit_graph
 from tests.support.samples import HOOKS, make_sae, normal
 from tests.support.zoo import ARCHITECTURES, D_IN, sae_of, target_of
 
@@ -62,6 +65,24 @@ def test_products_of_half_precision_are_rounded_once(dtype):
     truth = x.double() @ w.double()
     own, ours = (float((y.double() - truth).norm()) for y in (x @ w, expected))
     assert ours == pytest.approx(own, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_chain_of_products_is_rounded_as_pytorch_rounds_it(dtype):
+    """PyTorch multiplies two factors at a time and rounds in between."""
+    factors = [torch.from_numpy(normal(*shape, seed=i)).to(dtype) for i, shape in enumerate([(9, 64), (64, 40), (40,)])]
+    with HalfProducts():
+        found = torch.einsum("ij,jk,k->ik", *factors)
+    assert torch.equal(found, torch.einsum("ij,jk,k->ik", *factors))
+
+
+def test_what_onnx_runtime_refuses_in_half_precision_is_said_in_an_error_of_ours(tmp_path):
+    path = export(make_sae(), tmp_path / "sae", normal(40, 6), dtype="float16").path
+    with pytest.raises(SAEError, match="ONNX Runtime cannot run it with casts around each operator: "):
+        evaluate_graph(path / "model.onnx", {"input": normal(3, 7).astype(np.float16)})
+    edit_graph(lambda model: setattr(model.graph.node[0], "op_type", "Softmax13"))(path / "model.onnx")
+    with pytest.raises(ArtifactError, match="ONNX Runtime cannot load it with casts around each operator: "):
+        evaluate_graph(path / "model.onnx", {"input": normal(3, 6).astype(np.float16)})
 
 
 def test_the_truth_of_half_precision_is_in_float64():
