@@ -24,12 +24,9 @@ from benchmarks.shared.timing import median, quartiles, time_in_turn
 from runtime import Ablate, SAESession
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE
-from runtime.devices import staged
 
 RESULTS = FOLDER / "memory.json"
 ROUNDS = 10
-WHOLE = 1 << 40
-"""A number of elements that no parameter has, so that no graph shares its stages."""
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def main() -> None:
             size = {"d_in": d_in, "d_sae": d_sae, "weights_bytes": (path / "weights.safetensors").stat().st_size}
             for rows in tqdm(options.rows, desc=f"{d_in}x{d_sae}", disable=None):
                 x = workload.inputs(rows)
-                shared, whole = (in_new_process(path, x, smallest) for smallest in (staged.SMALLEST_SHARED, WHOLE))
+                shared, whole = (in_new_process(path, x, shared_stages) for shared_stages in (True, False))
                 memory += [{**size, "rows": rows, "call": call, "bytes": shared[call], "whole_bytes": whole[call]}
                            for call in shared]  # fmt: skip
                 if options.seconds:
@@ -79,17 +76,16 @@ def calls_of(session: SAESession, x: Array) -> dict[str, Callable[[], object]]:
     }
 
 
-def in_new_process(path: Path, x: Array, smallest: int) -> dict[str, int]:
+def in_new_process(path: Path, x: Array, shared_stages: bool) -> dict[str, int]:
     """Return the anonymous memory of a process after it started and after each kind of call, in bytes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(memory_of_calls, (path, x, smallest))
+        return pool.apply(memory_of_calls, (path, x, shared_stages))
 
 
-def memory_of_calls(path: Path, x: Array, smallest: int) -> dict[str, int]:
+def memory_of_calls(path: Path, x: Array, shared_stages: bool) -> dict[str, int]:
     """Return the anonymous memory of this process before any call and after each kind of call, in bytes."""
-    staged.SMALLEST_SHARED = smallest
     found = {"before": anonymous_memory()}
-    with SAESession(path, "cpu") as session:
+    with SAESession(path, "cpu", shared_stages=shared_stages) as session:
         for name, call in calls_of(session, x).items():
             call()
             found[name] = anonymous_memory()
@@ -104,17 +100,11 @@ def anonymous_memory() -> int:
 
 def compare(path: Path, x: Array, seconds: float) -> list[dict[str, Any]]:
     """Return for each kind of call the times in milliseconds and the ratio, shared over whole, with quartiles."""
-    sessions = []
-    for smallest in (staged.SMALLEST_SHARED, WHOLE):
-        own, staged.SMALLEST_SHARED = staged.SMALLEST_SHARED, smallest
-        session = SAESession(path, "cpu")
-        for call in calls_of(session, x).values():
-            call()
-        sessions.append(session)
-        staged.SMALLEST_SHARED = own
     lines = []
-    with sessions[0], sessions[1]:
-        shared, whole = (calls_of(session, x) for session in sessions)
+    with SAESession(path, "cpu") as one, SAESession(path, "cpu", shared_stages=False) as other:
+        shared, whole = (calls_of(session, x) for session in (one, other))
+        for call in (*shared.values(), *whole.values()):
+            call()
         for name in shared:
             times = time_in_turn({"shared": shared[name], "whole": whole[name]}, ROUNDS, seconds)
             lines.append({
