@@ -219,7 +219,7 @@ def rest_of(model: bytes, stages: Stages, smallest: int) -> Remainder | None:
     Args:
         model: Content of the graph.
         stages: The stages.
-        smallest: Smallest number of elements of a parameter that is worth to be shared.
+        smallest: Smallest number of elements of a parameter that is worth sharing.
     """
     try:
         graph = Graph(model, stages.digests)
