@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
 from ..errors import ArtifactError, IntegrityError
-from .protobuf import fields, integers, submessages, text
+from .protobuf import encode, fields, integers, submessages, text
 from .strict_json import shown
 from .tensorfile import MOST_DIMENSIONS
 
@@ -24,6 +24,7 @@ MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
 DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14
 KEY, VALUE = 1, 2
 EXTERNAL = 1
+LOCATION = "location"
 
 NUMPY_DTYPES: dict[int, "np.dtype[Any]"] = {
     **{dtype.onnx: dtype.numpy for dtype in DTYPES.values()},
@@ -92,6 +93,31 @@ def external_tensors(model: bytes, path: Path) -> dict[str, ExternalTensor]:
         ) from None
 
 
+def with_locations(model: bytes, names: Mapping[str, str]) -> bytes:
+    """Return a model whose initializers are stored in files of other names; the model itself if no name differs.
+
+    Args:
+        model: Content of the ONNX file.
+        names: New names of files, by the name that the model has for them.
+    """
+    if all(name == new for name, new in names.items()):
+        return model
+
+    def entry(message: memoryview) -> bytes | memoryview:
+        key, value = (text(dict(fields(message))[field]) for field in (KEY, VALUE))
+        return encode([(KEY, key.encode()), (VALUE, names.get(value, value).encode())]) if key == LOCATION else message
+
+    def replaced(message: memoryview, path: tuple[int, ...]) -> bytes | memoryview:
+        if not path:
+            return entry(message)
+        return encode(
+            (field, replaced(value, path[1:]) if field == path[0] and not isinstance(value, int) else value)
+            for field, value in fields(message)
+        )
+
+    return bytes(replaced(memoryview(model), (MODEL_GRAPH, GRAPH_INITIALIZER, EXTERNAL_DATA)))
+
+
 def initializer_name(message: memoryview) -> str:
     """Return the name of an initializer, a `TensorProto`."""
     return next((text(value) for field, value in fields(message) if field == NAME), "")
@@ -156,4 +182,4 @@ def _tensor(message: memoryview) -> tuple[str, ExternalTensor | None]:
     offset, nbytes = int(where.get("offset", "0")), int(where["length"])
     if offset < 0 or nbytes < 0:
         raise ValueError(f"{name}: offset {offset}, length {nbytes}")
-    return name, ExternalTensor(element_type, initializer_shape(message), where["location"], offset, nbytes)
+    return name, ExternalTensor(element_type, initializer_shape(message), where[LOCATION], offset, nbytes)

@@ -103,10 +103,6 @@ class Graph:
         """Return the `TypeProto` of an output."""
         return next(bytes(kind) for kind in submessages(self._outputs[output], VALUE_TYPE))
 
-    def holds_parameters(self, smallest: int) -> bool:
-        """Tell whether the graph keeps a parameter of at least `smallest` elements in another file."""
-        return bool(self._large(self._initializers, smallest))
-
     def cut(self, outputs: Sequence[str], given: Mapping[str, bytes]) -> Part:
         """Return the part of the graph that computes some outputs from its inputs and from values that are given.
 

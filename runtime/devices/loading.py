@@ -2,8 +2,9 @@
 
 `SessionOptions.add_initializer` makes ONNX Runtime use parameters in place. The graph names the file of the weights,
 and ONNX Runtime refuses the graph if there is no such file, or if it is a symbolic link, as in the cache of the Hugging
-Face Hub. Then `SessionOptions.add_external_initializers` puts the parameters in the place of the file. ONNX Runtime
-copies them for it, so that loading takes about half as long again and, for a moment, twice the memory.
+Face Hub: it is told the name of the file that the link leads to. If the file is gone,
+`SessionOptions.add_external_initializers` puts the parameters in its place. ONNX Runtime copies them for it, so that
+loading takes about half as long again and, for a moment, twice the memory.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import onnxruntime as ort
 
 from ..arrays.dtypes import BFLOAT16
 from ..artifact.held import HeldFolder
-from ..artifact.onnxfile import Parameter
+from ..artifact.onnxfile import Parameter, with_locations
 from ..errors import ProviderError
 
 
@@ -44,15 +45,30 @@ def start_on_checked_bytes(
         start: Starts the session, with the values that the device uses in place.
         part: A model that was cut out of the graph and is started instead; None for the whole graph.
     """
-    held = files.graphs[graph]
-    model = held.content if part is None else part
-    if files.are_at_path(graph) and not any(file.path.is_symlink() for file in files.data.values()):
-        # A release that refuses this says so in ways of its own. What is wrong with the graph is said below, too.
+    session = start_in_place(graph, files, start, part)
+    return start(_model(graph, files, part), parameters=parameters) if session is None else session
+
+
+def start_in_place(
+    graph: str, files: HeldFolder, start: Start, part: bytes | None = None
+) -> ort.InferenceSession | None:
+    """Start a session that uses the mapped parameters without a copy, as `start_on_checked_bytes` tries first.
+
+    None if their file is not where it was any more, or if ONNX Runtime refuses the graph.
+    """
+    real = {name: file.path.resolve() for name, file in files.data.items()}
+    if files.are_at_path(graph) and len(folders := {path.parent for path in real.values()}) == 1:
+        model = with_locations(_model(graph, files, part), {name: path.name for name, path in real.items()})
+        # A release that refuses this says so in ways of its own.
         with contextlib.suppress(Exception):
-            session = start(model, folder=held.path.parent)
+            session = start(model, folder=folders.pop())
             if files.are_at_path(graph):
                 return session
-    return start(model, parameters=parameters)
+    return None
+
+
+def _model(graph: str, files: HeldFolder, part: bytes | None) -> bytes:
+    return files.graphs[graph].content if part is None else part
 
 
 def parameter_values(graph: str, files: HeldFolder, part: bytes | None = None) -> dict[str, ort.OrtValue]:

@@ -21,6 +21,7 @@ from ..artifact.selection import select_features
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
+from ..devices.forms import TwoForms
 from ..devices.options import Options
 from ..devices.staged import StagedSession
 from ..devices.start import Device, is_from_onnx_runtime
@@ -84,7 +85,8 @@ class Graphs(LoadedGraphs):
         names = outputs if names is None else names
         given = {name: feeds[name] for name in needed}
         _check_result(spec, given, names)
-        return dict(zip(names, self._run(self._session(graph), graph, spec, given, names), strict=True))
+        session = self._session(graph, _tokens(spec, given))
+        return dict(zip(names, self._run(session, graph, spec, given, names), strict=True))
 
     def select(self, ids: Array) -> Selection:
         """Load the part of the encoder that computes the activations of some features.
@@ -212,6 +214,8 @@ class Graphs(LoadedGraphs):
         """
         decoder = self.variant(DECODE)
         session, spec = self.loaded.get(self.variant(MODEL)), self.manifest.graphs[decoder]
+        if isinstance(session, TwoForms):
+            session = session.repacked if _tokens(spec, feeds) > 1 else None
         acts_post = feeds[HOOK_ACTS_POST]
         given = {tensor.name: feeds[tensor.name] for tensor in spec.inputs}
         if (
@@ -228,8 +232,8 @@ class Graphs(LoadedGraphs):
         """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""
         return variant_of(self.manifest, graph, self.for_cpu)
 
-    def _start(self, graph: str) -> ort.InferenceSession:
-        return self.backend.load_graph(graph, self._files)
+    def _start(self, graph: str, tokens: int | None) -> ort.InferenceSession:
+        return self.backend.load_graph(graph, self._files, tokens or 0)
 
     def _release_session(self, session: ort.InferenceSession) -> None:
         self._backend.release_session(session)
