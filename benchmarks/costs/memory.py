@@ -2,11 +2,13 @@
 
 Runs kinds of calls one after the other in a new process, and measures its anonymous memory after each (`Anonymous` in
 /proc/self/smaps_rollup: what the process holds apart from the pages of files), with Python and its libraries. It does
-so with graphs that share their stages, and with graphs that run whole (`runtime/devices/staged.py`). Then it times both
-in random order in one process. Prints the tables and writes benchmarks/results/memory.json (`make bench-memory`).
+so with the session's defaults (`runtime/devices/forms.py`, `runtime/devices/staged.py`), with graphs that are loaded
+whole, and without an arena. Then it times the three in random order in one process. Prints the tables and writes
+benchmarks/results/memory.json (`make bench-memory`).
 """
 
 import argparse
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -27,6 +29,8 @@ from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE
 
 RESULTS = FOLDER / "memory.json"
 ROUNDS = 10
+WAYS: dict[str, dict[str, Any]] = {"default": {}, "whole": {"shared_stages": False}, "without_arena": {"arena": False}}
+"""Options of `SAESession` by the name of what is compared."""
 
 
 def main() -> None:
@@ -51,9 +55,10 @@ def main() -> None:
             size = {"d_in": d_in, "d_sae": d_sae, "weights_bytes": (path / "weights.safetensors").stat().st_size}
             for rows in tqdm(options.rows, desc=f"{d_in}x{d_sae}", disable=None):
                 x = workload.inputs(rows)
-                shared, whole = (in_new_process(path, x, shared_stages) for shared_stages in (True, False))
-                memory += [{**size, "rows": rows, "call": call, "bytes": shared[call], "whole_bytes": whole[call]}
-                           for call in shared]  # fmt: skip
+                found = {way: in_new_process(path, x, way) for way in WAYS}
+                memory += [{**size, "rows": rows, "call": call, "bytes": found["default"][call],
+                            "whole_bytes": found["whole"][call], "without_arena_bytes": found["without_arena"][call]}
+                           for call in found["default"]]  # fmt: skip
                 if options.seconds:
                     times += [{**size, "rows": rows, **line} for line in compare(path, x, options.seconds)]
     print(memory_table(memory), time_table(times), sep="\n\n")
@@ -76,16 +81,16 @@ def calls_of(session: SAESession, x: Array) -> dict[str, Callable[[], object]]:
     }
 
 
-def in_new_process(path: Path, x: Array, shared_stages: bool) -> dict[str, int]:
+def in_new_process(path: Path, x: Array, way: str) -> dict[str, int]:
     """Return the anonymous memory of a process after it started and after each kind of call, in bytes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(memory_of_calls, (path, x, shared_stages))
+        return pool.apply(memory_of_calls, (path, x, way))
 
 
-def memory_of_calls(path: Path, x: Array, shared_stages: bool) -> dict[str, int]:
+def memory_of_calls(path: Path, x: Array, way: str) -> dict[str, int]:
     """Return the anonymous memory of this process before any call and after each kind of call, in bytes."""
     found = {"before": anonymous_memory()}
-    with SAESession(path, "cpu", shared_stages=shared_stages) as session:
+    with SAESession(path, "cpu", **WAYS[way]) as session:
         for name, call in calls_of(session, x).items():
             call()
             found[name] = anonymous_memory()
@@ -99,38 +104,39 @@ def anonymous_memory() -> int:
 
 
 def compare(path: Path, x: Array, seconds: float) -> list[dict[str, Any]]:
-    """Return for each kind of call the times in milliseconds and the ratio, shared over whole, with quartiles."""
+    """Return for each kind of call the times in milliseconds, and ratios with quartiles."""
     lines = []
-    with SAESession(path, "cpu") as one, SAESession(path, "cpu", shared_stages=False) as other:
-        shared, whole = (calls_of(session, x) for session in (one, other))
-        for call in (*shared.values(), *whole.values()):
-            call()
-        for name in shared:
-            times = time_in_turn({"shared": shared[name], "whole": whole[name]}, ROUNDS, seconds)
+    with contextlib.ExitStack() as stack:
+        sessions = {way: stack.enter_context(SAESession(path, "cpu", **options)) for way, options in WAYS.items()}
+        calls = {way: calls_of(session, x) for way, session in sessions.items()}
+        for name in calls["default"]:
+            for way in WAYS:
+                calls[way][name]()
+            times = time_in_turn({way: calls[way][name] for way in WAYS}, ROUNDS, seconds)
             lines.append({
-                "call": name, "rounds": len(times["whole"]), "shared_ms": median(times["shared"]),
-                "whole_ms": median(times["whole"]), "shared_over_whole": quartiles(times["shared"] / times["whole"], 3),
+                "call": name, "rounds": len(times["whole"]), **{f"{way}_ms": median(times[way]) for way in WAYS},
+                "default_over_whole": quartiles(times["default"] / times["whole"], 3),
+                "without_arena_over_default": quartiles(times["without_arena"] / times["default"], 3),
             })  # fmt: skip
     return lines
 
 
 def memory_table(lines: list[dict[str, Any]]) -> str:
     """Return the memory as a Markdown table."""
-    headings = ("d_in x d_sae", "rows", "after", "MB", "over the weights", "with whole graphs, MB", "over the weights")
+    headings = ("d_in x d_sae", "rows", "after", "MB", "over the weights", "`shared_stages=False`", "`arena=False`")
     return markdown_table(headings, [
-        [size_cell(line), str(line["rows"]), f"`{line['call']}`",
-         *(text for name in ("bytes", "whole_bytes")
-           for text in (f"{line[name] / 1e6:.0f}", f"{line[name] / line['weights_bytes']:.2f}"))]
+        [size_cell(line), str(line["rows"]), f"`{line['call']}`", f"{line['bytes'] / 1e6:.0f}",
+         *(f"{line[name] / line['weights_bytes']:.2f}" for name in ("bytes", "whole_bytes", "without_arena_bytes"))]
         for line in lines
     ])  # fmt: skip
 
 
 def time_table(lines: list[dict[str, Any]]) -> str:
     """Return the times as a Markdown table."""
-    headings = ("d_in x d_sae", "rows", "call", "shared, ms", "whole, ms", "shared over whole")
+    headings = ("d_in x d_sae", "rows", "call", "ms", "over `shared_stages=False`", "`arena=False` over this")
     return markdown_table(headings, [
-        [size_cell(line), str(line["rows"]), f"`{line['call']}`", f"{line['shared_ms']:.3f}",
-         f"{line['whole_ms']:.3f}", ratio_cell(line["shared_over_whole"])]
+        [size_cell(line), str(line["rows"]), f"`{line['call']}`", f"{line['default_ms']:.3f}",
+         ratio_cell(line["default_over_whole"]), ratio_cell(line["without_arena_over_default"])]
         for line in lines
     ])  # fmt: skip
 
