@@ -10,6 +10,8 @@ from saeexport import export
 from tests.support.breaking import edit_graph, rewrite
 from tests.support.zoo import CASES, sae_of
 
+SEVERAL = [graph for graph, contract in PORTABLE.items() if len(contract.outputs) > 1]
+
 
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory):
@@ -23,7 +25,10 @@ def swap_outputs(model):
 
 
 def rename_input(model):
-    model.graph.input[0].name = "x"
+    value = model.graph.input[0]
+    for node in model.graph.node:
+        node.input[:] = ["x" if name == value.name else name for name in node.input]
+    value.name = "x"
 
 
 def claim_other_weights(model):
@@ -34,12 +39,12 @@ def claim_other_weights(model):
 CHANGES = {swap_outputs: "has the outputs", rename_input: "has the inputs x ", claim_other_weights: "other weights"}
 
 
-@pytest.mark.parametrize("graph", PORTABLE)
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("graph", "change"),
+    [(graph, change) for graph in PORTABLE for change in CHANGES if change is not swap_outputs or graph in SEVERAL],
+)
 def test_a_graph_that_no_cpu_runs_in_half_precision(halved, tmp_path, graph, change):
     path = shutil.copytree(halved, tmp_path / "sae")
-    if change is swap_outputs and graph in ("activate", "decode"):
-        pytest.skip("it has one output")
     rewrite(path, f"{graph}.onnx", edit_graph(change))
     (failure,) = runtime.verify(path, "cpu").failures
     assert f"{graph}.onnx" in failure
