@@ -29,7 +29,8 @@ from .checkpoints.memory import convert_if_needed
 from .graphs.write import quantize_weights, trace_model, write_graphs
 from .labels import load_labels
 from .original.dtypes import DTypeLike
-from .original.exportable import check_hooks, check_weights, config_of, in_dtype
+from .original.exportable import check_functions, check_hooks, check_tensors, check_weights, config_of, in_dtype
+from .original.forward import check_forward
 from .original.hooked_sae import HookedSAE
 from .original.running import dtype_of, to_bits
 from .original.selection import select_features, select_labels
@@ -99,6 +100,8 @@ def export(
     path = as_path("path", path)
     sae = convert_if_needed(sae, dtype)
     check_hooks(sae)
+    check_tensors(sae)
+    check_functions(sae)
     if labels is None and isinstance(sae, HookedSAE):
         labels = sae.labels
     if features is not None:
@@ -114,6 +117,7 @@ def export(
             f"or {INT8!r}, for an SAE in {FLOAT32}."
         )
     labels = None if labels is None else _as_labels(labels, config.d_sae)
+    check_forward(sae, config)
     batch, target = prepare_activations(sae, config, activations, targets)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:

@@ -173,9 +173,12 @@ def split(model: bytes, smallest: int) -> Stages | None:
     stages need the same one.
     """
     try:
-        graph = Graph(model)
+        return _split(Graph(model), smallest)
     except UNREADABLE:  # ONNX Runtime says what is wrong with it
         return None
+
+
+def _split(graph: Graph, smallest: int) -> Stages | None:
     names = [output.name for output in graph.outputs]
     features = [name for name in names if name in FEATURE_HOOKS]
     others = [name for name in names if name not in FEATURE_HOOKS]

@@ -17,6 +17,7 @@ from ..arrays.dtypes import DTYPES
 from ..artifact.contracts import whole_variant
 from ..artifact.held import HeldFolder
 from ..artifact.stages import Graph, Part, Remainder, Stages, ValueType, rest_of, rest_of_whole, split
+from .start import is_from_onnx_runtime
 
 SMALLEST_SHARED = 1 << 20
 """Number of elements from which a parameter is shared, 4 MB in float32. Below, a second session takes longer than the
@@ -97,6 +98,18 @@ def chain_of(session: Any, names: Sequence[str], given: Sequence[str]) -> list[S
     return [Step(session, {name: name for name in given}, {name: name for name in names})]
 
 
+class StageError(Exception):
+    """ONNX Runtime cannot start a stage; its own error is the cause.
+
+    Attributes:
+        graph: Name of the graph that the stage was cut out of, which is often another one than is being loaded.
+    """
+
+    def __init__(self, graph: str) -> None:
+        super().__init__(graph)
+        self.graph = graph
+
+
 class SharedStages:
     """The sessions of the stages of an artifact. They are loaded when first needed, and freed after their last graph.
 
@@ -116,7 +129,11 @@ class SharedStages:
         return graph == whole_variant(graph) and self._stages_of(graph, files) is not None
 
     def load(self, graph: str, files: HeldFolder) -> StagedSession | None:
-        """Return a graph as a chain of sessions; None if it does not share a stage with the CPU variant of `model`."""
+        """Return a graph as a chain of sessions; None if it does not share a stage with the CPU variant of `model`.
+
+        Raises:
+            StageError: ONNX Runtime cannot start a stage.
+        """
         whole = whole_variant(graph)
         if whole is None or (stages := self._stages_of(whole, files)) is None:
             return None
@@ -145,7 +162,12 @@ class SharedStages:
     def _stage(self, whole: str, i: int, part: Part, files: HeldFolder) -> ort.InferenceSession:
         session = self._sessions.get((whole, i))
         if session is None:
-            session = self._sessions[whole, i] = self._start(whole, files, part.model)
+            try:
+                session = self._sessions[whole, i] = self._start(whole, files, part.model)
+            except Exception as error:
+                if not is_from_onnx_runtime(error):
+                    raise
+                raise StageError(whole) from error
         return session
 
 

@@ -10,7 +10,8 @@ from ..artifact.manifest import Manifest
 from ..artifact.names import HOOK_ACTS_POST, L0, VALUES
 from ..artifact.signature import read_signed_artifact
 from ..devices.start import CPU, TENSORRT
-from ..errors import IntegrityError, ParityError, SignatureError
+from ..errors import ArtifactError, IntegrityError, ParityError, SignatureError
+from ..session.graphs import check_unloaded
 from ..session.session import SAESession
 from .golden import load_golden
 from .proof import judge_graphs
@@ -29,7 +30,8 @@ def verify(
     """Verify the files of an artifact, and every output of every graph that runs on the device.
 
     The report names the graphs that were not run, such as those that no CPU computes in half precision, and the
-    packages that have another version here than where the artifact was made.
+    packages that have another version here than where the artifact was made. Of a graph that was not run, the weights
+    that it was exported for and its inputs and outputs are checked.
 
     Args:
         path: Folder of the artifact.
@@ -128,6 +130,12 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
         f"{artifact.path} on {session.device}: {steered.tokens} tokens{held_to}{not_run}",
         skipped=skipped, artifact=artifact, device=session.device, tokens=steered.tokens,
     )  # fmt: skip
+
+    for graph in skipped:
+        try:
+            check_unloaded(artifact, graph)
+        except ArtifactError as error:
+            report.problems.append(str(error))
 
     def run(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
         try:

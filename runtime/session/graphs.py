@@ -14,10 +14,11 @@ from ..arrays.limits import check_fits
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.contracts import DECODE, ENCODE, MODEL, WEIGHTS_KEY
 from ..artifact.folder import Artifact
-from ..artifact.held import HeldFiles
-from ..artifact.manifest import GraphSpec, TensorSpec
+from ..artifact.held import HeldFiles, read_graph
+from ..artifact.manifest import MANIFEST, GraphSpec, Manifest, TensorSpec
 from ..artifact.names import HOOK_ACTS_POST, HOOK_RECONS, TARGET, TOKENS, K
 from ..artifact.selection import select_features
+from ..artifact.stages import UNREADABLE, Graph
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
@@ -25,7 +26,7 @@ from ..devices.forms import TwoForms
 from ..devices.options import Options
 from ..devices.staged import StagedSession
 from ..devices.start import Device, is_from_onnx_runtime
-from ..errors import InputError, IntegrityError, SAEError
+from ..errors import ArtifactError, InputError, IntegrityError, SAEError
 from .loading import LoadedGraphs, in_background
 from .route import Choice, choose_graph, smallest_graph, variant_of
 from .selection import Selection
@@ -249,19 +250,39 @@ class Graphs(LoadedGraphs):
         Raises:
             IntegrityError: They are not.
         """
-        manifest = self.manifest
-        try:
-            metadata = session.get_modelmeta().custom_metadata_map
-        except UnicodeDecodeError as error:
-            raise IntegrityError(f"{path} has metadata that is not text. Copy the whole folder again.") from error
-        weights = metadata.get(WEIGHTS_KEY)
-        if weights != manifest.files[manifest.weights].sha256:
-            raise IntegrityError(
-                f"{path} was exported for other weights (sha256 {weights}). Copy the whole folder again."
-            )
-        spec = manifest.graphs[graph]
-        check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
-        check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
+        _check_described(self.manifest, graph, session, path)
+
+
+def check_unloaded(artifact: Artifact, graph: str) -> None:
+    """Check what the file of a graph that this device cannot load says about its weights, inputs and outputs.
+
+    Raises:
+        ArtifactError: The file is not ONNX.
+        IntegrityError: It was exported for other weights, or has other inputs or outputs than the manifest says.
+    """
+    manifest = artifact.manifest
+    held = read_graph(artifact.open, manifest.files, manifest.graphs[graph].file, MANIFEST, check=True)
+    try:
+        described = StagedSession(Graph(held.content), ())
+    except UNREADABLE as error:
+        raise ArtifactError(
+            f"{held.path} is not an ONNX model: {type(error).__name__}: {error}. Copy the whole folder again."
+        ) from None
+    _check_described(manifest, graph, described, held.path)
+
+
+def _check_described(manifest: Manifest, graph: str, session: Any, path: Path) -> None:
+    """Check what a session says about its graph; see `Graphs._check_session`."""
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path} has metadata that is not text. Copy the whole folder again.") from error
+    weights = metadata.get(WEIGHTS_KEY)
+    if weights != manifest.files[manifest.weights].sha256:
+        raise IntegrityError(f"{path} was exported for other weights (sha256 {weights}). Copy the whole folder again.")
+    spec = manifest.graphs[graph]
+    check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
+    check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
 
 
 def check_tensors(path: Path, role: str, found: Sequence[Any], expected: Sequence[TensorSpec]) -> None:

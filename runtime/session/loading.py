@@ -9,6 +9,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ..artifact.held import HeldFolder
+from ..devices.staged import StageError
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, SAEError
 
@@ -111,6 +112,9 @@ class LoadedGraphs(abc.ABC):
         checked = in_background(self._held.check_data)
         try:
             session = self._start(graph, tokens)
+        except StageError as error:
+            checked()
+            raise self._cannot_load(self._held.graphs[error.graph].path, error.__cause__) from error.__cause__
         except Exception as error:
             if not is_from_onnx_runtime(error):
                 raise
@@ -121,7 +125,7 @@ class LoadedGraphs(abc.ABC):
         self._check_session(graph, session, path)
         return session
 
-    def _cannot_load(self, path: Path, error: Exception) -> ArtifactError:
+    def _cannot_load(self, path: Path, error: BaseException | None) -> ArtifactError:
         return ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}")
 
     def _check_name(self, graph: str) -> None:

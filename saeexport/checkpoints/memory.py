@@ -65,15 +65,19 @@ def convert(
         normalize_activations=normalize_activations,
         ignore_config=ignore_config,
     )
-    converted = _convert(sae, request)
+    converted = _convert(_uncompiled(sae), request)
     if hook_name is not None:
         converted.cfg.hook_name = hook_name
     return converted
 
 
+def _uncompiled(sae: Any) -> Any:
+    """Return the module that `torch.compile` wrapped, and every other object as it is."""
+    return getattr(sae, "_orig_mod", sae)
+
+
 def _convert(sae: Any, request: Request) -> HookedSAE:
     """Return an SAE of another library as a HookedSAE; the hook has the name that `sae` gives it."""
-    sae = getattr(sae, "_orig_mod", sae)
     library = library_of(sae)
     if library is None:
         raise CheckpointError(
@@ -91,7 +95,7 @@ def _convert(sae: Any, request: Request) -> HookedSAE:
 
 
 def convert_if_needed(sae: Any, dtype: DTypeLike | None) -> Any:
-    """Return an SAE of another library as a HookedSAE, and every other object as it is.
+    """Return an SAE of another library as a HookedSAE, and every other object as it is, unwrapped if it is compiled.
 
     Without this, SAELens' classes would pass for custom classes, because their hooks have the same names; but one of
     them, `hook_sae_acts_pre`, can mean something else.
@@ -104,7 +108,8 @@ def convert_if_needed(sae: Any, dtype: DTypeLike | None) -> Any:
     Raises:
         CheckpointError, ExportError, InputError: As for `convert`.
     """
-    if library_of(getattr(sae, "_orig_mod", sae)) is None:
+    sae = _uncompiled(sae)
+    if library_of(sae) is None:
         return sae
     return _convert(sae, request_of(export_dtype=dtype))
 

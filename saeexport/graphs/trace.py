@@ -66,7 +66,10 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"PyTorch cannot trace this {type(sae).__name__}: {error}") from error
+            cause = error.__cause__ or error  # the message of the exporter is a page of advice with colours
+            raise ExportError(
+                f"PyTorch cannot trace this {type(sae).__name__}: {type(cause).__name__}: {cause}"
+            ) from error
     assert program is not None
     model = program.model
     model.ir_version = IR_VERSION
@@ -77,9 +80,13 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
         value.name = name
     for value, name in zip(model.graph.outputs, config.hooks, strict=True):
         value.name = name
+    values = ir.convenience.create_value_mapping(model.graph)
     for name in list(model.graph.initializers):
         if name.startswith("sae."):
-            model.graph.initializers[name].name = name.removeprefix("sae.")
+            plain = name.removeprefix("sae.")
+            if plain in values:  # PyTorch has given this name to the result of an operation
+                values[plain].name = f"{name}.result"
+            model.graph.initializers[name].name = plain
     return model
 
 

@@ -131,14 +131,14 @@ def to_inputs(sae: Any, *arrays: Array | None) -> list[Tensor]:
 
 def to_numpy(tensor: Tensor) -> Array:
     """Return a tensor as a numpy array; bfloat16, which numpy lacks, is widened to float32."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_neg()
     array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 
 
 def to_bits(tensor: Tensor) -> Array:
     """Return a tensor as a numpy array without a copy if it is on the CPU; bfloat16 as its bits, uint16."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_neg()
     bits: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return bits
 
@@ -180,11 +180,15 @@ def computing(sae: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode without gradients, as an SAE is used, and restore its modes afterwards."""
+    """Put a module in evaluation mode without gradients, as an SAE is used, and restore its modes afterwards.
+
+    It computes in its own dtype also where the caller has turned on `torch.autocast`.
+    """
     modes = {child: child.training for child in module.modules()}
+    device = next((parameter.device.type for parameter in module.parameters()), "cpu")
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         for child, mode in modes.items():

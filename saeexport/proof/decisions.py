@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_INPUT, HOOK_RECONS
@@ -46,11 +47,17 @@ def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
     measured = reference if in_precision is None else in_precision
     with InFloat64(), evaluating(sae):
         given = (reference.original[HOOK_ACTS_PRE], reference.original[HOOK_ACTS_POST], measured.acts_pre_tolerance)
-        found = sae.undetermined(*to_inputs(sae, *given)) if hasattr(sae, "undetermined") else None
-    if found is not None and (found.dtype != torch.bool or found.shape != given[0].shape):
+        try:
+            found = sae.undetermined(*to_inputs(sae, *given)) if hasattr(sae, "undetermined") else None
+        except Exception as error:
+            name = f"{type(sae).__name__}.undetermined"
+            raise ExportError(f"{name} fails on the activations: {type(error).__name__}: {error}") from error
+    shape = given[0].shape
+    if found is not None and not (isinstance(found, Tensor) and found.dtype == torch.bool and found.shape == shape):
+        what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ExportError(
-            f"{type(sae).__name__}.undetermined returned {found.dtype} {list(found.shape)} for acts_pre of shape "
-            f"{list(given[0].shape)}; it must return a bool for each of them, or None."
+            f"{type(sae).__name__}.undetermined returned {what} for acts_pre of shape {list(shape)}; it must return a "
+            "bool for each of them, or None."
         )
     counted = found is not None and not getattr(sae, "features_compete", False)
     return dataclasses.replace(

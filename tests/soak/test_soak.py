@@ -1,5 +1,6 @@
 """A short soak, and proof that its table counts every kind of failure."""
 
+import math
 import os
 import random
 import re
@@ -17,7 +18,7 @@ from tests.soak.actions import actions_on
 from tests.soak.calls import Subject
 from tests.soak.kills import NAMES, Kills
 from tests.soak.outcomes import DONE, HUNG, LEAKED, REFUSED, WRONG, Table, Wrong
-from tests.soak.worker import GROWTH, Memory, Worker
+from tests.soak.worker import GROWTH, LEAST, Memory, Worker
 from tests.support.samples import ROOT, make_sae
 
 KEPT = []
@@ -65,7 +66,12 @@ def keep_a_file(rng, folder):
 
 
 def keep_memory(rng, folder):
-    KEPT.append(b"x" * (GROWTH // 3))
+    KEPT.append(b"x" * (4 * GROWTH // LEAST))
+
+
+def keep_memory_at_first(rng, folder):
+    if len(KEPT) < LEAST // 4:
+        KEPT.append(b"x" * (4 * GROWTH // LEAST))
 
 
 PLANTED = {
@@ -110,19 +116,58 @@ def test_a_worker_goes_on_after_a_death(worker):
     assert [one.run("planted", number)[0] for number in range(4)] == [DONE, DONE, WRONG, DONE]
 
 
-def test_memory_that_grows_is_a_leak(worker):
-    one = worker(keep_memory)
-    grown = []
-    for number in range(16):
+@pytest.mark.parametrize(("action", "leaks"), [(keep_memory, True), (keep_memory_at_first, False)])
+def test_a_process_that_leaks_is_told_from_one_that_fills_a_cache(worker, action, leaks):
+    one = worker(action)
+    for number in range(LEAST + 4):
         outcome, detail = one.run("planted", number)
         assert outcome == DONE, detail
-        grown.append(one.check_memory())
-    assert any(grown)
+        assert number >= LEAST or not one.leaked()  # there are too few samples
+        one.measure_memory()
+    assert (one.leaked() > GROWTH) == leaks
+    os.kill(one._process, signal.SIGKILL)
+    assert one.run("planted", 100)[0] == WRONG
+    assert one.run("planted", 101)[0] == DONE
+    assert (one.leaked() > GROWTH) == leaks  # that of the process before
 
 
-def test_memory_that_goes_up_and_down_is_no_leak():
+def leaked(sizes):
+    """Return what is found in samples, which are given in GROWTH."""
     memory = Memory()
-    assert not any(memory.grew(GROWTH * (3 + number % 3)) for number in range(100))
+    memory.samples = [int(size * GROWTH) for size in sizes]
+    return memory.leaked() / GROWTH
+
+
+SAMPLES = 120  # ten minutes
+
+
+@pytest.mark.parametrize(
+    "size",
+    {
+        "up and down": lambda i: 3 + i % 3,
+        "slow waves": lambda i: 3 + math.sin(i / 10) / 4,
+        "a cache": lambda i: min(i / 50, 1.0) * 5,
+        "a cache that fills ever more slowly": lambda i: 5 * (1 - math.exp(-i / 15)),
+        "pools of an allocator": lambda i: math.log1p(i / 2) / 4,
+        "too little to tell from noise": lambda i: 0.8 * i / SAMPLES,
+        **{f"a step at {at}": lambda i, at=at: 2.0 * (i >= at) for at in range(5, SAMPLES, 10)},
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_memory_that_does_not_go_on_growing_is_no_leak(size):
+    assert not leaked(map(size[1], range(SAMPLES)))
+
+
+@pytest.mark.parametrize("noise", [0, 0.1])
+@pytest.mark.parametrize("first", [0, 5])
+@pytest.mark.parametrize("samples", [LEAST, SAMPLES, 1000])
+def test_memory_that_goes_on_growing_is_a_leak(samples, first, noise):
+    rng = random.Random(0)
+    sizes = [
+        first * (1 - math.exp(-10 * i / samples)) + 1.5 * i / samples + rng.uniform(-noise, noise)
+        for i in range(samples)
+    ]
+    assert leaked(sizes) == pytest.approx(0.75, abs=0.2)
 
 
 def test_a_session_that_computes_something_else_is_wrong(exported, monkeypatch, worker):
@@ -199,6 +244,18 @@ def test_the_exit_code_says_whether_something_failed(monkeypatch, capsys, action
     assert row == ["planted", *("03000" if action is refuse else "00003" if action is keep_a_descriptor else "00300")]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("action", "code"), [(keep_memory, 1), (keep_memory_at_first, 0)])
+def test_the_exit_code_says_whether_memory_leaks(monkeypatch, capsys, action, code):
+    monkeypatch.setattr(program, "actions_on", lambda *args: {"planted": action})
+    monkeypatch.setattr(program, "Kills", lambda *args: "none were killed")
+    monkeypatch.setattr(program, "kill", lambda *args: None)
+    monkeypatch.setattr(program, "MEMORY_EVERY", 1)
+    assert program.main(["--actions", str(LEAST + 10), "--seed", "7", "--subjects", "2"]) == code
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{program.MEMORY} ")]
+    assert row[-5:] == list("00001" if code else "10000")
+
+
 def test_the_same_seed_gives_the_same_actions(tmp_path, monkeypatch):
     def drawn(seed):
         seen = []
@@ -208,7 +265,10 @@ def test_the_same_seed_gives_the_same_actions(tmp_path, monkeypatch):
                 seen.append((kind, number))
                 return DONE, ""
 
-            def check_memory(self):
+            def measure_memory(self):
+                pass
+
+            def leaked(self):
                 return 0
 
         monkeypatch.setattr(program, "kill", lambda kills, name, number, *args: seen.append((name, number)))

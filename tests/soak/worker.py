@@ -28,9 +28,12 @@ from runtime.errors import SAEError
 from tests.soak.outcomes import DONE, HUNG, LEAKED, REFUSED, WRONG, Leaked, Wrong
 
 GROWTH = 32 << 20
-"""Bytes that a process may grow after its first samples: more than the allocator's own noise, and in ten minutes less
-than 4 KB for each action."""
-FIRST, LAST = 4, 4  # samples that are compared, after as many that are not
+"""Bytes that a process may grow from the first sample to the last: more than the allocator's own noise, and in ten
+minutes less than 16 KB for each action."""
+
+LEAST = 40
+"""Number of samples from which memory is judged. After fewer, what is filled once, such as a cache, looks like a
+leak."""
 
 ALLOCATOR = "jemalloc_bg_thd"
 """Name of the thread of an allocator, which starts when there is something to give back to the system."""
@@ -48,17 +51,18 @@ class Memory:
     def __init__(self):
         self.samples = []
 
-    def grew(self, size):
-        """Add a sample in bytes. Return by how much memory has grown if that is too much, or else 0."""
-        self.samples.append(size)
-        after = self.samples[FIRST:]
-        if len(after) < FIRST + LAST:
+    def leaked(self):
+        """Return by how many bytes memory has grown in the second half of the samples if that is a leak, or else 0.
+
+        The medians of four quarters are compared. What fills up, such as a cache or the pools of an allocator, grows in
+        the first of them, and a single large allocation in one. A leak goes on growing in the last two.
+        """
+        count = len(self.samples)
+        if count < LEAST:
             return 0
-        growth = statistics.median(after[-LAST:]) - statistics.median(after[:FIRST])
-        if growth <= GROWTH:
-            return 0
-        self.samples = []
-        return int(growth)
+        quarters = (self.samples[i * count // 4 : (i + 1) * count // 4] for i in range(4))
+        _, second, third, last = map(statistics.median_low, quarters)
+        return last - second if min(third - second, last - third) > GROWTH / 4 else 0
 
 
 class Worker:
@@ -74,6 +78,7 @@ class Worker:
     def __init__(self, actions, seed, timeout):
         self.actions, self._seed, self._timeout = actions, seed, timeout
         self._process = None
+        self._memories = []  # of each process
 
     def run(self, kind, number):
         """Carry out an action. Return its outcome and a description."""
@@ -86,12 +91,15 @@ class Worker:
             return LEAKED, f"{kind} {number}: {kept}"
         return answer["outcome"], f"{kind} {number}: {answer['detail']}"
 
-    def check_memory(self):
-        """Return by how many bytes the process has grown if that is too much, or else 0."""
-        if self._process is None or self._ask({"kind": None}) is None:
-            return 0
-        pages = int(Path(f"/proc/{self._process}/statm").read_text().split()[1])
-        return self._memory.grew(pages * os.sysconf("SC_PAGESIZE"))
+    def measure_memory(self):
+        """Add a sample of the process's memory."""
+        if self._process is not None and self._ask({"kind": None}) is not None:
+            pages = int(Path(f"/proc/{self._process}/statm").read_text().split()[1])
+            self._memories[-1].samples.append(pages * os.sysconf("SC_PAGESIZE"))
+
+    def leaked(self):
+        """Return by how many bytes a process has grown if its memory leaks, or else 0."""
+        return max((memory.leaked() for memory in self._memories), default=0)
 
     def close(self):
         if self._process is not None:
@@ -113,7 +121,7 @@ class Worker:
         os.close(requests)
         os.close(answers)
         self._lines = os.fdopen(self._answers)
-        self._memory = Memory()
+        self._memories.append(Memory())
         for kind in self.actions:  # what is loaded once is not a leak
             if self._ask({"kind": kind, "number": "first"}) is None:
                 return kind

@@ -15,7 +15,7 @@ from saeexport.graphs import write
 from saeexport.original.running import to_bits
 
 TRACE = write.trace
-FUNCTIONS = (types.FunctionType, classmethod, staticmethod, property)
+FUNCTIONS = (types.FunctionType, types.MethodType, classmethod, staticmethod, property)
 
 
 class CachedTrace:

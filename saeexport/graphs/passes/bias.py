@@ -12,11 +12,15 @@ from .tools.building import Nodes
 
 def fold_bias_into_matrix(model: ir.Model) -> ir.Model:
     """Rewrite each Gemm whose bias follows its matrix in the weights file and whose output is wider than its input."""
+    folded: dict[tuple[str, str], ir.Value] = {}  # a custom class may have the same product twice
     for node in list(model.graph):
         if node.op_type == "Gemm" and len(node.inputs) == 3 and not node.attributes:
             matrix, bias = (value and value.const_value for value in node.inputs[1:])
             if isinstance(matrix, ir.ExternalTensor) and isinstance(bias, ir.ExternalTensor) and _follows(matrix, bias):
-                _fold(model.graph, node, matrix, bias)
+                names = (matrix.name, bias.name)
+                if names not in folded:
+                    folded[names] = _folded(model.graph, matrix, bias)
+                _multiply(model.graph, node, folded[names])
     return model
 
 
@@ -26,9 +30,12 @@ def _follows(matrix: ir.ExternalTensor, bias: ir.ExternalTensor) -> bool:
     return matrix.location == bias.location and ends == bias.offset and shape == (columns,) and rows < columns
 
 
-def _fold(graph: ir.Graph, product: ir.Node, matrix: ir.ExternalTensor, bias: ir.ExternalTensor) -> None:
+def _folded(graph: ir.Graph, matrix: ir.ExternalTensor, bias: ir.ExternalTensor) -> ir.Value:
+    """Return the matrix with the bias as its last row, a new initializer of the graph."""
     rows, columns = matrix.shape.numpy()
     name = f"{matrix.name}_and_{bias.name}"
+    while name in graph.initializers:  # a custom class may have a parameter of this name
+        name += "_"
     assert matrix.length is not None
     assert bias.length is not None
     both = ir.ExternalTensor(
@@ -37,6 +44,11 @@ def _fold(graph: ir.Graph, product: ir.Node, matrix: ir.ExternalTensor, bias: ir
     )  # fmt: skip
     weights = ir.Value(name=name, shape=both.shape, type=ir.TensorType(both.dtype), const_value=both)
     graph.register_initializer(weights)
+    return weights
+
+
+def _multiply(graph: ir.Graph, product: ir.Node, weights: ir.Value) -> None:
+    """Replace the product `x @ W + b` by `[x, 1] @ weights`."""
     at = Nodes(graph, before=product)
     x = product.inputs[0]
     assert x is not None

@@ -25,8 +25,8 @@ def point_to_weights(model: ir.Model, weights: Path) -> ir.Model:
         if name not in header:
             if tensor.nbytes > 1024:  # constants such as the target of a reshape are small
                 raise ExportError(
-                    f"The traced graph has a constant {name!r} of shape {tuple(tensor.shape)} that is not a parameter: "
-                    "some weights are computed from parameters. Store the computed weights as parameters."
+                    f"The traced graph has a constant {name!r} of shape {tuple(tensor.shape)} that is not in the "
+                    "state dict: it is computed from parameters, or a tensor of another kind. Store it as a parameter."
                 )
             continue
         stored = header[name]

@@ -181,6 +181,16 @@ class Wrong(OwnGate):
         return tolerance[:1]
 
 
+class Counts(OwnGate):
+    def undetermined(self, acts_pre, acts_post, tolerance):
+        return 3
+
+
+class Fails(OwnGate):
+    def undetermined(self, acts_pre, acts_post, tolerance):
+        raise KeyError("gate")
+
+
 def test_a_class_of_ones_own_says_which_decisions_acts_pre_does_not_determine(tmp_path):
     def made(kind):
         return in_dtype(kind(dict(d_in=D_IN, d_sae=256, hook_name="h", seed=0, device="cpu")), "bfloat16")
@@ -195,6 +205,10 @@ def test_a_class_of_ones_own_says_which_decisions_acts_pre_does_not_determine(tm
         ExportError, match=r"Wrong.undetermined returned torch.float64 \[1, 256\] .* must return a bool"
     ):
         reference_of(made(Wrong), x)
+    with pytest.raises(ExportError, match=r"Counts.undetermined returned a int for acts_pre .* must return a bool"):
+        reference_of(made(Counts), x)
+    with pytest.raises(ExportError, match=r"Fails.undetermined fails on the activations: KeyError: 'gate'"):
+        reference_of(made(Fails), x)
 
 
 class Lenient(HookedSAE):

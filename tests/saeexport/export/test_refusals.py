@@ -10,6 +10,7 @@ import torch
 from runtime import InputError, ParityError
 from saeexport import ExportError, export
 from saeexport.graphs import write as graphs
+from saeexport.original.exportable import check_functions
 from tests.support.samples import HOOKS, make_sae, normal
 
 exporting = importlib.import_module("saeexport._export")
@@ -21,12 +22,15 @@ def test_hooks_that_are_still_attached_are_named(tmp_path, hook_name, kind):
     sae = make_sae()
     point, zero = sae.hook_dict[hook_name], lambda tensor, hook: tensor * 0
     if kind == "torch":
-        point.register_forward_hook(lambda module, args, output: output * 0)
+        handle = point.register_forward_hook(lambda module, args, output: output * 0)
     else:
         point.add_hook(zero, dir="bwd" if kind == "backward" else "fwd", is_permanent=kind == "permanent")
-    with pytest.raises(ExportError, match=rf"attached to {hook_name};.*sae.reset_hooks\(including_permanent=True\)"):
+    how = r"handle.remove\(\)" if kind == "torch" else r"sae.reset_hooks\(including_permanent=True\)"
+    with pytest.raises(ExportError, match=rf"attached to {hook_name};.*{how}"):
         export(sae, tmp_path / "sae")
     assert not any(tmp_path.iterdir())
+    handle.remove() if kind == "torch" else sae.reset_hooks(including_permanent=True)  # as the message says
+    check_functions(sae)
 
 
 def test_a_hook_on_the_sae_itself_is_named(tmp_path):
