@@ -5,8 +5,11 @@ from collections.abc import Callable
 
 import onnxruntime as ort
 
+from ..arrays.dtypes import BFLOAT16
 from ..arrays.tensor import Array
-from ..artifact.manifest import GraphSpec
+from ..artifact.manifest import GraphSpec, SAEConfig
+from ..devices.blocks import default_block
+from ..devices.start import CPU, Device
 
 
 class Selection:
@@ -16,6 +19,9 @@ class Selection:
         ids: Ids of the features, `(m,)`.
         name: What it is, for messages.
         spec: Its inputs and its output.
+        inputs: The names of its inputs.
+        at_once: Largest number of tokens that one call of the ONNX Runtime session computes from arrays of the host, to
+            an array of the host; 0 if the backend has to run it.
         session: Its ONNX Runtime session; None after the `SAESession` was closed.
     """
 
@@ -24,12 +30,15 @@ class Selection:
         ids: Array,
         name: str,
         spec: GraphSpec,
+        at_once: int,
         session: ort.InferenceSession,
         release: Callable[[ort.InferenceSession], None],
     ) -> None:
         self.ids = ids
         self.name = name
         self.spec = spec
+        self.inputs = tuple(tensor.name for tensor in spec.inputs)
+        self.at_once = at_once
         self.session: ort.InferenceSession | None = session
         self._finalizer = weakref.finalize(self, release, session)
         self._finalizer.atexit = False
@@ -38,3 +47,10 @@ class Selection:
         """Free the ONNX Runtime session."""
         self.session = None
         self._finalizer()
+
+
+def tokens_at_once(cfg: SAEConfig, device: Device, block_tokens: int) -> int:
+    """Return up to how many tokens a selection runs without a backend; see `Selection.at_once`."""
+    if device.kind != CPU or cfg.dtype == BFLOAT16:  # ONNX Runtime's `run` does not take ml_dtypes' arrays
+        return 0
+    return min(block_tokens, default_block(cfg))
