@@ -122,28 +122,44 @@ class Graphs(LoadedGraphs):
             self._selections.add(selection)
         return selection
 
+    def run_at_once(self, selection: Selection, rows: Array) -> Array:
+        """Return the activations of the features of a selection, `(tokens, m)`, in one call of ONNX Runtime.
+
+        A few features take microseconds. What the backend does for other graphs, which run in blocks and in chains of
+        sessions, would take longer.
+
+        Args:
+            selection: The features.
+            rows: Tokens that its session can read, from `Selection.rows_of`.
+
+        Raises:
+            SAEError: The session was closed.
+        """
+        self.check_process()
+        feeds = {selection.spec.inputs[0].name: rows}
+        try:
+            return self._session_of(selection).run([HOOK_ACTS_POST], feeds)[0]
+        except Exception as error:
+            self._explain(error, selection.name, feeds)
+
     def run_selection(self, selection: Selection, feeds: Mapping[str, TensorValue]) -> TensorValue:
         """Return the activations of the features of a selection, `(tokens, m)`.
 
         Raises:
             SAEError: The session was closed.
         """
+        session = self._session_of(selection)
+        given = {name: feeds[name] for name in (tensor.name for tensor in selection.spec.inputs)}
+        _check_result(selection.spec, given, [HOOK_ACTS_POST])
+        (values,) = self._run(session, selection.name, selection.spec, given, [HOOK_ACTS_POST])
+        return values
+
+    def _session_of(self, selection: Selection) -> ort.InferenceSession:
         session = selection.session
         if session is None:
             self.check_open()
         assert session is not None
-        given = {name: feeds[name] for name in selection.inputs}
-        if _tokens(selection.spec, given) <= selection.at_once:
-            # A few features take a few microseconds, and a backend, which also has to cut other calls into blocks and
-            # to chain sessions, would take longer.
-            try:
-                (values,) = session.run([HOOK_ACTS_POST], given)
-            except Exception as error:
-                self._explain(error, selection.name, given)
-            return values
-        _check_result(selection.spec, given, [HOOK_ACTS_POST])
-        (values,) = self._run(session, selection.name, selection.spec, given, [HOOK_ACTS_POST])
-        return values
+        return session
 
     def _run(
         self,

@@ -2,10 +2,12 @@
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
-from ..arrays.dtypes import BFLOAT16
+from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.tensor import Array
 from ..artifact.manifest import GraphSpec, SAEConfig
 from ..devices.blocks import default_block
@@ -19,9 +21,8 @@ class Selection:
         ids: Ids of the features, `(m,)`.
         name: What it is, for messages.
         spec: Its inputs and its output.
-        inputs: The names of its inputs.
-        at_once: Largest number of tokens that one call of the ONNX Runtime session computes from arrays of the host, to
-            an array of the host; 0 if the backend has to run it.
+        at_once: Largest number of tokens that one call of the ONNX Runtime session computes from an array of the host,
+            to an array of the host; 0 if the backend has to run it.
         session: Its ONNX Runtime session; None after the `SAESession` was closed.
     """
 
@@ -37,11 +38,20 @@ class Selection:
         self.ids = ids
         self.name = name
         self.spec = spec
-        self.inputs = tuple(tensor.name for tensor in spec.inputs)
         self.at_once = at_once
+        self._dtype, self._width = DTYPES[spec.inputs[0].dtype].numpy, spec.inputs[0].shape[-1]
         self.session: ort.InferenceSession | None = session
         self._finalizer = weakref.finalize(self, release, session)
         self._finalizer.atexit = False
+
+    def rows_of(self, x: Any) -> Array | None:
+        """Return the tokens of an array, `(tokens, d_in)`, if the ONNX Runtime session can read them as they are.
+
+        Otherwise return None: the array has to be converted or refused, or it has more tokens than one call computes.
+        """
+        if type(x) is not np.ndarray or x.dtype != self._dtype or x.shape[-1:] != (self._width,):
+            return None
+        return x.reshape(-1, self._width) if x.size <= self.at_once * self._width else None
 
     def release(self) -> None:
         """Free the ONNX Runtime session."""
