@@ -39,7 +39,7 @@ class Selection:
         self.name = name
         self.spec = spec
         self.at_once = at_once
-        self._dtype, self._width = DTYPES[spec.inputs[0].dtype].numpy, spec.inputs[0].shape[-1]
+        self._dtype, self._width = DTYPES[spec.inputs[0].dtype].numpy, int(spec.inputs[0].shape[-1])
         self.session: ort.InferenceSession | None = session
         self._finalizer = weakref.finalize(self, release, session)
         self._finalizer.atexit = False
