@@ -110,8 +110,9 @@ bench-watch: .venv/ready
 	.venv/bin/python -m benchmarks.costs.watch
 
 # Measures the memory of all kinds of calls together, and the time of graphs that share their stages.
-bench-memory: .venv/ready
+bench-memory: .venv/develop
 	.venv/bin/python -m benchmarks.costs.memory
+	.venv/bin/python -m benchmarks.report.memory_plot
 
 # Measures the savings and the losses of int8 weights.
 bench-int8: .venv/ready

@@ -39,6 +39,7 @@ REGION = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 IMAGES = {
     "speed.png": RESULTS / "speed.png",
+    "memory.png": RESULTS / "memory.png",
     "gpu.png": RESULTS / "gpu-nvidia-h200.png",
     "steering.png": ROOT / "models" / "minilm" / "steering.png",
 }

@@ -57,18 +57,18 @@ def rival_table(lines: list[Line]) -> str:
 
 
 def ahead_note(lines: list[Line]) -> str:
-    """Return where another contender takes less time than this project, by the medians."""
-    behind = [
-        f"{CONTENDERS[line['best_alternative']].title} takes {ratio_of(line, THIS, line['best_alternative'])} of its "
-        f"time with {USES[line['use']].title}, {size_cell(line)}, {line['frequencies']} frequencies and "
-        f"{line['rows']} row{'s' if line['rows'] > 1 else ''}"
-        for line in lines
-        if line["best_alternative"] and line["over_this"][line["best_alternative"]][0] < 1
-    ]
-    if not behind:
-        return f"This project takes less time than every alternative in each of {len(lines)} rows."
-    count = f"{len(lines) - len(behind)} of {len(lines)} rows"
-    return f"This project takes less time than every alternative in {count}. {'; '.join(behind)}."
+    """Return for each use which alternatives take less time than this project, by the medians, and how much less."""
+    sentences = []
+    for use, of_use in lines_by_use(lines).items():
+        found = []
+        for name in ALTERNATIVES:
+            ratios = [line["over_this"][name][0] for line in of_use if name in line["over_this"]]
+            if ahead := [ratio for ratio in ratios if ratio < 1]:
+                share = f"{min(ahead):.2f} to {max(ahead):.2f} of this project's"
+                found.append(f"{CONTENDERS[name].title} in {len(ahead)} of {len(ratios)} rows, with {share}")
+        less = "; ".join(found) if found else f"no alternative, in any of {len(of_use)} rows"
+        sentences.append(f"With {USES[use].title}, less time is taken by {less}.")
+    return "\n\n".join(sentences)
 
 
 def grid_note(result: Line) -> str:
