@@ -60,8 +60,8 @@ def main() -> None:
         "busy_before": round(load, 3),
     }
     if "grid" in options.parts:
-        for lines in measure_grid(shapes, options, effort):
-            store(options.results, result, "grid", merge(result.get("grid", []), lines), machine)
+        for line in measure_grid(shapes, options, effort):
+            store(options.results, result, "grid", merge(result.get("grid", []), [line]), machine)
         plot(result["grid"], options.results.with_suffix(".png"))
     if "sweep" in options.parts:
         store(options.results, result, "sweep", measure_sparsities(shapes[0], options, effort), machine)
@@ -70,8 +70,8 @@ def main() -> None:
     print(table(result))
 
 
-def measure_grid(shapes: list[tuple[int, int]], options: argparse.Namespace, effort: Effort) -> Iterator[list[Line]]:
-    """Yield the lines of each size and construction, one for each use and number of rows.
+def measure_grid(shapes: list[tuple[int, int]], options: argparse.Namespace, effort: Effort) -> Iterator[Line]:
+    """Yield a line for each size, construction, use and number of rows.
 
     How often features are on makes no difference to the contenders but for all hooks, so that the other uses are
     measured with realistic frequencies only.
@@ -88,11 +88,10 @@ def measure_grid(shapes: list[tuple[int, int]], options: argparse.Namespace, eff
     total = sum(len(rows_of(use, rows)) for *_, uses in plans for use in uses)
     with tqdm(total=total, desc="grid", unit="line", disable=None) as bar:
         for (d_in, d_sae), frequencies, uses in plans:
-            names, lines = {use: GRID[use] for use in uses}, []
+            names = {use: GRID[use] for use in uses}
             for line in measure_case(d_in, d_sae, L0, frequencies, rows, names, effort):
-                lines.append(line)
+                yield line
                 bar.update()
-            yield lines
 
 
 def merge(stored: list[Line], measured: list[Line]) -> list[Line]:
@@ -117,7 +116,7 @@ def measure_sparsities(shape: tuple[int, int], options: argparse.Namespace, effo
     d_in, d_sae = shape
     l0s, rows = options.l0 or default_l0s(d_sae), sorted(options.sweep_rows)
     # Two contenders take a fraction of the time of fourteen, and small differences matter here.
-    shorter = Effort(effort.threads, effort.seconds / 3, effort.rounds * 2, effort.turn)
+    shorter = Effort(effort.threads, effort.seconds / 3, effort.rounds * 2, effort.turn, effort.rest)
     lines = measure_sweep(d_in, d_sae, l0s, rows, shorter)
     return list(tqdm(lines, total=len(l0s) * len(rows), desc="sweep", unit="line", disable=None))
 

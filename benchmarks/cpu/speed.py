@@ -1,6 +1,7 @@
 """Times the contenders of one SAE: the same inputs in turn, round after round, and the ratios of their times."""
 
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,12 +42,15 @@ class Effort:
         seconds: Smallest duration of a line of the table.
         rounds: Smallest number of rounds of a line of the table.
         turn: Seconds for which a contender is measured before the next one's turn; at least one call.
+        rest: Seconds before a turn in which the threads of the contender before it go to sleep. Those of OpenMP,
+            OpenBLAS and ONNX Runtime look for work for up to tens of milliseconds, on cores that the next one needs.
     """
 
     threads: int
     seconds: float
     rounds: int
     turn: float = 0.05
+    rest: float = 0.05
 
 
 def measure_case(
@@ -164,6 +168,7 @@ def interleave(workers: Mapping[str, Worker], effort: Effort) -> Medians:
     """Return the median milliseconds of each contender, one per round; the workers take turns."""
     medians: Medians = {name: [] for name in workers}
     for _, name in take_turns(workers, effort.rounds, effort.seconds):
+        time.sleep(effort.rest)
         medians[name].append(float(np.median(workers[name].ask("measure", seconds=effort.turn))))
     return medians
 

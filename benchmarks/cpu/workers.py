@@ -2,7 +2,8 @@
 
 After a call, the threads of a library spin for a while in expectation of the next one. In a process shared by several
 contenders they would do so on the cores that another contender needs. In a process of its own, a contender is idle a
-moment after its turn. A request and its answer are one line of JSON each, on standard input and output.
+moment after its turn, for which the next one waits. A request and its answer are one line of JSON each, on standard
+input and output.
 """
 
 import contextlib

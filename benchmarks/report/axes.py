@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 # The colours of Okabe and Ito, which people with any common colour blindness can tell apart.
 BLACK, ORANGE, LIGHT_BLUE = "#000000", "#E69F00", "#56B4E9"
@@ -40,6 +41,11 @@ def set_log_axes(axis: Any, rows: Sequence[int], ticks: Sequence[float]) -> None
     for set_minor_ticks in (axis.set_xticks, axis.set_yticks):
         set_minor_ticks([], minor=True)
     axis.grid(axis="y", color="0.9", linewidth=0.6)
+
+
+def whole_numbers() -> Any:
+    """Return a locator of ticks at whole numbers, about four of them."""
+    return MaxNLocator(4, integer=True)
 
 
 def save(figure: Any, path: Path, dpi: int = 110) -> None:

@@ -38,14 +38,18 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
             axis.barh(places, ratios, height, color=color, label=label)
         axis.set_title(f"{count} row{'s' if count > 1 else ''}", fontsize="medium")
         axis.set_yticks(range(len(calls)), calls)
+        axis.xaxis.set_major_locator(draw.whole_numbers())
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     handles, _ = axes[0].get_legend_handles_labels()
     figure.legend(handles=handles[::-1], loc="outside lower center", ncols=len(ways), frameon=False)
-    figure.supxlabel("anonymous memory of the process over the size of the weights", fontsize="medium")
-    figure.suptitle(f"SAE of {first[0]} x {first[1]}, after one kind of call after the other", fontsize="medium")
+    figure.suptitle(
+        f"Anonymous memory of a process over the size of the weights, after one kind of call after the other\n"
+        f"SAE of {first[0]} x {first[1]}",
+        fontsize="medium",
+    )
     draw.save(figure, path, dpi=160)
 
 

@@ -247,7 +247,7 @@ def test_a_worker_that_fails_says_why(case, tmp_path):
 @pytest.fixture(scope="module")
 def swept():
     """Measure the sweep of a small SAE."""
-    return list(sweep.measure_sweep(16, 64, [0], [1, 9], Effort(1, 0.0, 2, 0.0)))
+    return list(sweep.measure_sweep(16, 64, [0], [1, 9], Effort(1, 0.0, 2, 0.0, 0.0)))
 
 
 def test_the_sweep_compares_the_sessions_choice_with_the_dense_graph(swept):
