@@ -30,7 +30,7 @@ STYLES: dict[str, dict[str, Any]] = {
     NUMPY: {"color": draw.BROWN, "marker": "X"},
     THIS: {"color": draw.BLACK, "marker": "o", "linewidth": 2.5},
 }
-TICKS = [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+TICKS = [2.0**power for power in range(-1, 13)]
 
 Line = dict[str, Any]  # a line of the results, as in the JSON file
 OVER_FLOOR = f"over_{FLOOR}"

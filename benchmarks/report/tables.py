@@ -64,8 +64,10 @@ def ahead_note(lines: list[Line]) -> str:
         for name in ALTERNATIVES:
             ratios = [line["over_this"][name][0] for line in of_use if name in line["over_this"]]
             if ahead := [ratio for ratio in ratios if ratio < 1]:
-                share = f"{min(ahead):.2f} to {max(ahead):.2f} of this project's"
-                found.append(f"{CONTENDERS[name].title} in {len(ahead)} of {len(ratios)} rows, with {share}")
+                share = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (min(ahead), max(ahead))))
+                found.append(
+                    f"{CONTENDERS[name].title} in {len(ahead)} of {len(ratios)} rows, with {share} of this project's"
+                )
         less = "; ".join(found) if found else f"no alternative, in any of {len(of_use)} rows"
         sentences.append(f"With {USES[use].title}, less time is taken by {less}.")
     return "\n\n".join(sentences)

@@ -262,6 +262,20 @@ def test_the_sweep_compares_the_sessions_choice_with_the_dense_graph(swept):
     assert sweep.default_l0s(64) == [0, 10, 32, 64]
 
 
+def test_before_each_turn_the_threads_of_the_contender_before_it_go_to_sleep(monkeypatch):
+    seen = []
+    monkeypatch.setattr(speed.time, "sleep", lambda seconds: seen.append(("rest", seconds)))
+
+    class Timed:
+        def ask(self, request, seconds):
+            seen.append((request, seconds))
+            return [2.0, 1.0, 4.0]
+
+    found = speed.interleave({THIS: Timed(), NUMPY: Timed()}, Effort(1, 0.0, 2, 0.25, 0.5))
+    assert found == {THIS: [2.0, 2.0], NUMPY: [2.0, 2.0]}
+    assert seen == [("rest", 0.5), ("measure", 0.25)] * 4
+
+
 def test_a_ratio_is_that_of_a_rounds_medians():
     rounds = {THIS: [1.0, 2.0, 4.0], ORIGINAL: [10.0, 40.0, 20.0], COPY: [0.5, 0.0, 1.0],
               ONNXRUNTIME_PRODUCT: [0.5, 1.0, 1.0], OPENVINO_PRODUCT: [0.25, 2.0, 2.0]}  # fmt: skip
