@@ -96,8 +96,9 @@ parity: .venv/ready
 	.venv/bin/python -m benchmarks.losses.parity
 	.venv/bin/python -m benchmarks.losses.faults
 
-# Measures the cost of all six hooks, compared with PyTorch, torch.compile and a plain ONNX export (15 minutes).
-bench: .venv/develop
+# Measures the cost of all six hooks, of the strongest features and of watched ones, compared with PyTorch, torch.compile,
+# plain ONNX exports, OpenVINO, SAELens and NumPy (20 minutes).
+bench: .venv/develop .venv-openvino/ready .venv-peers/ready
 	.venv/bin/python -m benchmarks.cpu
 
 # Measures the cost of an intervention on features, compared with the clean pass.
@@ -109,8 +110,9 @@ bench-watch: .venv/ready
 	.venv/bin/python -m benchmarks.costs.watch
 
 # Measures the memory of all kinds of calls together, and the time of graphs that share their stages.
-bench-memory: .venv/ready
+bench-memory: .venv/develop
 	.venv/bin/python -m benchmarks.costs.memory
+	.venv/bin/python -m benchmarks.report.memory_plot
 
 # Measures the savings and the losses of int8 weights.
 bench-int8: .venv/ready
@@ -234,6 +236,12 @@ test-peers: .venv-peers/ready
 	  sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0 sentence-transformers==6.2.0
 	touch $@
 
+# OpenVINO, for `make bench`.
+.venv-openvino/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-openvino
+	.venv-openvino/bin/python $(PIP) --editable ".[$(ONNXRUNTIME)]" openvino
+	touch $@
+
 # Exports small models by every program that hosts come from, looks for every hook in them, and grafts SAEs. RECORD=1
 # writes what was found to benchmarks/results/hosts.json, for the documentation.
 test-hosts: .venv-hosts/ready
@@ -269,4 +277,4 @@ $(SERVICES:%=.venv-example-%/ready): .venv-example-%/ready: pyproject.toml examp
 	touch $@
 
 clean:
-	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* .venv-engine-* examples/*/node_modules build
+	rm -rf dist site .venv .venv-runtime .venv-tl-* .venv-openvino .venv-peers .venv-hosts .venv-onnxruntime-* .venv-example-* .venv-engine-* examples/*/node_modules build

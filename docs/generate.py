@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.costs import export, graft, memory, steer, watch
 from benchmarks.cpu.__main__ import RESULTS as SPEED
+from benchmarks.cpu.contenders.uses import ALL_HOOKS, FEATURES, WATCH
 from benchmarks.gpu.report import tables as gpu
 from benchmarks.losses import faults, half, int8
 from benchmarks.report import tables
@@ -38,6 +39,7 @@ REGION = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 IMAGES = {
     "speed.png": RESULTS / "speed.png",
+    "memory.png": RESULTS / "memory.png",
     "gpu.png": RESULTS / "gpu-nvidia-h200.png",
     "steering.png": ROOT / "models" / "minilm" / "steering.png",
 }
@@ -98,11 +100,11 @@ def results(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-def measured(path: Path, command: str) -> str:
-    """Return the sentence that says when, where and by which command a file of results was measured."""
-    result = results(path)
+def measured(path: Path, command: str, part: str = "") -> str:
+    """Return the sentence that says when, where and by which command a file of results, or a part, was measured."""
+    result = results(path)[f"{part}_measured"] if part else results(path)
     machine = f"{result['processor']}, {result['threads']} threads" if "threads" in result else result["processor"]
-    names = ("torch", "onnxruntime", "python")
+    names = ("torch", "onnxruntime", "openvino", "sae-lens", "python")
     versions = ", ".join(f"{name} {result[name]}" for name in names if name in result)
     return f"Measured {result['date']} by `{command}` on a CPU ({machine}); {versions}."
 
@@ -113,17 +115,20 @@ def speed() -> str:
     lines = [
         line
         for line in grid
-        if line["d_in"] == 768 and line["frequencies"] == "realistic" and line["rows"] in EXCERPT_ROWS
+        if line["use"] == ALL_HOOKS
+        and line["d_in"] == 768
+        and line["frequencies"] == "realistic"
+        and line["rows"] in EXCERPT_ROWS
     ]
     heads, *rows = cells_of(tables.grid_table(lines))
     places = [heads.index(head) for head in EXCERPT_COLUMNS]
     table = table_of(list(EXCERPT_COLUMNS.values()), [[row[place] for place in places] for row in rows])
-    return f"{table}\n\n{measured(SPEED, 'make bench')}"
+    return f"{table}\n\n{measured(SPEED, 'make bench', 'grid')}"
 
 
 def speed_summary() -> str:
-    """Return the range of the ratios over all sizes, frequencies and numbers of tokens, as a sentence."""
-    lines = results(SPEED)["grid"]
+    """Return the range of the ratios with all hooks over sizes, frequencies and numbers of tokens, as a sentence."""
+    lines = speed_lines(ALL_HOOKS)
     original = [line["over_this"]["original"][0] for line in lines]
     best = [line["over_this"][line["best_alternative"]][0] for line in lines]
     floor = [line["over_floor"]["this"][0] for line in lines]
@@ -132,6 +137,11 @@ def speed_summary() -> str:
         f"{min(best):.1f} to {max(best):.1f} times faster than the best alternative, and takes {min(floor):.2f} to "
         f"{max(floor):.2f} times the floor."
     )
+
+
+def speed_lines(use: str) -> list[dict[str, Any]]:
+    """Return the lines of the grid of one use."""
+    return tables.lines_by_use(results(SPEED)["grid"]).get(use, [])
 
 
 def gpu_grid() -> str:
@@ -219,7 +229,7 @@ def formats() -> str:
 
 def process_note() -> str:
     """Return the conditions of the whole-process measurement."""
-    return tables.process_note(results(SPEED)["processes"])
+    return f"{tables.process_note(results(SPEED)['processes'])} {measured(SPEED, 'make bench', 'processes')}"
 
 
 def hosts() -> str:
@@ -270,9 +280,16 @@ def in_path(folder: Path) -> Any:
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "speed-summary": speed_summary,
-    "speed-all": lambda: tables.grid_table(results(SPEED)["grid"]),
-    "speed-measured": lambda: measured(SPEED, "make bench"),
+    "speed-all": lambda: tables.grid_table(speed_lines(ALL_HOOKS)),
+    "speed-all-rivals": lambda: tables.rival_table(speed_lines(ALL_HOOKS)),
+    "speed-features": lambda: tables.grid_table(speed_lines(FEATURES)),
+    "speed-features-rivals": lambda: tables.rival_table(speed_lines(FEATURES)),
+    "speed-watch": lambda: tables.grid_table(speed_lines(WATCH)),
+    "speed-watch-rivals": lambda: tables.rival_table(speed_lines(WATCH)),
+    "speed-ahead": lambda: tables.ahead_note(results(SPEED)["grid"]),
+    "speed-measured": lambda: measured(SPEED, "make bench", "grid"),
     "sparsities": lambda: tables.sweep_table(results(SPEED)["sweep"]),
+    "sparsities-measured": lambda: measured(SPEED, "make bench", "sweep"),
     "sparsities-summary": lambda: tables.sweep_note(results(SPEED)["sweep"]),
     "processes": lambda: tables.process_table(results(SPEED)["processes"]),
     "processes-measured": process_note,

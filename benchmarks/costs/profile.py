@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from benchmarks.cpu.contenders.uses import FEW
 from benchmarks.shared.machine import available_cores, parse_shape
 from benchmarks.shared.node_times import read_profile
 from benchmarks.shared.saes import make_workload
 from runtime.arrays.tensor import Array
 from runtime.artifact.contracts import MODEL, SPARSE, graph_file
-from runtime.artifact.names import INPUT
+from runtime.artifact.names import INPUT, K
 from saeexport import export
 
 
@@ -48,8 +49,9 @@ def profile(graph: Path, x: Array, runs: int) -> list[tuple[str, float]]:
     options.enable_profiling = True
     options.profile_file_prefix = str(graph.parent / "profile")
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    feeds = {INPUT: x, K: np.array([FEW])}
     for _ in range(runs):
-        session.run(None, {INPUT: x})
+        session.run(None, {argument.name: feeds[argument.name] for argument in session.get_inputs()})
     times = read_profile(Path(session.end_profiling()))
     medians = {name: float(np.median(np.reshape(calls, (runs, -1)).sum(axis=1))) for name, calls in times.items()}
     return sorted(medians.items(), key=lambda node: -node[1])

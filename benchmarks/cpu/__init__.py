@@ -1,1 +1,1 @@
-"""Measures the cost of an SAE's six hooks on a CPU, compared with PyTorch, torch.compile and a plain ONNX export."""
+"""Measures the cost of an SAE on a CPU in three uses, compared with other ways to run it."""

@@ -1,24 +1,27 @@
-"""Measures what an SAE with all six hooks costs on a CPU: `python -m benchmarks.cpu` (`make bench`).
+"""Measures what an SAE costs on a CPU: `python -m benchmarks.cpu` (`make bench`).
 
-There are three parts: `grid` times every contender over sizes and numbers of rows; `sweep` compares the session's
-choice of graph with the dense graph at every sparsity; `processes` measures the start, memory and size of whole
-processes. The command writes benchmarks/results/speed.json and speed.png and prints the tables; `--table` prints them
-again from the file. With `--quick` it writes to build/bench instead. A whole run takes about a quarter of an hour on a
-machine that does nothing else.
+There are three parts: `grid` times every contender in every use over sizes and numbers of rows; `sweep` compares the
+session's choice of graph with the dense graph at every sparsity; `processes` measures the start, memory and size of
+whole processes. The command writes benchmarks/results/speed.json and speed.png and prints the tables; `--table` prints
+them again from the file. What is not measured, such as other uses or sizes, keeps the results that the file has. With
+`--quick` the command writes to build/bench instead. A whole run takes about twenty minutes on a machine that does
+nothing else.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.cpu.contenders.names import GRID
+from benchmarks.cpu.contenders.names import CONTENDERS, GRID
+from benchmarks.cpu.contenders.uses import ALL_HOOKS, USES
 from benchmarks.cpu.processes import measure_processes
-from benchmarks.cpu.speed import Effort, measure_case
+from benchmarks.cpu.speed import Effort, measure_case, rows_of
 from benchmarks.cpu.sweep import default_l0s, measure_sweep
 from benchmarks.report.plot import plot
 from benchmarks.report.tables import table
@@ -28,6 +31,7 @@ from benchmarks.shared.saes import L0
 
 RESULTS = FOLDER / "speed.json"
 QUICK_RESULTS = ROOT / "build" / "bench" / "speed.json"
+Line = dict[str, Any]  # a line of the results, as in the JSON file
 PARTS = ["grid", "sweep", "processes"]
 WHOLE = {"shapes": ["768x24576", "2304x16384"], "rows": [1, 8, 64, 512, 4096], "sweep_rows": [8, 512], "seconds": 10.0,
          "rounds": 5, "runs": 7, "results": RESULTS}  # fmt: skip
@@ -48,40 +52,71 @@ def main() -> None:
               file=sys.stderr)  # fmt: skip
     effort = Effort(options.threads, options.seconds, options.rounds)
     shapes = [parse_shape(text) for text in options.shapes]
-    result: dict[str, Any] = {
+    result: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
+    machine = {
         **describe_machine(["torch", "onnxruntime", "numpy"]),
+        **{one.library: one.version for one in CONTENDERS.values() if one.library},
         "threads": options.threads,
         "busy_before": round(load, 3),
-        "grid": measure_grid(shapes, options, effort) if "grid" in options.parts else [],
-        "sweep": measure_sparsities(shapes[0], options, effort) if "sweep" in options.parts else [],
-        "processes": measure_processes(*shapes[0], options.runs) if "processes" in options.parts else {},
     }
-    write_results(options.results, result)
-    if result["grid"]:
+    if "grid" in options.parts:
+        for line in measure_grid(shapes, options, effort):
+            store(options.results, result, "grid", merge(result.get("grid", []), [line]), machine)
         plot(result["grid"], options.results.with_suffix(".png"))
+    if "sweep" in options.parts:
+        store(options.results, result, "sweep", measure_sparsities(shapes[0], options, effort), machine)
+    if "processes" in options.parts:
+        store(options.results, result, "processes", measure_processes(*shapes[0], options.runs), machine)
     print(table(result))
 
 
-def measure_grid(shapes: list[tuple[int, int]], options: argparse.Namespace, effort: Effort) -> list[dict[str, object]]:
-    """Return a line for each size, construction and number of rows."""
+def measure_grid(shapes: list[tuple[int, int]], options: argparse.Namespace, effort: Effort) -> Iterator[Line]:
+    """Yield a line for each size, construction, use and number of rows.
+
+    How often features are on makes no difference to the contenders but for all hooks, so that the other uses are
+    measured with realistic frequencies only.
+    """
     cases = [(shape, name) for shape in shapes for name in options.frequencies or ["realistic"]]
     if not options.frequencies and not options.quick:
         cases.insert(1, (shapes[0], "uniform"))
-    lines = []
-    with tqdm(total=len(cases) * len(options.rows), desc="grid", unit="line", disable=None) as bar:
-        for (d_in, d_sae), frequencies in cases:
-            for line in measure_case(d_in, d_sae, L0, frequencies, sorted(options.rows), GRID, effort):
-                lines.append(line)
+    plans = [
+        (shape, frequencies, uses)
+        for shape, frequencies in cases
+        if (uses := [use for use in options.uses if use == ALL_HOOKS or frequencies == "realistic"])
+    ]
+    rows = sorted(options.rows)
+    total = sum(len(rows_of(use, rows)) for *_, uses in plans for use in uses)
+    with tqdm(total=total, desc="grid", unit="line", disable=None) as bar:
+        for (d_in, d_sae), frequencies, uses in plans:
+            names = {use: GRID[use] for use in uses}
+            for line in measure_case(d_in, d_sae, L0, frequencies, rows, names, effort):
+                yield line
                 bar.update()
-    return lines
 
 
-def measure_sparsities(shape: tuple[int, int], options: argparse.Namespace, effort: Effort) -> list[dict[str, object]]:
+def merge(stored: list[Line], measured: list[Line]) -> list[Line]:
+    """Return the lines of the grid in order, with those that were measured in place of those that were stored."""
+    lines = {case_of(line): line for line in (*stored, *measured)}
+    return [lines[case] for case in sorted(lines)]
+
+
+def case_of(line: Line) -> tuple[Any, ...]:
+    """Return what a line of the grid is about, in the order of the tables."""
+    return (list(USES).index(line["use"]), line["d_in"], line["d_sae"], line["frequencies"], line["rows"])
+
+
+def store(path: Path, result: Line, part: str, measured: object, machine: Mapping[str, object]) -> None:
+    """Write the results with another part, and with the machine that it was measured on."""
+    result |= {part: measured, f"{part}_measured": machine}
+    write_results(path, result)
+
+
+def measure_sparsities(shape: tuple[int, int], options: argparse.Namespace, effort: Effort) -> list[Line]:
     """Return a line for each L0 and number of rows."""
     d_in, d_sae = shape
     l0s, rows = options.l0 or default_l0s(d_sae), sorted(options.sweep_rows)
-    # Two contenders take a fraction of the time of seven, and small differences matter here.
-    shorter = Effort(effort.threads, effort.seconds / 3, effort.rounds * 2, effort.turn)
+    # Two contenders take a fraction of the time of fourteen, and small differences matter here.
+    shorter = Effort(effort.threads, effort.seconds / 3, effort.rounds * 2, effort.turn, effort.rest)
     lines = measure_sweep(d_in, d_sae, l0s, rows, shorter)
     return list(tqdm(lines, total=len(l0s) * len(rows), desc="sweep", unit="line", disable=None))
 
@@ -101,7 +136,10 @@ def parse_arguments() -> argparse.Namespace:
                         help="what to measure (default: grid sweep processes)")
     parser.add_argument("--shapes", nargs="+", metavar="D_INxD_SAE",
                         help="sizes; the other parts use the first one (default: 768x24576 2304x16384)")
-    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="rows of the grid (default: 1 8 64 512 4096)")
+    parser.add_argument("--uses", nargs="+", choices=list(USES), default=list(USES),
+                        help=f"uses of the grid (default: {' '.join(USES)})")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="N",
+                        help="rows of the grid; 4096 only with all hooks (default: 1 8 64 512 4096)")
     parser.add_argument("--frequencies", nargs="+", choices=["realistic", "uniform"],
                         help="how SAEs are made (default: realistic, and uniform too for the first size)")
     parser.add_argument("--l0", nargs="+", type=int, metavar="N",

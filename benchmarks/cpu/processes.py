@@ -110,7 +110,7 @@ def measure_processes(d_in: int, d_sae: int, runs: int) -> dict[str, object]:
     """Return each way's seconds, bytes of memory and bytes to install, for an SAE of this size."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_case(folder, make_workload(d_in, d_sae), ROWS, [])
+        write_case(folder, make_workload(d_in, d_sae), ROWS, {})
         turns = [(name, rows) for name in PROCESSES for rows in ROWS]
         seen: dict[tuple[str, int], list[tuple[float, int]]] = {turn: [] for turn in turns}
         order = np.random.default_rng(0)

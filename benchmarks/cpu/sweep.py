@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.cpu.contenders.names import MODEL_GRAPH, THIS
+from benchmarks.cpu.contenders.uses import ALL_HOOKS
 from benchmarks.cpu.speed import Effort, measure_case
 
 L0S = (0, 10, 50, 200, 1000, 4000)
@@ -21,7 +22,7 @@ def measure_sweep(
 ) -> Iterator[dict[str, object]]:
     """Yield a line of results for each L0 and number of rows."""
     for l0 in l0s:
-        yield from measure_case(d_in, d_sae, l0, "realistic", rows, [MODEL_GRAPH, THIS], effort)
+        yield from measure_case(d_in, d_sae, l0, "realistic", rows, {ALL_HOOKS: [MODEL_GRAPH, THIS]}, effort)
 
 
 def slowest(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

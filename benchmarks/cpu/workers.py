@@ -1,11 +1,13 @@
-"""A process for each contender, which waits for requests: `python -m benchmarks.cpu.workers NAME FOLDER THREADS`.
+"""A process for each contender, which waits for requests: `python -m benchmarks.cpu.workers NAME FOLDER USE THREADS`.
 
 After a call, the threads of a library spin for a while in expectation of the next one. In a process shared by several
 contenders they would do so on the cores that another contender needs. In a process of its own, a contender is idle a
-moment after its turn. A request and its answer are one line of JSON each, on standard input and output.
+moment after its turn, for which the next one waits. A request and its answer are one line of JSON each, on standard
+input and output.
 """
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -28,14 +30,18 @@ as full caches and spinning threads; that takes milliseconds, which do not matte
 
 
 class Worker:
-    """A contender's process, seen from the parent."""
+    """A contender's process, seen from the parent.
 
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
+    Raises:
+        UnavailableError: The environment of the contender is not installed.
+    """
+
+    def __init__(self, name: str, folder: Path, use: str, threads: int) -> None:
         self.name = name
+        command = [CONTENDERS[name].python, "-m", "benchmarks.cpu.workers", name, str(folder), use, str(threads)]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115, it is closed with the worker
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cpu.workers", name, str(folder), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
@@ -99,48 +105,45 @@ class Worker:
 class Server:
     """A contender in its own process. Each public method answers the request of its name."""
 
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
+    def __init__(self, name: str, folder: Path, use: str, threads: int) -> None:
         self.folder = folder
-        self.runner: Runner = CONTENDERS[name].make(folder, threads)
-        self.parts: dict[str, Call] = {}
-        self.last: dict[str, float] = {}
+        self.make = functools.partial(CONTENDERS[name].make, folder, use, threads)
+        self.last = 0.0
 
-    def ready(self) -> str:
-        """Answer once the contender is loaded."""
-        return "ready"
+    def load(self) -> None:
+        """Load the contender."""
+        self.runner: Runner = self.make()
 
-    def bind(self, rows: int) -> list[str]:
-        """Load the inputs with this number of rows, call each part once, and return the names of the parts."""
-        self.parts, self.last = {}, {}  # releases those of other inputs first
-        self.parts = self.runner.bind(np.load(input_file(self.folder, rows)))
-        self.last = {name: seconds_of(part) for name, part in self.parts.items()}
-        return list(self.parts)
+    def bind(self, rows: int) -> None:
+        """Load the inputs with this number of rows, and call the contender once."""
+        self.call: Call | None = None  # releases that of other inputs first
+        self.call = self.runner.bind(np.load(input_file(self.folder, rows)))
+        self.last = seconds_of(self.call)
 
-    def write_hooks(self, rows: int, stride: int, target: str) -> list[str]:
-        """Compute the hooks of the inputs with this number of rows, and write every `stride`-th row to a file."""
-        hooks = self.runner.compute_hooks(np.load(input_file(self.folder, rows)))
-        save_file({hook: np.array(y[::stride]) for hook, y in hooks.items()}, target)
-        return list(hooks)
+    def write_outputs(self, rows: int, stride: int, target: str) -> None:
+        """Compute the outputs for the inputs with this number of rows, and write every `stride`-th row to a file."""
+        outputs = self.runner.compute(np.load(input_file(self.folder, rows)))
+        save_file({name: np.array(y[::stride]) for name, y in outputs.items()}, target)
 
-    def measure(self, seconds: float) -> dict[str, list[float]]:
-        """Return the milliseconds of calls of each part, which is called until `seconds` are measured."""
-        measured = {}
-        for name, part in self.parts.items():
-            if self.last[name] < LONG_CALL:
-                part()
-            times = [seconds_of(part)]
-            while sum(times) < seconds:
-                times.append(seconds_of(part))
-            measured[name] = [1e3 * t for t in times]
-            self.last[name] = times[-1]
-        return measured
+    def measure(self, seconds: float) -> list[float]:
+        """Return the milliseconds of calls, of which as many are made as take `seconds`, and at least one."""
+        assert self.call is not None
+        if self.last < LONG_CALL:
+            self.call()
+        times = [seconds_of(self.call)]
+        total = times[0]
+        while total < seconds:
+            times.append(seconds_of(self.call))
+            total += times[-1]
+        self.last = times[-1]
+        return [1e3 * t for t in times]
 
 
 def main() -> None:
     """Answer requests until standard input is closed."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not look like an answer
-    server = Server(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    server = Server(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     for line in sys.stdin:
         arguments = json.loads(line)
         try:

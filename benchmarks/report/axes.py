@@ -8,18 +8,20 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 # The colours of Okabe and Ito, which people with any common colour blindness can tell apart.
 BLACK, ORANGE, LIGHT_BLUE = "#000000", "#E69F00", "#56B4E9"
-GREEN, VERMILION, PURPLE = "#009E73", "#D55E00", "#CC79A7"
+GREEN, VERMILION, PURPLE, BLUE = "#009E73", "#D55E00", "#CC79A7", "#0072B2"
+BROWN = "#7F5F1F"  # in place of their yellow, which is too pale for a line
 
 Point = tuple[float, float, float, float]
 """Number of rows, median, lower quartile and upper quartile."""
 
 
-def make_panels(count: int, width: float) -> tuple[Any, Any]:
-    """Return a figure with `count` panels side by side, which share the y axis, and the panels."""
-    figure, axes = plt.subplots(1, count, figsize=(width, 4.8), layout="constrained", squeeze=False, sharey=True)
+def make_panels(count: int, width: float, share_y: bool = True) -> tuple[Any, Any]:
+    """Return a figure with `count` panels side by side, and the panels."""
+    figure, axes = plt.subplots(1, count, figsize=(width, 4.8), layout="constrained", squeeze=False, sharey=share_y)
     return figure, axes[0]
 
 
@@ -41,7 +43,12 @@ def set_log_axes(axis: Any, rows: Sequence[int], ticks: Sequence[float]) -> None
     axis.grid(axis="y", color="0.9", linewidth=0.6)
 
 
-def save(figure: Any, path: Path) -> None:
+def whole_numbers() -> Any:
+    """Return a locator of ticks at whole numbers, about four of them."""
+    return MaxNLocator(4, integer=True)
+
+
+def save(figure: Any, path: Path, dpi: int = 110) -> None:
     """Write the figure to a file."""
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from benchmarks.cpu.contenders.names import CONTENDERS, FLOOR, MODEL_GRAPH, ORIGINAL, PRODUCT, THIS
+from benchmarks.cpu.contenders.names import ALTERNATIVES, CONTENDERS, FLOOR, MODEL_GRAPH, ORIGINAL, PRODUCT, THIS
+from benchmarks.cpu.contenders.uses import USES
 from benchmarks.cpu.processes import PROCESSES
 from benchmarks.cpu.processes import ROWS as PROCESS_ROWS
 from benchmarks.cpu.sweep import LARGEST_RATIO, slowest
@@ -15,12 +16,19 @@ def table(result: Line) -> str:
     """Return all tables of a file of results, each below its heading."""
     parts = []
     if result.get("grid"):
-        parts += ["## All six hooks, error term on", grid_table(result["grid"]), grid_note(result)]
+        for use, lines in lines_by_use(result["grid"]).items():
+            parts += [f"## {USES[use].title.capitalize()}", grid_table(lines), rival_table(lines)]
+        parts += [ahead_note(result["grid"]), grid_note(result)]
     if result.get("sweep"):
         parts += ["## From no feature on to all", sweep_table(result["sweep"]), sweep_note(result["sweep"])]
     if result.get("processes"):
         parts += ["## Whole processes", process_table(result["processes"]), process_note(result["processes"])]
     return "\n\n".join(parts)
+
+
+def lines_by_use(lines: list[Line]) -> dict[str, list[Line]]:
+    """Return the lines of the grid by use."""
+    return {use: found for use in USES if (found := [line for line in lines if line["use"] == use])}
 
 
 def grid_table(lines: list[Line]) -> str:
@@ -38,17 +46,46 @@ def grid_table(lines: list[Line]) -> str:
     return markdown_table(headings, rows)
 
 
+def rival_table(lines: list[Line]) -> str:
+    """Return the time of every contender that a user can run instead, divided by that of this project."""
+    headings = ("d_in x d_sae", "frequencies", "rows", *(CONTENDERS[name].title for name in ALTERNATIVES))
+    return markdown_table(headings, [
+        [size_cell(line), line["frequencies"], str(line["rows"]),
+         *(ratio_of(line, THIS, name) for name in ALTERNATIVES)]
+        for line in lines
+    ])  # fmt: skip
+
+
+def ahead_note(lines: list[Line]) -> str:
+    """Return for each use which alternatives take less time than this project, by the medians, and how much less."""
+    sentences = []
+    for use, of_use in lines_by_use(lines).items():
+        found = []
+        for name in ALTERNATIVES:
+            ratios = [line["over_this"][name][0] for line in of_use if name in line["over_this"]]
+            if ahead := [ratio for ratio in ratios if ratio < 1]:
+                share = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (min(ahead), max(ahead))))
+                found.append(
+                    f"{CONTENDERS[name].title} in {len(ahead)} of {len(ratios)} rows, with {share} of this project's"
+                )
+        less = "; ".join(found) if found else f"no alternative, in any of {len(of_use)} rows"
+        sentences.append(f"With {USES[use].title}, less time is taken by {less}.")
+    return "\n\n".join(sentences)
+
+
 def grid_note(result: Line) -> str:
     """Return how the grid was measured, and which contenders are missing."""
-    versions = ", ".join(f"{name} {result[name]}" for name in ("torch", "onnxruntime", "numpy"))
+    measured = result["grid_measured"]
+    libraries = ("torch", "onnxruntime", "numpy", *(one.library for one in CONTENDERS.values() if one.library))
+    versions = ", ".join(f"{name} {measured[name]}" for name in libraries if measured.get(name))
     reasons = {name: reason for line in result["grid"] for name, reason in line["absent"].items()}
     absent = "".join(f" {CONTENDERS[name].title} is missing: {reason}." for name, reason in sorted(reasons.items()))
     return (
         "Each contender runs in its own process, and they take turns in random order. Each value is the median over "
-        "rounds, with the quartiles in brackets. Features on: for any of the rows. Floor: the encoder's product in "
-        "ONNX Runtime, and a copy of everything else that is written. "
-        f"{result['date']}, {result['processor']}, {result['threads']} threads each, "
-        f"Python {result['python']}, {versions}.{absent}"
+        "rounds, with the quartiles in brackets. Features on: for any of the rows. Product: the encoder's, in ONNX "
+        "Runtime, OpenVINO or NumPy, whichever is fastest. Floor: the product, and a copy of everything else that is "
+        f"written. {measured['date']}, {measured['processor']}, {measured['threads']} threads each, "
+        f"Python {measured['python']}, {versions}.{absent}"
     )
 
 
@@ -107,4 +144,5 @@ def l0_cell(line: Line) -> str:
 
 def time_cell(line: Line, name: str) -> str:
     """Return a contender's median time in milliseconds."""
-    return f"{line['ms'][name][0]:.2f}"
+    milliseconds = line["ms"][name][0]
+    return f"{milliseconds:.{2 if milliseconds >= 1 else 3}f}"

@@ -4,7 +4,7 @@ import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -29,7 +29,7 @@ from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, InputError, IntegrityError, SAEError
 from .loading import LoadedGraphs, in_background
 from .route import Choice, choose_graph, smallest_graph, variant_of
-from .selection import Selection
+from .selection import Selection, tokens_at_once
 
 
 class Graphs(LoadedGraphs):
@@ -119,9 +119,31 @@ class Graphs(LoadedGraphs):
                 raise self._cannot_load(held.path, error) from error
             output = TensorSpec(HOOK_ACTS_POST, self.manifest.sae.dtype, (TOKENS, len(ids)))
             spec = dataclasses.replace(self.manifest.graphs[graph], outputs=(output,))
-            selection = Selection(ids, f"{graph} of {len(ids)} features", spec, session, self._backend.release_session)
+            at_once = tokens_at_once(self.manifest.sae, self._device, self.block_tokens)
+            name = f"{graph} of {len(ids)} features"
+            selection = Selection(ids, name, spec, at_once, session, self._backend.release_session)
             self._selections.add(selection)
         return selection
+
+    def run_at_once(self, selection: Selection, rows: Array) -> Array:
+        """Return the activations of the features of a selection, `(tokens, m)`, in one call of ONNX Runtime.
+
+        A few features take microseconds. What the backend does for other graphs, which run in blocks and in chains of
+        sessions, would take longer.
+
+        Args:
+            selection: The features.
+            rows: Tokens that its session can read, from `Selection.rows_of`.
+
+        Raises:
+            SAEError: The session was closed.
+        """
+        self.check_process()
+        feeds = {selection.spec.inputs[0].name: rows}
+        try:
+            return self._session_of(selection).run([HOOK_ACTS_POST], feeds)[0]
+        except Exception as error:
+            self._explain(error, selection.name, feeds)
 
     def run_selection(self, selection: Selection, feeds: Mapping[str, TensorValue]) -> TensorValue:
         """Return the activations of the features of a selection, `(tokens, m)`.
@@ -129,14 +151,18 @@ class Graphs(LoadedGraphs):
         Raises:
             SAEError: The session was closed.
         """
-        session = selection.session
-        if session is None:
-            self.check_open()
-        assert session is not None
+        session = self._session_of(selection)
         given = {name: feeds[name] for name in (tensor.name for tensor in selection.spec.inputs)}
         _check_result(selection.spec, given, [HOOK_ACTS_POST])
         (values,) = self._run(session, selection.name, selection.spec, given, [HOOK_ACTS_POST])
         return values
+
+    def _session_of(self, selection: Selection) -> ort.InferenceSession:
+        session = selection.session
+        if session is None:
+            self.check_open()
+        assert session is not None
+        return session
 
     def _run(
         self,
@@ -150,12 +176,14 @@ class Graphs(LoadedGraphs):
         try:
             return self.backend.run(session, spec, given, list(names), blocks)
         except Exception as error:
-            if not is_from_onnx_runtime(error):
-                raise
-            shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
-            raise SAEError(
-                f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}"
-            ) from error
+            self._explain(error, graph, given)
+
+    def _explain(self, error: Exception, graph: str, given: Mapping[str, TensorValue]) -> NoReturn:
+        """Raise an error of ONNX Runtime as an `SAEError` that says what was run with what, and any other as it is."""
+        if not is_from_onnx_runtime(error):
+            raise error
+        shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
+        raise SAEError(f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}") from error
 
     def inputs(self, graph: str) -> list[str]:
         """Return the names of a graph's inputs, in order.

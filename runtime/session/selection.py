@@ -2,11 +2,16 @@
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
+from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.tensor import Array
-from ..artifact.manifest import GraphSpec
+from ..artifact.manifest import GraphSpec, SAEConfig
+from ..devices.blocks import default_block
+from ..devices.start import CPU, Device
 
 
 class Selection:
@@ -16,6 +21,8 @@ class Selection:
         ids: Ids of the features, `(m,)`.
         name: What it is, for messages.
         spec: Its inputs and its output.
+        at_once: Largest number of tokens that one call of the ONNX Runtime session computes from an array of the host,
+            to an array of the host; 0 if the backend has to run it.
         session: Its ONNX Runtime session; None after the `SAESession` was closed.
     """
 
@@ -24,17 +31,36 @@ class Selection:
         ids: Array,
         name: str,
         spec: GraphSpec,
+        at_once: int,
         session: ort.InferenceSession,
         release: Callable[[ort.InferenceSession], None],
     ) -> None:
         self.ids = ids
         self.name = name
         self.spec = spec
+        self.at_once = at_once
+        self._dtype, self._width = DTYPES[spec.inputs[0].dtype].numpy, int(spec.inputs[0].shape[-1])
         self.session: ort.InferenceSession | None = session
         self._finalizer = weakref.finalize(self, release, session)
         self._finalizer.atexit = False
+
+    def rows_of(self, x: Any) -> Array | None:
+        """Return the tokens of an array, `(tokens, d_in)`, if the ONNX Runtime session can read them as they are.
+
+        Otherwise return None: the array has to be converted or refused, or it has more tokens than one call computes.
+        """
+        if type(x) is not np.ndarray or x.dtype != self._dtype or x.shape[-1:] != (self._width,):
+            return None
+        return x.reshape(-1, self._width) if x.size <= self.at_once * self._width else None
 
     def release(self) -> None:
         """Free the ONNX Runtime session."""
         self.session = None
         self._finalizer()
+
+
+def tokens_at_once(cfg: SAEConfig, device: Device, block_tokens: int) -> int:
+    """Return up to how many tokens a selection runs without a backend; see `Selection.at_once`."""
+    if device.kind != CPU or cfg.dtype == BFLOAT16:  # ONNX Runtime's `run` does not take ml_dtypes' arrays
+        return 0
+    return min(block_tokens, default_block(cfg))

@@ -44,9 +44,11 @@ class FeatureWatch:
             InputError: `x` has another shape or dtype than `SAESession.encode` takes.
             SAEError: The session is closed.
         """
-        graphs = self._graphs
+        graphs, selection, edits = self._graphs, self._selection, active_interventions(self._hooks)
+        if not edits and (rows := selection.rows_of(x)) is not None:
+            return graphs.run_at_once(selection, rows).reshape(*x.shape[:-1], len(self.ids))
         batch = Batch.of(x, graphs.manifest.sae, given=graphs.backend.import_array)
-        return encode_selection(graphs, batch, self._selection, active_interventions(self._hooks))
+        return encode_selection(graphs, batch, selection, edits)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied.
