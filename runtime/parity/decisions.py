@@ -1,33 +1,30 @@
-"""Says which features a graph may switch on or off where two correct programs differ.
+"""The decisions of the parity rule, which is `docs/parity.md`: which features a graph may switch on or off.
 
 Rounding decides about a feature whose preactivation is at a threshold, or as large as the k-th largest. In half
 precision a wide SAE has such features on nearly every token. How large the difference is says nothing about which
-decision is correct. Each stage is therefore judged by itself, on the values that the original gave to it, and a graph
-that consists of several stages is held to the stages of its own artifact:
+decision is correct. Each stage is therefore judged on the values before it:
 
-    output                    is computed from          must be
-    ------------------------  ------------------------  --------------------------------------------------------
-    acts_pre                  the input                 the truth; no decision precedes it
-    acts_post of `activate`   the original's acts_pre   the truth, on and off as in the original
-    acts_post of any other    the graph's own acts_pre  the truth, on and off as `activate` decides for that acts_pre
-    graph                                               or for one a rounding away, because the graph may decide before
-                                                        it rounds; if the graph does not output its acts_pre, for some
-                                                        acts_pre within its budget
-    recons of `decode`        the original's acts_post  the truth
-    recons and error of any   the graph's own acts_post the truth; on tokens with other decisions than the original's,
-    other graph                                         what `decode` gives for that acts_post
+    output                     from                      must be
+    -------------------------  ------------------------  ----------------------------------------------------------
+    acts_pre                   the input                 the truth
+    acts_post of `activate`    the original's acts_pre   the truth, with the original's decisions
+    acts_post of other graphs  the graph's acts_pre      the truth, with the decisions of `activate`
+    recons of `decode`         the original's acts_post  the truth
+    recons, error of others    the graph's acts_post     the truth; on tokens with other decisions, what `decode` gives
 
-"The truth" decides as the original did: its activations and what follows from them are computed after the original's
-decisions.
+A graph decides as `activate` decides for the graph's acts_pre, or for one that is moved by a rounding in favour of the
+graph's decisions, because a graph may decide before it rounds. If the graph does not return its acts_pre, it is the
+truth's, moved by its tolerance. A token has other decisions if one changes an activation by more than its tolerance.
 
 For two kinds of features acts_pre does not determine the decision, and both decisions are correct. The class of the
-original tells which they are (`HookedSAE.undetermined`), and they are called *uncertain*:
+original tells which they are (`HookedSAE.undetermined`), and they are called *uncertain*. If one is on, its activation
+is its acts_pre.
 
-- In a top-k, features that tie exactly for the last place. As many features must be on as in the original.
-- Features with a gate within rounding of its threshold. Over the batch, at most `FACTOR` times as many may be decided
-  differently from the original as the original decides differently from the truth alone, plus `ALLOWED_CHANCE_FLIPS`.
-
-If an uncertain feature is on, its activation is its preactivation.
+- In a top-k, features that tie exactly for the last place. `activate` must have as many on as the original; for the
+  other graphs, the acts_pre that may be moved explains them.
+- Features with a gate within rounding of its threshold. Over the batch, each graph may decide at most `FACTOR` times as
+  many differently from the original as the original decides differently from the truth alone, plus
+  `ALLOWED_CHANCE_FLIPS`.
 """
 
 from collections.abc import Callable
@@ -42,8 +39,8 @@ from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_REC
 from .reference import Hooks, Reference, SteeredReference, derive_outputs
 
 Stage: TypeAlias = Callable[[Array, Array], Array]
-"""A stage as a function of some tokens of a batch: `stage(mask, values)` with the mask of the tokens, `(tokens,)` bool,
-and the values that these tokens have before the stage. It returns the values after it."""
+"""A stage as a function of some tokens of a batch: `stage(tokens, values)` with a mask or the indices of the tokens,
+and the values that they have before the stage. It returns the values after it."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def _explain_support(reference: Reference, acts_post: Array, own_pre: Array | No
     """Return the reference with the decisions of `activate` for the graph's acts_pre, or for one close to it.
 
     Args:
-        reference: The reference with the decisions of the original, and with the graph's about gates at their threshold.
+        reference: The reference with the decisions of the original, but about uncertain gates with those of the graph.
         acts_post: The graph's activations.
         own_pre: The graph's acts_pre, which may move by a unit in the last place; None lets the truth's move by its
             tolerance.
@@ -140,7 +137,9 @@ def _explain_support(reference: Reference, acts_post: Array, own_pre: Array | No
         if not len(tokens):
             break
         given = pre[tokens]
-        step = 2 * FLOOR[reference.dtype] * np.abs(given) if own_pre is not None else reference.acts_pre_tolerance[tokens]
+        step = (
+            2 * FLOOR[reference.dtype] * np.abs(given) if own_pre is not None else reference.acts_pre_tolerance[tokens]
+        )
         moved = move(given, np.where(on[tokens], step, -step))
         found = decide(tokens, moved)
         explained = ((found != 0) == on[tokens]).all(axis=1)
