@@ -95,6 +95,7 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\(.*\)"\]$$/\1/p' pyproject.t
 parity: .venv/ready
 	.venv/bin/python -m benchmarks.losses.parity
 	.venv/bin/python -m benchmarks.losses.faults
+	.venv/bin/python -m benchmarks.losses.gates
 
 # Measures the cost of all six hooks, of the strongest features and of watched ones, compared with PyTorch, torch.compile,
 # plain ONNX exports, OpenVINO, SAELens and NumPy (20 minutes).

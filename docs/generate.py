@@ -21,7 +21,7 @@ from benchmarks.costs import export, graft, memory, steer, watch
 from benchmarks.cpu.__main__ import RESULTS as SPEED
 from benchmarks.cpu.contenders.uses import ALL_HOOKS, FEATURES, WATCH
 from benchmarks.gpu.report import tables as gpu
-from benchmarks.losses import faults, half, int8
+from benchmarks.losses import faults, gates, half, int8
 from benchmarks.report import tables
 from runtime.artifact.contracts import CONTRACTS, HALF_CONTRACTS
 from runtime.artifact.folder import read_artifact
@@ -315,6 +315,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "half": lambda: half.table(results(half.RESULTS)),
     "half-measured": lambda: measured(half.RESULTS, "make bench-half"),
     "parity-factor": parity_factor,
+    "gates": lambda: gates.sentence(results(gates.RESULTS)),
     "faults": lambda: faults.table(results(faults.RESULTS)),
     "faults-measured": lambda: measured(faults.RESULTS, "make parity"),
     "steering": steering,

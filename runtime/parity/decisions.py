@@ -1,33 +1,30 @@
-"""Says which features a graph may switch on or off where two correct programs differ.
+"""The decisions of the parity rule, which is `docs/parity.md`: which features a graph may switch on or off.
 
 Rounding decides about a feature whose preactivation is at a threshold, or as large as the k-th largest. In half
 precision a wide SAE has such features on nearly every token. How large the difference is says nothing about which
-decision is correct. Each stage is therefore judged by itself, on the values that the original gave to it, and a graph
-that consists of several stages is held to the stages of its own artifact:
+decision is correct. Each stage is therefore judged on the values before it:
 
-    output                    is computed from          must be
-    ------------------------  ------------------------  --------------------------------------------------------
-    acts_pre                  the input                 the truth; no decision precedes it
-    acts_post of `activate`   the original's acts_pre   the truth, on and off as in the original
-    acts_post of any other    the graph's own acts_pre  the truth, on and off as `activate` decides for that acts_pre
-    graph                                               or for one a rounding away, because the graph may decide before
-                                                        it rounds; if the graph does not output its acts_pre, for some
-                                                        acts_pre within its budget
-    recons of `decode`        the original's acts_post  the truth
-    recons and error of any   the graph's own acts_post the truth; on tokens with other decisions than the original's,
-    other graph                                         what `decode` gives for that acts_post
+    output                     from                      must be
+    -------------------------  ------------------------  ----------------------------------------------------------
+    acts_pre                   the input                 the truth
+    acts_post of `activate`    the original's acts_pre   the truth, with the original's decisions
+    acts_post of other graphs  the graph's acts_pre      the truth, with the decisions of `activate`
+    recons of `decode`         the original's acts_post  the truth
+    recons, error of others    the graph's acts_post     the truth; on tokens with other decisions, what `decode` gives
 
-"The truth" decides as the original did: its activations and what follows from them are computed after the original's
-decisions.
+A graph decides as `activate` decides for the graph's acts_pre, or for one that is moved by a rounding in favour of the
+graph's decisions, because a graph may decide before it rounds. If the graph does not return its acts_pre, it is the
+truth's, moved by its tolerance. A token has other decisions if one changes an activation by more than its tolerance.
 
 For two kinds of features acts_pre does not determine the decision, and both decisions are correct. The class of the
-original tells which they are (`HookedSAE.undetermined`), and they are called *uncertain*:
+original tells which they are (`HookedSAE.undetermined`), and they are called *uncertain*. If one is on, its activation
+is its acts_pre.
 
-- In a top-k, features that tie exactly for the last place. As many features must be on as in the original.
-- Features with a gate within rounding of its threshold. Over the batch, at most `FACTOR` times as many may be decided
-  differently from the original as the original decides differently from the truth alone, plus `ALLOWED_CHANCE_FLIPS`.
-
-If an uncertain feature is on, its activation is its preactivation.
+- In a top-k, features that tie exactly for the last place. `activate` must have as many on as the original; for the
+  other graphs, the acts_pre that may be moved explains them.
+- Features with a gate within rounding of its threshold. Over the batch, each graph may decide at most `FACTOR` times as
+  many differently from the original as the original decides differently from the truth alone, plus
+  `ALLOWED_CHANCE_FLIPS`.
 """
 
 from collections.abc import Callable
@@ -42,11 +39,8 @@ from ..artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE, HOOK_ERROR, HOOK_REC
 from .reference import Hooks, Reference, SteeredReference, derive_outputs
 
 Stage: TypeAlias = Callable[[Array, Array], Array]
-"""A stage as a function of some tokens of a batch: `stage(mask, values)` with the mask of the tokens, `(tokens,)` bool,
-and the values that these tokens have before the stage. It returns the values after it."""
-
-MIN_SHRINK = 2.0**-24
-"""Smallest factor by which an activation is scaled back when its preactivation is moved back across zero."""
+"""A stage as a function of some tokens of a batch: `stage(tokens, values)` with a mask or the indices of the tokens,
+and the values that they have before the stage. It returns the values after it."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +67,8 @@ def follow_graph(reference: Reference, outputs: Hooks, stages: Stages) -> Refere
     if reference.rounded:
         return reference
     acts_post = outputs[HOOK_ACTS_POST]
-    followed = _explain_support(reference, acts_post, outputs.get(HOOK_ACTS_PRE), stages.activate)
-    if reference.flips is not None:
-        followed = adopt_decisions(followed, acts_post)
+    with_gates = reference if reference.flips is None else adopt_decisions(reference, acts_post)
+    followed = _explain_support(with_gates, acts_post, outputs.get(HOOK_ACTS_PRE), stages.activate)
     moved = np.abs(followed.truth[HOOK_ACTS_POST] - reference.truth[HOOK_ACTS_POST])
     # At the kink of a ReLU a feature changes by less than the tolerance of acts_pre: the budgets cover that.
     diverging = (moved > reference.acts_pre_tolerance).any(axis=1)
@@ -122,37 +115,47 @@ def follow_steered_graph(steered: SteeredReference, clean: Reference, acts_post:
 
 
 def _explain_support(reference: Reference, acts_post: Array, own_pre: Array | None, activate: Stage) -> Reference:
-    """Return the reference with the decisions of `activate` on the graph's acts_pre, or on one close to it.
+    """Return the reference with the decisions of `activate` for the graph's acts_pre, or for one close to it.
 
     Args:
-        reference: The reference with the decisions of the original.
+        reference: The reference with the decisions of the original, but about uncertain gates with those of the graph.
         acts_post: The graph's activations.
-        own_pre: The graph's acts_pre, which may move by one rounding; None lets the truth's move within its budget.
+        own_pre: The graph's acts_pre, which may move by a unit in the last place; None lets the truth's move by its
+            tolerance.
         activate: The activation function of the same artifact.
     """
-    pre = (reference.truth[HOOK_ACTS_PRE] if own_pre is None else own_pre).astype(np.float64)
-    step = reference.acts_pre_tolerance if own_pre is None else 2 * FLOOR[reference.dtype] * np.abs(pre)
     on, truth = acts_post != 0, reference.truth[HOOK_ACTS_POST]
-    must_explain = ~reference.is_uncertain | (reference.flips is None)  # acts_pre explains a tie, too
-    decided = activate(np.ones(len(on), bool), pre).astype(np.float64)
-    contested = (((decided != 0) != on) & must_explain).any(axis=1)
-    outwards = np.where(on, np.sign(acts_post), np.sign(pre))
-    # Move each preactivation as far as it may go in favour of the graph's decision. First by size: away from zero if
-    # the feature is on, towards zero but not across it if it is off. Then by sign, for activation functions that do not
-    # switch on what is large: upwards if the feature is on, downwards if it is off.
-    for favour in (
-        np.where(on, step * outwards, -np.minimum(step, np.abs(pre)) * outwards),
-        np.where(on, step, -step),
-    ):
-        if not contested.any():
+    pre = (reference.truth[HOOK_ACTS_PRE] if own_pre is None else own_pre).astype(np.float64)
+    gates = reference.is_uncertain & (reference.flips is not None)
+
+    def decide(tokens: Array, acts_pre: Array) -> Array:
+        return np.where(gates[tokens], truth[tokens], activate(tokens, acts_pre))
+
+    decided = decide(np.ones(len(on), bool), pre)
+    for move in (_move_by_size, _move_by_value):
+        tokens = np.flatnonzero(((decided != 0) != on).any(axis=1))
+        if not len(tokens):
             break
-        moved = (pre + favour)[contested]
-        found = activate(contested, moved).astype(np.float64)
-        explains = ~(((found != 0) != on[contested]) & must_explain[contested]).any(axis=1)
-        # The move changed the activation in proportion to its preactivation; scale it back.
-        back = np.clip(pre[contested] / np.where(moved == 0, 1.0, moved), MIN_SHRINK, 1 / MIN_SHRINK)
-        places = np.flatnonzero(contested)[explains]
-        decided[places] = (found * back)[explains]
-        contested[places] = False
-    changed = ((decided != 0) != (truth != 0)) & must_explain
+        given = pre[tokens]
+        step = (
+            2 * FLOOR[reference.dtype] * np.abs(given) if own_pre is not None else reference.acts_pre_tolerance[tokens]
+        )
+        moved = move(given, np.where(on[tokens], step, -step))
+        found = decide(tokens, moved)
+        explained = ((found != 0) == on[tokens]).all(axis=1)
+        # The activation moved in proportion to its preactivation. Undo that, and leave on what is on.
+        back = np.maximum(given / np.where(moved == 0, 1.0, moved), np.finfo(np.float64).eps)
+        decided[tokens[explained]] = (found * back)[explained]
+    changed = (decided != 0) != (truth != 0)
     return reference.with_truth({HOOK_ACTS_POST: np.where(changed, decided, truth)}) if changed.any() else reference
+
+
+def _move_by_size(acts_pre: Array, by: Array) -> Array:
+    """Return preactivations whose absolute values are larger by `by`, but not below zero."""
+    return np.copysign(np.maximum(np.abs(acts_pre) + by, 0.0), acts_pre)
+
+
+def _move_by_value(acts_pre: Array, by: Array) -> Array:
+    """Return preactivations that are larger by `by`, for activation functions that do not switch on what is large."""
+    moved: Array = acts_pre + by
+    return moved

@@ -1,46 +1,28 @@
-"""The parity rule: how an error is measured and how large it may be, with the reason for each tolerance.
+"""The truth, errors and budgets of the parity rule, which is `docs/parity.md`, for the tokens of a batch.
 
-The truth is what the same weights give in float64. The error of a tensor `y` at a hook is measured twice, both times
-relative to `s`, the size of the values that `y` was computed from:
+The truth is what the same weights give in float64, with the original's decisions. With `rms` for the root of the mean
+square over the elements of one token, all of them of the truth:
 
-    token   = max over tokens   of  ||y - truth|| / s
-    element = max over elements of  |y - truth| * sqrt(width) / s
+    token error   = max over tokens   of rms(y - truth) / s
+    element error = max over elements of |y - truth| / s
+    s             = rms(acts_pre)              for hook_sae_acts_pre and hook_sae_acts_post
+                    rms(input) + rms(recons)   for hook_sae_recons, hook_sae_error and hook_sae_output
+    budget        = FACTOR * error of the original + number of roundings * FLOOR[dtype]
+    tolerance     = element budget of acts_pre * s
 
-    s = ||acts_pre||            for hook_sae_acts_pre and hook_sae_acts_post
-    s = ||input|| + ||recons||  for hook_sae_recons, hook_sae_error and hook_sae_output
+`input` stands for the target of a transcoder with the error term. In rms(acts_pre) no feature counts as more than
+`OUTLIER_RATIO` times the median of those that are not 0, and the `s` of a feature is at least its own acts_pre divided
+by `OUTLIER_RATIO`. `runtime.artifact.budgets` has the other constants, and counts the roundings.
 
-For a transcoder with the error term, `input` stands for the target. The token error detects an error that is spread
-over many elements, such as that of a product in lower precision. The element error detects a concentrated one, such as
-that of one wrong weight.
+In half precision each column is judged as well, a feature of acts_pre or a dimension of the recons of `decode`:
 
-`s` is not the norm of `y` itself, because a ReLU sets values to zero and an error term subtracts them: the norm of `y`
-can be arbitrarily small, even zero, while its rounding errors are not.
+    column error  = root of the mean over tokens of ((y - truth) / s)^2
+    column budget = the larger one of FACTOR * column error of the original, and that of one rounding of the truth
 
-One huge preactivation must not widen the tolerance of all other features. A feature that is switched off by a bias of
--1e9 has one. A preactivation above `OUTLIER_RATIO` times the token's median therefore enters the norm with that
-multiple only, and its own error is measured relative to its own size.
+Under an intervention `s = rms(input) + rms(recons) + rms(recons of the clean pass)`, the error of the original is the
+larger one of both passes, and recons and output have one rounding more.
 
-The budget is calibrated by the error of the PyTorch original, measured in the same way, in the same dtype and on the
-same inputs:
-
-    budget = FACTOR * error of the original + FLOOR[dtype] * number of roundings of the result
-
-so that one rule holds for every size, dtype and device. `runtime.artifact.budgets` has its constants, and counts the
-roundings.
-
-With an intervention, the graph computes the clean reconstruction and adds an update. Both passes then count:
-`s = ||input|| + ||recons|| + ||clean recons||`, the error of the original is the larger one of the two passes, and the
-sum has one rounding more. The reason is cancellation. An edit that ablates every feature leaves `b_dec`, which the
-original has without any error, while the graph has it as the difference of two large values.
-
-In half precision, rounding hides a wrong weight in every single token, but not in the batch. There each column of
-acts_pre and of the recons of `decode`, which is a feature or a dimension of the reconstruction, is judged as well:
-
-    column        = root of the mean over tokens of ((y - truth) * sqrt(width) / s)^2
-    column budget = the larger one of FACTOR * column of the original, and one rounding of the result
-
-Errors say nothing about a feature that is on in one correct program and off in another. `runtime.parity.decisions` has
-the rule for those.
+`runtime.parity.decisions` has the rule for features that are on in one correct program and off in another.
 """
 
 import dataclasses
@@ -81,7 +63,8 @@ OUTLIER_RATIO = 32
 """Multiple of its token's median above which a preactivation counts as an outlier."""
 
 ALLOWED_CHANCE_FLIPS = 8
-"""Number of gate decisions that may differ even if the original, by chance, decides everything as the truth does."""
+"""Number of gate decisions that may differ even if the original, by chance, decides everything as the truth does. It
+matters in float32, where the original decides 0 to 2 of four million gates otherwise (`benchmarks.losses.gates`)."""
 
 COMPUTED_HOOKS = HOOK_NAMES[1:]
 
@@ -178,7 +161,7 @@ class Reference:
         """Whether a feature's activation is judged by its size only, be it on or off, `(tokens, d_sae)`."""
         return np.zeros(self.truth[HOOK_ACTS_POST].shape, bool)
 
-    @property
+    @cached_property
     def acts_pre_tolerance(self) -> Array:
         """How far each preactivation may be from the truth, `(tokens, d_sae)`."""
         return self.budget(HOOK_ACTS_PRE).element * self.scale(HOOK_ACTS_PRE)
@@ -207,8 +190,10 @@ class Reference:
         return derive_outputs(replaced, error, self.use_error_term)
 
     def with_truth(self, truth: Hooks, **more: Any) -> "Reference":
-        """Return the reference with the truth of some hooks replaced, and with the same budgets."""
-        return dataclasses.replace(self, truth={**self.truth, **truth}, recorded=self.budgets, **more)
+        """Return the reference with the truth of some hooks after acts_pre replaced, and with the same budgets."""
+        changed = dataclasses.replace(self, truth={**self.truth, **truth}, recorded=self.budgets, **more)
+        changed.__dict__["_sizes_of_features"] = self._sizes_of_features  # of acts_pre, and slow to compute
+        return changed
 
     @cached_property
     def budgets(self) -> Budgets:
@@ -222,9 +207,9 @@ class Reference:
         return budget_of(self.own_errors(hook), hook, self.dtype, self.is_steered)
 
     def scale(self, hook: str) -> Array:
-        """Return `s / sqrt(width)` as the module defines it, `(tokens, 1)`, or `(tokens, d_sae)` for features."""
+        """Return `s` of the module's docstring, `(tokens, 1)`, or `(tokens, d_sae)` for features."""
         if hook in FEATURE_HOOKS:
-            return self._feature_scale
+            return self._sizes_of_features[1]
         return _rms(self.error_target) + _rms(self.truth[HOOK_RECONS])
 
     def token_scale(self, hook: str) -> Array:
@@ -233,19 +218,17 @@ class Reference:
         With it, a program in any language can compute `scale`. It is the same number for every element, except that for
         features it is at least `abs(truth of acts_pre) / OUTLIER_RATIO`.
         """
-        return (self._typical_preactivation if hook in FEATURE_HOOKS else self.scale(hook))[:, 0]
+        return (self._sizes_of_features[0] if hook in FEATURE_HOOKS else self.scale(hook))[:, 0]
 
     @cached_property
-    def _typical_preactivation(self) -> Array:
+    def _sizes_of_features(self) -> tuple[Array, Array]:
+        """The size of a preactivation that is no outlier, `(tokens, 1)`, and that of each, `(tokens, d_sae)`."""
         size = np.abs(self.truth[HOOK_ACTS_PRE])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a token whose preactivations are all zero has no median
             median = np.nanmedian(np.where(size > 0, size, np.nan), axis=1, keepdims=True)
-        return _rms(np.minimum(size, OUTLIER_RATIO * np.nan_to_num(median)))
-
-    @cached_property
-    def _feature_scale(self) -> Array:
-        return np.maximum(self._typical_preactivation, np.abs(self.truth[HOOK_ACTS_PRE]) / OUTLIER_RATIO)
+        typical = _rms(np.minimum(size, OUTLIER_RATIO * np.nan_to_num(median)))
+        return typical, np.maximum(typical, size / OUTLIER_RATIO)
 
     def own_errors(self, hook: str) -> Errors:
         """Return the errors of the original, which calibrate the budget."""
@@ -257,12 +240,22 @@ class Reference:
 
     def errors(self, hook: str, y: Array) -> Errors:
         """Return the token error and the element error of `y`."""
-        token, element = self._error_arrays(hook, y)
-        return Errors(float(token.max(initial=0.0)), float(element.max(initial=0.0)))
+        elements = self.element_errors(hook, y)
+        return Errors(float(_rms(elements).max(initial=0.0)), float(elements.max(initial=0.0)))
+
+    def element_errors(self, hook: str, y: Array) -> Array:
+        """Return the error of each element of `y`, `(tokens, width)`."""
+        errors = _rows(y).astype(np.float64)
+        errors -= _rows(self.truth[hook])
+        np.abs(errors, out=errors)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            errors /= self.scale(hook)
+        errors[np.isnan(errors)] = 0.0  # where the scale is 0, only the truth itself has error 0
+        return errors
 
     def token_errors(self, hook: str, y: Array) -> Array:
         """Return the error of each token of `y`, `(tokens,)`."""
-        return self._error_arrays(hook, y)[0]
+        return _rms(self.element_errors(hook, y))[:, 0]
 
     @property
     def judges_columns(self) -> bool:
@@ -271,7 +264,7 @@ class Reference:
 
     def column_errors(self, hook: str, y: Array) -> Array:
         """Return the error of each column of `y`, the root of its mean square over the tokens, `(width,)`."""
-        return _column_rms(self._error_arrays(hook, y)[1])
+        return _column_rms(self.element_errors(hook, y))
 
     def column_budgets(self, hook: str) -> Array:
         """Return the largest error that each column may have, `(width,)`: the original's, or one rounding."""
@@ -281,14 +274,7 @@ class Reference:
 
     def worst(self, hook: str, y: Array) -> tuple[int, ...]:
         """Return the index of the element of `y` with the largest error."""
-        _, element = self._error_arrays(hook, y)
-        return index_of(int(np.argmax(element)), y.shape)
-
-    def _error_arrays(self, hook: str, y: Array) -> tuple[Array, Array]:
-        difference = np.abs(_rows(y).astype(np.float64) - _rows(self.truth[hook]))
-        with np.errstate(divide="ignore", invalid="ignore"):  # where the scale is 0, only the truth itself has error 0
-            element = np.nan_to_num(difference / self.scale(hook), nan=0.0, posinf=np.inf)
-        return _rms(element)[:, 0], element
+        return index_of(int(np.argmax(self.element_errors(hook, y))), y.shape)
 
 
 @dataclass(frozen=True)
@@ -332,7 +318,7 @@ class SteeredReference(Reference):
         return free
 
     def scale(self, hook: str) -> Array:
-        """Return `s / sqrt(width)` as the module defines it, `(tokens, 1)`, or `(tokens, d_sae)` for features."""
+        """Return `s` of the module's docstring, `(tokens, 1)`, or `(tokens, d_sae)` for features."""
         own = super().scale(hook)
         return own if hook in FEATURE_HOOKS else own + _rms(self.clean.truth[HOOK_RECONS])
 
@@ -354,8 +340,8 @@ def _rows(array: Array) -> Array:
 
 def _rms(array: Array) -> Array:
     """Return the norm of each token divided by the square root of its width, `(tokens, 1)` float64."""
-    rows = _rows(array).astype(np.float64)
-    return np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
+    squares = np.square(_rows(array), dtype=np.float64)
+    return np.sqrt(squares.sum(axis=1, keepdims=True)) / np.sqrt(squares.shape[1])
 
 
 def _column_rms(rows: Array) -> Array:

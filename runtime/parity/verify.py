@@ -3,7 +3,6 @@
 import os
 
 from ..arrays.dtypes import FLOAT32
-from ..arrays.tensor import TensorValue
 from ..artifact.contracts import FEATURES, contracts_of
 from ..artifact.folder import Artifact, read_artifact
 from ..artifact.manifest import Manifest
@@ -15,9 +14,9 @@ from ..session.graphs import check_unloaded
 from ..session.session import SAESession
 from .golden import load_golden
 from .proof import judge_graphs
-from .reference import Hooks, SteeredReference
+from .reference import SteeredReference
 from .report import Report
-from .running import run_in_calls
+from .running import SessionRunner
 
 
 def verify(
@@ -137,13 +136,7 @@ def judge_session(session: SAESession, steered: SteeredReference) -> Report:
         except ArtifactError as error:
             report.problems.append(str(error))
 
-    def run(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-        try:
-            return run_in_calls(session, graph, feeds, tokens)
-        finally:
-            session.release(graph)  # one copy of the weights at a time
-
-    judge_graphs([name for name in contracts if name not in skipped], manifest, steered, run, report)
+    judge_graphs([name for name in contracts if name not in skipped], manifest, steered, SessionRunner(session), report)
     return report
 
 

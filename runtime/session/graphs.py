@@ -24,7 +24,7 @@ from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
 from ..devices.forms import TwoForms
 from ..devices.options import Options
-from ..devices.staged import StagedSession
+from ..devices.staged import StagedSession, StageError
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, InputError, IntegrityError, SAEError
 from .loading import LoadedGraphs, in_background
@@ -180,6 +180,8 @@ class Graphs(LoadedGraphs):
 
     def _explain(self, error: Exception, graph: str, given: Mapping[str, TensorValue]) -> NoReturn:
         """Raise an error of ONNX Runtime as an `SAEError` that says what was run with what, and any other as it is."""
+        if isinstance(error, StageError):  # a form of the graph that is only loaded now
+            raise self._cannot_load(self._files.graphs[error.graph].path, error.__cause__) from error.__cause__
         if not is_from_onnx_runtime(error):
             raise error
         shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
