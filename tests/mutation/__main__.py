@@ -22,7 +22,7 @@ MODULES = [
 
 TESTS = [
     *(f"tests/runtime/parity/test_{name}.py" for name in (
-        "parity", "decisions", "columns", "golden", "outputs", "decisions_of_artifacts", "gates")),
+        "reference", "following", "parity", "decisions", "columns", "golden", "outputs", "decisions_of_artifacts", "gates")),
     "tests/saeexport/proof",
     "tests/runtime/parity",
 ]  # fmt: skip
