@@ -27,7 +27,7 @@ def above(threshold, size=lambda pre: pre):
     """Return an activation function that switches on what is larger than a threshold."""
 
     def activate(tokens, pre):
-        assert len(pre) == tokens.sum()
+        assert len(pre) == tokens.sum() > 0  # a graph is not run without a token
         return np.where(size(pre) > threshold, pre, 0)
 
     return activate
@@ -74,6 +74,13 @@ def test_the_decision_of_activate_is_adopted_and_nothing_else():
     assert followed.budgets is reference.budgets
 
 
+def test_the_reconstruction_follows_a_feature_that_is_off_as_well():
+    reference = make_reference([[1.001, 3.0]], acts_post=[[1.001, 3]])
+    followed = follow(reference, above(1), [[0, 3]], [[0.999, 3]], recons=[[0, 0]], decode=Recorded())
+    assert followed.truth[POST].tolist() == [[0, 3]]
+    assert followed.truth[RECONS].tolist() == [[103, 103]]
+
+
 def test_without_a_reconstruction_nothing_is_decoded():
     reference = make_reference([[0.999, 3.0]], acts_post=[[0, 3]])
     followed = follow(reference, above(1), [[1.001, 3]], [[1.001, 3]])
@@ -116,6 +123,11 @@ def test_a_graph_may_decide_before_it_rounds(scale, roundings, explained):
             assert followed.truth[POST] == pytest.approx(post, rel=1e-12)
         else:
             assert followed is reference
+
+
+def test_a_single_feature_may_decide_before_it_rounds():
+    reference = make_reference([[1.0]], acts_post=[[0]])
+    assert is_adopted(reference, above(1), [[1.0]], [[1.0]])
 
 
 def test_a_decision_that_its_acts_pre_contradicts_is_not_adopted():
@@ -202,12 +214,15 @@ def test_a_gate_that_is_certain_is_explained_although_another_is_uncertain():
     """What `activate` decides about the uncertain one does not matter."""
     uncertain = np.array([[True, False]])
     reference = make_reference([[2.0, 0.999]], [[0, 0]], uncertain=uncertain, flips=np.array([1]))
-    assert follow(reference, above(1), [[0, 1.001]], [[2.0, 1.001]]).truth[POST] == pytest.approx(
-        np.array([[0, 1.001]])
-    )
-    assert follow(reference, above(1), [[2, 1.001]], [[2.0, 1.001]]).truth[POST] == pytest.approx(
-        np.array([[2, 1.001]])
-    )
+    for own, post in (([2.001, 1.001], [0, 1.001]), ([2.001, 1.001], [2, 1.001]), ([2.001, 1.0], [0, 1.0])):
+        followed = follow(reference, above(1), [post], [own])
+        assert followed.truth[POST] == pytest.approx(np.float32([post]), abs=1e-12)
+
+
+def test_a_tie_of_the_original_is_no_tie_of_a_graph_with_another_acts_pre():
+    reference = make_reference([[3.0, 3.0, 1.0]], [[3, 0, 0]], uncertain=np.array([[True, True, False]]))
+    assert is_adopted(reference, largest, [[0, 3, 0]], [[3.0, 3.0, 1.0]])
+    assert not is_adopted(reference, largest, [[0, 3, 0]], [[3.001, 3.0, 1.0]])
 
 
 def test_a_tie_gives_its_place_to_as_many_features():

@@ -78,8 +78,8 @@ def test_an_infinite_value_is_named_with_advice(dtype):
 
 
 def test_the_size_of_preactivations_counts_an_outlier_as_32_medians():
-    reference = make_reference([[1000.0, 1.0, -1.0, 1.0], [3.0, 0.0, 0.0, -3.0], [0.0, 0.0, 0.0, 0.0]])
-    typical = [math.sqrt((32**2 + 3) / 4), math.sqrt(18 / 4), 0]
+    reference = make_reference([[1000.0, 1.0, -1.0, 1.0], [-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    typical = [math.sqrt((32**2 + 3) / 4), 3 / 2, 0]
     for hook in (PRE, POST):
         assert reference.token_scale(hook) == pytest.approx(typical)
         assert reference.scale(hook)[0] == pytest.approx([1000 / 32, *typical[:1] * 3])
@@ -91,6 +91,11 @@ def test_the_size_of_a_reconstruction_is_that_of_input_and_reconstruction():
     for hook in (RECONS, ERROR, OUTPUT):
         assert reference.scale(hook).tolist() == [[pytest.approx(math.sqrt(25 / 2) + 3)]]
         assert reference.token_scale(hook) == pytest.approx([math.sqrt(25 / 2) + 3])
+
+
+def test_the_size_of_an_input_whose_square_is_beyond_float32():
+    reference = make_reference([[1.0]], x=[[3e30, 4e30]])
+    assert reference.scale(OUTPUT).tolist() == [[pytest.approx(5e30 / math.sqrt(2))]]
 
 
 def test_the_size_of_a_transcoder_is_that_of_its_target():
@@ -114,6 +119,13 @@ def test_errors_below_and_above_the_truth_count_alike():
         y = reference.original[PRE] + np.float32([[0, sign * 0.5, 0, 0]])
         assert reference.errors(PRE, y) == Errors(token=0.25, element=0.5)
         assert reference.worst(PRE, y) == (0, 1)
+
+
+@pytest.mark.parametrize(("budget", "passes"), [(0.5, True), (np.nextafter(0.5, 0), False)])
+def test_an_error_may_be_as_large_as_its_budget(budget, passes):
+    reference = make_reference([[1.0, -1.0]], budget=budget)
+    y = reference.original[PRE] + np.float32(0.5)
+    assert (judge("encode", [PRE], {PRE: y}, reference)[0].failures == ()) == passes
 
 
 def test_the_budget_has_a_rounding_for_each_rounding_of_the_result():
@@ -230,20 +242,22 @@ def test_the_support_of_a_feature_that_is_free_is_not_judged():
 
 
 def columns_of(**more):
-    """Return a reference in float16 with 32 tokens, whose original has an error of 2^-9 in feature 1 of half of them."""
+    """Return a reference in float16 with 32 tokens, whose original has an error of 2^-9 in feature 1 of eight of them."""
     reference = make_reference([[1.0, -1.0]] * 32, dtype="float16", **more)
     original = reference.original[PRE].copy()
-    original[::2, 1] += 2**-9
+    original[::4, 1] += 2**-9
     return dataclasses.replace(reference, original={**reference.original, PRE: original})
 
 
 def test_the_budget_of_a_column_is_four_times_the_errors_of_the_original_or_one_rounding():
     reference = columns_of()
-    assert reference.column_errors(PRE, reference.original[PRE]) == pytest.approx([0, 2**-9 / math.sqrt(2)])
-    assert reference.column_budgets(PRE) == pytest.approx([2**-11, 4 * 2**-9 / math.sqrt(2)])
+    assert reference.column_errors(PRE, reference.original[PRE]) == pytest.approx([0, 2**-9 / 2])
+    assert reference.column_budgets(PRE) == pytest.approx([2**-11, 4 * 2**-9 / 2])
     truth = {**reference.truth, PRE: reference.truth[PRE] * [1, 3]}  # the size of a token is the root of 5
     original = {**reference.original, PRE: truth[PRE].astype(np.float32)}
     exact = dataclasses.replace(reference, truth=truth, original=original)
+    y = reference.truth[PRE] + [2**-11, 0]
+    assert judge("encode", [PRE], {PRE: y.astype(np.float32)}, reference, [PRE])[0].failures == ()
     assert exact.column_budgets(PRE) == pytest.approx(np.array([1, 3]) / math.sqrt(5) * 2**-11)
 
 
