@@ -235,7 +235,9 @@ def test_the_support_of_a_feature_that_is_free_is_not_judged():
         y = steered.original[POST].copy()
         y[0, feature] = 0
         (verdict,) = judge("steer", [POST], {POST: y}, steered)
-        assert bool(verdict.failures) == (feature == 2)
+        assert ([f"feature {feature} of token 0 is off (0)" in failure for failure in verdict.failures] == [True]) == (
+            feature == 2
+        )
 
 
 # Columns
@@ -293,6 +295,7 @@ def test_the_worst_column_is_named(hook, what):
         "more like it).",
     )
     assert judge("decode", [hook], {hook: y}, reference)[0].failures == ()
+    assert judge("decode", [hook], {hook: y}, dataclasses.replace(reference, dtype="float32"), [hook])[0].failures == ()
 
 
 # Messages and exact outputs
