@@ -18,7 +18,7 @@ SWAPPED_OPERATORS = {
 SWAPPED_NAMES = dict(
     pair
     for a, b in (("max", "min"), ("any", "all"), ("maximum", "minimum"), ("argmax", "argmin"), ("zeros", "ones"),
-                 ("mean", "median"), ("ascontiguousarray", "asarray"))
+                 ("mean", "median"))
     for pair in ((a, b), (b, a))
 )  # fmt: skip
 

@@ -102,9 +102,9 @@ def test_a_correct_program_passes_with_a_verdict_for_each_output():
 
 
 def test_features_are_asked_for_more_than_are_on_and_for_one():
-    for width, on, k in ((4, 3, 4), (40, 3, 14)):
+    for width, on, k in ((4, 3, 4), (40, 3, 14), (40, 0, 8)):
         pre = -np.ones((3, width), np.float32)
-        pre[0, :on] = 1
+        pre[:2, :on] = 1
         program = Program(make_reference(pre))
         assert program.judged("features").failures == []
         assert [feeds[K].tolist() for graph, feeds, _ in program.calls if graph == "features"] == [[k], [1]]
@@ -184,10 +184,16 @@ def change(name, index, value, k=4):
 
 
 def swap(outputs, feeds):
-    """Swap the first two features of the first token."""
+    """Swap the last two features of the last token."""
     if feeds[K].tolist() == [4]:
         for name in (INDICES, VALUES):
-            outputs[name][0, :2] = outputs[name][0, 1::-1].copy()
+            outputs[name][2, 1:3] = outputs[name][2, 2:0:-1].copy()
+
+
+def name_the_second(outputs, feeds):
+    """Return the second largest feature of the first token with its own activation."""
+    if feeds[K].tolist() == [1]:
+        outputs[INDICES][0, 0], outputs[VALUES][0, 0] = 3, 2.0
 
 
 OTHER = "with k = 1, token {} gets another feature or another l0 than with k = 4."
@@ -201,7 +207,8 @@ OTHER = "with k = 1, token {} gets another feature or another l0 than with k = 4
     (change(INDICES, (1, 0), 2, k=1), "indices are not -1 exactly where values are 0 for token 1."),
     (change(L0, 2, 2), "l0 is not the number of features on for token 2."),
     (change(L0, 1, 7), "l0 is not the number of features on for token 1."),
-    (swap, "values are not in descending order for token 0."),
+    (swap, "values are not in descending order for token 2."),
+    (name_the_second, OTHER.format(0)),
     (change(VALUES, (2, 0), 4.0, k=1), OTHER.format(2)),
     (change(INDICES, (2, 0), 3, k=1), OTHER.format(2)),
     (change(INDICES, (2, 0), 9, k=1), OTHER.format(2)),
@@ -222,6 +229,10 @@ def test_features_of_another_shape_are_reported(name):
     expected = (3,) if name == L0 else (3, 1)
     found = (2, *expected[1:])
     assert verdict.failures == (f"features: {name} is {found} for k = 1, not {expected}.",)
+
+
+def test_a_place_without_a_feature_is_no_feature():
+    assert Program(make_reference([[5.0, -1, -1, -1], [-1, 5, -1, -1], [-1, 2, -1, 5]])).judged("features").failures == []
 
 
 def test_negative_activations_are_ordered_by_size():
@@ -246,7 +257,7 @@ class AtAThreshold(Program):
 
     def __call__(self, graph, feeds, tokens):
         outputs = super().__call__(graph, feeds, tokens)
-        if graph.startswith("model"):
+        if graph.startswith(("model", "steer")):
             outputs[PRE][1, 0] = outputs[POST][1, 0] = 1.01
             outputs[RECONS] = decoded(outputs[POST])
             outputs[ERROR] = outputs[INPUT] - outputs[RECONS]
@@ -263,6 +274,28 @@ def test_a_graph_is_held_to_the_stages_of_its_own_family(variants):
     assert [name for name, _, _ in program.calls] == [graph, "activate", variants[1] if variants else "decode"]
     _, feeds, tokens = program.calls[-1]
     assert (tokens, feeds[POST].tolist()) == (1, np.float32([[1.01, 0, 0, 2]]).tolist())
+
+
+def test_an_edit_that_cannot_be_followed_is_judged_as_it_is():
+    def shorter(outputs, feeds):
+        if not (feeds[FEATURE_SCALE] == 1).all():
+            outputs[POST] = outputs[POST][:2]
+
+    program = AtAThreshold()
+    program.judged("steer")
+    assert program.calls[-1][0] == "decode"
+    short = AtAThreshold()
+    call = short.__call__
+    report = Report("title")
+
+    def run(graph, feeds, tokens):
+        outputs = call(graph, feeds, tokens)
+        if graph == "steer":
+            shorter(outputs, feeds)
+        return outputs
+
+    judge_graphs(["steer"], short.manifest, short.steered, run, report)
+    assert f"steer: {POST}: it is (2, 4) float32, the original (3, 4) float32." in report.failures
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
