@@ -4,10 +4,11 @@ import argparse
 import random
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from benchmarks.shared.machine import describe_machine, write_results
+from benchmarks.shared.machine import available_cores, describe_machine, write_results
 
 from .equivalent import EQUIVALENT
 from .mutants import Mutant, mutants_of
@@ -24,7 +25,8 @@ MODULES = [
 
 TESTS = [
     *(f"tests/runtime/parity/test_{name}.py" for name in (
-        "reference", "following", "proof", "report", "running", "fidelity", "parity", "decisions", "columns", "golden",
+        "reference", "following", "proof", "report", "running", "fidelity", "golden_file", "parity", "decisions", "columns",
+        "golden",
         "outputs", "decisions_of_artifacts", "gates", "plain_comparison", "tf32")),
     *(f"tests/saeexport/proof/test_{name}.py" for name in (
         "truth", "activations", "half_gates", "execution", "against_pytorch")),
@@ -41,21 +43,22 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", help="files whose code is changed; all of the proof if none is given")
     parser.add_argument("--mode", choices=MODES, default=QUICK, help="the quick tests, all, or all with new fixtures")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time; the next run goes on")
-    parser.add_argument("--jobs", type=int, default=1, help="number of mutants that run at once")
+    parser.add_argument("--jobs", type=int, default=available_cores(), help="number of mutants that run at once")
     parser.add_argument("--sample", type=int, help="number of mutants of each module, drawn at random by --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", nargs="*", default=TESTS, help="files of tests")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, help="file that remembers what was run")
     parser.add_argument("--list", action="store_true", help="run nothing, only list what is left alive")
     parser.add_argument("--record", action="store_true", help=f"write the numbers to {RESULTS.relative_to(ROOT)}")
     arguments = parser.parse_args()
     mutants = [mutant for module in arguments.modules or MODULES for mutant in drawn(module, arguments)]
-    LEDGER.parent.mkdir(exist_ok=True)
+    arguments.ledger.parent.mkdir(exist_ok=True)
     until = time.monotonic() + 60 * arguments.minutes
-    plugin = Mutating(mutants, arguments.tests, LEDGER, until, arguments.jobs, arguments.mode)
+    plugin = Mutating(mutants, arguments.tests, arguments.ledger, until, arguments.jobs, arguments.mode)
     if not arguments.list:
         options = ["-q", "-p", "no:cacheprovider", "-o", "tmp_path_retention_policy=failed"]
         pytest.main([*options, *(str(ROOT / tests) for tests in arguments.tests)], plugins=[plugin])
-    killers = Ledger(LEDGER).killers
+    killers = Ledger(arguments.ledger).killers
     alive = [mutant for mutant in mutants if mutant.name not in killers and mutant.name not in EQUIVALENT]
     result = summary(mutants, killers, alive)
     for mutant in alive:
