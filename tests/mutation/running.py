@@ -109,7 +109,9 @@ class Mutating:
     def _run_file(self, file, items):
         """Run the tests of a file without a mutant, and then with each. Return whether they pass without one."""
         start = time.monotonic()
-        calls = Forked(functools.partial(self._calls_of, items)).result() if self.mode == FRESH else self._calls_of(items)
+        calls = (
+            Forked(functools.partial(self._calls_of, items)).result() if self.mode == FRESH else self._calls_of(items)
+        )
         patience = 5 + PATIENCE * (time.monotonic() - start)
         if None in calls:
             print(f"\n{items[calls.index(None)].nodeid} fails without a mutant")
@@ -131,8 +133,11 @@ class Mutating:
                 time.sleep(0.002)
 
         for mutant in self._pending(file):
-            chosen = [item for item, called in zip(items, calls, strict=True)
-                      if called and (mutant.is_constant or f"{mutant.module}:{mutant.function}" in called[0])]
+            chosen = [
+                item
+                for item, called in zip(items, calls, strict=True)
+                if called and (mutant.is_constant or f"{mutant.module}:{mutant.function}" in called[0])
+            ]
             chosen.sort(key=lambda item: -kills[item.nodeid])  # what noticed others comes first
             if not chosen:
                 ledger.add(mutant, file, self.mode, None)

@@ -12,9 +12,7 @@ def table(result: Mapping[str, Any]) -> str:
     """Return the numbers of mutants as a Markdown table."""
     rows = [[f"`{module}`", *map(str, numbers)] for module, numbers in counted(result).items()]
     total = [str(sum(column)) for column in zip(*counted(result).values(), strict=True)]
-    return "\n".join(
-        f"| {' | '.join(row)} |" for row in ([*HEADS], ["---"] * len(HEADS), *rows, ["all", *total])
-    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in ([*HEADS], ["---"] * len(HEADS), *rows, ["all", *total]))
 
 
 def counted(result: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -44,8 +44,7 @@ def test_a_fidelity_is_described_in_a_sentence(known):
     fidelity = Fidelity("cpu", 64, 0, {"recons": record}, {}, Features(0.98, 0.01, 12.3, 12.1), *explained)
     assert describe_fidelity(fidelity) == (
         "fidelity to float32 on 64 tokens: largest token errors: recons 1.23%; 98.00% of the features that are on stay "
-        "on, 2.00% are lost, 1.00% gained, L0 12.3 -> 12.1"
-        + ("; variance explained 0.9876 -> 0.9812" if known else "")
+        "on, 2.00% are lost, 1.00% gained, L0 12.3 -> 12.1" + ("; variance explained 0.9876 -> 0.9812" if known else "")
     )
 
 

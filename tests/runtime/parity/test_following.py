@@ -114,7 +114,10 @@ def test_a_graph_may_decide_before_it_rounds(scale, roundings, explained):
     """Its acts_pre may be two halves of a unit in the last place away from that on which it decided."""
     activate = above(abs(scale), np.abs)
     inside, outside = scale * (1 - roundings * ULP / 2), scale * (1 + roundings * ULP / 2)
-    off, on = make_reference([[scale, 99 * scale]], [[0, 99 * scale]]), make_reference([[scale, 99 * scale]], [[scale, 99 * scale]])
+    off, on = (
+        make_reference([[scale, 99 * scale]], [[0, 99 * scale]]),
+        make_reference([[scale, 99 * scale]], [[scale, 99 * scale]]),
+    )
     for reference, pre, post in ((off, inside, inside), (on, outside, 0.0)):
         pre, post = np.array([[pre, 99 * scale]]), np.array([[post, 99 * scale]])
         followed = follow_graph(reference, {PRE: pre, POST: post}, Stages(activate, None))
@@ -228,7 +231,10 @@ def test_a_tie_of_the_original_is_no_tie_of_a_graph_with_another_acts_pre():
 def test_a_tie_gives_its_place_to_as_many_features():
     uncertain = np.array([[True, True, False], [False, False, False]])
     reference = make_reference([[3.0, 3.5, 1.0], [3.0, 1.0, 1.0]], [[3, 0, 0], [3, 0, 0]], uncertain=uncertain)
-    assert adopt_decisions(reference, np.array([[0, 3.0, 0], [3, 0, 0]])).truth[POST].tolist() == [[0, 3.5, 0], [3, 0, 0]]
+    assert adopt_decisions(reference, np.array([[0, 3.0, 0], [3, 0, 0]])).truth[POST].tolist() == [
+        [0, 3.5, 0],
+        [3, 0, 0],
+    ]
     for post in ([[0.0, 0, 0], [3, 0, 0]], [[3.0, 3, 0], [3, 0, 0]], [[3.0, 0, 0], [0, 1, 0]]):
         assert adopt_decisions(reference, np.array(post)) is reference
     # Other tokens do not count.

@@ -140,7 +140,10 @@ def test_weights_of_8_bits_have_no_flips_even_if_the_file_has(unpacked):
 def test_budgets_are_those_of_the_precision(unpacked):
     artifact = read_artifact(unpacked("standard"))
     parity = artifact.manifest.parity
-    for precision, hooks, steered in (("float32", parity.hooks, parity.steered), ("tf32", parity.tf32, parity.tf32_steered)):
+    for precision, hooks, steered in (
+        ("float32", parity.hooks, parity.steered),
+        ("tf32", parity.tf32, parity.tf32_steered),
+    ):
         golden = load_golden(artifact, precision)
         assert golden.clean.recorded == {hook: record.budget for hook, record in hooks.items()}
         assert golden.recorded == {hook: record.budget for hook, record in steered.items()}

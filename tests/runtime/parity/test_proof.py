@@ -232,7 +232,9 @@ def test_features_of_another_shape_are_reported(name):
 
 
 def test_a_place_without_a_feature_is_no_feature():
-    assert Program(make_reference([[5.0, -1, -1, -1], [-1, 5, -1, -1], [-1, 2, -1, 5]])).judged("features").failures == []
+    assert (
+        Program(make_reference([[5.0, -1, -1, -1], [-1, 5, -1, -1], [-1, 2, -1, 5]])).judged("features").failures == []
+    )
 
 
 def test_negative_activations_are_ordered_by_size():

@@ -319,7 +319,9 @@ def test_an_input_that_is_not_contiguous_is_compared_bit_for_bit():
 
 def test_a_missing_output_does_not_count_as_another_order():
     outputs = make_reference(TWO).original
-    found = judge("model", [PRE, POST], {POST: outputs[POST], PRE: outputs[PRE], "more": outputs[PRE]}, make_reference(TWO))
+    found = judge(
+        "model", [PRE, POST], {POST: outputs[POST], PRE: outputs[PRE], "more": outputs[PRE]}, make_reference(TWO)
+    )
     assert [verdict.hook for verdict in found] == [PRE, POST, "more", "(order)"]
     found = judge("model", [PRE, POST, RECONS], {POST: outputs[POST], PRE: outputs[PRE]}, make_reference(TWO))
     assert [verdict.hook for verdict in found if verdict.failures] == [RECONS]

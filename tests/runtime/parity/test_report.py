@@ -39,7 +39,9 @@ def test_the_table_has_a_row_for_each_verdict():
         verdict("model", 0.125, 0.25, note="(a note)"), verdict("acts", budget=None), verdict("features", failures=["no"]),
         verdict("steer", 0.5, 0.25, failures=["too large"]), verdict("decode", 0.125, 0.25, budget=None),
     ], ["a problem"])  # fmt: skip
-    assert str(report) == """\
+    assert (
+        str(report)
+        == """\
 title
 graph     output  token error  budget    element error  budget    verdict
 --------  ------  -----------  --------  -------------  --------  -----------
@@ -51,6 +53,7 @@ decode    recons  exact        exact     exact          exact     ok
 FAIL: a problem
 FAIL: no
 FAIL: too large"""
+    )
     assert report.failures == ["a problem", "no", "too large"]
     with pytest.raises(ParityError) as error:
         report.raise_for_failures()
@@ -63,13 +66,16 @@ def test_the_summary_has_the_graph_in_which_an_output_is_worst():
         verdict("model", 0.0, 0.0, hook="error"), verdict("steer", hook="error", failures=["no"]),
         verdict("model", 0.24, 0.4, hook="error"),
     ])  # fmt: skip
-    assert report.summary() == """\
+    assert (
+        report.summary()
+        == """\
 title
 output  graphs  worst graph  token error  budget    element error  budget    verdict
 ------  ------  -----------  -----------  --------  -------------  --------  -------
 recons  3       steer        0.00e+00     2.50e-01  3.75e-01       5.00e-01  ok
 error   3       steer        -            -         -              -         FAIL
 FAIL: no"""
+    )
 
 
 def test_without_verdicts_there_is_no_table():
