@@ -80,7 +80,7 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
 
 
 def places_of(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.Assign]:
-    """Return the functions, methods and numeric constants of a module by name. A nested function belongs to its outer."""
+    """Return the functions, methods and constants of a module by name. A nested function is a part of the outer one."""
     places = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):

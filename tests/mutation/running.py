@@ -92,8 +92,8 @@ class Mutating:
     def pytest_runtestloop(self, session):
         torch.set_num_threads(1)  # a process that is forked does not have the other threads
         order = {file: i for i, file in enumerate(self.tests)}
-        items = sorted(session.items, key=lambda item: order.get(_file_of(item), len(order)))
-        for file, items in itertools.groupby(items, key=_file_of):
+        ordered = sorted(session.items, key=lambda item: order.get(_file_of(item), len(order)))
+        for file, items in itertools.groupby(ordered, key=_file_of):
             if self._pending(file) and time.monotonic() < self.until:
                 whole = Forked(functools.partial(self._run_file, file, list(items)), quiet=False).result()
                 self.not_green += [] if whole else [file]
@@ -192,7 +192,7 @@ class Forked:
     """A process that is forked to call a function, whose result it hands back as JSON."""
 
     def __init__(self, function, quiet=True):
-        self.start, self.status, self.answer = time.monotonic(), None, tempfile.TemporaryFile()
+        self.start, self.status, self.answer = time.monotonic(), None, tempfile.TemporaryFile()  # noqa: SIM115
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid:

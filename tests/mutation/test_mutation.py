@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from runtime.parity import reference, report, running
+from runtime.parity import report, running
 from tests.mutation.mutants import mutants_of
 from tests.mutation.running import ROOT, Forked, Ledger, apply
 from tests.mutation.table import table
@@ -108,7 +108,8 @@ def test_what_is_recorded_counts_until_a_file_changes(tmp_path):
 @pytest.mark.slow
 def test_mutants_that_tests_notice_are_told_from_others(tmp_path):
     def run(*tests):
-        command = [sys.executable, "-m", "tests.mutation", "runtime/parity/versions.py", "--ledger", tmp_path / "ledger",
+        command = [sys.executable, "-m", "tests.mutation", "runtime/parity/versions.py",
+                   "--ledger", tmp_path / "ledger",
                    "--tests", *(f"tests/runtime/parity/test_{name}.py" for name in tests)]  # fmt: skip
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 

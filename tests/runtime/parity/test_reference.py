@@ -244,7 +244,7 @@ def test_the_support_of_a_feature_that_is_free_is_not_judged():
 
 
 def columns_of(**more):
-    """Return a reference in float16 with 32 tokens, whose original has an error of 2^-9 in feature 1 of eight of them."""
+    """Return a reference in float16 whose original has an error of 2^-9 in feature 1 of 8 of 32 tokens."""
     reference = make_reference([[1.0, -1.0]] * 32, dtype="float16", **more)
     original = reference.original[PRE].copy()
     original[::4, 1] += 2**-9
@@ -291,8 +291,8 @@ def test_the_worst_column_is_named(hook, what):
     errors, allowed = reference.column_errors(hook, y), reference.column_budgets(hook)
     assert errors[1] > errors[0]
     assert verdict.failures == (
-        f"decode: {hook}: over all tokens, the error of {what} 0 is {errors[0]:.3e}, its budget {allowed[0]:.3e} (and 1 "
-        "more like it).",
+        f"decode: {hook}: over all tokens, the error of {what} 0 is {errors[0]:.3e}, its budget {allowed[0]:.3e} "
+        "(and 1 more like it).",
     )
     assert judge("decode", [hook], {hook: y}, reference)[0].failures == ()
     assert judge("decode", [hook], {hook: y}, dataclasses.replace(reference, dtype="float32"), [hook])[0].failures == ()

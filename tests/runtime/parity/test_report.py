@@ -36,7 +36,8 @@ def test_errors_are_described_with_their_budgets():
 
 def test_the_table_has_a_row_for_each_verdict():
     report = Report("title", [
-        verdict("model", 0.125, 0.25, note="(a note)"), verdict("acts", budget=None), verdict("features", failures=["no"]),
+        verdict("model", 0.125, 0.25, note="(a note)"), verdict("acts", budget=None),
+        verdict("features", failures=["no"]),
         verdict("steer", 0.5, 0.25, failures=["too large"]), verdict("decode", 0.125, 0.25, budget=None),
     ], ["a problem"])  # fmt: skip
     assert (
