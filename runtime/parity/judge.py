@@ -92,7 +92,7 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference,
             )
         differing = int(((reference.truth[hook] != 0) != (reference.original[hook] != 0)).sum())
         note = f"({count(differing, 'decision')} differing from the original)" if differing else ""
-    elif reference.diverging_tokens is not None:
+    elif reference.diverging_tokens is not None and hook in (HOOK_RECONS, HOOK_ERROR, HOOK_OUTPUT):
         note = f"({count(int(reference.diverging_tokens.sum()), 'token')} judged after the graph's own decisions)"
     if hook == HOOK_OUTPUT:
         failures += _judge_sum(graph, outputs, reference)

@@ -329,9 +329,9 @@ def test_a_missing_output_does_not_count_as_another_order():
 
 def test_a_note_counts_the_tokens_that_follow_the_graphs_decisions():
     reference = make_reference(TWO, diverging_tokens=np.array([True, False]))
-    notes = {v.hook: v.note for v in judge("model", [POST, RECONS], reference.original, reference)}
-    assert notes[POST] == ""
-    assert notes[RECONS] == "(1 token judged after the graph's own decisions)"
+    notes = {v.hook: v.note for v in judge("model", list(reference.original), reference.original, reference)}
+    after = "(1 token judged after the graph's own decisions)"
+    assert notes == {INPUT: "", PRE: "", POST: "", RECONS: after, ERROR: after, OUTPUT: after}
 
 
 def test_weights_of_lower_precision_may_switch_on_other_features():
