@@ -9,6 +9,7 @@ REASONS = {
         "runtime/parity/decisions.py: _explain_support: np.abs(pre) -> pre",
     ],
     "NumPy makes the result float64 where one of both is.": [
+        "runtime/parity/golden.py: save_golden: y.astype(np.float64) -> y",
         "runtime/parity/decisions.py: _explain_support: activate(np.ones(len(on), bool), pre).astype(np.float64) -> "
         "activate(np.ones(len(on), bool), pre)",
         "runtime/parity/decisions.py: _explain_support: activate(contested, moved).astype(np.float64) -> "
@@ -24,6 +25,9 @@ REASONS = {
         "runtime/parity/decisions.py: _explain_support: ((decided != 0) != on) & must_explain -> must_explain",
         "runtime/parity/decisions.py: _explain_support: contested[places] = False -> pass",
         "runtime/parity/decisions.py: _explain_support: False -> True",
+    ],
+    "A tensor that is missing has no size, and an error names it.": [
+        "runtime/parity/golden.py: _check_tensors: 1 -> 0 (place 2)",
     ],
     "A feature whose preactivation was moved to 0 is off.": [
         "runtime/parity/decisions.py: _explain_support: 1.0 -> 2.0",

@@ -32,7 +32,7 @@ def unpacked(tmp_path):
 
 def replace(path, tensors):
     kept = {name: tensor for name, tensor in {**load_file(path), **tensors}.items() if tensor is not None}
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in kept.items()}, path)
+    save_file({name: np.asarray(tensor, order="C") for name, tensor in kept.items()}, path)
 
 
 def spoil(folder, **tensors):
@@ -124,8 +124,10 @@ def test_what_is_read_says_which_features_are_uncertain(unpacked):
 
 
 def test_weights_of_8_bits_may_decide_about_every_feature(unpacked):
-    clean = load_golden(read_artifact(unpacked("standard-int8"))).clean
+    golden = load_golden(read_artifact(unpacked("standard-int8")))
+    clean = golden.clean
     assert clean.rounded
+    assert golden.rounded
     assert clean.uncertain is None
     assert clean.flips is None
 
@@ -158,13 +160,32 @@ def test_a_target_of_an_sae_that_takes_none_is_not_read(unpacked):
     assert golden.target is golden.clean.target is None
 
 
+def test_a_small_scale_is_compared_by_its_own_size(unpacked):
+    folder = unpacked("standard")
+    names = ("input", "recons", "error", "output")
+    golden = load_file(folder / "golden.safetensors")
+    small = {name: tensor * tensor.dtype.type(1e-6) for name, tensor in golden.items() if name.endswith(names)}
+    rewrite(folder, "golden.safetensors", functools.partial(replace, tensors=small))
+    load_golden(read_artifact(folder))
+    scale = small["scale.hook_sae_recons"]
+    assert scale.max() < 1e-5
+    with pytest.raises(IntegrityError, match="scale.hook_sae_recons is not what the other tensors imply"):
+        load_golden(read_artifact(spoil(folder, scale__hook_sae_recons=scale * 1.001)))
+
+
+def test_weights_of_8_bits_have_no_budgets_in_tf32(unpacked):
+    folder = spoil(unpacked("standard-int8"), uncertain__tf32=np.zeros(0, np.int64))
+    in_float32, in_tf32 = (load_golden(read_artifact(folder), precision) for precision in ("float32", "tf32"))
+    assert in_tf32.recorded == in_float32.recorded
+
+
 def test_a_file_that_was_changed_is_not_read(unpacked):
     folder = unpacked("standard")
     artifact = read_artifact(folder)
     content = bytearray((folder / "golden.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "golden.safetensors").write_bytes(content)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match="it was changed after the export"):
         load_golden(artifact)
 
 
@@ -178,7 +199,7 @@ def test_half_of_a_scale_is_refused(unpacked):
     folder = unpacked("standard")
     scale = load_file(folder / "golden.safetensors")["scale.hook_sae_recons"]
     load_golden(read_artifact(spoil(folder, scale__hook_sae_recons=scale * (1 + 5e-7))))
-    for factor in (1 + 3e-6, 0.5):
+    for factor in (1 + 1.5e-6, 0.5):
         with pytest.raises(IntegrityError, match="scale.hook_sae_recons is not what the other tensors imply"):
             load_golden(read_artifact(spoil(folder, scale__hook_sae_recons=scale * factor)))
     zeros = np.zeros_like(scale)

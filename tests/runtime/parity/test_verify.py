@@ -2,6 +2,7 @@
 
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_a_report_says_what_was_verified(unpacked, name):
             runtime.assert_parity(path, "cpu")
     else:
         runtime.assert_parity(path, "cpu")
+
+
+def test_the_title_names_graphs_that_no_other_graph_stands_for(monkeypatch):
+    monkeypatch.setattr(verify_module, "judge_graphs", lambda *arguments: None)
+    session = SimpleNamespace(artifact=read_artifact(TINY), device="tensorrt:0")
+    report = verify_module.judge_session(session, SimpleNamespace(tokens=3))
+    assert report.title == f"{TINY} on tensorrt:0: 3 tokens; not run here: features"
+    assert len(report.skipped) > 1
 
 
 def test_every_file_that_was_changed_is_named(artifact):
