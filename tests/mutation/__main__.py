@@ -28,7 +28,8 @@ TESTS = [
         "reference", "following", "proof", "report", "running", "fidelity", "golden_file", "verify", "parity",
         "decisions", "columns", "golden", "outputs", "decisions_of_artifacts", "gates", "plain_comparison", "tf32")),
     *(f"tests/saeexport/proof/test_{name}.py" for name in (
-        "following", "typical_intervention", "left_out", "truth", "activations", "half_gates", "execution", "against_pytorch")),
+        "following", "typical_intervention", "left_out", "truth", "activations", "half_gates", "execution",
+        "against_pytorch")),
     "tests/runtime/commands/test_reports.py", "tests/saeexport/graphs/test_int8.py",
 ]  # fmt: skip
 """Files of tests, those first that are fast and notice most."""

@@ -30,9 +30,9 @@ def test_a_token_far_less_exact_than_the_median_is_left_out(hook, typical, limit
 
 @pytest.mark.parametrize(("hook", "roundings"), [(PRE, 1), (RECONS, 1), (ERROR, 2), (OUTPUT, 2)])
 def test_the_limit_has_a_rounding_for_each_rounding_of_the_result(hook, roundings):
-    limit = 8 * (1e-6 + roundings * 2**-24)
+    limit = 8 * (2**-20 + roundings * 2**-24)
     for error, far in ((0.97 * limit, False), (1.03 * limit, True)):
-        assert _implausible(with_errors([1e-6] * 9 + [error], hook, "float32"), [hook])[-1] == far
+        assert _implausible(with_errors([2**-20] * 9 + [error], hook, "float32"), [hook])[-1] == far
 
 
 def test_where_all_tokens_are_alike_none_is_left_out():
