@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help=f"write the numbers to {RESULTS.relative_to(ROOT)}")
     arguments = parser.parse_args()
     mutants = [mutant for module in arguments.modules or MODULES for mutant in drawn(module, arguments)]
+    mutants.sort(key=lambda mutant: mutant.name in EQUIVALENT)  # those that are left over take longest
     arguments.ledger.parent.mkdir(exist_ok=True)
     until = time.monotonic() + 60 * arguments.minutes
     plugin = Mutating(mutants, arguments.tests, arguments.ledger, until, arguments.jobs, arguments.mode)
