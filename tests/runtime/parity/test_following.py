@@ -27,7 +27,7 @@ def above(threshold, size=lambda pre: pre):
     """Return an activation function that switches on what is larger than a threshold."""
 
     def activate(tokens, pre):
-        assert len(pre) == tokens.sum() > 0  # a graph is not run without a token
+        assert len(pre) == (tokens.sum() if tokens.dtype == bool else len(tokens)) > 0  # not run without a token
         return np.where(size(pre) > threshold, pre, 0)
 
     return activate

@@ -79,7 +79,7 @@ def test_a_report_says_what_was_verified(unpacked, name):
 
 def test_the_title_names_graphs_that_no_other_graph_stands_for(monkeypatch):
     monkeypatch.setattr(verify_module, "judge_graphs", lambda *arguments: None)
-    session = SimpleNamespace(artifact=read_artifact(TINY), device="tensorrt:0")
+    session = SimpleNamespace(artifact=read_artifact(TINY), device="tensorrt:0", release=None)
     report = verify_module.judge_session(session, SimpleNamespace(tokens=3))
     assert report.title == f"{TINY} on tensorrt:0: 3 tokens; not run here: features"
     assert len(report.skipped) > 1
