@@ -19,10 +19,7 @@ REASONS = {
         "runtime/parity/reference.py: Reference._error_arrays: _rows(y).astype(np.float64) -> _rows(y)",
     ],
     "A token that needs no explanation has one; it is only computed once more.": [
-        "runtime/parity/decisions.py: _explain_support: ((decided != 0) != on) & must_explain -> "
-        "((decided != 0) != on) | must_explain",
         "runtime/parity/decisions.py: _explain_support: ((decided != 0) != on) & must_explain -> (decided != 0) != on",
-        "runtime/parity/decisions.py: _explain_support: ((decided != 0) != on) & must_explain -> must_explain",
         "runtime/parity/decisions.py: _explain_support: contested[places] = False -> pass",
         "runtime/parity/decisions.py: _explain_support: False -> True",
     ],
