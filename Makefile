@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make test-quick  the same without the tests that take seconds each
 # make soak   ten minutes of use, abuse and kills, and a table of what came of them; MINUTES=60 for an hour
+# make mutants  changes the code of the proof in one place at a time, and counts the changes that no test notices
 # make check  lint, formatting, types, the order of the wings
 # make dist   wheel and sdist, installed and used outside the checkout
 # make docs   the documentation as a site in site/, its tables from the latest measurements
@@ -20,7 +21,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-memory bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak mutants check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-memory bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
   example-mlserver example-kserve example-triton example-containers example-batch \
   test-onnxruntime test-onnxruntime-jetson clean
 
@@ -40,6 +41,12 @@ MINUTES ?= 10
 soak: .venv/develop
 	.venv/bin/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 	FUZZ_PROFILE=soak .venv/bin/python -m pytest $(PARALLEL) -k fuzzed
+
+# Each mutant runs the quick tests, and one that is left all of them. What was run before is remembered in
+# build/mutants.jsonl, so that a run that is stopped goes on; a file that has changed is run again.
+mutants: .venv/develop
+	-.venv/bin/python -m tests.mutation --mode quick
+	.venv/bin/python -m tests.mutation --mode warm --record
 
 check: .venv/develop
 	.venv/bin/ruff check .

@@ -4,7 +4,7 @@ A region of a page between `<!-- table: NAME -->` and `<!-- end -->` is made fro
 benchmarks/results, or from the code, by the function of that name in `TABLES`. Images are copied from the folders in
 which they are drawn. `tests/project/test_docs.py` fails if a page differs from what this module would write.
 
-Only this module imports the table functions of benchmarks/, models/ and tests/hosts/.
+Only this module imports the table functions of benchmarks/, models/, tests/hosts/ and tests/mutation/.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from saeexport.checkpoints import registry
 from saeexport.grafting.names import LAYOUTS
 from saeexport.original.architectures import ARCHITECTURES
 from tests.hosts import table as tried
+from tests.mutation import table as mutation
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -232,6 +233,12 @@ def process_note() -> str:
     return f"{tables.process_note(results(SPEED)['processes'])} {measured(SPEED, 'make bench', 'processes')}"
 
 
+def mutants() -> str:
+    """Return the table of the mutants of the proof."""
+    result = results(mutation.RESULTS)
+    return f"{mutation.table(result)}\n\n{measured(mutation.RESULTS, 'make mutants')}"
+
+
 def hosts() -> str:
     """Return the table of the hosts that were tried."""
     return tried.table(results(tried.RESULTS))
@@ -323,6 +330,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": engines,
     "formats": formats,
     "hosts": hosts,
+    "mutants": mutants,
     "hooks-of-layouts": hooks_of_layouts,
 }
 """The functions behind the generated regions, by their names."""

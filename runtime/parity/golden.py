@@ -124,6 +124,7 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
     computed = [*sae.hooks[1:], *(STEERED + hook for hook in CHANGED_HOOKS)]
     uncertain = UNCERTAIN + (TF32 if precision == TF32 else sae.dtype)
     _check_tensors(tensors, artifact.manifest, uncertain, path)
+    target = tensors[TARGET] if sae.takes_target else None
     truth = {name: tensors[name].astype(np.float64) + tensors[RESIDUAL + name] for name in computed}
     is_uncertain, places = np.zeros(truth[HOOK_ACTS_POST].shape, bool), tensors[uncertain]
     if ((places < 0) | (places >= is_uncertain.size)).any():
@@ -135,7 +136,7 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         {hook: tensors[hook] for hook in sae.hooks},
         {hook: truth[hook] for hook in sae.hooks[1:]},
         sae.use_error_term,
-        tensors.get(TARGET),
+        target,
         sae.dtype,
         budgets,
         rounded=rounded,
@@ -151,7 +152,7 @@ def load_golden(artifact: Artifact, precision: str = FLOAT32) -> SteeredReferenc
         {**clean.original, **_changed_hooks(tensors, clean.original, intervention)},
         {**clean.truth, **_changed_hooks(truth, clean.truth, intervention)},
         sae.use_error_term,
-        tensors.get(TARGET),
+        target,
         sae.dtype,
         steered_budgets,
         rounded=rounded,

@@ -56,7 +56,7 @@ def _judge_input(graph: str, y: Array, reference: Reference) -> Verdict:
     """Compare the input bit for bit."""
     x = reference.original[HOOK_INPUT]
     bits = f"u{x.itemsize}"
-    different = np.ascontiguousarray(y).view(bits) != np.ascontiguousarray(x).view(bits)
+    different = y.view(bits) != x.view(bits)
     if not different.any():
         return Verdict(graph, HOOK_INPUT, None, None)
     index = index_of(int(np.argmax(different)), x.shape)
@@ -92,7 +92,7 @@ def _judge_computed(graph: str, hook: str, outputs: Hooks, reference: Reference,
             )
         differing = int(((reference.truth[hook] != 0) != (reference.original[hook] != 0)).sum())
         note = f"({count(differing, 'decision')} differing from the original)" if differing else ""
-    elif reference.diverging_tokens is not None:
+    elif reference.diverging_tokens is not None and hook in (HOOK_RECONS, HOOK_ERROR, HOOK_OUTPUT):
         note = f"({count(int(reference.diverging_tokens.sum()), 'token')} judged after the graph's own decisions)"
     if hook == HOOK_OUTPUT:
         failures += _judge_sum(graph, outputs, reference)

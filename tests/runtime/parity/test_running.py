@@ -1,0 +1,61 @@
+"""How graphs are run for a proof: in calls of many tokens and of few, and with few graphs loaded at once."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime.parity.running import KeptGraphs, SessionRunner, run_in_calls
+
+
+class Session:
+    """A session that notes the tokens of each call, and returns the number of the call for each of them."""
+
+    def __init__(self):
+        self.calls, self.released = [], []
+        self.cfg = SimpleNamespace(dtype="float32")
+        tensor = SimpleNamespace(name="input", shape=("tokens", 2))
+        graphs = dict.fromkeys(("model", "model.sparse"), SimpleNamespace(inputs=[tensor]))
+        self.artifact = SimpleNamespace(manifest=SimpleNamespace(graphs=graphs))
+
+    def run_graph(self, graph, feeds):
+        self.calls.append(feeds["input"][:, 0].tolist())
+        return {"output": feeds["input"] + len(self.calls)}
+
+    def release(self, graph):
+        self.released.append(graph)
+
+
+@pytest.mark.parametrize(("graph", "tokens", "calls"), [
+    ("model", 21, [20, 1]), ("model", 2, [1, 1]), ("model", 1, [1]),
+    ("model.sparse", 41, [20, 8, 8, 4, 1]), ("model.sparse", 40, [20, 8, 8, 3, 1]), ("model.sparse", 4, [2, 1, 1]),
+    ("model.sparse", 2, [1, 1]), ("model.sparse", 1, [1]),
+])  # fmt: skip
+def test_the_last_call_has_a_single_token_and_a_cpu_variant_runs_in_batches_of_eight(graph, tokens, calls):
+    session = Session()
+    x = np.arange(2.0 * tokens, dtype=np.float32).reshape(tokens, 2)
+    outputs = run_in_calls(session, graph, {"input": x}, tokens)
+    assert [len(call) for call in session.calls] == calls
+    assert [token for call in session.calls for token in call] == x[:, 0].tolist()
+    assert (outputs["output"] == x + np.repeat(np.arange(len(calls)) + 1, calls)[:, None]).all()
+
+
+def test_the_last_graph_and_activate_stay_loaded():
+    released = []
+    kept = KeptGraphs(released.append)
+    for graph, expected in (
+        ("model", []), ("activate", []), ("decode", ["model"]), ("decode", []), ("activate.wide", ["activate"]),
+        ("encode", ["decode"]), ("activate.wide", []), ("model", ["encode"]), ("activate", ["activate.wide"]),
+    ):  # fmt: skip
+        released.clear()
+        kept.make_room(graph)
+        assert released == expected
+
+
+def test_a_runner_makes_room_before_it_runs():
+    session = Session()
+    run = SessionRunner(session)
+    for graph in ("model", "model", "model.sparse"):
+        run(graph, {"input": np.zeros((2, 2), np.float32)}, 2)
+    assert session.released == ["model"]
+    assert len(session.calls) == 6
