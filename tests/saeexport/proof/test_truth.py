@@ -117,9 +117,12 @@ class InPlace(HookedSAE):
         return out
 
 
-class Random(HookedSAE):
+class OtherInFloat64(HookedSAE):
+    """An operator of its own may have another kernel for float64."""
+
     def preactivations(self, x):
-        return torch.nn.functional.dropout(super().preactivations(x), 0.5, training=True)
+        pre = super().preactivations(x)
+        return 1.01 * pre if x.dtype == torch.float64 else pre
 
 
 class Dropping(HookedSAE):
@@ -165,7 +168,7 @@ def test_what_a_user_s_class_does_is_proved_with_a_budget_of_rounding(tmp_path, 
 def test_an_original_that_differs_in_float64_is_refused(tmp_path):
     message = "PyTorch's own error .* on most tokens it is more than the 1e-03 that rounding explains"
     with pytest.raises(ParityError, match=message):
-        export(users(Random), tmp_path / "sae", normal(50, D_IN))
+        export(users(OtherInFloat64), tmp_path / "sae", normal(50, D_IN))
 
 
 class Scalar(HookedSAE):
