@@ -41,6 +41,8 @@ class CpuBackend:
         Raises:
             ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
         """
+        if not self._options.shared_stages:
+            return self._start(graph, files)
         if tokens is None or not has_two_forms(files.parameters(graph)):
             return self._load_repacked(graph, files)
 
@@ -57,8 +59,7 @@ class CpuBackend:
         return self._options.shared_stages and self._stages.has(graph, files)
 
     def _load_repacked(self, graph: str, files: HeldFolder) -> Session:
-        shared = self._stages.load(graph, files) if self._options.shared_stages else None
-        return shared or self._start(graph, files)
+        return self._stages.load(graph, files) or self._start(graph, files)
 
     def _start(self, graph: str, files: HeldFolder, part: bytes | None = None) -> ort.InferenceSession:
         """Start a session of a graph, or of a model that was cut out of it."""

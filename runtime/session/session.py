@@ -86,8 +86,8 @@ class SAESession:
         cache: Folder for TensorRT's engines; None means the default folder in the user's cache.
         check_integrity: Whether to compare the sha256 of every file that is loaded with the manifest. This reads the
             weights once more (about a second per 2 GB). Sizes are compared in any case.
-        shared_stages: Whether the CPU variants of a large SAE share the sessions of its encoder and decoder, which
-            takes less memory. Without it, each graph is loaded whole, as other engines and a verification load it.
+        shared_stages: Whether the graphs of a large SAE on a CPU share one copy of the weights, and one token runs
+            without a copy. Without it, each graph is loaded whole, as other engines and a verification load it.
         public_key: PEM file with the public key of the person who signed the artifact (`saeexport sign`), or with the
             certificates of the authorities that the signer's certificate must come from. An artifact without that
             signature is refused before anything else is read from its folder. This reads every file once more, and
