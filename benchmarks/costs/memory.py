@@ -2,8 +2,8 @@
 
 Runs kinds of calls one after the other in a new process, and measures its anonymous memory after each (`Anonymous` in
 /proc/self/smaps_rollup: what the process holds apart from the pages of files), with Python and its libraries. It does
-so with the session's defaults (`runtime/devices/forms.py`, `runtime/devices/staged.py`), with graphs that are loaded
-whole, and without an arena. Then it times the three in random order in one process. Prints the tables and writes
+so with the session's defaults (`runtime/devices/staged.py`), with graphs that are loaded whole, and without an arena.
+Then it times the three in random order in one process. Prints the tables, and writes and draws
 benchmarks/results/memory.json (`make bench-memory`).
 """
 

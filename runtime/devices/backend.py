@@ -17,13 +17,12 @@ from .start import CPU, CUDA, Device
 class Backend(Protocol):
     """Runs graphs on a device, and moves arrays to and from it."""
 
-    def load_graph(self, graph: str, files: HeldFiles, tokens: int) -> ort.InferenceSession:
-        """Start an ONNX Runtime session of a graph of the artifact, or what describes itself as one.
+    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a graph of the artifact.
 
         Args:
             graph: Name of the graph, such as "model".
             files: Files of the artifact.
-            tokens: Number of tokens of the first batch.
         """
 
     def load_model(self, model: bytes) -> ort.InferenceSession:

@@ -13,10 +13,9 @@ from ..arrays.tensor import Array, TensorValue, as_given
 from ..artifact.held import HeldFolder
 from ..artifact.manifest import GraphSpec
 from .blocks import output_dimensions, slice_feeds
-from .forms import Session, TwoForms, has_two_forms
-from .loading import parameter_values, start_in_place, start_on_checked_bytes
+from .loading import parameter_values, start_on_checked_bytes
 from .options import Options
-from .staged import SharedStages, Step, chain_of
+from .staged import SharedStages, StagedSession, Step, chain_of
 from .start import CPU, Device, start_session
 
 
@@ -28,59 +27,34 @@ class CpuBackend:
         self._memory = BufferPool(keep=options.arena)
         self._stages = SharedStages(self._start)
 
-    def load_graph(self, graph: str, files: HeldFolder, tokens: int | None = None) -> Session | TwoForms:
-        """Start ONNX Runtime on a graph, from the bytes that were checked.
+    def load_graph(self, graph: str, files: HeldFolder) -> ort.InferenceSession | StagedSession:
+        """Start an ONNX Runtime session of a graph, from the bytes that were checked, or a chain of sessions.
 
         The sessions use the mapped weights in place. Stages that other graphs have started are not started again.
-
-        Args:
-            graph: Name of the graph.
-            files: Files of its folder.
-            tokens: Number of tokens of the first batch. None if the rows of a batch are not tokens of an SAE.
 
         Raises:
             ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
         """
-        if not self._options.shared_stages:
-            return self._start(graph, files)
-        if tokens is None or not has_two_forms(files.parameters(graph)):
-            return self._load_repacked(graph, files)
-
-        def load(for_one_token: bool) -> Session:
-            session = self._start_as_stored(graph, files) if for_one_token else None
-            session = session or self._load_repacked(graph, files)
-            files.check_unchanged()
-            return session
-
-        return TwoForms(load, tokens)
+        shared = self._stages.load(graph, files) if self._options.shared_stages else None
+        return shared or self._start(graph, files)
 
     def runs_in_stages(self, graph: str, files: HeldFolder) -> bool:
         """Tell whether a graph runs as a chain of sessions, which compute only what is asked for."""
         return self._options.shared_stages and self._stages.has(graph, files)
 
-    def _load_repacked(self, graph: str, files: HeldFolder) -> Session:
-        return self._stages.load(graph, files) or self._start(graph, files)
-
     def _start(self, graph: str, files: HeldFolder, part: bytes | None = None) -> ort.InferenceSession:
         """Start a session of a graph, or of a model that was cut out of it."""
         values = parameter_values(graph, files, part)
-        start = functools.partial(start_session, **self._settings(), weights=values)
+        start = functools.partial(
+            start_session, device=Device(CPU), threads=self._options.threads, arena=self._options.arena, weights=values
+        )
         session = start_on_checked_bytes(graph, files, values, start, part)
         files.forget_pages()  # ONNX Runtime has repacked most of them
         return session
 
-    def _start_as_stored(self, graph: str, files: HeldFolder) -> ort.InferenceSession | None:
-        """Start a session of a graph that has no copy of a parameter; None if ONNX Runtime would copy them."""
-        values = parameter_values(graph, files)
-        start = functools.partial(start_session, **self._settings(), weights=values, repack=False)
-        return start_in_place(graph, files, start)
-
     def load_model(self, model: bytes) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a model with its parameters inside."""
-        return start_session(model, **self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {"device": Device(CPU), "threads": self._options.threads, "arena": self._options.arena}
+        return start_session(model, Device(CPU), threads=self._options.threads, arena=self._options.arena)
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy; see `as_given`."""
@@ -88,7 +62,7 @@ class CpuBackend:
 
     def run(
         self,
-        session: Session | TwoForms,
+        session: ort.InferenceSession,
         spec: GraphSpec,
         feeds: Mapping[str, TensorValue],
         names: Sequence[str],
@@ -101,8 +75,7 @@ class CpuBackend:
         arrays = {name: np.asarray(feed) for name, feed in feeds.items()}
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         dtypes = {*(array.dtype.name for array in arrays.values()), *(tensors[name].dtype for name in names)}
-        form = session.of(sizes[-1]) if isinstance(session, TwoForms) else session  # the last block is the largest
-        steps = chain_of(form, names, tuple(arrays))
+        steps = chain_of(session, names, tuple(arrays))
         if len(sizes) == 1 and BFLOAT16 not in dtypes:  # `run` does not take ml_dtypes' arrays; a binding takes memory
             return _run_at_once(steps, names, arrays, sizes[0])
         tokens, dimensions = sum(sizes), output_dimensions(spec, arrays)
@@ -127,7 +100,7 @@ class CpuBackend:
         """Return `array`: everything is on the host."""
         return array
 
-    def release_session(self, session: Session | TwoForms) -> None:
+    def release_session(self, session: ort.InferenceSession) -> None:
         """Do nothing: the backend keeps nothing for a session."""
 
     def close(self) -> None:

@@ -45,30 +45,16 @@ def start_on_checked_bytes(
         start: Starts the session, with the values that the device uses in place.
         part: A model that was cut out of the graph and is started instead; None for the whole graph.
     """
-    session = start_in_place(graph, files, start, part)
-    return start(_model(graph, files, part), parameters=parameters) if session is None else session
-
-
-def start_in_place(
-    graph: str, files: HeldFolder, start: Start, part: bytes | None = None
-) -> ort.InferenceSession | None:
-    """Start a session that uses the mapped parameters without a copy, as `start_on_checked_bytes` tries first.
-
-    None if their file is not where it was any more, or if ONNX Runtime refuses the graph.
-    """
+    model = files.graphs[graph].content if part is None else part
     real = {name: file.path.resolve() for name, file in files.data.items()}
     if files.are_at_path(graph) and len(folders := {path.parent for path in real.values()}) == 1:
-        model = with_locations(_model(graph, files, part), {name: path.name for name, path in real.items()})
-        # A release that refuses this says so in ways of its own.
+        # A release that refuses this says so in ways of its own. What is wrong with the graph is said below, too.
         with contextlib.suppress(Exception):
-            session = start(model, folder=folders.pop())
+            there = with_locations(model, {name: path.name for name, path in real.items()})
+            session = start(there, folder=folders.pop())
             if files.are_at_path(graph):
                 return session
-    return None
-
-
-def _model(graph: str, files: HeldFolder, part: bytes | None) -> bytes:
-    return files.graphs[graph].content if part is None else part
+    return start(model, parameters=parameters)
 
 
 def parameter_values(graph: str, files: HeldFolder, part: bytes | None = None) -> dict[str, ort.OrtValue]:

@@ -64,7 +64,6 @@ def start_session(
     weights: Mapping[str, Any] | None = None,
     folder: Path | None = None,
     whole: bool = True,
-    repack: bool = True,
 ) -> ort.InferenceSession:
     """Start an ONNX Runtime session that runs a model on one device.
 
@@ -80,7 +79,6 @@ def start_session(
         folder: Folder of the files that a model given as bytes refers to.
         whole: Whether every node must run on the device. If not, ONNX Runtime may run nodes that compute shapes, and
             those that the device does not have, on the CPU.
-        repack: Whether the session keeps a copy of each matrix in the order in which its products read it.
 
     Raises:
         ProviderError: The session does not run on the device.
@@ -92,8 +90,6 @@ def start_session(
     # another graph of the same artifact needs. Between the nodes of one run, spinning is worth it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_cpu_mem_arena = arena
-    if not repack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
     threads = threads or thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -87,7 +87,7 @@ class HostGraphs(LoadedGraphs):
             ) from error
         return dict(zip(names, arrays, strict=True))
 
-    def _start(self, graph: str, tokens: int | None) -> ort.InferenceSession:
+    def _start(self, graph: str) -> ort.InferenceSession:
         if self._device.kind == CPU:
             return CpuBackend(self._options).load_graph(graph, self._held)
         # Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html

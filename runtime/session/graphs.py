@@ -22,9 +22,8 @@ from ..artifact.stages import UNREADABLE, Graph
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
-from ..devices.forms import TwoForms
 from ..devices.options import Options
-from ..devices.staged import StagedSession, StageError
+from ..devices.staged import StagedSession
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, InputError, IntegrityError, SAEError
 from .loading import LoadedGraphs, in_background
@@ -86,8 +85,7 @@ class Graphs(LoadedGraphs):
         names = outputs if names is None else names
         given = {name: feeds[name] for name in needed}
         _check_result(spec, given, names)
-        session = self._session(graph, _tokens(spec, given))
-        return dict(zip(names, self._run(session, graph, spec, given, names), strict=True))
+        return dict(zip(names, self._run(self._session(graph), graph, spec, given, names), strict=True))
 
     def select(self, ids: Array) -> Selection:
         """Load the part of the encoder that computes the activations of some features.
@@ -180,8 +178,6 @@ class Graphs(LoadedGraphs):
 
     def _explain(self, error: Exception, graph: str, given: Mapping[str, TensorValue]) -> NoReturn:
         """Raise an error of ONNX Runtime as an `SAEError` that says what was run with what, and any other as it is."""
-        if isinstance(error, StageError):  # a form of the graph that is only loaded now
-            raise self._cannot_load(self._files.graphs[error.graph].path, error.__cause__) from error.__cause__
         if not is_from_onnx_runtime(error):
             raise error
         shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
@@ -245,8 +241,6 @@ class Graphs(LoadedGraphs):
         """
         decoder = self.variant(DECODE)
         session, spec = self.loaded.get(self.variant(MODEL)), self.manifest.graphs[decoder]
-        if isinstance(session, TwoForms):
-            session = session.repacked if _tokens(spec, feeds) > 1 else None
         acts_post = feeds[HOOK_ACTS_POST]
         given = {tensor.name: feeds[tensor.name] for tensor in spec.inputs}
         if (
@@ -263,8 +257,8 @@ class Graphs(LoadedGraphs):
         """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""
         return variant_of(self.manifest, graph, self.for_cpu)
 
-    def _start(self, graph: str, tokens: int | None) -> ort.InferenceSession:
-        return self.backend.load_graph(graph, self._files, tokens or 0)
+    def _start(self, graph: str) -> ort.InferenceSession:
+        return self.backend.load_graph(graph, self._files)
 
     def _release_session(self, session: ort.InferenceSession) -> None:
         self._backend.release_session(session)

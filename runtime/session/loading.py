@@ -87,19 +87,18 @@ class LoadedGraphs(abc.ABC):
                 self._close_device()
                 self._held.close()
 
-    def _session(self, graph: str, tokens: int | None = None) -> ort.InferenceSession:
-        """Return the session of a graph. It is started for a batch with that number of tokens, if there is none."""
+    def _session(self, graph: str) -> ort.InferenceSession:
         self.check_process()
         session = self.loaded.get(graph)
         if session is None:
             with self._lock:  # two threads that need the same graph load it once
                 self.check_open()
                 if graph not in self.loaded:
-                    self.loaded[graph] = self._load(graph, tokens)
+                    self.loaded[graph] = self._load(graph)
                 session = self.loaded[graph]
         return session
 
-    def _load(self, graph: str, tokens: int | None) -> ort.InferenceSession:
+    def _load(self, graph: str) -> ort.InferenceSession:
         """Load a graph, and check that it is the graph that the manifest describes.
 
         Raises:
@@ -111,7 +110,7 @@ class LoadedGraphs(abc.ABC):
         # Reading the parameters for their sha256 takes about as long as loading them: both happen at once.
         checked = in_background(self._held.check_data)
         try:
-            session = self._start(graph, tokens)
+            session = self._start(graph)
         except StageError as error:
             checked()
             raise self._cannot_load(self._held.graphs[error.graph].path, error.__cause__) from error.__cause__
@@ -139,8 +138,8 @@ class LoadedGraphs(abc.ABC):
             raise ArtifactError(f"{self._path} has no graph {graph!r}; it has {', '.join(graphs)}.")
 
     @abc.abstractmethod
-    def _start(self, graph: str, tokens: int | None) -> ort.InferenceSession:
-        """Start the session of a graph, for a first batch with that number of tokens."""
+    def _start(self, graph: str) -> ort.InferenceSession:
+        """Start the session of a graph."""
 
     @abc.abstractmethod
     def _check_session(self, graph: str, session: ort.InferenceSession, path: Path) -> None:

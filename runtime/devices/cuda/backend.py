@@ -98,7 +98,7 @@ class CudaBackend:
             options["enable_cuda_graph"] = "1"
         return options
 
-    def load_graph(self, graph: str, files: HeldFiles, tokens: int) -> ort.InferenceSession:
+    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU."""
         with self._card.exclusive():
             self._check_open()

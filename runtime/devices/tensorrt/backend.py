@@ -32,7 +32,7 @@ class TensorRTBackend(CudaBackend):
         self._artifact = artifact
         self._shapes = Shapes(block_tokens, usual_tokens=min(USUAL_TOKENS, block_tokens))
 
-    def load_graph(self, graph: str, files: HeldFiles, tokens: int) -> ort.InferenceSession:
+    def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph.
 
         The first time on a kind of GPU, TensorRT builds an engine, which takes from seconds to minutes.

@@ -14,7 +14,6 @@ from runtime.artifact.contracts import whole_variant
 from runtime.artifact.names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_ACTS_PRE, INTERVENTION
 from runtime.artifact.stages import rest_of, split
 from runtime.devices import staged
-from runtime.devices.forms import TwoForms
 from runtime.devices.staged import StagedSession
 from saeexport import export
 from tests.support.breaking import edit_graph, rewrite
@@ -51,12 +50,6 @@ def case(request, tmp_path_factory):
     return path, normal(11, D_IN).astype(dtype), None if target is None else target.astype(dtype)
 
 
-def repacked(session):
-    """Return the form for more than one token of each graph that is loaded; None where it is not."""
-    return {name: loaded.repacked if isinstance(loaded, TwoForms) else loaded
-            for name, loaded in session._graphs.loaded.items()}  # fmt: skip
-
-
 def use(session, x, target):
     """Return the results of every kind of call and of every graph, by name."""
     options = {} if target is None else {"target": target}
@@ -89,7 +82,7 @@ def test_a_chain_computes_the_same_bits_as_the_whole_graph(case, block_tokens, m
         monkeypatch.setattr(staged, "SMALLEST_SHARED", smallest)
         with SAESession(path, "cpu", block_tokens=block_tokens) as session:
             results.append(use(session, x, target))
-            in_stages = {name for name, form in repacked(session).items() if isinstance(form, StagedSession)}
+            in_stages = {name for name, loaded in session._graphs.loaded.items() if isinstance(loaded, StagedSession)}
             cpu_variants = {session._graphs.variant(graph) for graph in ("model", "steer", "features")}
         assert in_stages >= cpu_variants if smallest == MATRICES else not in_stages
         assert all(whole_variant(graph) for graph in in_stages)
@@ -126,8 +119,7 @@ def test_a_graph_whose_stages_are_not_certain_is_loaded_whole(tmp_path, monkeypa
         for found, expected in zip(session.top_features(normal(9, D_IN), 3), whole.top_features(normal(9, D_IN), 3),
                                    strict=True):  # fmt: skip
             np.testing.assert_array_equal(found, expected)
-        assert repacked(session)["features.sparse"] is not None
-        assert not isinstance(repacked(session)["features.sparse"], StagedSession)
+        assert not isinstance(session._graphs.loaded["features.sparse"], StagedSession)
 
 
 @pytest.mark.parametrize("graph", ["model", "steer", "features"])
@@ -152,7 +144,7 @@ def test_graphs_are_loaded_whole_if_stages_are_not_to_be_shared():
 
 
 def sessions_of(session, graph):
-    return {id(step.session) for step in repacked(session)[graph]._steps}
+    return {id(step.session) for step in session._graphs.loaded[graph]._steps}
 
 
 def test_graphs_share_their_stages_until_the_last_is_released():
@@ -207,8 +199,8 @@ def test_edited_activations_are_decoded_by_the_decoder_that_is_loaded_unless_one
 
 def test_only_the_steps_that_are_needed_run():
     with SAESession(MINILM, "cpu") as session:
-        session(normal(2, session.cfg.d_in))
-        model = repacked(session)["model.sparse"]
+        session(normal(1, session.cfg.d_in))
+        model = session._graphs.loaded["model.sparse"]
         given = frozenset(["input"])
         assert [len(model.chain([name], given)) for name in (HOOK_ACTS_PRE, HOOK_ACTS_POST, "hook_sae_recons")] == \
             [1, 1, 2]  # fmt: skip
@@ -262,7 +254,7 @@ def memory_after_every_call(smallest):
     """Return the anonymous memory that every kind of call together adds to this process, over the weights."""
     staged.SMALLEST_SHARED = smallest
     with SAESession(MINILM, "cpu") as session:
-        x = normal(2, session.cfg.d_in)
+        x = normal(1, session.cfg.d_in)
         session.watch([0])(x)  # so that ONNX Runtime itself has started
         before = process_memory("self", "RssAnon")
         session.encode(x)

@@ -272,10 +272,10 @@ def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
     """Of the graphs that stay loaded only `activate` is another one, which has no matrix. Each is loaded once."""
     load, loads, loaded = LoadedGraphs._load, [], []
 
-    def note(self, graph, tokens):
+    def note(self, graph):
         loads.append(graph)
         loaded.append({graph, *self.loaded} - {"activate"})
-        return load(self, graph, tokens)
+        return load(self, graph)
 
     monkeypatch.setattr(LoadedGraphs, "_load", note)
     assert runtime.verify(TINY, "cpu").failures == []

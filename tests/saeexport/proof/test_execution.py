@@ -99,10 +99,10 @@ def test_each_graph_is_loaded_once_and_one_at_a_time(tmp_path, monkeypatch, arch
     loads, together = [], []
     load = LoadedGraphs._load
 
-    def note(self, graph, tokens):
+    def note(self, graph):
         loads.append(graph)
         together.append({*self.loaded, graph} - {ACTIVATE})
-        return load(self, graph, tokens)
+        return load(self, graph)
 
     monkeypatch.setattr(LoadedGraphs, "_load", note)
     export(sae_of(architecture), tmp_path / "sae", normal(64, D_IN))
