@@ -263,6 +263,17 @@ def test_the_budget_of_a_column_is_four_times_the_errors_of_the_original_or_one_
     assert exact.column_budgets(PRE) == pytest.approx(np.array([1, 3]) / math.sqrt(5) * 2**-11)
 
 
+def test_what_is_not_a_number_has_no_error_of_zero():
+    """A caller that compares errors with a budget must not take it for the truth."""
+    reference = make_reference([[1.0, -2.0], [0.0, 0.0]])
+    for token in (0, 1):  # the scale of the second one is 0
+        y = reference.truth[PRE].copy()
+        y[token, 1] = np.nan
+        assert math.isnan(reference.element_errors(PRE, y)[token, 1])
+        assert not reference.errors(PRE, y).element <= reference.budget(PRE).element
+        assert not reference.errors(PRE, y).token <= reference.budget(PRE).token
+
+
 def test_a_token_of_zeros_does_not_widen_the_budget_of_a_column():
     reference = make_reference([[1.0, -1.0]] * 32 + [[0.0, 0.0]] * 32, dtype="float16")
     assert reference.column_budgets(PRE) == pytest.approx([2**-11 / math.sqrt(2)] * 2)
