@@ -50,8 +50,8 @@ class Selection:
     def rows_of(self, x: Any) -> Array | None:
         """Return the tokens of an array if the ONNX Runtime session can read them as they are.
 
-        They have the shape that the graph takes: `(tokens, d_in)`, or `(tokens, n_heads, d_head)`. None if the array has
-        to be converted or refused, if it has more tokens than one call computes, or if the backend has to run it.
+        They have the shape that the graph takes: `(tokens, d_in)`, or `(tokens, n_heads, d_head)`. None if the array
+        has to be converted or refused, if it has more tokens than one call computes, or if the backend has to run it.
         """
         if not self.at_once or type(x) is not np.ndarray or x.dtype != self._dtype:
             return None
