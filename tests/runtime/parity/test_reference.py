@@ -78,8 +78,10 @@ def test_an_infinite_value_is_named_with_advice(dtype):
 
 
 def test_the_size_of_preactivations_counts_an_outlier_as_32_medians():
-    reference = make_reference([[1000.0, 1.0, -1.0, 1.0], [-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    typical = [math.sqrt((32**2 + 3) / 4), 3 / 2, 0]
+    reference = make_reference(
+        [[1000.0, 1.0, -1.0, 1.0], [-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [200.0, -200.0, 200.0, 200.0]]
+    )
+    typical = [math.sqrt((32**2 + 3) / 4), 3 / 2, 0, 200]
     for hook in (PRE, POST):
         assert reference.token_scale(hook) == pytest.approx(typical)
         assert reference.scale(hook)[0] == pytest.approx([1000 / 32, *typical[:1] * 3])
