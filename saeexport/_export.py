@@ -30,7 +30,7 @@ from .graphs.write import quantize_weights, trace_model, write_graphs
 from .labels import load_labels
 from .original.dtypes import DTypeLike
 from .original.exportable import check_functions, check_hooks, check_tensors, check_weights, config_of, in_dtype
-from .original.forward import check_forward
+from .original.forward import check_edits, check_forward
 from .original.hooked_sae import HookedSAE
 from .original.running import dtype_of, to_bits
 from .original.selection import select_features, select_labels
@@ -119,6 +119,7 @@ def export(
     labels = None if labels is None else _as_labels(labels, config.d_sae)
     check_forward(sae, config)
     batch, target = prepare_activations(sae, config, activations, targets)
+    check_edits(sae, config, batch, target)
     try:
         with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
             stage("tracing")

@@ -7,7 +7,6 @@ Face Hub: it is told the name of the file that the link leads to. If the file is
 loading takes about half as long again and, for a moment, twice the memory.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from ..arrays.dtypes import BFLOAT16
 from ..artifact.held import HeldFolder
 from ..artifact.onnxfile import Parameter, with_locations
 from ..errors import ProviderError
+from .start import is_from_onnx_runtime
 
 
 class Start(Protocol):
@@ -46,15 +46,28 @@ def start_on_checked_bytes(
         part: A model that was cut out of the graph and is started instead; None for the whole graph.
     """
     model = files.graphs[graph].content if part is None else part
-    real = {name: file.path.resolve() for name, file in files.data.items()}
+    real = _real_paths(files)
     if files.are_at_path(graph) and len(folders := {path.parent for path in real.values()}) == 1:
-        # A release that refuses this says so in ways of its own. What is wrong with the graph is said below, too.
-        with contextlib.suppress(Exception):
-            there = with_locations(model, {name: path.name for name, path in real.items()})
+        there = with_locations(model, {name: path.name for name, path in real.items()})
+        try:
             session = start(there, folder=folders.pop())
             if files.are_at_path(graph):
                 return session
+        except Exception as error:  # a release that refuses this says so in ways of its own
+            if not is_from_onnx_runtime(error):  # such as that of a signal handler
+                raise
     return start(model, parameters=parameters)
+
+
+def _real_paths(files: HeldFolder) -> dict[str, Path]:
+    """Return the paths that the links of the files with parameters lead to; none if ONNX Runtime could not read one."""
+    try:
+        real = {name: file.path.resolve() for name, file in files.data.items()}
+        for path in real.values():
+            str(path).encode()
+    except (OSError, RuntimeError, UnicodeEncodeError):  # RuntimeError: the links lead in a circle now
+        return {}
+    return real
 
 
 def parameter_values(graph: str, files: HeldFolder, part: bytes | None = None) -> dict[str, ort.OrtValue]:

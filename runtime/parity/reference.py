@@ -248,9 +248,8 @@ class Reference:
         errors = _rows(y).astype(np.float64)
         errors -= _rows(self.truth[hook])
         np.abs(errors, out=errors)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            errors /= self.scale(hook)
-        errors[np.isnan(errors)] = 0.0  # where the scale is 0, only the truth itself has error 0
+        with np.errstate(divide="ignore"):  # where the scale is 0, only the truth itself has error 0
+            np.divide(errors, self.scale(hook), out=errors, where=errors != 0)
         return errors
 
     def token_errors(self, hook: str, y: Array) -> Array:

@@ -1,5 +1,6 @@
 """The part of an encoder that computes the activations of some features, loaded."""
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -39,19 +40,24 @@ class Selection:
         self.name = name
         self.spec = spec
         self.at_once = at_once
-        self._dtype, self._width = DTYPES[spec.inputs[0].dtype].numpy, int(spec.inputs[0].shape[-1])
+        self._dtype = DTYPES[spec.inputs[0].dtype].numpy
+        self._token = tuple(int(size) for size in spec.inputs[0].shape[1:])
+        self._largest = at_once * math.prod(self._token)
         self.session: ort.InferenceSession | None = session
         self._finalizer = weakref.finalize(self, release, session)
         self._finalizer.atexit = False
 
     def rows_of(self, x: Any) -> Array | None:
-        """Return the tokens of an array, `(tokens, d_in)`, if the ONNX Runtime session can read them as they are.
+        """Return the tokens of an array if the ONNX Runtime session can read them as they are.
 
-        Otherwise return None: the array has to be converted or refused, or it has more tokens than one call computes.
+        They have the shape that the graph takes: `(tokens, d_in)`, or `(tokens, n_heads, d_head)`. None if the array
+        has to be converted or refused, if it has more tokens than one call computes, or if the backend has to run it.
         """
-        if type(x) is not np.ndarray or x.dtype != self._dtype or x.shape[-1:] != (self._width,):
+        if not self.at_once or type(x) is not np.ndarray or x.dtype != self._dtype:
             return None
-        return x.reshape(-1, self._width) if x.size <= self.at_once * self._width else None
+        if x.shape[-len(self._token) :] != self._token or x.size > self._largest:
+            return None
+        return x.reshape(-1, *self._token)
 
     def release(self) -> None:
         """Free the ONNX Runtime session."""

@@ -46,7 +46,8 @@ class FeatureWatch:
         """
         graphs, selection, edits = self._graphs, self._selection, active_interventions(self._hooks)
         if not edits and (rows := selection.rows_of(x)) is not None:
-            return graphs.run_at_once(selection, rows).reshape(*x.shape[:-1], len(self.ids))
+            lead = x.shape[: x.ndim + 1 - rows.ndim]
+            return graphs.run_at_once(selection, rows).reshape(*lead, len(self.ids))
         batch = Batch.of(x, graphs.manifest.sae, given=graphs.backend.import_array)
         return encode_selection(graphs, batch, selection, edits)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.arrays.tensor import Array
 from runtime.artifact.manifest import CUSTOM, SAEConfig
 from runtime.artifact.names import (
     FEATURE_HOOKS,
@@ -22,7 +23,7 @@ from runtime.artifact.names import (
 )
 from runtime.errors import ExportError
 
-from .running import computing, dtype_of
+from .running import computing, dtype_of, to_inputs
 
 TOKENS = 3
 
@@ -64,9 +65,30 @@ def check_forward(sae: Any, config: SAEConfig) -> None:
         what = f"another tensor than {HOOK_OUTPUT}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ExportError(f"{kind} returns {what}; it must return the tensor of {HOOK_OUTPUT}.")
     _check_cached(sae, inputs, hooks)
-    if config.architecture.startswith(CUSTOM):
-        for edited in (hook for hook in NOTICES if hook in hooks):
-            _check_edit(sae, inputs, hooks, edited)
+
+
+def check_edits(sae: Any, config: SAEConfig, activations: Array, target: Array | None) -> None:
+    """Refuse an SAE of a custom class that ignores what a hook function returns, or whose error depends on it.
+
+    Args:
+        sae: An SAE that `check_forward` accepts.
+        config: Its config.
+        activations: Tokens on which features are on, because one that is off may stay off at every `acts_pre`, as
+            behind a closed gate.
+        target: Activations that a transcoder with the error term predicts.
+
+    Raises:
+        ExportError: The message names the hooks.
+    """
+    if not config.architecture.startswith(CUSTOM):
+        return
+    every = to_inputs(sae, activations, target)
+    for inputs in ([tensor[:: max(1, len(tensor) // TOKENS)] for tensor in every], every):
+        hooks = dict(_run(sae, inputs)[1])
+        if hooks[HOOK_ACTS_POST].any():
+            for edited in (hook for hook in NOTICES if hook in hooks):
+                _check_edit(sae, inputs, hooks, edited)
+            break
 
 
 def _draw(sae: Any, shapes: list[tuple[int, ...]]) -> list[Tensor]:
@@ -95,7 +117,7 @@ def _run(sae: Any, inputs: list[Tensor], edits: dict[str, Edit] | None = None) -
     except Exception as error:
         shapes = " and ".join(f"{dtype_of(tensor)} {list(tensor.shape)}" for tensor in inputs)
         raise ExportError(
-            f"{type(sae).__name__} fails on random inputs, {shapes}: {type(error).__name__}: {error}"
+            f"{type(sae).__name__} fails on inputs of {shapes}: {type(error).__name__}: {error}"
         ) from error
     return output, fired
 
@@ -134,8 +156,8 @@ def _check_cached(sae: Any, inputs: list[Tensor], hooks: dict[str, Tensor]) -> N
     if differing:
         raise ExportError(
             f"{', '.join(differing)} of {type(sae).__name__} differ between run_with_cache and run_with_hooks on the "
-            "same input. Is something in it random, or does it override __call__ or run_with_cache? Both must compute "
-            "what forward computes."
+            "same input. Is something in it random, does it change the tensor of a hook in place, or does it override "
+            "__call__ or run_with_cache? Both must compute what forward computes."
         )
 
 

@@ -46,7 +46,8 @@ def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
     """
     measured = reference if in_precision is None else in_precision
     with InFloat64(), evaluating(sae):
-        given = (reference.original[HOOK_ACTS_PRE], reference.original[HOOK_ACTS_POST], measured.acts_pre_tolerance)
+        values = (reference.original[HOOK_ACTS_PRE], reference.original[HOOK_ACTS_POST], measured.acts_pre_tolerance)
+        given = [array.copy() for array in values]  # the method may compute in place
         try:
             found = sae.undetermined(*to_inputs(sae, *given)) if hasattr(sae, "undetermined") else None
         except Exception as error:

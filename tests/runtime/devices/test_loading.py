@@ -1,13 +1,15 @@
 """The parameters that ONNX Runtime uses in place, also where their file is reached through a symbolic link."""
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from runtime import SAESession
 from runtime.artifact.onnxfile import external_tensors, with_locations
-from runtime.devices import start
+from runtime.devices import cpu, start
 from tests.support.samples import TINY, normal
 
 X = normal(3, 6)
@@ -65,6 +67,48 @@ def test_the_parameters_of_a_file_that_is_gone_are_copied(copy, copied):
         np.testing.assert_array_equal(session(X), other(X))
     assert copied[0]
     assert not copied[1]
+
+
+def test_a_link_to_a_name_that_is_not_text(copy):
+    target = os.fsdecode(os.fsencode(copy.parent) + b"/\xff")
+    try:
+        (copy / "weights.safetensors").rename(target)
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    (copy / "weights.safetensors").symlink_to(target)
+    with SAESession(copy, "cpu") as session, SAESession(TINY, "cpu") as other:
+        np.testing.assert_array_equal(session(X), other(X))
+
+
+def test_links_that_lead_in_a_circle_after_the_artifact_was_opened(copy):
+    weights = copy / "weights.safetensors"
+    with SAESession(copy, "cpu") as session, SAESession(TINY, "cpu") as other:
+        weights.unlink()
+        weights.symlink_to(weights.name)
+        np.testing.assert_array_equal(session(X), other(X))
+
+
+def test_the_exception_of_a_signal_handler_ends_the_load(monkeypatch):
+    """It is raised when a call into ONNX Runtime returns."""
+
+    def alarm(signum, frame):
+        raise TimeoutError("the time is over")
+
+    def interrupted(*arguments, **options):
+        session = started(*arguments, **options)
+        signal.raise_signal(signal.SIGUSR1)
+        return session
+
+    started, before = cpu.start_session, signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with SAESession(TINY, "cpu") as session, SAESession(TINY, "cpu") as other:
+            with monkeypatch.context() as patch:
+                patch.setattr(cpu, "start_session", interrupted)
+                with pytest.raises(TimeoutError, match="the time is over"):
+                    session(X)
+            np.testing.assert_array_equal(session(X), other(X))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_only_the_names_of_files_change():

@@ -78,8 +78,10 @@ def test_an_infinite_value_is_named_with_advice(dtype):
 
 
 def test_the_size_of_preactivations_counts_an_outlier_as_32_medians():
-    reference = make_reference([[1000.0, 1.0, -1.0, 1.0], [-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    typical = [math.sqrt((32**2 + 3) / 4), 3 / 2, 0]
+    reference = make_reference(
+        [[1000.0, 1.0, -1.0, 1.0], [-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [200.0, -200.0, 200.0, 200.0]]
+    )
+    typical = [math.sqrt((32**2 + 3) / 4), 3 / 2, 0, 200]
     for hook in (PRE, POST):
         assert reference.token_scale(hook) == pytest.approx(typical)
         assert reference.scale(hook)[0] == pytest.approx([1000 / 32, *typical[:1] * 3])
@@ -261,6 +263,17 @@ def test_the_budget_of_a_column_is_four_times_the_errors_of_the_original_or_one_
     y = reference.truth[PRE] + [2**-11, 0]
     assert judge("encode", [PRE], {PRE: y.astype(np.float32)}, reference, [PRE])[0].failures == ()
     assert exact.column_budgets(PRE) == pytest.approx(np.array([1, 3]) / math.sqrt(5) * 2**-11)
+
+
+def test_what_is_not_a_number_has_no_error_of_zero():
+    """A caller that compares errors with a budget must not take it for the truth."""
+    reference = make_reference([[1.0, -2.0], [0.0, 0.0]])
+    for token in (0, 1):  # the scale of the second one is 0
+        y = reference.truth[PRE].copy()
+        y[token, 1] = np.nan
+        assert math.isnan(reference.element_errors(PRE, y)[token, 1])
+        assert not reference.errors(PRE, y).element <= reference.budget(PRE).element
+        assert not reference.errors(PRE, y).token <= reference.budget(PRE).token
 
 
 def test_a_token_of_zeros_does_not_widen_the_budget_of_a_column():

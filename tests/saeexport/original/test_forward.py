@@ -5,8 +5,8 @@ import torch
 
 from saeexport import ExportError, HookedSAE
 from saeexport.original.exportable import config_of
-from saeexport.original.forward import check_forward
-from tests.support.samples import HOOKS, make_sae
+from saeexport.original.forward import check_edits, check_forward
+from tests.support.samples import HOOKS, make_sae, normal
 from tests.support.zoo import ARCHITECTURES, sae_of
 
 FIRST, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
@@ -20,7 +20,9 @@ def make(kind, **options):
 
 
 def check(sae):
-    check_forward(sae, config_of(sae, None))
+    config = config_of(sae, None)
+    check_forward(sae, config)
+    check_edits(sae, config, normal(40, config.d_in), normal(40, sae.cfg.d_out) if config.takes_target else None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -114,6 +116,11 @@ class IgnoresActsPre(HookedSAE):
         return torch.relu(self.kept)
 
 
+class ChangesActsPre(HookedSAE):
+    def activation(self, acts_pre, x):
+        return acts_pre.relu_()
+
+
 class IgnoresRecons(HookedSAE):
     def forward(self, input):
         self.hook_sae_input(input)
@@ -134,7 +141,7 @@ class ErrorDependsOnHooks(HookedSAE):
 @pytest.mark.parametrize(
     ("kind", "use_error_term", "message"),
     [
-        (Fails, True, r"Fails fails on random inputs, float32 \[3, 6\]: RuntimeError: no such feature"),
+        (Fails, True, r"Fails fails on inputs of float32 \[3, 6\]: RuntimeError: no such feature"),
         (ChangesItsInput, True, "ChangesItsInput changes its input in place; it must compute with a copy of it"),
         (FiresInAnotherOrder, False, f"in the order {FIRST}, {POST}, {PRE}.*each must fire once, .* {FIRST}, {PRE}, "),
         (FiresTwice, True, f"fire in the order .*{OUTPUT}, {FIRST}.*; each must fire once"),
@@ -151,6 +158,7 @@ class ErrorDependsOnHooks(HookedSAE):
         (ScalesItsInput, True, f"{FIRST} of ScalesItsInput is not the input that it is called with"),
         (IsCalledDifferently, True, f"{FIRST}, {PRE}, .* differ between run_with_cache and run_with_hooks .*__call__"),
         (IsRandom, True, f"{POST}, .* of IsRandom differ between run_with_cache .*Is something in it random"),
+        (ChangesActsPre, True, f"{PRE} of ChangesActsPre differ between .* the tensor of a hook in place"),
         (IgnoresActsPre, False, rf"{POST} of IgnoresActsPre is the same whatever .* at {PRE}; it must .* self.{PRE}\("),
         (IgnoresRecons, False, f"{OUTPUT} of IgnoresRecons is the same whatever a hook function returns at {RECONS}"),
         (ErrorDependsOnHooks, True, f"{ERROR} of ErrorDependsOnHooks changes with what .* in a pass without hooks"),
@@ -159,6 +167,36 @@ class ErrorDependsOnHooks(HookedSAE):
 def test_a_forward_pass_that_no_artifact_reproduces(kind, use_error_term, message):
     with pytest.raises(ExportError, match=message):
         check(make(kind, use_error_term=use_error_term))
+
+
+class MyGated(ARCHITECTURES["gated"]):
+    pass
+
+
+class IgnoresActsPreBehindGates(MyGated):
+    def activation(self, acts_pre, x):
+        return super().activation(self.preactivations(x), x)
+
+
+def with_few_open_gates(kind, dtype):
+    """Return an SAE of a gated class with the gates open on a single one of 40 tokens, and these tokens."""
+    sae, tokens = sae_of("gated", dtype=dtype), normal(40, 10)
+    sae.__class__ = kind
+    tokens[7] *= 1000
+    with torch.no_grad():
+        sae.b_gate.fill_(-100)
+    return sae, tokens
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_closed_gates_do_not_count_as_ignored_preactivations(dtype):
+    sae, tokens = with_few_open_gates(MyGated, dtype)
+    config = config_of(sae, None)
+    check_forward(sae, config)
+    check_edits(sae, config, tokens[:7], None)  # there is no feature that could change
+    check_edits(sae, config, tokens, None)
+    with pytest.raises(ExportError, match=f"{POST} of IgnoresActsPreBehindGates is the same whatever"):
+        check_edits(with_few_open_gates(IgnoresActsPreBehindGates, dtype)[0], config, tokens, None)
 
 
 def test_the_check_leaves_the_sae_and_the_random_numbers_as_they_were():

@@ -159,3 +159,18 @@ def test_tf32_has_budgets_of_its_own_and_the_truth_of_float32():
     assert judged.clean.truth is clean.truth
     assert judged.truth is steered.truth
     assert judged.original is steered.original
+
+
+def test_a_class_that_computes_in_place_does_not_widen_the_tolerance():
+    class InPlace(HookedSAE):
+        def undetermined(self, acts_pre, acts_post, tolerance):
+            return acts_pre.abs_() <= tolerance.mul_(2)
+
+    sae = make_sae()
+    reference = follow_decisions(sae, reference_of(sae, normal(8, 6)))
+    before = {hook: y.copy() for hook, y in reference.original.items()}, reference.acts_pre_tolerance.copy()
+    sae.__class__ = InPlace
+    found = find_uncertain(sae, reference)
+    assert (reference.acts_pre_tolerance == before[1]).all()
+    assert (found.uncertain == (np.abs(before[0][PRE]) <= 2 * before[1])).all()
+    assert all((reference.original[hook] == y).all() for hook, y in before[0].items())
