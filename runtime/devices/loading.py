@@ -46,11 +46,11 @@ def start_on_checked_bytes(
         part: A model that was cut out of the graph and is started instead; None for the whole graph.
     """
     model = files.graphs[graph].content if part is None else part
-    real = _real_paths(files)
-    if files.are_at_path(graph) and len(folders := {path.parent for path in real.values()}) == 1:
-        there = with_locations(model, {name: path.name for name, path in real.items()})
+    place = _place(graph, files)
+    if place is not None and files.are_at_path(graph):
+        folder, names = place
         try:
-            session = start(there, folder=folders.pop())
+            session = start(with_locations(model, names), folder=folder)
             if files.are_at_path(graph):
                 return session
         except Exception as error:  # a release that refuses this says so in ways of its own
@@ -59,15 +59,22 @@ def start_on_checked_bytes(
     return start(model, parameters=parameters)
 
 
-def _real_paths(files: HeldFolder) -> dict[str, Path]:
-    """Return the paths that the links of the files with parameters lead to; none if ONNX Runtime could not read one."""
+def _place(graph: str, files: HeldFolder) -> tuple[Path, dict[str, str]] | None:
+    """Return the folder in which ONNX Runtime finds the files with parameters, and their names there if they differ.
+
+    None if they are behind links that lead to several folders or in a circle, or if the path of the folder is not text.
+    """
+    folder, names = files.graphs[graph].path.parent, {}
     try:
-        real = {name: file.path.resolve() for name, file in files.data.items()}
-        for path in real.values():
-            str(path).encode()
+        if any(file.path.is_symlink() for file in files.data.values()):
+            real = {name: file.path.resolve() for name, file in files.data.items()}
+            if len({path.parent for path in real.values()}) > 1:
+                return None
+            folder, names = next(iter(real.values())).parent, {name: path.name for name, path in real.items()}
+        "".join([str(folder), *names.values()]).encode()
     except (OSError, RuntimeError, UnicodeEncodeError):  # RuntimeError: the links lead in a circle now
-        return {}
-    return real
+        return None
+    return folder, names
 
 
 def parameter_values(graph: str, files: HeldFolder, part: bytes | None = None) -> dict[str, ort.OrtValue]:

@@ -42,7 +42,7 @@ class Selection:
         self.at_once = at_once
         self._dtype = DTYPES[spec.inputs[0].dtype].numpy
         self._token = tuple(int(size) for size in spec.inputs[0].shape[1:])
-        self._largest = at_once * math.prod(self._token)
+        self._width = math.prod(self._token)
         self.session: ort.InferenceSession | None = session
         self._finalizer = weakref.finalize(self, release, session)
         self._finalizer.atexit = False
@@ -55,7 +55,7 @@ class Selection:
         """
         if not self.at_once or type(x) is not np.ndarray or x.dtype != self._dtype:
             return None
-        if x.shape[-len(self._token) :] != self._token or x.size > self._largest:
+        if x.shape[-len(self._token) :] != self._token or x.size > self.at_once * self._width:
             return None
         return x.reshape(-1, *self._token)
 

@@ -214,7 +214,8 @@ def start_on_a_cpu(model, options):
         ours.add_external_initializers(*options.external)
     elif (folder := config_entry(options, FOLDER)) is not None:
         ours.add_session_config_entry(FOLDER, folder)
-        model = in_float32(next(path for path in Path(folder).glob("*.onnx") if path.read_bytes() == model))
+        path = next((path for path in Path(folder).glob("*.onnx") if path.read_bytes() == model), None)
+        model = model if path is None else in_float32(path)  # None: the weights are behind a link
     return REAL_SESSION(model, ours, providers=["CPUExecutionProvider"])
 
 
