@@ -58,7 +58,7 @@ def write_case(
 def most_frequent(workload: Workload, tokens: int = 256) -> Array:
     """Return the ids of the `FEW` features that are on most often, in ascending order.
 
-    Of other features a small batch may have none that is on, and zeros prove little.
+    In a small batch other features may all be off, and zeros prove little.
     """
     with torch.no_grad():
         on = workload.sae.encode(torch.from_numpy(workload.inputs(tokens))) > 0

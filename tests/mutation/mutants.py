@@ -93,7 +93,7 @@ def places_of(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.Assign]:
 
 
 def _changes_in(place: ast.FunctionDef | ast.Assign) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """Yield pairs of a node of a function or constant and what takes its place."""
+    """Yield each node of a function or constant that is changed, with its replacement."""
     if isinstance(place, ast.Assign):
         numbers = [node for node in ast.walk(place.value) if isinstance(node, ast.Constant)]
         for node in numbers:

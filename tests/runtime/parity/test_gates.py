@@ -269,7 +269,7 @@ def test_the_tiny_artifact_is_what_these_tests_break():
 
 
 def test_verification_holds_one_copy_of_the_weights_at_a_time(monkeypatch):
-    """Of the graphs that stay loaded only `activate` is another one, which has no matrix. Each is loaded once."""
+    """Only `activate`, which has no matrix, stays loaded beside the graph that runs. Each graph is loaded once."""
     load, loads, loaded = LoadedGraphs._load, [], []
 
     def note(self, graph):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zipfile
 
 import numpy as np
 import pytest
@@ -10,24 +9,11 @@ from safetensors.numpy import load_file, save_file
 
 from runtime import IntegrityError, read_artifact
 from runtime.parity.golden import load_golden, save_golden
-from tests.fixtures.__main__ import FOLDER
 from tests.support.breaking import rewrite
 from tests.support.references import ERROR, INPUT, OUTPUT, POST, PRE, RECONS, make_reference, make_steered
 
 FIXTURES = ["standard", "gated", "gated-float16", "jumprelu-bfloat16", "standard-int8", "transcoder", "topk_transcoder",
             "standard-heads"]  # fmt: skip
-
-
-@pytest.fixture
-def unpacked(tmp_path):
-    """Return a function that unpacks an artifact of format 1, which may be changed."""
-
-    def unpacked(name):
-        with zipfile.ZipFile(FOLDER / f"{name}.zip") as archive:
-            archive.extractall(tmp_path / name)
-        return tmp_path / name
-
-    return unpacked
 
 
 def replace(path, tensors):

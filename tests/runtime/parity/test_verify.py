@@ -1,7 +1,6 @@
 """What a verification runs, what it leaves out, and what its report says."""
 
 import shutil
-import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,25 +13,12 @@ from runtime.parity import outputs as outputs_module
 from runtime.parity import verify as verify_module
 from runtime.parity.report import Report
 from runtime.parity.verify import judged_outputs, open_verified, read_intact, skipped_graphs
-from tests.fixtures.__main__ import FOLDER
 from tests.support.keys import make_key
 from tests.support.samples import TINY
 
 FOR_CPU = "it is a CPU variant, which runs on a CPU only"
 HALF = "a CPU does not compute in float16; this graph runs on a GPU only"
 NO_K = "TensorRT cannot take its input k"
-
-
-@pytest.fixture
-def unpacked(tmp_path):
-    """Return a function that unpacks an artifact of format 1."""
-
-    def unpacked(name):
-        with zipfile.ZipFile(FOLDER / f"{name}.zip") as archive:
-            archive.extractall(tmp_path / name)
-        return tmp_path / name
-
-    return unpacked
 
 
 @pytest.mark.parametrize(("device", "portable", "features", "for_cpu"), [
