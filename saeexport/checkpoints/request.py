@@ -1,7 +1,6 @@
 """What a caller says about a checkpoint that its files do not say, and what a reader has to tell about it."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +13,6 @@ class Source(NamedTuple):
 
     config: str
     tensors: str
-
-    @classmethod
-    def of_files(cls, folder: Path, config: str, tensors: str) -> "Source":
-        """Return the paths of two files of a folder."""
-        return cls(str(folder / config), str(folder / tensors))
 
 
 @dataclass(frozen=True)

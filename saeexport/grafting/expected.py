@@ -158,9 +158,6 @@ class Expected:
 
         return run_stages(self._folder, self._graphs, list(hooks), self.feeds, replace, optimize)
 
-    def _probe(self) -> ir.Graph:
-        return build_probe(self._host.model, self._grafts)
-
     def _loaded(self, graph: ir.Graph, optimize: bool) -> Graph:
         """Load a graph that is not part of the folder, and has its weights there."""
         file = self._folder / "unnamed.onnx"

@@ -168,7 +168,11 @@ def _check_edit(sae: Any, inputs: list[Tensor], hooks: dict[str, Tensor], edited
     signs = torch.randn(hooks[edited].shape, generator=torch.Generator().manual_seed(1), device="cpu").sign()
     change = (size * signs).to(inputs[0].device, dtype)
     found = dict(_run(sae, inputs, {edited: lambda tensor: tensor + change})[1])
-    if torch.equal(found[notices], hooks[notices]):
+    is_same = torch.equal(found[notices], hooks[notices])
+    if is_same:  # weights that are 0 hide every finite change, and not NaN
+        unlike = dict(_run(sae, inputs, {edited: lambda tensor: tensor * torch.nan})[1])
+        is_same = torch.equal(unlike[notices], hooks[notices])
+    if is_same:
         raise ExportError(
             f"{notices} of {type(sae).__name__} is the same whatever a hook function returns at {edited}; it must be "
             f"computed from the tensor that self.{edited}(...) returns."

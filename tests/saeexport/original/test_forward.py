@@ -1,5 +1,7 @@
 """The check of the forward pass: what a class may not do with its hooks."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -197,6 +199,30 @@ def test_closed_gates_do_not_count_as_ignored_preactivations(dtype):
     check_edits(sae, config, tokens, None)
     with pytest.raises(ExportError, match=f"{POST} of IgnoresActsPreBehindGates is the same whatever"):
         check_edits(with_few_open_gates(IgnoresActsPreBehindGates, dtype)[0], config, tokens, None)
+
+
+class MyOwn(HookedSAE):
+    pass
+
+
+class IgnoresActsPost(HookedSAE):
+    def decode(self, acts_post, x=None):
+        return super().decode(self.activation(self.preactivations(x), x), x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["W_dec", "W_enc"])
+def test_weights_of_zeros_do_not_count_as_ignored_tensors(name, dtype):
+    for kind, fits in ((MyOwn, True), (IgnoresActsPost, False)):
+        sae = sae_of("standard", dtype=dtype)
+        sae.__class__ = kind
+        with torch.no_grad():
+            getattr(sae, name).zero_()
+            sae.b_enc.fill_(0.5)
+        config, tokens = config_of(sae, None), normal(40, sae.cfg.d_in)
+        check_forward(sae, config)
+        with nullcontext() if fits else pytest.raises(ExportError, match=f"{RECONS} .* is the same whatever .*{POST}"):
+            check_edits(sae, config, tokens, None)
 
 
 def test_the_check_leaves_the_sae_and_the_random_numbers_as_they_were():
