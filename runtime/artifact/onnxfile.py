@@ -1,8 +1,6 @@
 """Reads from an ONNX file which of its initializers are stored in another file, and where.
 
 Only the fields that say so are read (`protobuf.py`). The result is a table of a dozen entries.
-
-Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3, `ModelProto`, `GraphProto` and `TensorProto`.
 """
 
 import math
@@ -16,14 +14,22 @@ import numpy as np
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
 from ..errors import ArtifactError, IntegrityError
-from .protobuf import encode, fields, integers, submessages, text
+from .onnxfields import (
+    DATA_LOCATION,
+    DATA_TYPE,
+    DIMS,
+    EXTERNAL,
+    EXTERNAL_DATA,
+    GRAPH_INITIALIZER,
+    KEY,
+    MODEL_GRAPH,
+    NAME,
+    VALUE,
+)
+from .protobuf import UNREADABLE, encode, fields, integers, submessages, text
 from .strict_json import shown
 from .tensorfile import MOST_DIMENSIONS
 
-MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
-DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14
-KEY, VALUE = 1, 2
-EXTERNAL = 1
 LOCATION = "location"
 
 NUMPY_DTYPES: dict[int, "np.dtype[Any]"] = {
@@ -87,10 +93,13 @@ def external_tensors(model: bytes, path: Path) -> dict[str, ExternalTensor]:
             for name, tensor in map(_tensor, submessages(graph, GRAPH_INITIALIZER))
             if tensor is not None
         }
-    except (ValueError, IndexError, KeyError) as error:
-        raise ArtifactError(
-            f"{path} is not an ONNX model: {type(error).__name__}: {error}. Copy the whole folder again."
-        ) from None
+    except UNREADABLE as error:
+        raise not_onnx(path, error) from None
+
+
+def not_onnx(path: Path, error: Exception) -> ArtifactError:
+    """Return the error of a file that cannot be read as ONNX, from what reading it raised."""
+    return ArtifactError(f"{path} is not an ONNX model: {type(error).__name__}: {error}. Copy the whole folder again.")
 
 
 def with_locations(model: bytes, names: Mapping[str, str]) -> bytes:
@@ -116,6 +125,11 @@ def with_locations(model: bytes, names: Mapping[str, str]) -> bytes:
         )
 
     return bytes(replaced(memoryview(model), (MODEL_GRAPH, GRAPH_INITIALIZER, EXTERNAL_DATA)))
+
+
+def initializers(graph: memoryview) -> dict[str, memoryview]:
+    """Return the `TensorProto`s of the initializers of a `GraphProto` by name."""
+    return {initializer_name(message): message for message in submessages(graph, GRAPH_INITIALIZER)}
 
 
 def initializer_name(message: memoryview) -> str:

@@ -13,6 +13,9 @@ VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}
 
 LONGEST_VARINT = 10
 
+UNREADABLE = (ValueError, IndexError, KeyError, StopIteration)
+"""The errors that reading a damaged message raises: a field is not what it must be, ends too early, or is missing."""
+
 
 def fields(message: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
     """Yield the number and the value of each field of a message.

@@ -5,8 +5,7 @@ compute each feature from its own values; there, the parameters are cut to the c
 everything stays as it is. So the operators, their order and their dtypes are those of the graph that was proved, and
 an architecture need not be known. The result is a model of its own, with its parameters inside.
 
-Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3, `GraphProto`, `NodeProto` and `AttributeProto`;
-https://onnx.ai/onnx/operators/; https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md,
+Source: https://onnx.ai/onnx/operators/; https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md,
 `com.microsoft.MatMulNBits`.
 """
 
@@ -19,26 +18,32 @@ import numpy as np
 
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
-from ..errors import ArtifactError, InputError
+from ..errors import InputError
 from .manifest import SAEConfig
 from .names import HOOK_ACTS_POST, TOKENS
-from .onnxfile import (
+from .onnxfields import (
+    ATTRIBUTE,
+    ATTRIBUTE_GRAPH,
+    ATTRIBUTE_GRAPHS,
+    ATTRIBUTE_INT,
+    ATTRIBUTE_NAME,
     DATA_TYPE,
     DIMS,
     GRAPH_INITIALIZER,
+    GRAPH_INPUT,
+    GRAPH_NAME,
+    GRAPH_NODE,
+    GRAPH_OUTPUT,
     MODEL_GRAPH,
+    MODEL_METADATA,
     NAME,
-    Parameter,
-    initializer_name,
-    initializer_shape,
+    NODE_INPUT,
+    NODE_OUTPUT,
+    OPERATOR,
+    RAW_DATA,
 )
-from .protobuf import encode, fields, submessages, text
-
-MODEL_METADATA = 14
-GRAPH_NODE, GRAPH_NAME, GRAPH_INPUT, GRAPH_OUTPUT = 1, 2, 11, 12
-NODE_INPUT, NODE_OUTPUT, OPERATOR, ATTRIBUTE = 1, 2, 4, 5
-ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 1, 3, 6, 11
-RAW_DATA = 9
+from .onnxfile import Parameter, initializer_shape, initializers, not_onnx
+from .protobuf import UNREADABLE, encode, fields, submessages, text
 
 LARGEST_PARAMETER = 1 << 30
 """Largest size in bytes of a parameter that is cut; a protobuf message has at most 2 GiB."""
@@ -78,12 +83,10 @@ def select_features(
         cut = _Cut(model, parameters, config)
         cut.follow()
         return cut.model(ids)
-    except (ValueError, IndexError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise ArtifactError(
-            f"{path} is not an ONNX model: {type(error).__name__}: {error}. Copy the whole folder again."
-        ) from None
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise not_onnx(path, error) from None
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,7 @@ class _Cut:
         self._model = memoryview(model)
         (self._graph,) = submessages(self._model, MODEL_GRAPH)
         self._nodes = [_Node.of(message) for message in submessages(self._graph, GRAPH_NODE)]
-        self._initializers = {
-            initializer_name(message): message for message in submessages(self._graph, GRAPH_INITIALIZER)
-        }
+        self._initializers = initializers(self._graph)
         self._shapes = {name: initializer_shape(message) for name, message in self._initializers.items()}
         self._parameters = parameters
         self._config = config

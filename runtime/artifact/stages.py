@@ -2,50 +2,31 @@
 
 The encoder's and the decoder's matrix are most of an SAE, and ONNX Runtime keeps a repacked copy of each in every
 session that multiplies by it. `split` cuts a graph of the whole SAE into its two stages, and `rest_of` cuts out of
-another graph what is left to do after these stages. Both decide by digests: a value has the same digest in two graphs
-only if the same operators compute it from the same inputs and the same bytes of the weights file, so a graph that
-computes a stage in its own way keeps it. The names of values do not matter, apart from inputs and hooks.
-
-Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3, `ModelProto`, `GraphProto`, `NodeProto` and
-`AttributeProto`.
+another graph what is left to do after these stages. Both decide by digests (`digests.py`), so that a graph that
+computes a stage in its own way keeps it.
 """
 
-import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .digests import Node, digest_values
+from .interface import by_name, read_interface
 from .names import FEATURE_HOOKS
-from .onnxfile import DIMS, EXTERNAL_DATA, GRAPH_INITIALIZER, MODEL_GRAPH, NAME, initializer_name
-from .protobuf import encode, fields, integers, submessages, text
-
-MODEL_OPSETS, MODEL_METADATA, MODEL_FUNCTIONS = 8, 14, 25
-GRAPH_NODE, GRAPH_NAME, GRAPH_INPUT, GRAPH_OUTPUT = 1, 2, 11, 12
-NODE_INPUT, NODE_OUTPUT, OPERATOR, ATTRIBUTE, DOMAIN = 1, 2, 4, 5, 7
-ATTRIBUTE_NAME, ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 1, 5, 6, 10, 11
-VALUE_NAME, VALUE_TYPE = 1, 2
-TENSOR_TYPE, ELEMENT_TYPE, SHAPE, DIMENSION = 1, 1, 2, 1
-SIZE, SYMBOL = 1, 2
-
-UNREADABLE = (ValueError, IndexError, KeyError, StopIteration)
-"""The errors that reading a damaged graph raises."""
-
-
-@dataclass(frozen=True)
-class _Node:
-    """An operator: its `NodeProto`, the values that it reads, also in its subgraphs, and those that it computes."""
-
-    message: memoryview
-    reads: frozenset[str]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ValueType:
-    """The name, the element type by its number in ONNX, and the shape of an input or output of a graph."""
-
-    name: str
-    element_type: int
-    shape: tuple[int | str, ...]
+from .onnxfields import (
+    EXTERNAL_DATA,
+    GRAPH_INITIALIZER,
+    GRAPH_INPUT,
+    GRAPH_NAME,
+    GRAPH_NODE,
+    GRAPH_OUTPUT,
+    MODEL_FUNCTIONS,
+    MODEL_GRAPH,
+    VALUE_NAME,
+    VALUE_TYPE,
+)
+from .onnxfile import initializer_shape, initializers
+from .protobuf import UNREADABLE, encode, fields, submessages
 
 
 @dataclass(frozen=True)
@@ -67,10 +48,8 @@ class Graph:
     """A graph, and a digest of each of its values.
 
     Attributes:
-        digests: The digest of each input, initializer and result of an operator, by name.
-        inputs: The inputs, in order.
-        outputs: The outputs, in order.
-        metadata: The metadata of the model.
+        interface: The inputs, the outputs and the metadata.
+        digests: The digest of each value, by name; see `digest_values`.
 
     Args:
         model: Content of the ONNX file.
@@ -85,19 +64,11 @@ class Graph:
         if any(True for _ in submessages(self._model, MODEL_FUNCTIONS)):
             raise ValueError("an operator may be a function of the model, which a digest does not cover")
         (self._graph,) = submessages(self._model, MODEL_GRAPH)
-        self._inputs = _by_name(submessages(self._graph, GRAPH_INPUT))
-        self._outputs = _by_name(submessages(self._graph, GRAPH_OUTPUT))
-        self._initializers = {
-            initializer_name(message): message for message in submessages(self._graph, GRAPH_INITIALIZER)
-        }
-        operators = _digest(*map(bytes, submessages(self._model, MODEL_OPSETS)))
-        self.digests: dict[str, bytes] = {name: _digest(operators, name.encode()) for name in self._inputs}
-        self.digests |= {name: digest for name, digest in (hooks or {}).items() if name in self._inputs}
-        self._nodes = _follow(self._graph, self.digests, 0)
-        self.inputs = [_value_type(message) for message in self._inputs.values()]
-        self.outputs = [_value_type(message) for message in self._outputs.values()]
-        entries = (dict(fields(entry)) for entry in submessages(self._model, MODEL_METADATA))
-        self.metadata = {text(entry[1]): text(entry[2]) for entry in entries}
+        self._inputs = by_name(submessages(self._graph, GRAPH_INPUT))
+        self._outputs = by_name(submessages(self._graph, GRAPH_OUTPUT))
+        self._initializers = initializers(self._graph)
+        self.interface = read_interface(model)
+        self.digests, self._nodes = digest_values(model, hooks or {})
 
     def type_of(self, output: str) -> bytes:
         """Return the `TypeProto` of an output."""
@@ -132,20 +103,17 @@ class Graph:
 
     def parameters_of(self, outputs: Iterable[str], given: Iterable[str], smallest: int) -> set[str]:
         """Return the parameters of at least `smallest` elements that some outputs need if some values are given."""
-        nodes = self._needed(outputs, given)
-        return self._large({name for node in nodes for name in node.reads}, smallest)
+        reads = {name for node in self._needed(outputs, given) for name in node.reads}
+        found = {name: message for name, message in self._initializers.items() if name in reads}
+        return {name for name, message in found.items() if _elements_elsewhere(message) >= smallest}
 
-    def _needed(self, outputs: Iterable[str], given: Iterable[str]) -> list[_Node]:
+    def _needed(self, outputs: Iterable[str], given: Iterable[str]) -> list[Node]:
         stops, wanted, found = {*given}, {*outputs} - {*given}, []
         for node in reversed(self._nodes):
             if not wanted.isdisjoint(node.outputs):
                 found.append(node)
                 wanted |= node.reads - stops
         return found[::-1]
-
-    def _large(self, names: Iterable[str], smallest: int) -> set[str]:
-        messages = {name: self._initializers[name] for name in names if name in self._initializers}
-        return {name for name, message in messages.items() if _elements_elsewhere(message) >= smallest}
 
 
 @dataclass(frozen=True)
@@ -179,7 +147,7 @@ def split(model: bytes, smallest: int) -> Stages | None:
 
 
 def _split(graph: Graph, smallest: int) -> Stages | None:
-    names = [output.name for output in graph.outputs]
+    names = [output.name for output in graph.interface.outputs]
     features = [name for name in names if name in FEATURE_HOOKS]
     others = [name for name in names if name not in FEATURE_HOOKS]
     in_encoder = graph.parameters_of(features, (), smallest)
@@ -224,15 +192,15 @@ def rest_of(model: bytes, stages: Stages, smallest: int) -> Remainder | None:
         graph = Graph(model, stages.digests)
     except UNREADABLE:  # ONNX Runtime says what is wrong with it
         return None
-    inputs = {value.name for value in graph.inputs}
+    inputs = {value.name for value in graph.interface.inputs}
     # A stage that computes a hook that the graph is given, such as an edited one, would go on from its own.
     usable = [part for part in stages.parts if inputs.isdisjoint(part.outputs)]
     hooks = {stages.digests[hook]: hook for part in usable for hook in part.outputs}
     found = {name: hooks[digest] for name, digest in graph.digests.items() if digest in hooks and name not in inputs}
     if len({*found.values()}) < len(found):  # the graph computes a hook twice
         return None
-    outputs = [value.name for value in graph.outputs if value.name not in found]
-    all_outputs = [value.name for value in graph.outputs]
+    all_outputs = [value.name for value in graph.interface.outputs]
+    outputs = [name for name in all_outputs if name not in found]
     before = graph.parameters_of(all_outputs, (), smallest)
     after = graph.parameters_of(outputs, found, smallest)
     if not before - after:
@@ -241,97 +209,7 @@ def rest_of(model: bytes, stages: Stages, smallest: int) -> Remainder | None:
     return Remainder(graph, found, graph.cut(outputs, given) if outputs else None)
 
 
-def _follow(graph: memoryview, digests: dict[str, bytes], depth: int) -> list[_Node]:
-    """Return the operators of a graph, and add the digests of its initializers and of their results to `digests`."""
-    for message in submessages(graph, GRAPH_INITIALIZER):
-        digests[initializer_name(message)] = _tensor_digest(message)
-    nodes = []
-    for message in submessages(graph, GRAPH_NODE):
-        node, digest = _read_node(message, digests, depth)
-        digests.update((name, _digest(digest, bytes([i]))) for i, name in enumerate(node.outputs) if name)
-        nodes.append(node)
-    return nodes
-
-
-def _read_node(message: memoryview, digests: Mapping[str, bytes], depth: int) -> tuple[_Node, bytes]:
-    """Return an operator, and a digest of what it does and of what it reads."""
-    names: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: []}
-    kinds, attributes, reads = [b"", b""], [], set()
-    for field, value in fields(message):
-        if field in names:
-            names[field].append(text(value))
-        elif field in (OPERATOR, DOMAIN):
-            kinds[field == DOMAIN] = text(value).encode()
-        elif field == ATTRIBUTE and not isinstance(value, int):
-            digest, outer = _read_attribute(value, digests, depth)
-            attributes.append(digest)
-            reads |= outer
-    inputs = [digests[name] if name else b"" for name in names[NODE_INPUT]]
-    reads |= {name for name in names[NODE_INPUT] if name}
-    digest = _digest(*kinds, *inputs, b"attributes", *sorted(attributes))
-    return _Node(message, frozenset(reads), tuple(names[NODE_OUTPUT])), digest
-
-
-def _read_attribute(message: memoryview, digests: Mapping[str, bytes], depth: int) -> tuple[bytes, set[str]]:
-    """Return the digest of an attribute, and the values around the operator that its graphs read."""
-    parts, reads = [], set()
-    for field, value in fields(message):
-        if isinstance(value, int):
-            parts.append(f"{field} {value}".encode())
-        elif field in (ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS):
-            inner = dict(digests)
-            arguments = _by_name(submessages(value, GRAPH_INPUT))
-            inner.update((name, _digest(b"argument", bytes([depth, i]))) for i, name in enumerate(arguments))
-            nodes = _follow(value, inner, depth + 1)
-            results = [inner[name] for name in _by_name(submessages(value, GRAPH_OUTPUT))]
-            own = {name for node in nodes for name in node.outputs} | {*arguments}
-            own |= {initializer_name(tensor) for tensor in submessages(value, GRAPH_INITIALIZER)}
-            reads |= {name for node in nodes for name in node.reads} - own
-            parts += [b"graph", *results]
-        elif field in (ATTRIBUTE_TENSOR, ATTRIBUTE_TENSORS):
-            parts.append(_tensor_digest(value))
-        else:
-            parts.append(bytes([field]) + bytes(value))
-    return _digest(*parts), reads
-
-
-def _tensor_digest(message: memoryview) -> bytes:
-    """Return a digest of a tensor, or of the place where it is stored, but not of its name."""
-    return _digest(b"tensor", encode((field, value) for field, value in fields(message) if field != NAME))
-
-
-def _digest(*parts: bytes) -> bytes:
-    """Return the sha256 of a list of bytes, which also depends on where each of them ends."""
-    return hashlib.sha256(b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "big"), part))).digest()
-
-
 def _elements_elsewhere(message: memoryview) -> int:
     """Return the number of elements of an initializer that is stored in another file; 0 for others."""
-    elements, elsewhere = 1, False
-    for field, value in fields(message):
-        if field == DIMS:
-            for size in [value] if isinstance(value, int) else integers(value):
-                elements *= size
-        elsewhere |= field == EXTERNAL_DATA
-    return elements if elsewhere else 0
-
-
-def _by_name(values: Iterable[memoryview]) -> dict[str, memoryview]:
-    """Return the `ValueInfoProto`s of inputs or outputs by name, in order."""
-    return {text(next(submessages(value, VALUE_NAME))): value for value in values}
-
-
-def _value_type(message: memoryview) -> ValueType:
-    name, element_type = text(next(submessages(message, VALUE_NAME))), 0
-    shape: list[int | str] = []
-    for kind in submessages(message, VALUE_TYPE):
-        for tensor in submessages(kind, TENSOR_TYPE):
-            for field, value in fields(tensor):
-                if field == ELEMENT_TYPE and isinstance(value, int):
-                    element_type = value
-                elif field == SHAPE and not isinstance(value, int):
-                    for dimension in submessages(value, DIMENSION):
-                        size = dict(fields(dimension))
-                        known = size.get(SIZE)
-                        shape.append(known if isinstance(known, int) else text(size.get(SYMBOL, 0)))
-    return ValueType(name, element_type, tuple(shape))
+    elsewhere = any(field == EXTERNAL_DATA for field, _ in fields(message))
+    return math.prod(initializer_shape(message)) if elsewhere else 0

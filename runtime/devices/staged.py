@@ -16,7 +16,8 @@ import onnxruntime as ort
 from ..arrays.dtypes import DTYPES
 from ..artifact.contracts import whole_variant
 from ..artifact.held import HeldFolder
-from ..artifact.stages import Graph, Part, Remainder, Stages, ValueType, rest_of, rest_of_whole, split
+from ..artifact.interface import Interface, ValueType
+from ..artifact.stages import Part, Remainder, Stages, rest_of, rest_of_whole, split
 from .start import is_from_onnx_runtime
 
 SMALLEST_SHARED = 1 << 20
@@ -57,22 +58,22 @@ class Argument(NamedTuple):
 class StagedSession:
     """A graph that runs as a chain of sessions. It describes itself as an `onnxruntime.InferenceSession` does."""
 
-    def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
-        self._graph = graph
+    def __init__(self, interface: Interface, steps: Sequence[Step]) -> None:
+        self._interface = interface
         self._steps = tuple(steps)
         self._chains: dict[tuple[tuple[str, ...], frozenset[str]], list[Step]] = {}
 
     def get_inputs(self) -> list[Argument]:
         """Return the inputs, in order."""
-        return [_argument(value) for value in self._graph.inputs]
+        return [_argument(value) for value in self._interface.inputs]
 
     def get_outputs(self) -> list[Argument]:
         """Return the outputs, in order."""
-        return [_argument(value) for value in self._graph.outputs]
+        return [_argument(value) for value in self._interface.outputs]
 
     def get_modelmeta(self) -> Metadata:
         """Return the metadata of the graph."""
-        return Metadata(self._graph.metadata)
+        return Metadata(self._interface.metadata)
 
     def chain(self, names: Sequence[str], given: frozenset[str]) -> list[Step]:
         """Return the steps that compute some outputs from the values that are given, in order.
@@ -152,7 +153,7 @@ class SharedStages:
         if (rest := remainder.part) is not None:
             own = {name: name for name in (*rest.inputs, *rest.outputs)}
             steps.append(Step(self._start(graph, files, rest.model), _inputs(rest, own), _outputs(rest, own)))
-        return StagedSession(remainder.graph, steps)
+        return StagedSession(remainder.graph.interface, steps)
 
     def _stages_of(self, whole: str, files: HeldFolder) -> Stages | None:
         if whole not in self._split:

@@ -20,18 +20,20 @@ from ..arrays.tensor import Array
 from ..artifact.held import HeldFolder, check_files_are_compared, open_folder, read_graph
 from ..artifact.manifest import GraphSpec, TensorSpec
 from ..devices.capabilities import resolve_device_name, why_not_on
-from ..devices.cpu import CpuBackend
+from ..devices.cpu import CpuBackend, bind_input
 from ..devices.loading import parameter_values, start_on_checked_bytes
 from ..devices.options import Options
 from ..devices.select import find_device
-from ..devices.start import CPU, TENSORRT, Device, is_from_onnx_runtime, start_session
-from ..errors import ProviderError, SAEError
-from ..session.graphs import check_tensors
+from ..devices.start import CPU, TENSORRT, Device, start_session
+from ..errors import ProviderError
+from ..session.described import check_tensors
 from ..session.loading import LoadedGraphs
 from .feeds import dimensions, numpy_dtype
 from .folder import GraftedHost, read_host, read_signed_host
 from .manifest import MANIFEST
 from .names import DATA, sae_folder
+
+TOO_LONG = ". A sequence may have more tokens than the host takes: host.tokenize(text, max_length=N) cuts it."
 
 
 class HostGraphs(LoadedGraphs):
@@ -78,13 +80,7 @@ class HostGraphs(LoadedGraphs):
         try:
             arrays = _run(session, spec, given, names)
         except Exception as error:
-            if not is_from_onnx_runtime(error):
-                raise
-            shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
-            raise SAEError(
-                f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}. A sequence may have "
-                "more tokens than the host takes: host.tokenize(text, max_length=N) cuts it."
-            ) from error
+            self._explain(error, graph, given, advice=TOO_LONG)
         return dict(zip(names, arrays, strict=True))
 
     def _start(self, graph: str) -> ort.InferenceSession:
@@ -201,15 +197,12 @@ def run_with_binding(session: ort.InferenceSession, feeds: Mapping[str, Array], 
     `InferenceSession.run` neither takes nor gives ml_dtypes' arrays. A binding takes them by their memory, and gives
     memory.
     """
-    binding, held = session.io_binding(), []
-    for name, feed in feeds.items():
-        array = np.ascontiguousarray(feed)
-        held.append(array)
-        kind = DTYPES[BFLOAT16].element_type if array.dtype.name == BFLOAT16 else array.dtype
-        binding.bind_input(name, "cpu", 0, kind, array.shape, array.ctypes.data)
+    binding = session.io_binding()
+    held = [bind_input(binding, name, feed) for name, feed in feeds.items()]
     for name in names:
         binding.bind_output(name, "cpu")
     session.run_with_iobinding(binding)
+    del held
     return [_copied(value) for value in binding.get_outputs()]
 
 

@@ -10,7 +10,7 @@ from ..artifact.names import HOOK_ACTS_POST, L0, VALUES
 from ..artifact.signature import read_signed_artifact
 from ..devices.start import CPU, TENSORRT
 from ..errors import ArtifactError, IntegrityError, ParityError, SignatureError
-from ..session.graphs import check_unloaded
+from ..session.described import check_unloaded
 from ..session.session import SAESession
 from .golden import load_golden
 from .proof import judge_graphs

@@ -4,7 +4,7 @@ import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,20 +12,20 @@ import onnxruntime as ort
 from ..arrays.dtypes import DTYPES
 from ..arrays.limits import check_fits
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.contracts import DECODE, ENCODE, MODEL, WEIGHTS_KEY
+from ..artifact.contracts import DECODE, ENCODE, MODEL
 from ..artifact.folder import Artifact
-from ..artifact.held import HeldFiles, read_graph
-from ..artifact.manifest import MANIFEST, GraphSpec, Manifest, TensorSpec
+from ..artifact.held import HeldFiles
+from ..artifact.manifest import GraphSpec, TensorSpec
 from ..artifact.names import HOOK_ACTS_POST, HOOK_RECONS, TARGET, TOKENS, K
 from ..artifact.selection import select_features
-from ..artifact.stages import UNREADABLE, Graph
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
 from ..devices.options import Options
 from ..devices.staged import StagedSession
 from ..devices.start import Device, is_from_onnx_runtime
-from ..errors import ArtifactError, InputError, IntegrityError, SAEError
+from ..errors import InputError
+from .described import check_loaded
 from .loading import LoadedGraphs, in_background
 from .route import Choice, choose_graph, smallest_graph, variant_of
 from .selection import Selection, tokens_at_once
@@ -176,13 +176,6 @@ class Graphs(LoadedGraphs):
         except Exception as error:
             self._explain(error, graph, given)
 
-    def _explain(self, error: Exception, graph: str, given: Mapping[str, TensorValue]) -> NoReturn:
-        """Raise an error of ONNX Runtime as an `SAEError` that says what was run with what, and any other as it is."""
-        if not is_from_onnx_runtime(error):
-            raise error
-        shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
-        raise SAEError(f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}") from error
-
     def inputs(self, graph: str) -> list[str]:
         """Return the names of a graph's inputs, in order.
 
@@ -269,64 +262,7 @@ class Graphs(LoadedGraphs):
         self._backend.close()
 
     def _check_session(self, graph: str, session: ort.InferenceSession, path: Path) -> None:
-        """Check that a graph was exported for these weights, and that its inputs and outputs are those of the manifest.
-
-        Raises:
-            IntegrityError: They are not.
-        """
-        _check_described(self.manifest, graph, session, path)
-
-
-def check_unloaded(artifact: Artifact, graph: str) -> None:
-    """Check what the file of a graph that this device cannot load says about its weights, inputs and outputs.
-
-    Raises:
-        ArtifactError: The file is not ONNX.
-        IntegrityError: It was exported for other weights, or has other inputs or outputs than the manifest says.
-    """
-    manifest = artifact.manifest
-    held = read_graph(artifact.open, manifest.files, manifest.graphs[graph].file, MANIFEST, check=True)
-    try:
-        described = StagedSession(Graph(held.content), ())
-    except UNREADABLE as error:
-        raise ArtifactError(
-            f"{held.path} is not an ONNX model: {type(error).__name__}: {error}. Copy the whole folder again."
-        ) from None
-    _check_described(manifest, graph, described, held.path)
-
-
-def _check_described(manifest: Manifest, graph: str, session: Any, path: Path) -> None:
-    """Check what a session says about its graph; see `Graphs._check_session`."""
-    try:
-        metadata = session.get_modelmeta().custom_metadata_map
-    except UnicodeDecodeError as error:
-        raise IntegrityError(f"{path} has metadata that is not text. Copy the whole folder again.") from error
-    weights = metadata.get(WEIGHTS_KEY)
-    if weights != manifest.files[manifest.weights].sha256:
-        raise IntegrityError(f"{path} was exported for other weights (sha256 {weights}). Copy the whole folder again.")
-    spec = manifest.graphs[graph]
-    check_tensors(path, "inputs", session.get_inputs(), spec.inputs)
-    check_tensors(path, "outputs", session.get_outputs(), spec.outputs)
-
-
-def check_tensors(path: Path, role: str, found: Sequence[Any], expected: Sequence[TensorSpec]) -> None:
-    """Check that the inputs or the outputs of a session are those that the manifest describes, in the same order.
-
-    Args:
-        path: Path of the graph, for the message.
-        role: "inputs" or "outputs".
-        found: What ONNX Runtime says about them.
-        expected: What the manifest says.
-
-    Raises:
-        IntegrityError: They are not.
-    """
-    try:
-        tensors = tuple(_tensor_spec(tensor) for tensor in found)
-    except UnicodeDecodeError as error:
-        raise IntegrityError(f"{path} has {role} with names that are not text. Copy the whole folder again.") from error
-    if tensors != tuple(expected):
-        raise IntegrityError(f"{path} has the {role} {_describe(tensors)}, the manifest {_describe(expected)}.")
+        check_loaded(self.manifest, graph, session, path)
 
 
 def _tokens(spec: GraphSpec, given: Mapping[str, TensorValue]) -> int:
@@ -346,15 +282,3 @@ def _missing(names: set[str], graph: str) -> str:
             "target=, (..., d_out). Its features do not need it: encode(x)."
         )
     return f"{graph!r} also needs {', '.join(sorted(names))}."
-
-
-ONNX_TYPES = {"tensor(bool)": "bool", **{f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}}
-
-
-def _tensor_spec(argument: Any) -> TensorSpec:
-    """Return the manifest's description of an input or output that ONNX Runtime describes."""
-    return TensorSpec(argument.name, ONNX_TYPES.get(argument.type, argument.type), tuple(argument.shape))
-
-
-def _describe(tensors: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)

@@ -3,11 +3,13 @@
 import abc
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import onnxruntime as ort
 
+from ..arrays.tensor import TensorValue
 from ..artifact.held import HeldFolder
 from ..devices.staged import StageError
 from ..devices.start import Device, is_from_onnx_runtime
@@ -123,6 +125,15 @@ class LoadedGraphs(abc.ABC):
         self._held.check_unchanged()  # since they were checked, too
         self._check_session(graph, session, path)
         return session
+
+    def _explain(self, error: Exception, graph: str, given: Mapping[str, TensorValue], advice: str = "") -> NoReturn:
+        """Raise an error of ONNX Runtime as an `SAEError` that says what was run with what, and any other as it is."""
+        if not is_from_onnx_runtime(error):
+            raise error
+        shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in given.items())
+        raise SAEError(
+            f"ONNX Runtime cannot run {graph!r} on {self._device.name} with {shapes}: {error}{advice}"
+        ) from error
 
     def _cannot_load(self, path: Path, error: BaseException | None) -> ArtifactError:
         return ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}")

@@ -58,6 +58,19 @@ def test_a_file_that_is_not_onnx(halved, tmp_path):
     assert "features.onnx is not an ONNX model" in failure
 
 
+def test_a_file_whose_operators_read_what_is_not_there(halved, tmp_path):
+    path = shutil.copytree(halved, tmp_path / "sae")
+    rewrite(path, "features.onnx", edit_graph(lambda model: model.graph.node[0].input.append("nowhere")))
+    (failure,) = runtime.verify(path, "cpu").failures
+    assert "features.onnx is not an ONNX model: KeyError: 'nowhere'" in failure
+
+
+def test_a_file_with_functions_is_onnx(halved, tmp_path):
+    path = shutil.copytree(halved, tmp_path / "sae")
+    rewrite(path, "features.onnx", edit_graph(lambda model: model.functions.add(name="f", domain="own")))
+    assert not runtime.verify(path, "cpu").failures
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("architecture", "more"), [CASES[0], CASES[-1], ("topk", {}), ("gated", {})])
 def test_what_was_exported_passes(tmp_path, architecture, more, dtype):

@@ -285,13 +285,13 @@ def test_an_error_of_onnx_runtime_says_what_could_not_be_done(standard, monkeypa
             raise words
 
     monkeypatch.setattr(acts._selection, "session", Failing())
-    monkeypatch.setattr("runtime.session.graphs.is_from_onnx_runtime", lambda error: True)
+    monkeypatch.setattr("runtime.session.loading.is_from_onnx_runtime", lambda error: True)
     with pytest.raises(
         SAEError, match=r"ONNX Runtime cannot run '.*of 2 features' on cpu with .*: its words"
     ) as caught:
         acts(normal(weights["W_enc"].shape[0]))
     assert caught.value.__cause__ is words
-    monkeypatch.setattr("runtime.session.graphs.is_from_onnx_runtime", lambda error: False)
+    monkeypatch.setattr("runtime.session.loading.is_from_onnx_runtime", lambda error: False)
     with pytest.raises(RuntimeError) as caught:
         acts(normal(weights["W_enc"].shape[0]))
     assert caught.value is words

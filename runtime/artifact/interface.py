@@ -1,0 +1,75 @@
+"""What the file of a graph says about itself: its inputs, its outputs and its metadata."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .onnxfields import (
+    DIMENSION,
+    ELEMENT_TYPE,
+    GRAPH_INPUT,
+    GRAPH_OUTPUT,
+    KEY,
+    MODEL_GRAPH,
+    MODEL_METADATA,
+    SHAPE,
+    SIZE,
+    SYMBOL,
+    TENSOR_TYPE,
+    VALUE,
+    VALUE_NAME,
+    VALUE_TYPE,
+)
+from .protobuf import fields, submessages, text
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """The name, the element type by its number in ONNX, and the shape of an input or output of a graph."""
+
+    name: str
+    element_type: int
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The inputs and the outputs of a graph, in order, and the metadata of its model."""
+
+    inputs: tuple[ValueType, ...]
+    outputs: tuple[ValueType, ...]
+    metadata: dict[str, str]
+
+
+def read_interface(model: bytes) -> Interface:
+    """Return what the content of an ONNX file says about itself.
+
+    Raises:
+        ValueError: The file is not ONNX, as the other errors in `UNREADABLE` say.
+    """
+    (graph,) = submessages(memoryview(model), MODEL_GRAPH)
+    inputs, outputs = (
+        tuple(map(_value_type, by_name(submessages(graph, field)).values())) for field in (GRAPH_INPUT, GRAPH_OUTPUT)
+    )
+    entries = (dict(fields(entry)) for entry in submessages(memoryview(model), MODEL_METADATA))
+    return Interface(inputs, outputs, {text(entry[KEY]): text(entry[VALUE]) for entry in entries})
+
+
+def by_name(values: Iterable[memoryview]) -> dict[str, memoryview]:
+    """Return the `ValueInfoProto`s of inputs or outputs by name, in order."""
+    return {text(next(submessages(value, VALUE_NAME))): value for value in values}
+
+
+def _value_type(message: memoryview) -> ValueType:
+    name, element_type = text(next(submessages(message, VALUE_NAME))), 0
+    shape: list[int | str] = []
+    for kind in submessages(message, VALUE_TYPE):
+        for tensor in submessages(kind, TENSOR_TYPE):
+            for field, value in fields(tensor):
+                if field == ELEMENT_TYPE and isinstance(value, int):
+                    element_type = value
+                elif field == SHAPE and not isinstance(value, int):
+                    for dimension in submessages(value, DIMENSION):
+                        size = dict(fields(dimension))
+                        known = size.get(SIZE)
+                        shape.append(known if isinstance(known, int) else text(size.get(SYMBOL, 0)))
+    return ValueType(name, element_type, tuple(shape))
