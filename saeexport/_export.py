@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,7 +36,7 @@ from .original.selection import select_features, select_labels
 from .proof.activations import check_features, prepare_activations
 from .proof.prove import prove, prove_checkpoint, record_fidelity
 from .proof.truth import for_tf32, reference_of, run_in_tf32, steered_reference_of, typical_intervention
-from .staging import check_output_folder, staged_folder
+from .staging import check_output_folder, explained_errors, staged_folder
 from .versions import package_versions
 
 WEIGHTS = "weights.safetensors"
@@ -120,43 +119,42 @@ def export(
     check_forward(sae, config)
     batch, target = prepare_activations(sae, config, activations, targets)
     check_edits(sae, config, batch, target)
-    try:
-        with staged_folder(path, overwrite) as folder, _stages(f"exporting {path.name}") as stage:
-            stage("tracing")
-            model = trace_model(sae, config)
-            stage("writing graphs and weights")
-            state = sae.state_dict()
-            if weights == INT8:
-                state = quantize_weights(model, state)
-            _write_weights(state, folder / WEIGHTS)
-            if labels:
-                (folder / LABELS).write_text(labels.to_json(), "utf-8")
-            graphs = write_graphs(model, config, folder / WEIGHTS)
-            stage("running the original in its dtype and in float64")
-            clean = reference_of(sae, batch, target)
-            check_features(clean, activations is not None)
-            steered = steered_reference_of(sae, clean, typical_intervention(clean))
-            tf32 = run_in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
-            source = "synthetic" if activations is None else "activations"
-            golden = GoldenSpec(GOLDEN, _golden_tokens(config, clean.tokens), source)
-            judged_in_tf32 = None if tf32 is None else for_tf32(sae, steered, tf32).clean
-            save_golden(steered, golden.tokens, str(folder / GOLDEN), judged_in_tf32)
-            read = sae.provenance if isinstance(sae, HookedSAE) else {}
-            manifest = _manifest(config, weights or config.dtype, graphs, golden, read)
-            if weights == INT8:
-                stage("measuring fidelity")
-                record_fidelity(folder, path, manifest, steered)
-            else:
-                stage("proving parity")
-                prove(
-                    folder, path, manifest, steered, tf32,
-                    _float32_reference(given, sae, config, head_shape, activations, targets),
-                )  # fmt: skip
-                prove_checkpoint(sae, folder, clean)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, TimeoutError) and error.errno is None:
-            raise  # not of the file system, but of a signal handler that limits the time
-        raise ExportError(f"{path} was not written: {error}") from error
+    with (
+        explained_errors(path, ExportError),
+        staged_folder(path, overwrite) as folder,
+        _stages(f"exporting {path.name}") as stage,
+    ):
+        stage("tracing")
+        model = trace_model(sae, config)
+        stage("writing graphs and weights")
+        state = sae.state_dict()
+        if weights == INT8:
+            state = quantize_weights(model, state)
+        _write_weights(state, folder / WEIGHTS)
+        if labels:
+            (folder / LABELS).write_text(labels.to_json(), "utf-8")
+        graphs = write_graphs(model, config, folder / WEIGHTS)
+        stage("running the original in its dtype and in float64")
+        clean = reference_of(sae, batch, target)
+        check_features(clean, activations is not None)
+        steered = steered_reference_of(sae, clean, typical_intervention(clean))
+        tf32 = run_in_tf32(sae, steered) if config.dtype == FLOAT32 and weights != INT8 else None
+        source = "synthetic" if activations is None else "activations"
+        golden = GoldenSpec(GOLDEN, _golden_tokens(config, clean.tokens), source)
+        judged_in_tf32 = None if tf32 is None else for_tf32(sae, steered, tf32).clean
+        save_golden(steered, golden.tokens, str(folder / GOLDEN), judged_in_tf32)
+        read = sae.provenance if isinstance(sae, HookedSAE) else {}
+        manifest = _manifest(config, weights or config.dtype, graphs, golden, read)
+        if weights == INT8:
+            stage("measuring fidelity")
+            record_fidelity(folder, path, manifest, steered)
+        else:
+            stage("proving parity")
+            prove(
+                folder, path, manifest, steered, tf32,
+                _float32_reference(given, sae, config, head_shape, activations, targets),
+            )  # fmt: skip
+            prove_checkpoint(sae, folder, clean)
     return read_artifact(path)
 
 

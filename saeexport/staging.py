@@ -15,6 +15,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from runtime.artifact.folder import read_artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signature import SIGNATURE
@@ -123,6 +125,17 @@ def staged_folder(path: Path, overwrite: bool) -> Iterator[Path]:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
             raise
+
+
+@contextlib.contextmanager
+def explained_errors(path: Path, kind: type[ExportError]) -> Iterator[None]:
+    """Raise the errors of the file system as ones that say what was not written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, TimeoutError) and error.errno is None:
+            raise  # not of the file system, but of a signal handler that limits the time
+        raise kind(f"{path} was not written: {error}") from error
 
 
 def recover(path: Path) -> None:

@@ -1,9 +1,6 @@
 """Writes the folder that the contenders read; `contenders/cases.py` describes it."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from benchmarks.shared.saes import Workload, measure_sparsity
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_NAMES, INDICES, INPUT, TOKENS, VALUES
 from saeexport import HookedSAE, export
+from saeexport.graphs.trace import quiet_exporter
 
 PROOF_TOKENS = 16  # the exporter proves the artifact on these
 LOUDER = 1000
@@ -95,7 +93,7 @@ OUTPUTS = {ALL_HOOKS: HOOK_NAMES, FEATURES: (INDICES, VALUES), WATCH: (HOOK_ACTS
 def export_plain(sae: HookedSAE, use: str, ids: Array, path: Path) -> None:
     """Export the module with the tensors of a use as outputs and the default options of `torch.onnx.export`."""
     example = torch.zeros(3, sae.cfg.d_in)
-    with _without_warnings():
+    with quiet_exporter():
         torch.onnx.export(
             _ForUse(sae, use, ids).eval(),
             (example,),
@@ -117,17 +115,3 @@ def write_product(W_enc: Array, path: Path) -> None:
     graph = helper.make_graph([node], PRODUCT, ends[:1], ends[1:], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence torch.onnx, which warns about operators that are not installed and about its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Whole numbers and paths as callers pass them."""
+"""Whole numbers, paths and files as callers pass them."""
 
 import operator
 import os
@@ -19,7 +19,6 @@ def as_integer(
         least: Smallest number that is accepted; None for no bound.
         most: Largest number that is accepted; None for no bound.
         hint: What the message says about other values that are accepted.
-
         most_is: What the message calls the largest number, such as "d_sae = ".
 
     Raises:
@@ -51,3 +50,18 @@ def as_path(name: str, value: Any) -> Path:
     if path is None or "\0" in str(path):
         raise InputError(f"{name} is {value!r}; it must be the path of a file or folder, as a str or an os.PathLike.")
     return path
+
+
+def check_is_file(path: str | os.PathLike[str], advice: str) -> None:
+    """Refuse a path that does not lead to an ordinary file: opening a FIFO would wait for a writer.
+
+    Args:
+        path: The path.
+        advice: What the message says to do, a sentence.
+
+    Raises:
+        InputError: There is no such file, or it is something else.
+    """
+    if not os.path.isfile(path):
+        what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"
+        raise InputError(f"{os.fspath(path)} {what}. {advice}")

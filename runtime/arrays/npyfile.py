@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .arguments import check_is_file
 
 UNREADABLE = (ValueError, EOFError, SyntaxError, tokenize.TokenError, TypeError, OverflowError)
 """What NumPy raises for a file that is not one of arrays of numbers. The header is a Python literal, and NumPy hands on
@@ -24,9 +25,7 @@ def map_npy(path: str | os.PathLike[str]) -> Any:
         InputError: The file is missing, is not an ordinary file, or does not hold one array of numbers.
         OSError: The file may not be read.
     """
-    if not os.path.isfile(path):  # opening a FIFO would wait for a writer
-        what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"
-        raise InputError(f"{os.fspath(path)} {what}. Pass the path of a .npy file.")
+    check_is_file(path, "Pass the path of a .npy file.")
     try:
         return np.lib.format.open_memmap(path, mode="r")  # `np.load` would advise to load pickled objects
     except UNREADABLE as error:

@@ -3,7 +3,6 @@
 It takes what RFC 8259 allows and nothing more: no NaN and no Infinity, no byte order mark, no key twice in one object.
 """
 
-import functools
 import json
 import math
 import re
@@ -53,17 +52,15 @@ def read_json(data: bytes, format: ManifestFormat = SAE_FORMAT) -> tuple[str, An
         raise ManifestError(
             f"{format.file} is not text ({error.reason} at byte {error.start}). {format.copy_again}"
         ) from None
-    _check_depth(text, format)
     try:
+        _check_depth(text)
         return text, json.loads(
-            text,
-            parse_int=functools.partial(_int, format),
-            parse_float=functools.partial(_float, format),
-            parse_constant=functools.partial(_refuse_constant, format),
-            object_pairs_hook=functools.partial(_object, format),
+            text, parse_int=_int, parse_float=_float, parse_constant=_refuse_constant, object_pairs_hook=_object
         )
     except json.JSONDecodeError as error:
         raise ManifestError(f"{format.file} is not JSON ({error}); it may be truncated. {format.copy_again}") from None
+    except ValueError as error:
+        raise ManifestError(f"{format.file} has {error}. {format.copy_again}") from None
 
 
 def shown(value: object) -> str:
@@ -72,52 +69,42 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _check_depth(text: str, format: ManifestFormat) -> None:
+def _check_depth(text: str) -> None:
     """Refuse deep nesting before the parser, which is recursive, sees it."""
     depth = 0
     for match in _STRING_OR_BRACKET.finditer(text):
         token = match[0]
         depth += (token in "[{") - (token in "]}")
         if depth > MAX_DEPTH:
-            raise ManifestError(
-                f"{format.file} has more than {MAX_DEPTH} objects and lists inside each other, so it is not a manifest."
-                f" {format.copy_again}"
-            )
+            raise ValueError(f"more than {MAX_DEPTH} objects and lists inside each other, so it is not a manifest")
 
 
-def _int(format: ManifestFormat, digits: str) -> int:
-    _check_length(format, digits)
+def _int(digits: str) -> int:
+    _check_length(digits)
     return int(digits)
 
 
-def _float(format: ManifestFormat, digits: str) -> float:
-    _check_length(format, digits)
+def _float(digits: str) -> float:
+    _check_length(digits)
     value = float(digits)
     if not math.isfinite(value):
-        raise ManifestError(
-            f"{format.file} has the number {digits}, which is larger than any float64. {format.copy_again}"
-        )
+        raise ValueError(f"the number {digits}, which is larger than any float64")
     return value
 
 
-def _check_length(format: ManifestFormat, digits: str) -> None:
+def _check_length(digits: str) -> None:
     if len(digits) > MAX_NUMBER:
-        raise ManifestError(
-            f"{format.file} has a number of {len(digits):,} characters, {digits[:16]}...; a number has at most "
-            f"{MAX_NUMBER}. {format.copy_again}"
-        )
+        raise ValueError(f"a number of {len(digits):,} characters, {digits[:16]}...; a number has at most {MAX_NUMBER}")
 
 
-def _refuse_constant(format: ManifestFormat, name: str) -> NoReturn:
-    raise ManifestError(
-        f"{format.file} has the value {name}, which is not JSON: a number must be finite. {format.copy_again}"
-    )
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the value {name}, which is not JSON: a number must be finite")
 
 
-def _object(format: ManifestFormat, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, item in pairs:
         if name in value:
-            raise ManifestError(f"{format.file} has the key {shown(name)} twice in one object. {format.copy_again}")
+            raise ValueError(f"the key {shown(name)} twice in one object")
         value[name] = item
     return value

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.arguments import check_is_file
 from ..arrays.dtypes import BFLOAT16
 from ..arrays.npyfile import map_npy
 from ..arrays.tensor import Array, feed_of
@@ -45,9 +46,7 @@ def open_source(path: Path, session: SAESession, column: str | None, keep: tuple
     Raises:
         InputError: It is neither, or it does not have such activations or columns.
     """
-    if not path.is_file():  # opening a FIFO would wait for a writer
-        what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"
-        raise InputError(f"{path} {what}. Give a .npy or a Parquet file of activations.")
+    check_is_file(path, "Give a .npy or a Parquet file of activations.")
     with path.open("rb") as file:
         start = file.read(len(NPY))
     if start.startswith(PARQUET):

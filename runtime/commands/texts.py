@@ -1,12 +1,12 @@
 """Files of texts: a text on each line, or a column of a Parquet file."""
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..arrays.arguments import check_is_file
 from ..errors import InputError
 from .sources import PARQUET, check_columns, open_parquet, parquet_rows
 
@@ -45,9 +45,7 @@ def open_texts(path: Path, column: str | None, keep: tuple[str, ...]) -> Texts:
     Raises:
         InputError: It is neither, or it does not have such columns.
     """
-    if not path.is_file():  # opening a FIFO would wait for a writer
-        what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"
-        raise InputError(f"{path} {what}. Give a file with a text on each line, or a Parquet file of texts.")
+    check_is_file(path, "Give a file with a text on each line, or a Parquet file of texts.")
     with path.open("rb") as file:
         if file.read(len(PARQUET)) == PARQUET:
             return _open_parquet(path, column, keep)

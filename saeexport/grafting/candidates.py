@@ -126,7 +126,7 @@ def rank(
     flops = 4.0 * positions * width * sae.manifest.sae.d_sae * len(values)
     affordable = flops <= MEASURED_FLOPS
     for value, array in read(host.model, host.path.absolute().parent, values, reference.feeds, positions * width):
-        if array.shape[-1] != width and (array.ndim < 3 or array.shape[-1] * array.shape[-2] != width):
+        if not _has_width(array, width):
             continue
         own = _rows(array, width, mask)
         error = np.inf if rows is None else _error(own, rows)
@@ -216,12 +216,17 @@ def _positions(reference: Reference, expected: "Array | None", width: int, hook:
         if mask is None:
             raise GraftError(f"{hook}: the feeds do not say how many tokens they have; none is (batch, positions).")
         return mask.size
-    if expected.shape[-1] != width and (expected.ndim < 3 or expected.shape[-1] * expected.shape[-2] != width):
+    if not _has_width(expected, width):
         raise GraftError(
             f"{hook}: the activation there has shape {expected.shape}, but the SAE has one {width} wide there. "
             "It was trained at another hook, or on another model."
         )
     return expected.size // width
+
+
+def _has_width(array: Array, width: int) -> bool:
+    """Tell whether an array is `(..., width)`, or `(..., n_heads, d_head)` with heads that are `width` together."""
+    return array.shape[-1] == width or (array.ndim > 2 and array.shape[-1] * array.shape[-2] == width)
 
 
 def _rows(array: Array, width: int, mask: "Array | None") -> Array:

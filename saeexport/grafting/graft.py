@@ -1,11 +1,8 @@
 """Grafts SAEs into a host: finds the values at their hooks, writes the folder, proves it, and puts it in its place."""
 
-import contextlib
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from runtime.arrays.arguments import as_path
 from runtime.artifact.files import hash_file
@@ -22,7 +19,7 @@ from runtime.hosts.names import DATA, GOLDEN, MODES, SPLICE, TOKENIZER
 from runtime.hosts.verify import verify_host
 from runtime.parity.report import Report
 
-from ..staging import check_output_folder, staged_folder
+from ..staging import check_output_folder, explained_errors, staged_folder
 from ..versions import package_versions
 from .asked import PathLike, read_saes
 from .build import DESCRIPTIONS, build_graph, build_stages, describe_stage
@@ -84,7 +81,7 @@ def graft(
         loaded = load_host(file)
         given = prepare(loaded, names, model, reference)
         placed = locate_all(loaded, asked, given.reference, force)
-        with _as_graft_errors(path), staged_folder(path, overwrite) as folder:
+        with explained_errors(path, GraftError), staged_folder(path, overwrite) as folder:
             _write(folder, path, loaded, placed, given, [mode for mode in MODES if mode in modes], hooks)
     return read_host(path)
 
@@ -117,17 +114,6 @@ def _write(
     (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     report = verify_host(folder, "cpu")
     Report(f"{path} was not written: verification failed", report.verdicts, report.problems).raise_for_failures()
-
-
-@contextlib.contextmanager
-def _as_graft_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the file system into ones that say what was not written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, TimeoutError) and error.errno is None:
-            raise  # not of the file system, but of a signal handler that limits the time
-        raise GraftError(f"{path} was not written: {error}") from error
 
 
 def check_names(argument: str, given: Collection[str], known: Collection[str]) -> None:

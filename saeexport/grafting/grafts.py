@@ -9,8 +9,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import SAEConfig
 from runtime.errors import GraftError
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-"""The dtypes of values that an SAE may read or replace."""
+from .probe import FLOATS
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ and values of earlier tokens as well, `past_key_values.N.key` and `present.N.key
 
 import contextlib
 import inspect
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from runtime.arrays.arguments import as_path
 from runtime.errors import GraftError
 from runtime.hosts.names import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, TOKEN_TYPE_IDS
 
+from ..graphs.trace import quiet_exporter
 from ..original.running import evaluating
 from .names import Place, find_place
 from .reference import hooked, keep_in, layers_of_cache, load_model
@@ -77,7 +76,7 @@ def export_host(folder: "str | os.PathLike[str]", hooks: Sequence[str], out: Pat
     names, inputs, dynamic = _inputs(model, cache)
     traced = _Traced(model, names, hooks)
     try:
-        with _quiet(), evaluating(traced):
+        with quiet_exporter(), evaluating(traced):
             program = torch.onnx.export(
                 traced, tuple(inputs), dynamo=True, dynamic_shapes=(tuple(dynamic),), input_names=names,
                 output_names=traced.output_names(), external_data=True, verbose=False,
@@ -190,20 +189,6 @@ def _keep_as_value(graph: ir.Graph, hook: str) -> None:
         graph.remove(node, safe=True)
         if not source.is_graph_output() and not source.is_graph_input():
             source.name = hook
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, which warns about operators of libraries that are not there and about itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
 from runtime.arrays.dtypes import DTYPES
 from runtime.errors import GraftError
 
-from .probe import EXTERNAL_FOLDER
+from .sessions import start_on_cpu
 
 NAMES = {ir.DataType(dtype.onnx): name for name, dtype in DTYPES.items()} | {ir.DataType.BOOL: "bool"}
 """The dtypes that the inputs, outputs and hooks of a host may have, by their numbers in ONNX."""
@@ -67,12 +66,8 @@ def _infer_with_onnxruntime(model: ir.Model, folder: Path, values: list[ir.Value
     proto = ir.to_proto(model)
     own = {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=str(value.name)) for value in values if value.name not in own)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.add_session_config_entry(EXTERNAL_FOLDER, str(folder.absolute()))
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = start_on_cpu(proto.SerializeToString(), folder, optimize=False)
     except Exception as error:  # its exceptions do not share a base class
         raise GraftError(f"ONNX Runtime cannot load the host in {folder}: {error}") from error
     found = {output.name: output for output in session.get_outputs()}

@@ -11,10 +11,11 @@ from runtime.hosts.names import sae_folder
 from .asked import Asked, AskedHook
 from .candidates import Reference
 from .cut import subgraphs_of
-from .grafts import FLOATS, Graft, Target, check_target, trailing_dimensions
+from .grafts import Graft, Target, check_target, trailing_dimensions
 from .host import Host
 from .locate import Located, find
 from .order import in_order
+from .probe import FLOATS
 
 
 @dataclass(frozen=True)

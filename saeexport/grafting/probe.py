@@ -10,13 +10,16 @@ import onnxruntime as ort
 
 from runtime.arrays.dtypes import DTYPES
 from runtime.arrays.tensor import Array
-from runtime.devices.start import LOG_FATAL, ORT_ERRORS
+from runtime.devices.start import ORT_ERRORS
 from runtime.errors import GraftError
 
+from .sessions import start_on_cpu
+
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+"""The dtypes of values that an SAE may read or replace, and their names."""
+
 PROBE_BYTES = 256 << 20
 """Bytes of values that are held at a time. A host with more candidates is run several times."""
-EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def candidates(host: ir.Model, width: int) -> list[ir.Value]:
@@ -83,12 +86,8 @@ def read(
 
 
 def _run(proto: onnx.ModelProto, folder: Path, feeds: Mapping[str, Array]) -> list[Array]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = LOG_FATAL
-    options.add_session_config_entry(EXTERNAL_FOLDER, str(folder.absolute()))
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = start_on_cpu(proto.SerializeToString(), folder, optimize=False)
         taken = {tensor.name for tensor in session.get_inputs()}
         if missing := sorted(taken - set(feeds)):
             raise GraftError(f"The host takes {', '.join(missing)}, for which there are no values. Pass --reference "

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from runtime.arrays.dtypes import BFLOAT16, rounded, widened
 from runtime.arrays.tensor import Array
@@ -19,6 +18,7 @@ from runtime.session.interventions import Intervention
 
 from ..original.running import all_hooks, torch_hook
 from .grafts import Graft
+from .sessions import start_on_cpu
 
 Replace = Callable[[str, Array], Array]
 """A function of a hook and the tensor there, whose result the next stage reads."""
@@ -37,13 +37,9 @@ class Graph:
         Raises:
             GraftError: ONNX Runtime refuses the model.
         """
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.path = path
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session: Any = start_on_cpu(str(path), optimize=optimize)
         except Exception as error:  # its exceptions do not share a base class
             raise GraftError(f"ONNX Runtime cannot load {path}: {error}") from error
         self.inputs = [value.name for value in self._session.get_inputs()]

@@ -1,20 +1,17 @@
 """Lists the values of a host that may be the tensor at an SAE's hook, with the evidence for each."""
 
-import os
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from runtime.arrays.arguments import as_path
 from runtime.artifact.folder import read_artifact
 from runtime.errors import GraftError
 
+from .asked import PathLike
 from .candidates import Candidate, rank
 from .given import prepare
 from .host import load_host
 from .huggingface import opened
 from .locate import Located, decide, target_hook
-
-PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 @dataclass(frozen=True)

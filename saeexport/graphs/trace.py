@@ -18,6 +18,12 @@ from runtime.errors import ExportError
 from ..original.running import evaluating
 from .portable import IR_VERSION, OPSET
 
+OF_THE_EXPORTER = (
+    (".*LeafSpec.*", FutureWarning),
+    (".*axis name: tokens will not be used", UserWarning),
+)
+"""Warnings of torch.onnx that do not concern the user: of a deprecation, and of the inputs' common tokens axis."""
+
 
 class _SixHooks(nn.Module):
     """The SAE as a module that returns the hook tensors in firing order."""
@@ -54,7 +60,7 @@ def trace(sae: Any, config: SAEConfig) -> ir.Model:
     examples = tuple(torch.zeros(3, *shape, dtype=weight.dtype, device=weight.device) for shape in shapes)
     tokens = torch.export.Dim(TOKENS)
     traced = _SixHooks(sae, config.hooks)
-    with evaluating(traced), _quiet_exporter():
+    with evaluating(traced), quiet_exporter(*OF_THE_EXPORTER):
         try:
             program = torch.onnx.export(
                 traced,
@@ -96,18 +102,19 @@ def _without_parameters(node: ir.Node) -> bool | None:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence messages of torch.onnx that do not concern the user.
+def quiet_exporter(*messages: tuple[str, type[Warning]]) -> Iterator[None]:
+    """Silence the log of torch.onnx, which reports operators of libraries that are not installed, and warnings.
 
-    They are about torchvision, which is not installed, about a deprecation, and about the inputs' common tokens axis.
+    Args:
+        messages: Patterns of the warnings' messages, with their categories; without any, all warnings are silenced.
     """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*axis name: tokens will not be used", category=UserWarning)
+            for message, category in messages or (("", Warning),):
+                warnings.filterwarnings("ignore", message=message, category=category)
             yield
     finally:
         logger.setLevel(level)
