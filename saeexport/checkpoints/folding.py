@@ -84,6 +84,12 @@ def row_norms(matrix: Tensor) -> Tensor:
     return norms
 
 
+def divided_by_norms(vector: Tensor, matrix: Tensor) -> Tensor:
+    """Return a vector divided by the norms of a matrix's rows; as it is if their numbers differ: `build` refuses it."""
+    norms = row_norms(matrix)
+    return vector / norms if norms.shape == vector.shape else vector
+
+
 def product(vector: Tensor, matrix: Tensor) -> Tensor:
     """Return `vector @ matrix` in float64."""
     if not matrix.is_contiguous() and matrix.T.is_contiguous():

@@ -73,6 +73,15 @@ class Options:
             raise self.refused(key, value, f"it must be one of {', '.join(known)}")
         return value
 
+    def require(self, key: str, needed: bool, default: Any = _REQUIRED) -> None:
+        """Take the value of `key`, as `take` does, which must be `needed`.
+
+        Raises:
+            CheckpointError: It is not.
+        """
+        if (value := self.take(key, bool, default)) != needed:
+            raise self.refused(key, value, f"it must be {needed}")
+
     def take_dtype(self, key: str = "dtype") -> torch.dtype | None:
         """Return a dtype given as "float32" or "torch.float32"; None if the key is missing or null.
 

@@ -7,6 +7,12 @@ import torch
 
 from runtime.errors import CheckpointError
 
+SAME = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+"""The parameters of a standard HookedSAE under their own names."""
+
+LINEAR_LAYERS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
+"""The same parameters as two `torch.nn.Linear` layers, `encoder` and `decoder`, have them."""
+
 
 def rename(
     tensors: dict[str, torch.Tensor],

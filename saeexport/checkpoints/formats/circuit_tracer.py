@@ -26,7 +26,7 @@ from ..build import build
 from ..files import choose_dtype, matrix_shape, read_tensors, read_yaml
 from ..finding import tensor_shapes
 from ..options import Options
-from ..renaming import rename
+from ..renaming import SAME, rename
 from ..request import Request
 
 CONFIG = "config.yaml"
@@ -40,8 +40,7 @@ BESIDE = ("wandb-config.yaml", "wanb-config.yaml")
 
 KIND = "transcoder_set"
 THRESHOLD = "activation_function.threshold"
-NAMES = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-TENSORS = tuple(NAMES)
+TENSORS = tuple(SAME)
 OPTIONAL = {"W_skip": "W_skip", THRESHOLD: "threshold"}
 
 WITHOUT_EFFECT = ("scan", "transcoders", "subfolder", "repo_id", "revision")
@@ -55,7 +54,7 @@ def recognises(path: Path) -> bool:
     if _FILE.fullmatch(path.name) is None or not path.is_file():
         return False
     shapes = tensor_shapes(path)
-    return set(NAMES) <= set(shapes) and len(shapes["W_enc"]) == 2 and shapes["W_enc"][:1] == shapes["b_enc"]
+    return set(SAME) <= set(shapes) and len(shapes["W_enc"]) == 2 and shapes["W_enc"][:1] == shapes["b_enc"]
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -66,7 +65,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     source = str(path)
     stored = read_tensors(path)
-    names = NAMES | {name: renamed for name, renamed in OPTIONAL.items() if name in stored}
+    names = SAME | {name: renamed for name, renamed in OPTIONAL.items() if name in stored}
     tensors = rename(stored, names, source, transposed=("W_enc",))
     d_sae, d_out = tensors["b_enc"].numel(), tensors["b_dec"].numel()
     tensors["W_dec"] = _oriented(tensors["W_dec"], d_sae, d_out, source)

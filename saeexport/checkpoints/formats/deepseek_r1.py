@@ -15,22 +15,21 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import choose_dtype, matrix_shape, read_tensors
 from ..pickled import holds
-from ..renaming import rename
+from ..renaming import LINEAR_LAYERS, rename
 from ..request import Request
 
 TITLE = "DeepSeek R1"
 NAME = "DeepSeek R1 (qresearch), <model>-SAE-l<layer>.pt with encoder and decoder"
 ARCHITECTURES = ("standard",)
 
-NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
-TENSORS = tuple(NAMES)
+TENSORS = tuple(LINEAR_LAYERS)
 
 _FILE = re.compile(r"(.+)-SAE-l(\d+)\.pth?")
 
 
 def recognises(path: Path) -> bool:
     """Tell whether `path` is a file of this name with an encoder and a decoder."""
-    return _FILE.fullmatch(path.name) is not None and holds(path, *NAMES)
+    return _FILE.fullmatch(path.name) is not None and holds(path, *LINEAR_LAYERS)
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -41,7 +40,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     """
     match = _FILE.fullmatch(path.name)
     assert match is not None
-    tensors = rename(read_tensors(path), NAMES, str(path))
+    tensors = rename(read_tensors(path), LINEAR_LAYERS, str(path))
     d_in, d_sae = matrix_shape(tensors, "W_enc", path)
     config = {
         "d_in": d_in,

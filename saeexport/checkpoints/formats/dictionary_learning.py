@@ -30,7 +30,7 @@ from ..build import build
 from ..files import choose_dtype, matrix_shape, read_json
 from ..finding import Found, find
 from ..options import Options
-from ..renaming import rename
+from ..renaming import SAME, rename
 from ..request import Request, Source
 
 CONFIG = "config.json"
@@ -43,7 +43,6 @@ ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
 TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
 
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
-_PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 
 
 class Dictionary(NamedTuple):
@@ -78,8 +77,8 @@ DICTIONARIES = {
     ),
     "AutoEncoderTopK": Dictionary("topk", _LINEAR | {"b_dec": "b_dec"}, scalars=("k", "threshold")),
     "BatchTopKSAE": Dictionary("jumprelu", _LINEAR | {"b_dec": "b_dec"}, scalars=("k", "threshold")),
-    "MatryoshkaBatchTopKSAE": Dictionary("jumprelu", _PLAIN, scalars=("k", "threshold", "group_sizes")),
-    "JumpReluAutoEncoder": Dictionary("jumprelu", _PLAIN | {"threshold": "threshold"}, subtracts=False),
+    "MatryoshkaBatchTopKSAE": Dictionary("jumprelu", SAME, scalars=("k", "threshold", "group_sizes")),
+    "JumpReluAutoEncoder": Dictionary("jumprelu", SAME | {"threshold": "threshold"}, subtracts=False),
 }
 
 UNSUPPORTED = {

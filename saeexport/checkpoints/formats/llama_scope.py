@@ -18,10 +18,10 @@ import torch
 from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import choose_dtype, dtype_names, matrix_shape, read_json, read_tensors
-from ..folding import fold, row_norms
+from ..folding import divided_by_norms, fold
 from ..normalization import check_factor
 from ..options import Options
-from ..renaming import rename
+from ..renaming import LINEAR_LAYERS, rename
 from ..request import Request
 
 CONFIG = "hyperparams.json"
@@ -31,8 +31,7 @@ TITLE = "Llama Scope"
 NAME = f"Llama Scope, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("jumprelu",)
 
-NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec"}
-TENSORS = tuple(NAMES)
+TENSORS = tuple(LINEAR_LAYERS)
 
 _TRAINING = (  # options of the training
     "device seed expansion_factor top_k k_warmup_steps lp l1_coefficient l1_coefficient_warmup_steps bias_init_method "
@@ -42,7 +41,7 @@ _TRAINING = (  # options of the training
 WITHOUT_EFFECT = frozenset(_TRAINING.split())
 
 REQUIRED = {"use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False, "use_glu_encoder": False}
-"""Options with the only value that the reader supports."""
+"""Options with the only value that the readers of OpenMOSS' SAEs support, which later releases leave out."""
 
 
 def recognises(path: Path) -> bool:
@@ -57,14 +56,13 @@ def read(path: Path, request: Request) -> HookedSAE:
         CheckpointError: A file is damaged, or an option is unknown; the message names it.
     """
     source = str(path / WEIGHTS)
-    tensors = rename(read_tensors(path / WEIGHTS), NAMES, source)
+    tensors = rename(read_tensors(path / WEIGHTS), LINEAR_LAYERS, source)
 
     options = Options(read_json(path / CONFIG), str(path / CONFIG), request)
     options.choose("act_fn", ("jumprelu",))
     options.choose("norm_activation", ("dataset-wise",))
     for key, needed in REQUIRED.items():
-        if (value := options.take(key, bool)) != needed:
-            raise options.refused(key, value, f"it must be {needed}")
+        options.require(key, needed)
     said = options.take_dtype()
     if said is not None and str(said).removeprefix("torch.") != (found := dtype_names(tensors)):
         raise options.refused("dtype", str(said), f"{WEIGHTS} holds {found}")
@@ -85,8 +83,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         raise options.refused("jump_relu_threshold", single, "with a negative threshold, features can be negative")
     threshold = torch.full((d_sae,), single * scale, dtype=torch.float64)
     if options.take("sparsity_include_decoder_norm", bool, True):
-        norms = row_norms(tensors["W_dec"])
-        threshold = threshold / norms if norms.shape == threshold.shape else threshold  # `build` refuses other shapes
+        threshold = divided_by_norms(threshold, tensors["W_dec"])
     options.finish(WITHOUT_EFFECT)
     tensors["threshold"] = threshold
     return build("jumprelu", config, fold(tensors, config["dtype"], input_scale=scale), source)

@@ -26,12 +26,13 @@ from ...original.hooked_sae import HookedSAE
 from ..build import build
 from ..files import choose_dtype, matrix_shape, read_tensors
 from ..finding import find
-from ..folding import fold, row_norms
+from ..folding import divided_by_norms, fold
 from ..normalization import check_factor
 from ..options import Options
-from ..renaming import rename
+from ..renaming import LINEAR_LAYERS, rename
 from ..request import Request
 from ..unsupported import OTHER_TOKENS, SEVERAL_LAYERS
+from .llama_scope import REQUIRED
 
 CONFIG = "config.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -40,13 +41,7 @@ TITLE = "Llama Scope R1"
 NAME = f"Llama Scope R1, a folder with {CONFIG} and {WEIGHTS}"
 ARCHITECTURES = ("jumprelu",)
 
-NAMES = {
-    "encoder.weight": "W_enc",
-    "encoder.bias": "b_enc",
-    "decoder.weight": "W_dec",
-    "decoder.bias": "b_dec",
-    "log_jumprelu_threshold": "threshold",
-}
+NAMES = LINEAR_LAYERS | {"log_jumprelu_threshold": "threshold"}
 LATER_NAMES = {
     "W_E": "W_enc",
     "b_E": "b_enc",
@@ -72,9 +67,6 @@ UNSUPPORTED = {
 }
 """Kinds of lm_saes that a HookedSAE cannot be, with the reason."""
 
-REQUIRED = {"use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False, "use_glu_encoder": False}
-"""Options with their defaults, which are the only values that the reader supports."""
-
 
 def recognises(path: Path) -> bool:
     """Tell whether `path` is a folder with both files, or one of the files."""
@@ -94,8 +86,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     options.choose("sae_type", ("sae",), "sae", unsupported=UNSUPPORTED)
     options.choose("act_fn", ("jumprelu",))
     for key, needed in REQUIRED.items():
-        if (value := options.take(key, bool, needed)) != needed:
-            raise options.refused(key, value, f"it must be {needed}")
+        options.require(key, needed, needed)
     hook_name = options.take("hook_point_in", str)
     if (hook_out := options.take("hook_point_out", str, hook_name)) != hook_name:
         raise options.refused("hook_point_out", hook_out, "it must equal hook_point_in: transcoders are not supported")
@@ -114,8 +105,7 @@ def read(path: Path, request: Request) -> HookedSAE:
     features = config["d_in"] * options.take("expansion_factor", float)
     config["d_sae"] = int(features) if math.isfinite(features) else 0  # which `build` refuses
     if options.take("sparsity_include_decoder_norm", bool, True):
-        scale = row_norms(tensors["W_dec"])
-        threshold = threshold / scale if scale.shape == threshold.shape else threshold  # `build` refuses other shapes
+        threshold = divided_by_norms(threshold, tensors["W_dec"])
     d_in, _ = matrix_shape(tensors, "W_enc", source)  # `build` refuses a config that says another
     normalization = options.choose("norm_activation", ("dataset-wise", "inference"), "dataset-wise")
     options.finish(WITHOUT_EFFECT)

@@ -20,15 +20,14 @@ from ..build import build
 from ..files import choose_dtype, matrix_shape, read_tensors
 from ..folders import search_above
 from ..pickled import holds
-from ..renaming import rename
+from ..renaming import SAME, rename
 from ..request import Request
 
 TITLE = "Qwen Scope"
 NAME = "Qwen Scope, layer<n>.sae.pt in a folder named SAE-Res-<model>-W<width>K-L0_<k>"
 ARCHITECTURES = ("topk",)
 
-NAMES = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-TENSORS = tuple(NAMES)
+TENSORS = tuple(SAME)
 
 _FILE = re.compile(r"layer(\d+)\.sae\.pt")
 _REPOSITORY = re.compile(r"SAE-Res-(?P<model>.+)-W(?P<width>\d+)K-L0_(?P<k>\d+)")
@@ -36,7 +35,7 @@ _REPOSITORY = re.compile(r"SAE-Res-(?P<model>.+)-W(?P<width>\d+)K-L0_(?P<k>\d+)"
 
 def recognises(path: Path) -> bool:
     """Tell whether `path` is a file of this name that holds the tensors of an SAE."""
-    return _FILE.fullmatch(path.name) is not None and holds(path, *NAMES)
+    return _FILE.fullmatch(path.name) is not None and holds(path, *SAME)
 
 
 def read(path: Path, request: Request) -> HookedSAE:
@@ -51,7 +50,7 @@ def read(path: Path, request: Request) -> HookedSAE:
             f"{path} is a layer of Qwen Scope, which does not hold k: its repository's name does. Put the file into a "
             "folder of that name, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50."
         )
-    tensors = rename(read_tensors(path), NAMES, str(path), transposed=("W_enc", "W_dec"))
+    tensors = rename(read_tensors(path), SAME, str(path), transposed=("W_enc", "W_dec"))
     d_in, d_sae = matrix_shape(tensors, "W_enc", path)
     if d_sae != 1024 * int(repository["width"]):
         raise CheckpointError(
