@@ -11,40 +11,15 @@ from typing import Any
 
 from .checksum import with_checksum
 from .engines import Requirements
+from .manifest_format import ManifestFormat
 from .names import HOOK_NAMES
 
 FORMAT_VERSION = 1
 MANIFEST = "sae.json"
 
 
-@dataclass(frozen=True)
-class ManifestFormat:
-    """A format of manifests, for the checks and the messages that all manifests share.
-
-    Attributes:
-        file: Name of the manifest's file.
-        version: Latest version of the format that this release reads.
-        make_again: What makes the folder again, as an order: "export the SAE again".
-    """
-
-    file: str
-    version: int
-    make_again: str
-
-    @property
-    def order(self) -> str:
-        """`make_again` at the start of a sentence."""
-        return self.make_again[0].upper() + self.make_again[1:]
-
-    @property
-    def copy_again(self) -> str:
-        """What to do about a manifest that was damaged."""
-        return f"Copy the whole folder again, or {self.make_again}."
-
-
 SAE_FORMAT = ManifestFormat(MANIFEST, FORMAT_VERSION, "export the SAE again")
 """The format of `sae.json`."""
-
 
 INT8 = "int8"
 """Value of `weights_dtype` for quantised weights; otherwise the weights have the SAE's dtype."""

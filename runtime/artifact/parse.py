@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from ..errors import ManifestError
 from .checks import check_manifest
 from .checksum import CHECKSUM, checksum_of
-from .manifest import SAE_FORMAT, Manifest, ManifestFormat
+from .manifest import SAE_FORMAT, Manifest
+from .manifest_format import ManifestFormat
 from .strict_json import read_json, shown
 
 Content = TypeVar("Content")

@@ -9,7 +9,8 @@ import re
 from typing import Any, NoReturn
 
 from ..errors import ManifestError
-from .manifest import SAE_FORMAT, ManifestFormat
+from .manifest import SAE_FORMAT
+from .manifest_format import ManifestFormat
 
 MAX_BYTES = 1 << 20
 """Largest size of a manifest in bytes. One of a real SAE has about 20,000."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from ..artifact.checksum import with_checksum
 from ..artifact.folder import HOST_MANIFEST
-from ..artifact.manifest import FileRecord, GraphSpec, ManifestFormat, TensorSpec, to_content
+from ..artifact.manifest import FileRecord, GraphSpec, TensorSpec, to_content
+from ..artifact.manifest_format import ManifestFormat
 
 FORMAT = "saeexport.host"
 FORMAT_VERSION = 1

@@ -9,9 +9,9 @@ import numpy as np
 from ..arrays.tensor import Array
 from ..artifact.names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_ERROR, HOOK_INPUT, HOOK_NAMES
 from ..devices.options import Options
-from ..errors import ArtifactError, InputError, IntegrityError, UnknownHookError
+from ..errors import ArtifactError, IntegrityError
 from ..session.graphs import Graphs
-from ..session.hooks import FwdHooks, HookPoint, PlacedHook, checked_pairs
+from ..session.hooks import FwdHooks, HookPoint, PlacedHook, checked_pairs, names_for
 from ..session.session import SAESession
 from .attaching import Setup
 from .feeds import is_token, tokens_of
@@ -180,13 +180,7 @@ class HostRunner:
             known += fired if _is_attached(name, sae, setup) else [name]
         placed = []
         for order, (where, function) in enumerate(checked_pairs(fwd_hooks)):
-            if isinstance(where, str) and where not in known:
-                raise UnknownHookError(f"{where!r}: no such hook fires. There are {', '.join(known)}.")
-            if not callable(function):
-                raise InputError(f"The function for the hook {where!r} is {function!r}, which cannot be called.")
-            if not isinstance(where, str) and not callable(where):
-                raise InputError(f"A hook is {where!r}; it must be a name or a predicate on names.")
-            names = [where] if isinstance(where, str) else [name for name in known if where(name)]
+            names = names_for(function, where, known, " fires")
             placed += [PlacedHook(name, function, order + 1, None) for name in names]
         return placed
 

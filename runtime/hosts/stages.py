@@ -8,16 +8,15 @@ transcoder reads is kept until the host has come to its target.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, as_given, feed_of
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_NAMES, HOOK_OUTPUT
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError
 from ..session.batch import Batch
-from ..session.forward import SteeringHook, call_hook, forward
+from ..session.forward import SteeringHook, call_hook, check_returned, forward
 from ..session.graphs import Graphs
 from ..session.hooks import HookPoint, PlacedHook
 from .attaching import Setup
@@ -89,7 +88,8 @@ class StagedPass:
             return self._through_sae(sae, x, self.setup.attached[sae.hook], tokens)
         for hook in self.placed:
             if hook.name == name and (returned := call_hook(hook, x, self.points[name])) is not None:
-                x = _checked(returned, x, name)
+                check_returned(array := as_given(returned), x, name)
+                x = np.asarray(array)
         self.fired[name] = self.read[name] = x
         return x
 
@@ -122,13 +122,3 @@ def _as_read(x: Array, dtype: str) -> Array:
     """Return a tensor of the host as an SAE takes it: an SAE in half precision takes that of another dtype rounded."""
     with np.errstate(over="ignore"):  # `warn_of_overflow` says which tokens
         return x if dtype == FLOAT32 else feed_of(x, dtype)
-
-
-def _checked(returned: Any, x: Array, name: str) -> Array:
-    array = as_given(returned)
-    if not isinstance(array, np.ndarray) or array.shape != x.shape or array.dtype != x.dtype:
-        raise InputError(
-            f"The hook function at {name} returned {array.shape} {array.dtype}; it must return {x.shape} {x.dtype}, or "
-            "None to keep the tensor."
-        )
-    return array

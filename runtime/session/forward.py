@@ -193,7 +193,9 @@ def _run_in_stages(
                 returned = call_hook(hook, tensor, points[name])
                 if returned is not None:
                     array = graphs.backend.move_to_device_of(graphs.backend.import_array(returned), tensor)
-                    tensor = array if name == HOOK_INPUT else _checked(array, tensor, name)
+                    if name != HOOK_INPUT:
+                        check_returned(array, tensor, name)
+                    tensor = array
         fired[name] = tensor
         return tensor
 
@@ -246,10 +248,14 @@ def call_hook(hook: PlacedHook, tensor: TensorValue, point: HookPoint) -> Any:
         ) from error
 
 
-def _checked(array: TensorValue, tensor: TensorValue, name: str) -> TensorValue:
+def check_returned(array: TensorValue, tensor: TensorValue, name: str) -> None:
+    """Refuse what a hook function returned unless it can take the place of the tensor at its hook.
+
+    Raises:
+        InputError: It has another shape or dtype.
+    """
     if array.shape != tensor.shape or array.dtype != tensor.dtype:
         raise InputError(
             f"The hook function at {name} returned {array.shape} {array.dtype}; it must return {tensor.shape} "
             f"{tensor.dtype}, or None to keep the tensor."
         )
-    return array

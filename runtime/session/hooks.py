@@ -163,13 +163,7 @@ class HookRegistry:
         prepend: bool = False,
     ) -> list[PlacedHook]:
         """Return a function at every hook that `where` selects."""
-        if not isinstance(where, str) and not callable(where):
-            raise InputError(f"A hook is {where!r}; it must be a name or a predicate on names.")
-        if not callable(function):
-            raise InputError(f"The function for the hook {where!r} is {function!r}, which cannot be called.")
-        if isinstance(where, str) and where not in HOOK_NAMES:
-            raise UnknownHookError(f"{where!r}: no such hook. There are {', '.join(HOOK_NAMES)}.")
-        names = [where] if isinstance(where, str) else [name for name in HOOK_NAMES if where(name)]
+        names = names_for(function, where, HOOK_NAMES)
         order = next(self._counter)
         return [PlacedHook(name, function, -order if prepend else order, level, is_permanent) for name in names]
 
@@ -199,6 +193,28 @@ class HookRegistry:
         """Return the blocks that this thread or asyncio task is in."""
         blocks = self._blocks.get()
         return blocks if blocks is not None and blocks.owner == caller() else None
+
+
+def names_for(function: HookFunction, where: HookSelector, known: Sequence[str], verb: str = "") -> list[str]:
+    """Return the names of the hooks at which a function is placed.
+
+    Args:
+        function: The function.
+        where: A name, or a predicate on names.
+        known: The names that there are.
+        verb: What such a hook does, for the message: " fires".
+
+    Raises:
+        UnknownHookError: `where` is a name that is not known.
+        InputError: `where` is neither a string nor a function, or `function` cannot be called.
+    """
+    if not isinstance(where, str) and not callable(where):
+        raise InputError(f"A hook is {where!r}; it must be a name or a predicate on names.")
+    if not callable(function):
+        raise InputError(f"The function for the hook {where!r} is {function!r}, which cannot be called.")
+    if isinstance(where, str) and where not in known:
+        raise UnknownHookError(f"{where!r}: no such hook{verb}. There are {', '.join(known)}.")
+    return [where] if isinstance(where, str) else [name for name in known if where(name)]
 
 
 def checked_pairs(fwd_hooks: FwdHooks) -> list[tuple[HookSelector, HookFunction]]:

@@ -8,6 +8,8 @@ from ..artifact.contracts import CPU_VARIANTS, STEER, contracts_of
 from ..artifact.manifest import Manifest
 from ..artifact.names import FEATURE_HOOKS, HOOK_INPUT, INPUT, TARGET
 from ..devices.blocks import Blocks
+from ..devices.options import Options
+from ..devices.threads import thread_limit
 from ..errors import ArtifactError
 
 
@@ -28,6 +30,26 @@ class Plan:
     threads: int | None
     blocks: Blocks
     why: str
+
+    @classmethod
+    def of(cls, choice: "Choice", device: str, options: Options, for_cpu: bool, blocks: Blocks) -> "Plan":
+        """Return the plan of a request.
+
+        Args:
+            choice: The graph that answers it.
+            device: Name of the device.
+            options: Options of the session.
+            for_cpu: Whether CPU variants are preferred.
+            blocks: Number of tokens in each block.
+        """
+        why = choice.why
+        if choice.graph is not None:
+            family = "CPU variants" if for_cpu else "portable graphs"
+            because = f'graphs="{options.graphs}"' + (f" on {device}" if options.graphs == "auto" else "")
+            why += f"; {family} are preferred ({because})."
+            if blocks.tokens in options.cuda_graph:
+                why += " Its launches are captured at the first call and replayed."
+        return cls(choice.graph, device, options.threads or thread_limit(), blocks, why)
 
     def __str__(self) -> str:
         """Return the plan as a sentence."""

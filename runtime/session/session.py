@@ -19,7 +19,6 @@ from ..devices.blocks import block_sizes
 from ..devices.capabilities import choose_block_tokens, choose_device
 from ..devices.options import Options
 from ..devices.start import CPU
-from ..devices.threads import thread_limit
 from ..errors import InputError, IntegrityError
 from .batch import Batch, NamesFilter, select_hooks
 from .features import TopFeatures
@@ -628,15 +627,11 @@ class SAESession:
             InputError: A name is not a hook, or the number of tokens is not a whole number from 0 on.
         """
         tokens = as_integer("tokens", tokens, 0)
-        known, options = self._known(self.hook_names if names is None else names), self._options
-        choice = self._graphs.choose(known, steered=steered, in_numpy=True)
-        family = "CPU variants" if self._graphs.for_cpu else "portable graphs"
-        because = f'graphs="{options.graphs}"' + (f" on {self.device}" if options.graphs == "auto" else "")
-        why = choice.why if choice.graph is None else f"{choice.why}; {family} are preferred ({because})."
-        if choice.graph is not None and tokens in options.cuda_graph:
-            why += " Its launches are captured at the first call and replayed."
+        choice = self._graphs.choose(
+            self._known(self.hook_names if names is None else names), steered=steered, in_numpy=True
+        )
         blocks = block_sizes(tokens, self._graphs.block_tokens)
-        return Plan(choice.graph, self.device, options.threads or thread_limit(), blocks, why)
+        return Plan.of(choice, self.device, self._options, self._graphs.for_cpu, blocks)
 
     def run_graph(
         self, graph: str, feeds: Mapping[str, TensorValue], names: Sequence[str] | None = None
