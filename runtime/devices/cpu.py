@@ -138,7 +138,7 @@ def _run_block(steps: Sequence[Step], feeds: Mapping[str, Array], targets: Mappi
     values: dict[str, Any] = dict(feeds)
     for step in steps:
         binding = step.session.io_binding()
-        held = [bind_input(binding, inner, _value(values, step, inner, tokens)) for inner in step.inputs]
+        held = [_bind_input(binding, inner, _value(values, step, inner, tokens)) for inner in step.inputs]
         for name, output in step.outputs.items():
             if name in targets:
                 targets[name].bind(binding, output)
@@ -164,7 +164,7 @@ def _value(values: Mapping[str, Any], step: Step, inner: str, tokens: int) -> An
     return np.zeros((tokens, *argument.shape[1:]), dtype.numpy)
 
 
-def bind_input(binding: Any, name: str, feed: Any) -> Any:
+def _bind_input(binding: Any, name: str, feed: Any) -> Any:
     """Bind an input, an array or a value of ONNX Runtime, and return what has to stay alive until the run ends."""
     if not isinstance(feed, np.ndarray):
         binding.bind_ortvalue_input(name, feed)

@@ -9,13 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
 from ..arrays.tensor import Array
-from ..errors import UnknownHookError
+from ..artifact.names import HOOK_ERROR
+from ..errors import ArtifactError, InputError, UnknownHookError
 from ..session.hooks import caller
-from ..session.interventions import Intervention
+from ..session.interventions import Edit, Intervention
+from .folder import GraftedHost
+from .names import SPLICE
+
+HostEdits: TypeAlias = Mapping[str, Mapping[int, Edit] | Intervention]
+"""Edits of features by hook: a dict from feature ids to edits, or an intervention."""
+
+Hooks: TypeAlias = str | Sequence[str]
+"""The name of a hook, or a list of names."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,11 @@ class Attachments:
     """The attached SAEs of a session.
 
     Args:
-        error_terms: Whether the error term of each SAE is on by default, by hook, in the order of the graph.
+        host: The host.
     """
 
-    def __init__(self, error_terms: Mapping[str, bool]) -> None:
-        self._error_terms = dict(error_terms)
+    def __init__(self, host: GraftedHost) -> None:
+        self._host = host
         self._added: dict[str, bool] = {}
         self._lock = threading.Lock()
         # A task that is started inside a block copies the context, and must not see the block: hence the owner.
@@ -60,25 +70,74 @@ class Attachments:
             attached.update(setup.attached)
             for hook, intervention in setup.edits.items():
                 edits[hook] = followed_by(edits[hook], intervention) if hook in edits else intervention
-        return Setup({hook: attached[hook] for hook in self._error_terms if hook in attached}, edits)
+        return Setup({hook: attached[hook] for hook in self._host.saes if hook in attached}, edits)
 
     @property
     def is_in_block(self) -> bool:
         """Whether the caller is in a block."""
         return bool(self._setups())
 
-    def chosen(self, hooks: Sequence[str], use_error_term: bool | None) -> dict[str, bool]:
-        """Return whether the error term is on for each of some hooks; None takes the SAE's own setting.
+    def names_of(self, hooks: Hooks | None) -> list[str]:
+        """Return the hooks that a caller names; None names all.
 
         Raises:
-            UnknownHookError: A name is not a hook with an SAE.
+            UnknownHookError: No SAE was grafted at one of them.
+            InputError: `hooks` is not the name of a hook, or a list of names.
         """
-        for hook in hooks:
-            if not isinstance(hook, str) or hook not in self._error_terms:
+        if hooks is None:
+            return list(self._host.saes)
+        if not isinstance(hooks, (str, Sequence)):
+            raise InputError(f"The SAEs are {hooks!r}; they must be the name of a hook, or a list of names.")
+        names = [hooks] if isinstance(hooks, str) else list(hooks)
+        for name in names:
+            if not isinstance(name, str) or name not in self._host.saes:
                 raise UnknownHookError(
-                    f"{hook!r}: no SAE was grafted at such a hook. There are {', '.join(self._error_terms)}."
+                    f"{name!r}: no SAE was grafted at such a hook. There are {', '.join(self._host.saes)}."
                 )
-        return {hook: self._error_terms[hook] if use_error_term is None else use_error_term for hook in hooks}
+        return names
+
+    def chosen(self, saes: Hooks, use_error_term: bool | None) -> dict[str, bool]:
+        """Return whether the error term is on for each of some SAEs, which can be attached.
+
+        Raises:
+            UnknownHookError: No SAE was grafted at one of the hooks.
+            InputError: `use_error_term` is not a bool or None, or an SAE does not have the error term.
+            ArtifactError: The folder does not have a splice.
+        """
+        if use_error_term is not None and not isinstance(use_error_term, (bool, np.bool_)):
+            raise InputError(f"use_error_term is {use_error_term!r}; it must be True, False or None.")
+        attached = {}
+        for hook in self.names_of(saes):
+            sae = self._host.saes[hook].manifest.sae
+            attached[hook] = sae.use_error_term if use_error_term is None else bool(use_error_term)
+            if attached[hook] and HOOK_ERROR not in sae.hooks:
+                raise InputError(
+                    f"use_error_term is True, and the transcoder at {hook} was exported without the error term. Export "
+                    "it again with saeexport export --error-term, and graft that."
+                )
+        if attached and SPLICE not in self._host.manifest.graphs:
+            raise ArtifactError(
+                f"{self._host.path} does not have the graph {SPLICE!r}, in which SAEs are attached; it has "
+                f"{', '.join(self._host.manifest.graphs)}. Graft the SAEs again with the mode splice."
+            )
+        return attached
+
+    def steered(self, edits: HostEdits, use_error_term: bool | None) -> Setup:
+        """Return the setup of a block that edits features: SAEs that are attached keep their error terms.
+
+        Raises:
+            UnknownHookError: As for `chosen`, as is `ArtifactError`.
+            InputError: As for `chosen`; also `Intervention` refuses the edits.
+        """
+        if not isinstance(edits, Mapping):
+            raise InputError(f"The edits are {edits!r}; they must be a dict from hooks to edits of their features.")
+        chosen, before = self.chosen(list(edits), use_error_term), self.current().attached
+        interventions = {}
+        for hook, own in edits.items():
+            interventions[hook] = own if isinstance(own, Intervention) else Intervention.of(own)
+            cfg = self._host.saes[hook].manifest.sae
+            interventions[hook].check(cfg.d_sae, cfg.dtype)
+        return Setup({hook: before.get(hook, on) for hook, on in chosen.items()}, interventions)
 
     def add(self, attached: Mapping[str, bool]) -> None:
         """Attach SAEs for every caller."""

@@ -10,6 +10,7 @@ from ..arrays.arguments import as_integer
 from ..arrays.dtypes import widened
 from ..arrays.tensor import Array, as_given
 from ..errors import InputError, SAEError
+from ..session.interventions import Intervention
 from .manifest import DECODER, CachePair, Host
 from .names import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
 
@@ -197,6 +198,23 @@ def _sampler(temperature: float, top_k: int | None, draws: np.random.Generator) 
         return int(draws.choice(kept, p=weights / weights.sum()))
 
     return draw
+
+
+def check_same_for_all_tokens(edits: Mapping[str, Intervention]) -> None:
+    """Refuse edits with a value for each token.
+
+    Args:
+        edits: The edits by hook.
+
+    Raises:
+        InputError: One is refused.
+    """
+    for hook, intervention in edits.items():
+        if intervention.scale.ndim > 1 or intervention.shift.ndim > 1:
+            raise InputError(
+                f"The edits at {hook} have a value for each token, and a sequence that is generated has no fixed "
+                "number of tokens. Give one number for all tokens."
+            )
 
 
 def checked_prompt(prompt: Any) -> Array:

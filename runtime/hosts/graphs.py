@@ -8,7 +8,7 @@ import ctypes
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,18 @@ from ..arrays.tensor import Array
 from ..artifact.held import HeldFolder, check_files_are_compared, open_folder, read_graph
 from ..artifact.manifest import GraphSpec, TensorSpec
 from ..devices.capabilities import resolve_device_name, why_not_on
-from ..devices.cpu import CpuBackend, bind_input
+from ..devices.cpu import CpuBackend
 from ..devices.loading import parameter_values, start_on_checked_bytes
 from ..devices.options import Options
 from ..devices.select import find_device
 from ..devices.start import CPU, TENSORRT, Device, start_session
-from ..errors import ProviderError
+from ..errors import InputError, ProviderError
 from ..session.described import check_tensors
 from ..session.loading import LoadedGraphs
 from .feeds import dimensions, numpy_dtype
 from .folder import GraftedHost, read_host, read_signed_host
 from .manifest import MANIFEST
-from .names import DATA, sae_folder
+from .names import DATA, EDITS, SWITCHES, at, sae_folder
 
 TOO_LONG = ". A sequence may have more tokens than the host takes: host.tokenize(text, max_length=N) cuts it."
 
@@ -42,6 +42,7 @@ class HostGraphs(LoadedGraphs):
     def __init__(self, host: GraftedHost, files: HeldFolder, device: Device, options: Options) -> None:
         super().__init__(host.path, files, device)
         self._specs = host.manifest.graphs
+        self._hooks = host.manifest.hooks
         self._options = options
 
     def __contains__(self, graph: str) -> bool:
@@ -55,6 +56,23 @@ class HostGraphs(LoadedGraphs):
         """
         self._check_name(graph)
         return self._specs[graph]
+
+    def check_names(self, graph: str, feeds: Collection[str], names: Collection[str]) -> None:
+        """Check the names of the inputs and outputs of a graph that a caller gives.
+
+        Raises:
+            ArtifactError: The folder does not contain the graph.
+            InputError: The graph does not have an input or output of that name, or an input without a default is
+                missing.
+        """
+        spec = self.spec(graph)
+        inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (spec.inputs, spec.outputs))
+        for role, given, known in (("inputs", feeds, inputs), ("outputs", names, outputs)):
+            if unknown := [str(name) for name in given if name not in known]:
+                raise InputError(f"{graph!r} has no {role} {', '.join(unknown)}; it has {', '.join(known)}.")
+        defaults = {at(hook, name) for hook in self._hooks for name in (*SWITCHES, *EDITS)}
+        if missing := [name for name in inputs if name not in feeds and name not in defaults]:
+            raise InputError(f"{graph!r} also needs the inputs {', '.join(missing)}.")
 
     def run(self, graph: str, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Run a graph and return its outputs, or some of them.
@@ -197,12 +215,16 @@ def run_with_binding(session: ort.InferenceSession, feeds: Mapping[str, Array], 
     `InferenceSession.run` neither takes nor gives ml_dtypes' arrays. A binding takes them by their memory, and gives
     memory.
     """
-    binding = session.io_binding()
-    held = [bind_input(binding, name, feed) for name, feed in feeds.items()]
+    binding, held = session.io_binding(), []
+    for name, feed in feeds.items():
+        array = np.ascontiguousarray(feed)
+        held.append(array)
+        kind = DTYPES[BFLOAT16].element_type if array.dtype.name == BFLOAT16 else array.dtype
+        # Not `bind_cpu_input`, which does not find the inputs with a default.
+        binding.bind_input(name, "cpu", 0, kind, array.shape, array.ctypes.data)
     for name in names:
         binding.bind_output(name, "cpu")
     session.run_with_iobinding(binding)
-    del held
     return [_copied(value) for value in binding.get_outputs()]
 
 

@@ -5,34 +5,25 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, final, overload
+from typing import Any, Literal, final, overload
 
 import numpy as np
 
 from ..arrays.arguments import as_integer
 from ..arrays.tensor import Array
-from ..artifact.names import HOOK_ERROR
 from ..devices.options import Options
-from ..errors import ArtifactError, InputError, IntegrityError
+from ..errors import InputError, IntegrityError
 from ..session.batch import NamesFilter, select_hooks
 from ..session.features import TopFeatures, strongest_features
 from ..session.hooks import FwdHooks
-from ..session.interventions import Edit, Intervention
 from ..session.session import SAESession
-from .attaching import Attachments, Setup
+from .attaching import Attachments, Hooks, HostEdits, Setup
 from .feeds import complete_feeds
 from .folder import GraftedHost
-from .generation import checked_prompt, generate
-from .names import EDITS, SPLICE, SWITCHES, at
+from .generation import check_same_for_all_tokens, checked_prompt, generate
 from .output import HostOutput
 from .running import HostRunner
 from .text import Tokenizer, is_text
-
-HostEdits: TypeAlias = Mapping[str, Mapping[int, Edit] | Intervention]
-"""Edits of features by hook: a dict from feature ids to edits, or an intervention."""
-
-Hooks: TypeAlias = str | Sequence[str]
-"""The name of a hook, or a list of names."""
 
 
 @final
@@ -86,7 +77,7 @@ class HostSession:
         self._runner = HostRunner(path, device, self._options, public_key)
         self.host: GraftedHost = self._runner.host
         self.device: str = self._runner.device
-        self._attachments = Attachments({hook: sae.manifest.sae.use_error_term for hook, sae in self.host.saes.items()})
+        self._attachments = Attachments(self.host)
         self._tokenizer: Tokenizer | None = None
         self._lock = threading.Lock()
 
@@ -110,7 +101,7 @@ class HostSession:
         if hook is None and len(self.hook_names) > 1:
             raise InputError(f"This host has several SAEs; choose one (hook=, --hook) of {', '.join(self.hook_names)}.")
         name = self.hook_names[0] if hook is None else hook
-        self._attachments.chosen([name], None)
+        self._attachments.names_of(name)
         return name
 
     def sae(self, hook: str) -> SAESession:
@@ -120,7 +111,7 @@ class HostSession:
             UnknownHookError: No SAE was grafted at this hook; it is a KeyError.
             IntegrityError: The folder holds another SAE now than when this session was opened.
         """
-        self._attachments.chosen([hook], None)
+        self._attachments.names_of(hook)
         return self._runner.sae(hook)
 
     def tokenize(self, text: str | Sequence[str], *, max_length: int | None = None) -> dict[str, Array]:
@@ -291,7 +282,7 @@ class HostSession:
             InputError: `use_error_term` is not a bool or None.
             ArtifactError: The folder does not have a splice.
         """
-        attached = self._chosen(saes, use_error_term)
+        attached = self._attachments.chosen(saes, use_error_term)
         with self._attachments.block(Setup(attached), keep=not reset_saes_end):
             yield self
 
@@ -307,7 +298,7 @@ class HostSession:
             InputError: `use_error_term` is not a bool or None.
             ArtifactError: The folder does not have a splice.
         """
-        self._attachments.add(self._chosen(hook, use_error_term))
+        self._attachments.add(self._attachments.chosen(hook, use_error_term))
 
     def reset_saes(self, hooks: Hooks | None = None) -> None:
         """Detach SAEs: those that were added, and those of the blocks that this thread or task is in.
@@ -318,8 +309,7 @@ class HostSession:
         Raises:
             UnknownHookError: No SAE was grafted at one of the hooks; it is a KeyError.
         """
-        names = self.hook_names if hooks is None else _as_hooks(hooks)
-        self._attachments.chosen(names, None)
+        names = self._attachments.names_of(hooks)
         self._attachments.reset(names)
 
     @contextmanager
@@ -343,7 +333,7 @@ class HostSession:
             InputError: `Intervention` refuses the edits.
             ArtifactError: The folder does not have a splice.
         """
-        with self._attachments.block(self._steered(edits, use_error_term)):
+        with self._attachments.block(self._attachments.steered(edits, use_error_term)):
             yield self
 
     def encode(self, feeds: Any, hooks: Hooks | None = None) -> dict[str, Array]:
@@ -361,8 +351,7 @@ class HostSession:
             UnknownHookError: No SAE was grafted at one of the hooks; it is a KeyError.
             InputError: As for `__call__`, as is `ArtifactError`.
         """
-        names = self.hook_names if hooks is None else _as_hooks(hooks)
-        self._attachments.chosen(names, None)
+        names = self._attachments.names_of(hooks)
         return self._runner.features(self._feeds(feeds), self._attachments.current(), names)
 
     def top_features(self, feeds: Any, hook: str | None = None, k: int = 10) -> TopFeatures[Array]:
@@ -459,12 +448,7 @@ class HostSession:
         if edits is not None:
             with self.steering(edits, use_error_term):
                 setup = self._attachments.current()
-        for hook, intervention in setup.edits.items():
-            if intervention.scale.ndim > 1 or intervention.shift.ndim > 1:
-                raise InputError(
-                    f"The edits at {hook} have a value for each token, and a sequence that is generated has no fixed "
-                    "number of tokens. Give one number for all tokens."
-                )
+        check_same_for_all_tokens(setup.edits)
 
         def run(feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Array]:
             return self._runner.run(complete_feeds(self.host.manifest.host, feeds), setup, names)
@@ -496,14 +480,7 @@ class HostSession:
             InputError: The graph does not have an input or output with a given name, or an input is missing.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
-        spec = self._runner.graphs.spec(graph)
-        known = {"inputs": [tensor.name for tensor in spec.inputs], "outputs": [tensor.name for tensor in spec.outputs]}
-        for role, given in (("inputs", feeds), ("outputs", names or ())):
-            if unknown := [str(name) for name in given if name not in known[role]]:
-                raise InputError(f"{graph!r} has no {role} {', '.join(unknown)}; it has {', '.join(known[role])}.")
-        defaults = {at(hook, name) for hook in self.hook_names for name in (*SWITCHES, *EDITS)}
-        if missing := [name for name in known["inputs"] if name not in feeds and name not in defaults]:
-            raise InputError(f"{graph!r} also needs the inputs {', '.join(missing)}.")
+        self._runner.graphs.check_names(graph, feeds, names or ())
         return self._runner.graphs.run(graph, {name: np.asarray(array) for name, array in feeds.items()}, names)
 
     def release(self, graph: str) -> None:
@@ -557,43 +534,6 @@ class HostSession:
 
     def _prompt(self, prompt: Any) -> Array:
         return checked_prompt(self.tokenizer.encode(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
-
-    def _chosen(self, saes: Hooks, use_error_term: bool | None) -> dict[str, bool]:
-        if use_error_term is not None and not isinstance(use_error_term, (bool, np.bool_)):
-            raise InputError(f"use_error_term is {use_error_term!r}; it must be True, False or None.")
-        attached = self._attachments.chosen(_as_hooks(saes), None if use_error_term is None else bool(use_error_term))
-        for hook, on in attached.items():
-            if on and HOOK_ERROR not in self.host.saes[hook].manifest.sae.hooks:
-                raise InputError(
-                    f"use_error_term is True, and the transcoder at {hook} was exported without the error term. Export "
-                    "it again with saeexport export --error-term, and graft that."
-                )
-        if attached and SPLICE not in self._runner.graphs:
-            raise ArtifactError(
-                f"{self.host.path} does not have the graph {SPLICE!r}, in which SAEs are attached; it has "
-                f"{', '.join(self.host.manifest.graphs)}. Graft the SAEs again with the mode splice."
-            )
-        return attached
-
-    def _steered(self, edits: HostEdits, use_error_term: bool | None) -> Setup:
-        if not isinstance(edits, Mapping):
-            raise InputError(f"The edits are {edits!r}; they must be a dict from hooks to edits of their features.")
-        chosen = self._chosen(list(edits), use_error_term)
-        interventions = {}
-        for hook, own in edits.items():
-            interventions[hook] = own if isinstance(own, Intervention) else Intervention.of(own)
-            cfg = self.host.saes[hook].manifest.sae
-            interventions[hook].check(cfg.d_sae, cfg.dtype)
-        before = self._attachments.current().attached
-        return Setup({hook: before.get(hook, on) for hook, on in chosen.items()}, interventions)
-
-
-def _as_hooks(hooks: Hooks) -> list[str]:
-    if isinstance(hooks, str):
-        return [hooks]
-    if not isinstance(hooks, Sequence):
-        raise InputError(f"The SAEs are {hooks!r}; they must be the name of a hook, or a list of names.")
-    return list(hooks)
 
 
 def _open_again(
