@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.report.markdown import markdown_table, size_cell
 from benchmarks.shared.machine import RESULTS as FOLDER
 from benchmarks.shared.machine import describe_machine, parse_shape, process_memory, write_results
+from benchmarks.shared.options import add_shapes
 from runtime.artifact.tensorfile import TensorWriter
 
 RESULTS = FOLDER / "export.json"
@@ -33,8 +34,7 @@ IMPORT = "import saeexport"
 def main() -> None:
     """Write the checkpoints, export them, write and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="D_INxD_SAE",
-                        help=f"sizes (default: {' '.join(SHAPES)})")  # fmt: skip
+    add_shapes(parser, SHAPES)
     options = parser.parse_args()
     rows = []
     imports = run_and_watch([sys.executable, "-c", IMPORT])

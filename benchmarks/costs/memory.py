@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.report.markdown import markdown_table, ratio_cell, size_cell
 from benchmarks.shared.machine import RESULTS as FOLDER
 from benchmarks.shared.machine import describe_machine, parse_shape, write_results
+from benchmarks.shared.options import SHAPES, add_rows, add_shapes
 from benchmarks.shared.timing import median, quartiles, time_in_turn
 from runtime import Ablate, SAESession
 from runtime.arrays.tensor import Array
@@ -39,10 +40,8 @@ def main() -> None:
     from saeexport import export  # load PyTorch
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=["768x24576"], metavar="D_INxD_SAE",
-                        help="sizes (default: 768x24576)")  # fmt: skip
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N",
-                        help="rows of the input (default: 1 8 64 512)")  # fmt: skip
+    add_shapes(parser, SHAPES[:1])
+    add_rows(parser)
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="duration of a line of times; 0 measures memory only (default: 3)"
     )

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from benchmarks.report.markdown import markdown_table, ratio_cell, size_cell
 from benchmarks.shared.machine import RESULTS as FOLDER
 from benchmarks.shared.machine import describe_machine, parse_shape, process_memory, write_results
+from benchmarks.shared.options import add_rows, add_shapes
 from benchmarks.shared.saes import draw_activations, make_uniform_sae
 from benchmarks.shared.timing import median, quartiles, time_in_turn
 from runtime import SAESession
@@ -33,10 +34,8 @@ ROUNDS = 10
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=["768x24576", "2304x16384"], metavar="D_INxD_SAE",
-                        help="sizes (default: 768x24576 2304x16384)")  # fmt: skip
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N",
-                        help="rows of the input (default: 1 8 64 512)")  # fmt: skip
+    add_shapes(parser)
+    add_rows(parser)
     parser.add_argument("--features", nargs="+", type=int, default=[1, 64, 1024], metavar="M",
                         help="number of watched features (default: 1 64 1024)")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=3.0, help="duration of a line of the table (default: 3)")

@@ -22,6 +22,7 @@ from saeexport.graphs.trace import quiet_exporter
 
 PROOF_TOKENS = 16  # the exporter proves the artifact on these
 LOUDER = 1000
+TOKENS_COUNTED = 256  # among which the most frequent features are found
 
 
 def write_case(
@@ -53,13 +54,13 @@ def write_case(
     return sparsity
 
 
-def most_frequent(workload: Workload, tokens: int = 256) -> Array:
+def most_frequent(workload: Workload) -> Array:
     """Return the ids of the `FEW` features that are on most often, in ascending order.
 
     In a small batch other features may all be off, and zeros prove little.
     """
     with torch.no_grad():
-        on = workload.sae.encode(torch.from_numpy(workload.inputs(tokens))) > 0
+        on = workload.sae.encode(torch.from_numpy(workload.inputs(TOKENS_COUNTED))) > 0
     return np.sort(on.sum(0).topk(FEW).indices.numpy())
 
 

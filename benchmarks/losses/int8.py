@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.report.markdown import markdown_table, ratio_cell
 from benchmarks.shared.machine import REAL_SAE, available_cores, describe_machine, parse_shape, write_results
 from benchmarks.shared.machine import RESULTS as FOLDER
+from benchmarks.shared.options import add_rows
 from benchmarks.shared.saes import make_workload
 from benchmarks.shared.timing import median, quartiles, time_in_turn
 from runtime import SAESession, read_artifact
@@ -39,8 +40,7 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="768x24576", metavar="D_INxD_SAE", help="size (default: 768x24576)")
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N",
-                        help="rows of the input (default: 1 8 64 512)")  # fmt: skip
+    add_rows(parser)
     parser.add_argument("--seconds", type=float, default=8.0, help="duration of a line of the table (default: 8)")
     options = parser.parse_args()
     d_in, d_sae = parse_shape(options.shape)

@@ -8,6 +8,9 @@ from torch import Tensor
 TOLERANCE = 1e-4
 """The largest norm of a difference, divided by the norm of the original's hook, that is rounding in float32."""
 
+MOST_CHECKED = 512
+"""Number of rows that are compared at most."""
+
 
 class DisagreementError(Exception):
     """A contender computes other values than the original."""
@@ -55,6 +58,6 @@ def check_agreement(
     return worst
 
 
-def row_stride(rows: int, checked: int = 512) -> int:
-    """Return n such that every n-th of `rows` rows makes at most `checked` rows; only these are compared."""
-    return -(-rows // checked)
+def row_stride(rows: int) -> int:
+    """Return n such that every n-th of `rows` rows makes at most `MOST_CHECKED` rows; only these are compared."""
+    return -(-rows // MOST_CHECKED)

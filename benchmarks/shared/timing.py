@@ -45,9 +45,9 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def median(values: Array, digits: int = 3) -> float:
-    """Return the rounded median."""
-    return round(float(np.median(values)), digits)
+def median(values: Array) -> float:
+    """Return the median, rounded to three digits."""
+    return round(float(np.median(values)), 3)
 
 
 def quartiles(values: ArrayLike, digits: int = 4) -> list[float]:

@@ -82,17 +82,17 @@ class Options:
         if (value := self.take(key, bool, default)) != needed:
             raise self.refused(key, value, f"it must be {needed}")
 
-    def take_dtype(self, key: str = "dtype") -> torch.dtype | None:
-        """Return a dtype given as "float32" or "torch.float32"; None if the key is missing or null.
+    def take_dtype(self) -> torch.dtype | None:
+        """Return the `dtype`, given as "float32" or "torch.float32"; None if the key is missing or null.
 
         Raises:
             CheckpointError: The dtype is not in `TORCH_DTYPES`.
         """
-        name: str | None = self.take(key, str, None)
+        name: str | None = self.take("dtype", str, None)
         if name is None:
             return None
         if (short := name.removeprefix("torch.")) not in TORCH_DTYPES:
-            raise self.refused(key, name, f"it must be one of {', '.join(TORCH_DTYPES)}")
+            raise self.refused("dtype", name, f"it must be one of {', '.join(TORCH_DTYPES)}")
         return TORCH_DTYPES[short]
 
     def finish(self, without_effect: Iterable[str] = ()) -> None:
