@@ -7,7 +7,6 @@ that entered the block, like the hook functions of a session.
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -16,7 +15,7 @@ import numpy as np
 from ..arrays.tensor import Array
 from ..artifact.names import HOOK_ERROR
 from ..errors import ArtifactError, InputError, UnknownHookError
-from ..session.hooks import caller
+from ..session.callers import PerCaller
 from ..session.interventions import Edit, Intervention
 from .folder import GraftedHost
 from .names import SPLICE
@@ -41,14 +40,6 @@ class Setup:
     edits: Mapping[str, Intervention] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """The blocks that one thread or asyncio task is in, the outermost first."""
-
-    owner: object
-    setups: tuple[Setup, ...]
-
-
 class Attachments:
     """The attached SAEs of a session.
 
@@ -60,8 +51,7 @@ class Attachments:
         self._host = host
         self._added: dict[str, bool] = {}
         self._lock = threading.Lock()
-        # A task that is started inside a block copies the context, and must not see the block: hence the owner.
-        self._blocks: ContextVar[_Blocks | None] = ContextVar("attached", default=None)
+        self._blocks: PerCaller[tuple[Setup, ...]] = PerCaller("attached")  # the outermost block first
 
     def current(self) -> Setup:
         """Return what applies to the caller. Of several edits of a hook, that of the outer block comes first."""
@@ -158,20 +148,16 @@ class Attachments:
     def block(self, setup: Setup, keep: bool = False) -> Iterator[None]:
         """Apply a setup to the caller inside a `with` block; `keep` attaches its SAEs for every caller at its end."""
         own = Setup(dict(setup.attached), dict(setup.edits))
-        token = self._blocks.set(_Blocks(caller(), (*self._setups(), own)))
+        token = self._blocks.set((*self._setups(), own))
         try:
             yield
         finally:
-            try:
-                self._blocks.reset(token)
-            except ValueError:  # the block was entered in another context, of which this one is a copy
-                self._blocks.set(None)
+            self._blocks.reset(token)
             if keep:
                 self.add(own.attached)
 
     def _setups(self) -> tuple[Setup, ...]:
-        blocks = self._blocks.get()
-        return blocks.setups if blocks is not None and blocks.owner == caller() else ()
+        return self._blocks.get() or ()
 
 
 def followed_by(first: Intervention, second: Intervention) -> Intervention:

@@ -1,17 +1,16 @@
 """Hook functions, which read or replace a tensor on its way through the SAE, as in TransformerLens."""
 
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ..arrays.arguments import as_integer
 from ..artifact.names import HOOK_NAMES
 from ..errors import InputError, UnknownHookError
+from .callers import PerCaller, Reset
 
 HookFunction: TypeAlias = Callable[..., Any]
 """Called as `function(tensor, hook=point)`. It returns a replacement, or None to keep the tensor."""
@@ -68,10 +67,9 @@ class PlacedHook:
 class _Blocks:
     """The `hooks` blocks that one thread or asyncio task is in, and their functions."""
 
-    owner: object
     level: int = 0
     placed: list[PlacedHook] = field(default_factory=list)
-    token: "Token[_Blocks | None] | None" = None
+    token: Reset | None = None
 
 
 class HookRegistry:
@@ -87,14 +85,13 @@ class HookRegistry:
     def __init__(self) -> None:
         self.points = {name: HookPoint(name) for name in HOOK_NAMES}
         self._added: tuple[PlacedHook, ...] = ()
-        # A task that is started inside a block copies the context, and must not see the block: hence `_Blocks.owner`.
-        self._blocks: ContextVar[_Blocks | None] = ContextVar("hooks", default=None)
+        self._blocks: PerCaller[_Blocks] = PerCaller("hooks")
         self._counter = itertools.count(1)
         self._lock = threading.Lock()
 
     def active(self) -> tuple[PlacedHook, ...]:
         """Return the functions that apply to the caller, in the order in which they are called."""
-        blocks = self._current()
+        blocks = self._blocks.get()
         if blocks is None or not blocks.placed:
             return self._added
         return tuple(sorted((*self._added, *blocks.placed), key=lambda hook: hook.order))
@@ -122,9 +119,9 @@ class HookRegistry:
             InputError: `fwd_hooks` are not pairs of a hook and a function.
         """
         pairs = checked_pairs(fwd_hooks)
-        blocks = self._current()
+        blocks = self._blocks.get()
         if blocks is None:
-            blocks = _Blocks(caller())
+            blocks = _Blocks()
             blocks.token = self._blocks.set(blocks)
         blocks.level += 1
         level = blocks.level
@@ -142,12 +139,13 @@ class HookRegistry:
                 blocks.placed = [hook for hook in blocks.placed if hook.level != level]
                 self._add(left)
             blocks.level -= 1
-            if not blocks.level and self._blocks.get() is blocks:
-                self._forget(blocks)
+            if not blocks.level and self._blocks.is_in_context(blocks) and blocks.token is not None:
+                token, blocks.token = blocks.token, None  # blocks refer to the task, and the task's context to them
+                self._blocks.reset(token)
 
     def reset(self, including_permanent: bool, level: int | None) -> None:
         """Remove the functions that apply to the caller; see `SAESession.reset_hooks`."""
-        self._remove(self._current(), including_permanent, level)
+        self._remove(self._blocks.get(), including_permanent, level)
 
     def clear_contexts(self) -> None:
         """Clear the `ctx` of every hook point."""
@@ -176,23 +174,6 @@ class HookRegistry:
             self._added = tuple(hook for hook in self._added if hook.survives(including_permanent, level))
         if blocks is not None:
             blocks.placed = [hook for hook in blocks.placed if hook.survives(including_permanent, level)]
-
-    def _forget(self, blocks: _Blocks) -> None:
-        """Remove the blocks from the context: they refer to the task, and the task's context to them.
-
-        A variable that is set to None instead would stay in the thread's context, one for each session.
-        """
-        token, blocks.token = blocks.token, None
-        try:
-            if token is not None:
-                self._blocks.reset(token)
-        except ValueError:  # the outermost block was entered in another context, of which this one is a copy
-            self._blocks.set(None)
-
-    def _current(self) -> _Blocks | None:
-        """Return the blocks that this thread or asyncio task is in."""
-        blocks = self._blocks.get()
-        return blocks if blocks is not None and blocks.owner == caller() else None
 
 
 def names_for(function: HookFunction, where: HookSelector, known: Sequence[str], verb: str = "") -> list[str]:
@@ -244,13 +225,3 @@ def refuse_backward(bwd_hooks: Sequence[Any], direction: str = "fwd") -> None:
             "A backward hook was given; an artifact does not compute gradients, so only forward hooks can run. Run the "
             "PyTorch original for gradients: saeexport.load(path)."
         )
-
-
-def caller() -> object:
-    """Return the caller: the thread, and the asyncio task if there is one."""
-    asyncio = sys.modules.get("asyncio")  # a program that has not imported it has no tasks
-    try:
-        task = asyncio.current_task() if asyncio else None
-    except RuntimeError:  # no event loop runs in this thread
-        task = None
-    return threading.get_ident(), task
