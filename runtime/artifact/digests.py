@@ -8,25 +8,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from . import onnxproto as proto
 from .interface import by_name
-from .onnxfields import (
-    ATTRIBUTE,
-    ATTRIBUTE_GRAPH,
-    ATTRIBUTE_GRAPHS,
-    ATTRIBUTE_TENSOR,
-    ATTRIBUTE_TENSORS,
-    DOMAIN,
-    GRAPH_INITIALIZER,
-    GRAPH_INPUT,
-    GRAPH_NODE,
-    GRAPH_OUTPUT,
-    MODEL_GRAPH,
-    MODEL_OPSETS,
-    NAME,
-    NODE_INPUT,
-    NODE_OUTPUT,
-    OPERATOR,
-)
 from .onnxfile import initializer_name
 from .protobuf import encode, fields, submessages, text
 
@@ -50,19 +33,19 @@ def digest_values(model: bytes, given: Mapping[str, bytes]) -> tuple[dict[str, b
     Raises:
         ValueError: The file is not ONNX, as the other errors in `UNREADABLE` say.
     """
-    (graph,) = submessages(memoryview(model), MODEL_GRAPH)
-    operators = _digest(*map(bytes, submessages(memoryview(model), MODEL_OPSETS)))
-    inputs = by_name(submessages(graph, GRAPH_INPUT))
+    (graph,) = submessages(memoryview(model), proto.MODEL_GRAPH)
+    operators = _digest(*map(bytes, submessages(memoryview(model), proto.MODEL_OPSETS)))
+    inputs = by_name(submessages(graph, proto.GRAPH_INPUT))
     digests = {name: given.get(name) or _digest(operators, name.encode()) for name in inputs}
     return digests, _follow(graph, digests, 0)
 
 
 def _follow(graph: memoryview, digests: dict[str, bytes], depth: int) -> list[Node]:
     """Return the operators of a graph, and add the digests of its initializers and of their results to `digests`."""
-    for message in submessages(graph, GRAPH_INITIALIZER):
+    for message in submessages(graph, proto.GRAPH_INITIALIZER):
         digests[initializer_name(message)] = _tensor_digest(message)
     nodes = []
-    for message in submessages(graph, GRAPH_NODE):
+    for message in submessages(graph, proto.GRAPH_NODE):
         node, digest = _read_node(message, digests, depth)
         digests.update((name, _digest(digest, bytes([i]))) for i, name in enumerate(node.outputs) if name)
         nodes.append(node)
@@ -71,21 +54,21 @@ def _follow(graph: memoryview, digests: dict[str, bytes], depth: int) -> list[No
 
 def _read_node(message: memoryview, digests: Mapping[str, bytes], depth: int) -> tuple[Node, bytes]:
     """Return an operator, and a digest of what it does and of what it reads."""
-    names: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: []}
+    names: dict[int, list[str]] = {proto.NODE_INPUT: [], proto.NODE_OUTPUT: []}
     kinds, attributes, reads = [b"", b""], [], set()
     for field, value in fields(message):
         if field in names:
             names[field].append(text(value))
-        elif field in (OPERATOR, DOMAIN):
-            kinds[field == DOMAIN] = text(value).encode()
-        elif field == ATTRIBUTE and not isinstance(value, int):
+        elif field in (proto.OPERATOR, proto.DOMAIN):
+            kinds[field == proto.DOMAIN] = text(value).encode()
+        elif field == proto.ATTRIBUTE and not isinstance(value, int):
             digest, outer = _read_attribute(value, digests, depth)
             attributes.append(digest)
             reads |= outer
-    inputs = [digests[name] if name else b"" for name in names[NODE_INPUT]]
-    reads |= {name for name in names[NODE_INPUT] if name}
+    inputs = [digests[name] if name else b"" for name in names[proto.NODE_INPUT]]
+    reads |= {name for name in names[proto.NODE_INPUT] if name}
     digest = _digest(*kinds, *inputs, b"attributes", *sorted(attributes))
-    return Node(message, frozenset(reads), tuple(names[NODE_OUTPUT])), digest
+    return Node(message, frozenset(reads), tuple(names[proto.NODE_OUTPUT])), digest
 
 
 def _read_attribute(message: memoryview, digests: Mapping[str, bytes], depth: int) -> tuple[bytes, set[str]]:
@@ -94,17 +77,17 @@ def _read_attribute(message: memoryview, digests: Mapping[str, bytes], depth: in
     for field, value in fields(message):
         if isinstance(value, int):
             parts.append(f"{field} {value}".encode())
-        elif field in (ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS):
+        elif field in (proto.ATTRIBUTE_GRAPH, proto.ATTRIBUTE_GRAPHS):
             inner = dict(digests)
-            arguments = by_name(submessages(value, GRAPH_INPUT))
+            arguments = by_name(submessages(value, proto.GRAPH_INPUT))
             inner.update((name, _digest(b"argument", bytes([depth, i]))) for i, name in enumerate(arguments))
             nodes = _follow(value, inner, depth + 1)
-            results = [inner[name] for name in by_name(submessages(value, GRAPH_OUTPUT))]
+            results = [inner[name] for name in by_name(submessages(value, proto.GRAPH_OUTPUT))]
             own = {name for node in nodes for name in node.outputs} | {*arguments}
-            own |= {initializer_name(tensor) for tensor in submessages(value, GRAPH_INITIALIZER)}
+            own |= {initializer_name(tensor) for tensor in submessages(value, proto.GRAPH_INITIALIZER)}
             reads |= {name for node in nodes for name in node.reads} - own
             parts += [b"graph", *results]
-        elif field in (ATTRIBUTE_TENSOR, ATTRIBUTE_TENSORS):
+        elif field in (proto.ATTRIBUTE_TENSOR, proto.ATTRIBUTE_TENSORS):
             parts.append(_tensor_digest(value))
         else:
             parts.append(bytes([field]) + bytes(value))
@@ -113,7 +96,7 @@ def _read_attribute(message: memoryview, digests: Mapping[str, bytes], depth: in
 
 def _tensor_digest(message: memoryview) -> bytes:
     """Return a digest of a tensor, or of the place where it is stored, but not of its name."""
-    return _digest(b"tensor", encode((field, value) for field, value in fields(message) if field != NAME))
+    return _digest(b"tensor", encode((field, value) for field, value in fields(message) if field != proto.NAME))
 
 
 def _digest(*parts: bytes) -> bytes:

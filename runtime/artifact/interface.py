@@ -3,22 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .onnxfields import (
-    DIMENSION,
-    ELEMENT_TYPE,
-    GRAPH_INPUT,
-    GRAPH_OUTPUT,
-    KEY,
-    MODEL_GRAPH,
-    MODEL_METADATA,
-    SHAPE,
-    SIZE,
-    SYMBOL,
-    TENSOR_TYPE,
-    VALUE,
-    VALUE_NAME,
-    VALUE_TYPE,
-)
+from . import onnxproto as proto
 from .protobuf import fields, submessages, text
 
 
@@ -46,30 +31,31 @@ def read_interface(model: bytes) -> Interface:
     Raises:
         ValueError: The file is not ONNX, as the other errors in `UNREADABLE` say.
     """
-    (graph,) = submessages(memoryview(model), MODEL_GRAPH)
+    (graph,) = submessages(memoryview(model), proto.MODEL_GRAPH)
     inputs, outputs = (
-        tuple(map(_value_type, by_name(submessages(graph, field)).values())) for field in (GRAPH_INPUT, GRAPH_OUTPUT)
+        tuple(map(_value_type, by_name(submessages(graph, field)).values()))
+        for field in (proto.GRAPH_INPUT, proto.GRAPH_OUTPUT)
     )
-    entries = (dict(fields(entry)) for entry in submessages(memoryview(model), MODEL_METADATA))
-    return Interface(inputs, outputs, {text(entry[KEY]): text(entry[VALUE]) for entry in entries})
+    entries = (dict(fields(entry)) for entry in submessages(memoryview(model), proto.MODEL_METADATA))
+    return Interface(inputs, outputs, {text(entry[proto.KEY]): text(entry[proto.VALUE]) for entry in entries})
 
 
 def by_name(values: Iterable[memoryview]) -> dict[str, memoryview]:
     """Return the `ValueInfoProto`s of inputs or outputs by name, in order."""
-    return {text(next(submessages(value, VALUE_NAME))): value for value in values}
+    return {text(next(submessages(value, proto.VALUE_NAME))): value for value in values}
 
 
 def _value_type(message: memoryview) -> ValueType:
-    name, element_type = text(next(submessages(message, VALUE_NAME))), 0
+    name, element_type = text(next(submessages(message, proto.VALUE_NAME))), 0
     shape: list[int | str] = []
-    for kind in submessages(message, VALUE_TYPE):
-        for tensor in submessages(kind, TENSOR_TYPE):
+    for kind in submessages(message, proto.VALUE_TYPE):
+        for tensor in submessages(kind, proto.TENSOR_TYPE):
             for field, value in fields(tensor):
-                if field == ELEMENT_TYPE and isinstance(value, int):
+                if field == proto.ELEMENT_TYPE and isinstance(value, int):
                     element_type = value
-                elif field == SHAPE and not isinstance(value, int):
-                    for dimension in submessages(value, DIMENSION):
+                elif field == proto.SHAPE and not isinstance(value, int):
+                    for dimension in submessages(value, proto.DIMENSION):
                         size = dict(fields(dimension))
-                        known = size.get(SIZE)
-                        shape.append(known if isinstance(known, int) else text(size.get(SYMBOL, 0)))
+                        known = size.get(proto.SIZE)
+                        shape.append(known if isinstance(known, int) else text(size.get(proto.SYMBOL, 0)))
     return ValueType(name, element_type, tuple(shape))

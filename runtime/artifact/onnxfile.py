@@ -14,18 +14,7 @@ import numpy as np
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
 from ..errors import ArtifactError, IntegrityError
-from .onnxfields import (
-    DATA_LOCATION,
-    DATA_TYPE,
-    DIMS,
-    EXTERNAL,
-    EXTERNAL_DATA,
-    GRAPH_INITIALIZER,
-    KEY,
-    MODEL_GRAPH,
-    NAME,
-    VALUE,
-)
+from . import onnxproto as proto
 from .protobuf import UNREADABLE, encode, fields, integers, submessages, text
 from .strict_json import shown
 from .tensorfile import MOST_DIMENSIONS
@@ -89,8 +78,8 @@ def external_tensors(model: bytes, path: Path) -> dict[str, ExternalTensor]:
     try:
         return {
             name: tensor
-            for graph in submessages(memoryview(model), MODEL_GRAPH)
-            for name, tensor in map(_tensor, submessages(graph, GRAPH_INITIALIZER))
+            for graph in submessages(memoryview(model), proto.MODEL_GRAPH)
+            for name, tensor in map(_tensor, submessages(graph, proto.GRAPH_INITIALIZER))
             if tensor is not None
         }
     except UNREADABLE as error:
@@ -113,8 +102,10 @@ def with_locations(model: bytes, names: Mapping[str, str]) -> bytes:
         return model
 
     def entry(message: memoryview) -> bytes | memoryview:
-        key, value = (text(dict(fields(message))[field]) for field in (KEY, VALUE))
-        return encode([(KEY, key.encode()), (VALUE, names.get(value, value).encode())]) if key == LOCATION else message
+        key, value = (text(dict(fields(message))[field]) for field in (proto.KEY, proto.VALUE))
+        if key != LOCATION:
+            return message
+        return encode([(proto.KEY, key.encode()), (proto.VALUE, names.get(value, value).encode())])
 
     def replaced(message: memoryview, path: tuple[int, ...]) -> bytes | memoryview:
         if not path:
@@ -124,24 +115,24 @@ def with_locations(model: bytes, names: Mapping[str, str]) -> bytes:
             for field, value in fields(message)
         )
 
-    return bytes(replaced(memoryview(model), (MODEL_GRAPH, GRAPH_INITIALIZER, EXTERNAL_DATA)))
+    return bytes(replaced(memoryview(model), (proto.MODEL_GRAPH, proto.GRAPH_INITIALIZER, proto.EXTERNAL_DATA)))
 
 
 def initializers(graph: memoryview) -> dict[str, memoryview]:
     """Return the `TensorProto`s of the initializers of a `GraphProto` by name."""
-    return {initializer_name(message): message for message in submessages(graph, GRAPH_INITIALIZER)}
+    return {initializer_name(message): message for message in submessages(graph, proto.GRAPH_INITIALIZER)}
 
 
 def initializer_name(message: memoryview) -> str:
     """Return the name of an initializer, a `TensorProto`."""
-    return next((text(value) for field, value in fields(message) if field == NAME), "")
+    return next((text(value) for field, value in fields(message) if field == proto.NAME), "")
 
 
 def initializer_shape(message: memoryview) -> tuple[int, ...]:
     """Return the shape of an initializer, wherever its values are stored."""
     shape: list[int] = []
     for field, value in fields(message):
-        if field == DIMS:  # packed into one value, or one by one
+        if field == proto.DIMS:  # packed into one value, or one by one
             shape += [value] if isinstance(value, int) else integers(value)
     return tuple(shape)
 
@@ -182,15 +173,15 @@ def _tensor(message: memoryview) -> tuple[str, ExternalTensor | None]:
     name, element_type, is_external = "", 0, False
     where = {}
     for field, value in fields(message):
-        if field == DATA_TYPE and isinstance(value, int):
+        if field == proto.DATA_TYPE and isinstance(value, int):
             element_type = value
-        elif field == DATA_LOCATION:
-            is_external = value == EXTERNAL
-        elif field == NAME:
+        elif field == proto.DATA_LOCATION:
+            is_external = value == proto.EXTERNAL
+        elif field == proto.NAME:
             name = text(value)
-        elif field == EXTERNAL_DATA and not isinstance(value, int):
+        elif field == proto.EXTERNAL_DATA and not isinstance(value, int):
             entry = dict(fields(value))
-            where[text(entry[KEY])] = text(entry[VALUE])
+            where[text(entry[proto.KEY])] = text(entry[proto.VALUE])
     if not is_external:
         return name, None
     offset, nbytes = int(where.get("offset", "0")), int(where["length"])

@@ -21,7 +21,8 @@ from ..arrays.tensor import Array
 from ..errors import InputError
 from .manifest import SAEConfig
 from .names import HOOK_ACTS_POST, TOKENS
-from .onnxfields import (
+from .onnxfile import Parameter, initializer_shape, initializers, not_onnx
+from .onnxproto import (
     ATTRIBUTE,
     ATTRIBUTE_GRAPH,
     ATTRIBUTE_GRAPHS,
@@ -42,7 +43,6 @@ from .onnxfields import (
     OPERATOR,
     RAW_DATA,
 )
-from .onnxfile import Parameter, initializer_shape, initializers, not_onnx
 from .protobuf import UNREADABLE, encode, fields, submessages, text
 
 LARGEST_PARAMETER = 1 << 30

@@ -10,21 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from . import onnxproto as proto
 from .digests import Node, digest_values
 from .interface import by_name, read_interface
 from .names import FEATURE_HOOKS
-from .onnxfields import (
-    EXTERNAL_DATA,
-    GRAPH_INITIALIZER,
-    GRAPH_INPUT,
-    GRAPH_NAME,
-    GRAPH_NODE,
-    GRAPH_OUTPUT,
-    MODEL_FUNCTIONS,
-    MODEL_GRAPH,
-    VALUE_NAME,
-    VALUE_TYPE,
-)
 from .onnxfile import initializer_shape, initializers
 from .protobuf import UNREADABLE, encode, fields, submessages
 
@@ -61,18 +50,18 @@ class Graph:
 
     def __init__(self, model: bytes, hooks: Mapping[str, bytes] | None = None) -> None:
         self._model = memoryview(model)
-        if any(True for _ in submessages(self._model, MODEL_FUNCTIONS)):
+        if any(True for _ in submessages(self._model, proto.MODEL_FUNCTIONS)):
             raise ValueError("an operator may be a function of the model, which a digest does not cover")
-        (self._graph,) = submessages(self._model, MODEL_GRAPH)
-        self._inputs = by_name(submessages(self._graph, GRAPH_INPUT))
-        self._outputs = by_name(submessages(self._graph, GRAPH_OUTPUT))
+        (self._graph,) = submessages(self._model, proto.MODEL_GRAPH)
+        self._inputs = by_name(submessages(self._graph, proto.GRAPH_INPUT))
+        self._outputs = by_name(submessages(self._graph, proto.GRAPH_OUTPUT))
         self._initializers = initializers(self._graph)
         self.interface = read_interface(model)
         self.digests, self._nodes = digest_values(model, hooks or {})
 
     def type_of(self, output: str) -> bytes:
         """Return the `TypeProto` of an output."""
-        return next(bytes(kind) for kind in submessages(self._outputs[output], VALUE_TYPE))
+        return next(bytes(kind) for kind in submessages(self._outputs[output], proto.VALUE_TYPE))
 
     def cut(self, outputs: Sequence[str], given: Mapping[str, bytes]) -> Part:
         """Return the part of the graph that computes some outputs from its inputs and from values that are given.
@@ -85,21 +74,21 @@ class Graph:
         reads = {name for node in nodes for name in node.reads} | {*outputs}
         inputs = {name: bytes(message) for name, message in self._inputs.items() if name in reads}
         inputs |= {
-            name: encode([(VALUE_NAME, name.encode()), (VALUE_TYPE, kind)])
+            name: encode([(proto.VALUE_NAME, name.encode()), (proto.VALUE_TYPE, kind)])
             for name, kind in given.items()
             if name in reads
         }
         graph = encode(
             [
-                *((GRAPH_NODE, node.message) for node in nodes),
-                (GRAPH_NAME, b"part"),
-                *((GRAPH_INITIALIZER, message) for name, message in self._initializers.items() if name in reads),
-                *((GRAPH_INPUT, message) for message in inputs.values()),
-                *((GRAPH_OUTPUT, self._outputs[name]) for name in outputs),
+                *((proto.GRAPH_NODE, node.message) for node in nodes),
+                (proto.GRAPH_NAME, b"part"),
+                *((proto.GRAPH_INITIALIZER, message) for name, message in self._initializers.items() if name in reads),
+                *((proto.GRAPH_INPUT, message) for message in inputs.values()),
+                *((proto.GRAPH_OUTPUT, self._outputs[name]) for name in outputs),
             ]
         )
-        kept = [(field, value) for field, value in fields(self._model) if field != MODEL_GRAPH]
-        return Part(encode([*kept, (MODEL_GRAPH, graph)]), tuple(inputs), tuple(outputs))
+        kept = [(field, value) for field, value in fields(self._model) if field != proto.MODEL_GRAPH]
+        return Part(encode([*kept, (proto.MODEL_GRAPH, graph)]), tuple(inputs), tuple(outputs))
 
     def parameters_of(self, outputs: Iterable[str], given: Iterable[str], smallest: int) -> set[str]:
         """Return the parameters of at least `smallest` elements that some outputs need if some values are given."""
@@ -211,5 +200,5 @@ def rest_of(model: bytes, stages: Stages, smallest: int) -> Remainder | None:
 
 def _elements_elsewhere(message: memoryview) -> int:
     """Return the number of elements of an initializer that is stored in another file; 0 for others."""
-    elsewhere = any(field == EXTERNAL_DATA for field, _ in fields(message))
+    elsewhere = any(field == proto.EXTERNAL_DATA for field, _ in fields(message))
     return math.prod(initializer_shape(message)) if elsewhere else 0

@@ -75,9 +75,6 @@ def _check_mask(host: Host, feeds: Mapping[str, Array]) -> None:
     """Refuse a mask of more or fewer tokens than there are: some hosts ignore what is too much of it.
 
     With tokens in the cache the host decides, because some caches forget tokens.
-
-    Raises:
-        InputError: It is refused.
     """
     ids, mask = feeds.get(INPUT_IDS), feeds.get(ATTENTION_MASK)
     if ids is None or mask is None or ids.ndim != 2 or mask.ndim != 2:

@@ -149,11 +149,7 @@ def generate(
 
 
 def _check_nothing_is_drawn(temperature: float, top_k: int | None, seed: int | None) -> None:
-    """Refuse options of drawing, which would have no effect.
-
-    Raises:
-        InputError: One is set.
-    """
+    """Refuse options of drawing, which would have no effect."""
     options = {"temperature": (temperature, 1.0), "top_k": (top_k, None), "seed": (seed, None)}
     if given := [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]:
         raise InputError(

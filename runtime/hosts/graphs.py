@@ -183,11 +183,7 @@ def choose_device(host: GraftedHost, name: str) -> Device:
 
 
 def _check_outputs_fit(spec: GraphSpec, feeds: Mapping[str, Array], names: Sequence[str]) -> None:
-    """Refuse a run whose outputs do not fit in memory.
-
-    Raises:
-        InputError: They do not.
-    """
+    """Refuse a run whose outputs do not fit in memory."""
     inputs = tuple(tensor for tensor in spec.inputs if tensor.name in feeds)
     sizes = dimensions(tuple(tensor for tensor in inputs if len(tensor.shape) == feeds[tensor.name].ndim), feeds)
     total = sum(_size(tensor, sizes) for tensor in spec.outputs if tensor.name in names)

@@ -180,7 +180,7 @@ class HostRunner:
             known += fired if _is_attached(name, sae, setup) else [name]
         placed = []
         for order, (where, function) in enumerate(checked_pairs(fwd_hooks)):
-            names = names_for(function, where, known, " fires")
+            names = names_for(function, where, known, "no such hook fires")
             placed += [PlacedHook(name, function, order + 1, None) for name in names]
         return placed
 

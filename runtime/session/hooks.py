@@ -176,14 +176,16 @@ class HookRegistry:
             blocks.placed = [hook for hook in blocks.placed if hook.survives(including_permanent, level)]
 
 
-def names_for(function: HookFunction, where: HookSelector, known: Sequence[str], verb: str = "") -> list[str]:
+def names_for(
+    function: HookFunction, where: HookSelector, known: Sequence[str], unknown: str = "no such hook"
+) -> list[str]:
     """Return the names of the hooks at which a function is placed.
 
     Args:
         function: The function.
         where: A name, or a predicate on names.
         known: The names that there are.
-        verb: What such a hook does, for the message: " fires".
+        unknown: What the message says about another name.
 
     Raises:
         UnknownHookError: `where` is a name that is not known.
@@ -194,7 +196,7 @@ def names_for(function: HookFunction, where: HookSelector, known: Sequence[str],
     if not callable(function):
         raise InputError(f"The function for the hook {where!r} is {function!r}, which cannot be called.")
     if isinstance(where, str) and where not in known:
-        raise UnknownHookError(f"{where!r}: no such hook{verb}. There are {', '.join(known)}.")
+        raise UnknownHookError(f"{where!r}: {unknown}. There are {', '.join(known)}.")
     return [where] if isinstance(where, str) else [name for name in known if where(name)]
 
 

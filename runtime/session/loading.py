@@ -139,11 +139,7 @@ class LoadedGraphs(abc.ABC):
         return ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path} on {self._device.name}: {error}")
 
     def _check_name(self, graph: str) -> None:
-        """Check that the folder contains a graph.
-
-        Raises:
-            ArtifactError: It does not.
-        """
+        """Check that the folder contains a graph."""
         graphs = self._held.graphs
         if not isinstance(graph, str) or graph not in graphs:
             raise ArtifactError(f"{self._path} has no graph {graph!r}; it has {', '.join(graphs)}.")
@@ -154,11 +150,7 @@ class LoadedGraphs(abc.ABC):
 
     @abc.abstractmethod
     def _check_session(self, graph: str, session: ort.InferenceSession, path: Path) -> None:
-        """Check that a session has the inputs and outputs of the manifest.
-
-        Raises:
-            IntegrityError: It does not.
-        """
+        """Check that a session has the inputs and outputs of the manifest."""
 
     @abc.abstractmethod
     def _release_session(self, session: ort.InferenceSession) -> None:
