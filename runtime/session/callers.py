@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 Value = TypeVar("Value")
 
-Reset: TypeAlias = "Token[tuple[object, Any] | None]"
+Reset: TypeAlias = Token[tuple[object, Any] | None]
 """What `PerCaller.reset` takes."""
 
 
