@@ -21,7 +21,7 @@ from .files import Identity, OpenedFile, identify
 from .folder import Artifact, read_artifact
 from .manifest import MANIFEST, FileRecord
 from .onnxfile import Parameter, parameters
-from .signature import read_signed_artifact
+from .signature import Folder, read_signed
 
 LARGEST_GRAPH = 100_000_000
 """Largest size of a graph in bytes. The parameters are not in it."""
@@ -184,14 +184,14 @@ def read_graph(
         return HeldGraph(file.path, file.read(check), file.identity)
 
 
-class Folder(Protocol):
-    """A folder whose manifest was read."""
+class HoldableFolder(Folder, Protocol):
+    """A folder whose manifest was read, and can be compared with the one that is there now."""
 
     def is_current(self) -> bool:
         """Tell whether the manifest is still the file that was read."""
 
 
-Read = TypeVar("Read", bound=Folder)
+Read = TypeVar("Read", bound=HoldableFolder)
 Held = TypeVar("Held", bound=HeldFolder)
 
 
@@ -213,30 +213,23 @@ def open_artifact(
         SignatureError: The artifact does not have the signature that was asked for.
         InputError: A signature is asked for, and the files that are opened would not be compared with it.
     """
-    if public_key is not None:
-        check_files_are_compared(check_integrity)
-
-    def read(given: str | os.PathLike[str]) -> Artifact:
-        return read_artifact(given) if public_key is None else read_signed_artifact(given, public_key)
-
-    return open_folder(path, read, lambda artifact: HeldFiles(artifact, check_integrity))
-
-
-def check_files_are_compared(check_integrity: bool) -> None:
-    """Refuse to ask for a signature of files that are not compared with what is signed.
-
-    Raises:
-        InputError: `check_integrity` is False.
-    """
-    if not check_integrity:
-        raise InputError(
-            "public_key is given and check_integrity is False: the files that are loaded would not be compared with "
-            "those that are signed. Leave out one of the two."
-        )
+    return open_folder(
+        path,
+        read_artifact,
+        lambda artifact: HeldFiles(artifact, check_integrity),
+        MANIFEST,
+        check_integrity,
+        public_key,
+    )
 
 
 def open_folder(
-    path: str | os.PathLike[str], read: Callable[[str | os.PathLike[str]], Read], hold: Callable[[Read], Held]
+    path: str | os.PathLike[str],
+    read: Callable[[str | os.PathLike[str]], Read],
+    hold: Callable[[Read], Held],
+    manifest: str,
+    check_integrity: bool,
+    public_key: str | os.PathLike[str] | None,
 ) -> tuple[Read, Held]:
     """Return a folder with its files, of one export even if it is replaced at this moment.
 
@@ -244,12 +237,21 @@ def open_folder(
         path: The folder.
         read: Function that reads its manifest.
         hold: Function that opens its files.
+        manifest: Name of the manifest's file.
+        check_integrity: Whether `hold` compares the files with the manifest.
+        public_key: As for `open_artifact`.
 
     Raises:
         ArtifactError: As `read` and `hold` raise it, or the folder is replaced again and again.
+        SignatureError: As for `open_artifact`, as is `InputError`.
     """
+    if public_key is not None and not check_integrity:
+        raise InputError(
+            "public_key is given and check_integrity is False: the files that are loaded would not be compared with "
+            "those that are signed. Leave out one of the two."
+        )
     for _ in range(ATTEMPTS):
-        folder = read(path)
+        folder = read(path) if public_key is None else read_signed(path, public_key, read, manifest)
         try:
             files = hold(folder)
         except IntegrityError:

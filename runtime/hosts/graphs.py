@@ -17,7 +17,7 @@ import onnxruntime as ort
 from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.limits import check_fits
 from ..arrays.tensor import Array
-from ..artifact.held import HeldFolder, check_files_are_compared, open_folder, read_graph
+from ..artifact.held import HeldFolder, open_folder, read_graph
 from ..artifact.manifest import GraphSpec, TensorSpec
 from ..devices.capabilities import resolve_device_name, why_not_on
 from ..devices.cpu import CpuBackend
@@ -29,7 +29,7 @@ from ..errors import InputError, ProviderError
 from ..session.described import check_tensors
 from ..session.loading import LoadedGraphs
 from .feeds import dimensions, numpy_dtype
-from .folder import GraftedHost, read_host, read_signed_host
+from .folder import GraftedHost, read_host
 from .manifest import MANIFEST
 from .names import DATA, EDITS, SWITCHES, at, sae_folder
 
@@ -142,8 +142,6 @@ def open_host(
         SignatureError: The folder does not have the signature that was asked for.
         InputError: A signature is asked for, and the files that are opened would not be compared with it.
     """
-    if public_key is not None:
-        check_files_are_compared(check_integrity)
 
     def hold(host: GraftedHost) -> HeldFolder:
         files = host.manifest.files
@@ -157,10 +155,7 @@ def open_host(
             data[f"{sae_folder(hook)}/{weights}"] = sae.open(weights)
         return HeldFolder(graphs, data, check_integrity)
 
-    def read(given: str | os.PathLike[str]) -> GraftedHost:
-        return read_host(given) if public_key is None else read_signed_host(given, public_key)
-
-    return open_folder(path, read, hold)
+    return open_folder(path, read_host, hold, MANIFEST, check_integrity, public_key)
 
 
 def choose_device(host: GraftedHost, name: str) -> Device:
