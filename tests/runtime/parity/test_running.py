@@ -29,7 +29,7 @@ class Session:
 @pytest.mark.parametrize(("graph", "tokens", "calls"), [
     ("model", 21, [20, 1]), ("model", 2, [1, 1]), ("model", 1, [1]),
     ("model.sparse", 41, [20, 8, 8, 4, 1]), ("model.sparse", 40, [20, 8, 8, 3, 1]), ("model.sparse", 4, [2, 1, 1]),
-    ("model.sparse", 2, [1, 1]), ("model.sparse", 1, [1]),
+    ("model.sparse", 16, [8, 7, 1]), ("model.sparse", 2, [1, 1]), ("model.sparse", 1, [1]),
 ])  # fmt: skip
 def test_the_last_call_has_a_single_token_and_a_cpu_variant_runs_in_batches_of_eight(graph, tokens, calls):
     session = Session()
