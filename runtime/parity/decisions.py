@@ -12,8 +12,8 @@ decision is correct. Each stage is therefore judged on the values before it:
     recons of `decode`         the original's acts_post  the truth
     recons, error of others    the graph's acts_post     the truth; on tokens with other decisions, what `decode` gives
 
-A graph decides as `activate` decides for the graph's acts_pre, or for one that is moved by a rounding in favour of the
-graph's decisions, because a graph may decide before it rounds. If the graph does not return its acts_pre, it is the
+A graph decides as `activate` decides for the graph's acts_pre, or for one that is moved by two roundings in favour of
+the graph's decisions, because a graph may decide before it rounds. If the graph does not return its acts_pre, it is the
 truth's, moved by its tolerance. A token has other decisions if one changes an activation by more than its tolerance.
 
 For two kinds of features acts_pre does not determine the decision, and both decisions are correct. The class of the
@@ -120,7 +120,7 @@ def _explain_support(reference: Reference, acts_post: Array, own_pre: Array | No
     Args:
         reference: The reference with the decisions of the original, but about uncertain gates with those of the graph.
         acts_post: The graph's activations.
-        own_pre: The graph's acts_pre, which may move by a unit in the last place; None lets the truth's move by its
+        own_pre: The graph's acts_pre, which may move by two roundings; None lets the truth's move by its
             tolerance.
         activate: The activation function of the same artifact.
     """

@@ -1,13 +1,15 @@
 """Runs the graphs of an artifact for a proof: in several calls, and each loaded as rarely as the memory allows."""
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ..arrays.dtypes import widened
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import ACTIVATE, contracts_of
+from ..artifact.manifest import GraphSpec
 from ..devices.blocks import slice_feeds
 from ..session.session import SAESession
 from .reference import Hooks
@@ -53,20 +55,35 @@ class SessionRunner:
     def __call__(self, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
         """Run a graph on all tokens; see `run_in_calls`."""
         self._kept.make_room(graph)
-        return run_in_calls(self._session, graph, feeds, tokens)
+        session = self._session
+        for_cpu = contracts_of(session.cfg.dtype)[graph].for_cpu
+        run = functools.partial(session.run_graph, graph)
+        return run_in_calls(run, session.artifact.manifest.graphs[graph], feeds, tokens, for_cpu)
 
 
-def run_in_calls(session: SAESession, graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
+def run_in_calls(
+    run: Callable[[dict[str, TensorValue]], Mapping[str, TensorValue]],
+    spec: GraphSpec,
+    feeds: dict[str, TensorValue],
+    tokens: int,
+    for_cpu: bool = False,
+) -> Hooks:
     """Run a graph on all tokens in several calls; the last call has a single token.
 
     What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
     variant also runs in batches of `SERVICE_BATCH`.
+
+    Args:
+        run: Runs the graph: `run(feeds)` returns its outputs by name.
+        spec: Inputs of the graph.
+        feeds: Inputs for all tokens.
+        tokens: Number of all tokens.
+        for_cpu: Whether the graph is a CPU variant.
     """
-    at_once = tokens // 2 if contracts_of(session.cfg.dtype)[graph].for_cpu else tokens - 1
+    at_once = tokens // 2 if for_cpu else tokens - 1
     bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
-    spec = session.artifact.manifest.graphs[graph]
     parts = [
-        session.run_graph(graph, slice_feeds(spec, feeds, tokens, slice(start, end)))
+        run(slice_feeds(spec, feeds, tokens, slice(start, end)))
         for start, end in itertools.pairwise(bounds)
         if end > start
     ]

@@ -53,7 +53,7 @@ def find_uncertain(sae: Any, reference: Reference, in_precision: Reference | Non
         except Exception as error:
             name = f"{type(sae).__name__}.undetermined"
             raise ExportError(f"{name} fails on the activations: {type(error).__name__}: {error}") from error
-    shape = given[0].shape
+    shape = reference.original[HOOK_ACTS_PRE].shape
     if found is not None and not (isinstance(found, Tensor) and found.dtype == torch.bool and found.shape == shape):
         what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ExportError(

@@ -1,6 +1,7 @@
 """Proves a new artifact before it is put in its place, and records the proof in its manifest."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from runtime.parity.judge import judge
 from runtime.parity.proof import judge_graphs
 from runtime.parity.reference import Hooks, Reference, SteeredReference
 from runtime.parity.report import Report
-from runtime.parity.running import SessionRunner
+from runtime.parity.running import SessionRunner, run_in_calls
 from runtime.parity.verify import judge_session, read_intact, skipped_graphs
 from runtime.parity.verify import verify as verify_golden
 from runtime.session.session import SAESession
@@ -147,7 +148,8 @@ def _judge_portable(folder: Path, manifest: Manifest, steered: SteeredReference,
     graphs = HalfGraphs()
 
     def run(graph: str, feeds: dict[str, TensorValue], tokens: int) -> Hooks:
-        return graphs.run(graph, folder / manifest.graphs[graph].file, feeds)
+        spec = manifest.graphs[graph]
+        return run_in_calls(functools.partial(graphs.run, graph, folder / spec.file), spec, feeds, tokens)
 
     judge_graphs(list(PORTABLE), manifest, steered, run, report)
 

@@ -120,7 +120,8 @@ def typical_intervention(reference: Reference) -> Intervention:
     acts_post = reference.original[HOOK_ACTS_POST]
     on = (acts_post != 0).sum(axis=0)
     by_use = np.argsort(-on, kind="stable")
-    ids = by_use if len(by_use) <= EDITED_FEATURES else np.append(by_use[: EDITED_FEATURES - 1], by_use[-1])
+    most, rest = np.split(by_use, [EDITED_FEATURES - 1])
+    ids = np.append(most, rest[-1:])
     size = np.array([acts_post[acts_post[:, j] != 0, j].mean() if on[j] else 1.0 for j in ids], acts_post.dtype)
     turn = np.arange(len(acts_post))[:, None] + np.arange(len(ids))
     kinds = np.array([(0, 0), (0, 1), (0.5, 0), (1, 1)])  # ablate, clamp, scale, add

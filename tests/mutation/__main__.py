@@ -26,7 +26,8 @@ MODULES = [
 TESTS = [
     *(f"tests/runtime/parity/test_{name}.py" for name in (
         "reference", "following", "proof", "report", "running", "fidelity", "golden_file", "verify", "parity",
-        "decisions", "columns", "golden", "outputs", "decisions_of_artifacts", "gates", "plain_comparison", "tf32")),
+        "decisions", "columns", "golden", "outputs", "unloaded", "decisions_of_artifacts", "gates", "plain_comparison",
+        "tf32")),
     *(f"tests/saeexport/proof/test_{name}.py" for name in (
         "following", "typical_intervention", "left_out", "truth", "activations", "half_gates", "execution",
         "against_pytorch")),

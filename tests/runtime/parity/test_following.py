@@ -197,6 +197,26 @@ def test_a_decision_is_explained_with_all_others_of_its_token():
     assert not is_adopted(reference, largest, [[0, 0, 1]])
 
 
+def test_of_two_decisions_of_a_token_one_is_not_explained_alone():
+    """The tolerance is 0.01 times the root of a third of 10.2."""
+    reference = make_reference([[0.99, 0.5, 3.0]], [[0, 0, 3]])
+    assert is_adopted(reference, above(1), [[0.99, 0, 3]])
+    assert not is_adopted(reference, above(1), [[0.99, 0.5, 3]])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_move_by_size_comes_before_one_by_value(sign):
+    """Both explain the second feature; the first one is on in any case, and shows which move was made."""
+
+    def cubed(tokens, pre):
+        return np.where(np.abs(pre) > 1, pre**3, 0)
+
+    reference = make_reference([[2.0 * sign, 1.0]], [[0, 0]])
+    own = [[2.0 * sign, 1.0]]
+    truth = follow(reference, cubed, [[8 * sign, 1]], own).truth[POST]
+    assert truth == pytest.approx(np.array([[8 * sign * (1 + ULP) ** 2, (1 + ULP) ** 2]]), rel=ULP / 16)
+
+
 # Decisions that acts_pre does not determine
 
 

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
-from runtime import ArtifactError, SAEError
+from runtime import ArtifactError, ParityError, SAEError
 from runtime.artifact.contracts import ACTIVATE, CONTRACTS
 from runtime.parity.running import KeptGraphs
 from runtime.session.interventions import Intervention
 from runtime.session.loading import LoadedGraphs
+from saeexport import _export as exporting
 from saeexport import export
 from saeexport.original import running
 from saeexport.original.precision import HalfProducts, InFloat64
@@ -92,6 +94,27 @@ def test_the_truth_of_half_precision_is_in_float64():
         found = run_to_hook(sae, [x, None], PRE)
     state = {name: p.detach().double().numpy() for name, p in sae.named_parameters()}
     np.testing.assert_allclose(found, x.astype(np.float64) @ state["W_enc"] + state["b_enc"], rtol=1e-13, atol=1e-13)
+
+
+def test_a_portable_graph_in_half_precision_for_one_number_of_tokens_is_seen(tmp_path, monkeypatch):
+    """No session runs it on a CPU, so that the proof has to run it in several calls itself."""
+    write_graphs = exporting.write_graphs
+
+    def for_40_tokens(model):
+        (output,) = model.graph.output
+        next(node for node in model.graph.node if output.name in node.output).output[0] = "any"
+        shape = numpy_helper.from_array(np.array([40, 6]), "shape")
+        model.graph.initializer.append(shape)
+        model.graph.node.append(helper.make_node("Reshape", ["any", "shape"], [output.name]))
+
+    def spoilt(model, config, weights):
+        specs = write_graphs(model, config, weights)
+        edit_graph(for_40_tokens)(weights.parent / "decode.onnx")
+        return specs
+
+    monkeypatch.setattr(exporting, "write_graphs", spoilt)
+    with pytest.raises(ParityError, match=r"\n- decode: ONNX Runtime cannot run it with casts around each operator"):
+        export(make_sae(), tmp_path / "sae", normal(40, 6), dtype="bfloat16")
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime import ParityError
 from runtime.arrays.dtypes import rounded
 from runtime.session.interventions import Intervention
 from saeexport import HookedSAE
@@ -13,6 +14,7 @@ from saeexport.original.exportable import in_dtype
 from saeexport.proof.decisions import find_uncertain, follow_decisions, stages_of, true_recons
 from saeexport.proof.truth import for_tf32, reference_of, run_in_tf32, steered_reference_of
 from tests.support.samples import HOOKS, make_sae, normal
+from tests.support.zoo import D_IN, sae_of
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
 
@@ -49,6 +51,32 @@ def test_the_truth_takes_the_decisions_of_the_original(error_term):
             assert (after.truth[RECONS][token] == before.truth[RECONS][token]).all()
 
 
+def test_a_feature_that_moves_by_its_tolerance_exactly_does_not_change_the_reconstruction():
+    sae = make_sae()
+    before = reference_of(sae, normal(8, 6))
+    at, over = (tuple(index) for index in np.argwhere(before.truth[POST] == 0)[[0, -1]])
+    assert at[0] != over[0]
+    acts = before.original[POST].astype(np.float64)
+    acts[at] = before.acts_pre_tolerance[at]
+    acts[over] = np.nextafter(before.acts_pre_tolerance[over], 1)
+    after = follow_decisions(sae, dataclasses.replace(before, original={**before.original, POST: acts}))
+    changed = (after.truth[RECONS] != before.truth[RECONS]).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == [over[0]]
+
+
+class NeedsTokens(HookedSAE):
+    """It does not take a batch without tokens, as nothing that has a largest value does."""
+
+    def decode(self, acts_post, x=None):
+        return super().decode(acts_post, x) + 0 * acts_post.max()
+
+
+def test_an_original_that_decides_as_the_truth_need_not_take_a_batch_without_tokens():
+    sae = told(NeedsTokens)
+    reference = reference_of(sae, normal(8, 6))
+    assert follow_decisions(sae, reference).flips.tolist() == [0] * 8
+
+
 def test_an_original_that_decides_as_the_truth_changes_nothing():
     sae = make_sae()
     before = reference_of(sae, normal(8, 6))
@@ -73,6 +101,26 @@ class Short(Told):
 class Numbers(Told):
     def undetermined(self, acts_pre, acts_post, tolerance):
         return acts_pre
+
+
+class Whole(Told):
+    def undetermined(self, acts_pre, acts_post, tolerance):
+        return 3
+
+
+class Failing(Told):
+    def undetermined(self, acts_pre, acts_post, tolerance):
+        raise KeyError("gate")
+
+
+class Silent(HookedSAE):
+    """As a class that is not derived from HookedSAE, it lacks what tells about uncertain features."""
+
+    undetermined = features_compete = property()  # reading it raises an AttributeError
+
+
+class Half(Told):
+    features_compete = property()
 
 
 def told(kind):
@@ -100,14 +148,21 @@ def test_a_class_tells_which_features_are_uncertain(compete):
 @pytest.mark.parametrize(("kind", "message"), [
     (Short, r"Short.undetermined returned torch.bool \[3\] for acts_pre of shape \[8, 16\]; it must return a bool"),
     (Numbers, r"Numbers.undetermined returned torch.float64 \[8, 16\] for acts_pre"),
+    (Whole, "Whole.undetermined returned a int for acts_pre"),
+    (Failing, "Failing.undetermined fails on the activations: KeyError: 'gate'"),
 ])  # fmt: skip
 def test_a_class_that_tells_something_else_is_refused(kind, message):
     with pytest.raises(Exception, match=message):
         reference_of(told(kind), normal(8, 6))
 
 
-def test_an_sae_without_uncertain_features():
-    reference = reference_of(make_sae(), normal(8, 6))
+def test_a_class_that_does_not_say_whether_its_features_compete_has_gates():
+    assert reference_of(told(Half), normal(8, 6)).flips is not None
+
+
+@pytest.mark.parametrize("kind", [HookedSAE, Silent])
+def test_an_sae_without_uncertain_features(kind):
+    reference = reference_of(told(kind), normal(8, 6))
     assert reference.uncertain is None
     assert reference.flips is None
 
@@ -159,6 +214,33 @@ def test_tf32_has_budgets_of_its_own_and_the_truth_of_float32():
     assert judged.clean.truth is clean.truth
     assert judged.truth is steered.truth
     assert judged.original is steered.original
+
+
+def test_the_truth_in_tf32_has_the_decisions_of_the_original_in_tf32():
+    sae = sae_of("jumprelu", use_error_term=False)
+    clean = reference_of(sae, normal(200, D_IN))
+    steered = steered_reference_of(sae, clean, Intervention([3], [0.0], [1.5]))
+    measured = run_in_tf32(sae, steered)
+    for reference, exact in ((measured, steered), (measured.clean, clean)):
+        on = reference.original[POST] != 0
+        assert (on != (exact.original[POST] != 0)).any()
+        assert ((reference.truth[POST] != 0) == on).all()
+        assert reference.truth[RECONS] == pytest.approx(decoded(sae, reference.truth[POST]), rel=1e-3, abs=1e-3)
+
+
+class Saturating(HookedSAE):
+    """It adds up large activations in lower precision."""
+
+    def decode(self, acts_post, x=None):
+        recons = super().decode(acts_post, x)
+        return recons * (1 + 0.01 * (acts_post.max() > 50)) if recons.dtype == torch.float32 else recons
+
+
+def test_an_original_that_is_inexact_under_an_edit_is_refused():
+    sae = told(Saturating)
+    clean = reference_of(sae, normal(8, 6))
+    with pytest.raises(ParityError, match="hook_sae_recons: PyTorch's own error .* on most tokens it is more than the"):
+        steered_reference_of(sae, clean, Intervention([3], [0.0], [100.0]))
 
 
 def test_a_class_that_computes_in_place_does_not_widen_the_tolerance():

@@ -4,10 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from runtime import ParityError
+from saeexport import HookedSAE
+from saeexport.proof import truth
+from saeexport.proof.decisions import follow_decisions
 from saeexport.proof.truth import _cancelled, _implausible, _without
-from tests.support.references import ERROR, OUTPUT, POST, PRE, RECONS, make_reference
+from tests.support.references import ERROR, INPUT, OUTPUT, POST, PRE, RECONS, make_reference
+from tests.support.samples import HOOKS, normal
 
 
 def with_errors(errors, hook=PRE, dtype="bfloat16"):
@@ -51,6 +56,64 @@ def test_an_original_that_is_inexact_on_most_tokens_is_refused():
     both = dataclasses.replace(half, original={**half.original, RECONS: y.astype(np.float32)})
     with pytest.raises(ParityError, match="on most tokens"):  # each hook on three of ten tokens, and not on the same
         _implausible(both, [PRE, RECONS])
+
+
+def test_an_error_at_its_bound_is_not_too_large():
+    assert not _implausible(with_errors([2**-4] * 6 + [0.0] * 4), [PRE]).any()
+
+
+def test_the_hook_that_is_named_is_the_least_exact_one_in_the_median():
+    errors = with_errors([0.1] * 6 + [0.0] * 4)
+    y = errors.truth[RECONS] + np.float32([0.08] * 9 + [0.9])[:, None]
+    both = dataclasses.replace(errors, original={**errors.original, RECONS: y.astype(np.float32)})
+    with pytest.raises(ParityError, match=r"^hook_sae_acts_pre: .* is 1.0e-01 in the median"):
+        _implausible(both, [PRE, RECONS])
+
+
+@pytest.mark.parametrize(("size", "x", "cancelled"), [
+    (1 / 8, 2.0, False), (1 / 16, 0.5, False), (1 / 16, 1.0, True), (1.0, 16.0, False),
+])  # fmt: skip
+def test_both_the_preactivations_and_their_ratio_to_the_input_are_more_than_eight_times_smaller(size, x, cancelled):
+    """Where one of them is exactly eight times smaller, or as usual, the token stays."""
+    reference = make_reference([[1.0]] * 9 + [[size]], x=[[1.0, 0.0]] * 9 + [[x, 0.0]])
+    assert _cancelled(reference).tolist() == [False] * 9 + [cancelled]
+
+
+def test_the_norm_of_an_input_in_float16_does_not_overflow():
+    reference = make_reference([[1.0]] * 9 + [[1 / 16]], x=[[1000.0, 0.0]] * 10)
+    half = dataclasses.replace(reference, original={**reference.original, INPUT: np.float16([[1000, 0]] * 10)})
+    assert _cancelled(half).tolist() == [False] * 9 + [True]
+
+
+class Coarse(HookedSAE):
+    """On tokens with a large first element, the preactivations are sums of large values, or all of them small."""
+
+    by_adding, by_scaling = 0.0, 1.0
+
+    def preactivations(self, x):
+        chosen = x[:, :1] > 9
+        large = self.by_adding * chosen
+        return (super().preactivations(x) + large - large) * torch.where(chosen, self.by_scaling, 1.0)
+
+
+@pytest.mark.parametrize(("by_adding", "by_scaling"), [(1e3, 1.0), (0.0, 2.0**-6)], ids=["inexact", "cancelled"])
+def test_a_token_is_left_out_before_decisions_are_compared(monkeypatch, by_adding, by_scaling):
+    """Else it would widen the tolerance that says which decisions matter."""
+    sae, x, compared = Coarse(dict(d_in=6, d_sae=16, hook_name="h", seed=0, device="cpu")), normal(40, 6), []
+    sae.by_adding, sae.by_scaling = by_adding, by_scaling
+    with torch.no_grad():
+        sae.W_enc[0] /= 10
+    x[7, 0] = 10.0
+
+    def follow(sae, reference):
+        compared.append(reference.tokens)
+        return follow_decisions(sae, reference)
+
+    monkeypatch.setattr(truth, "follow_decisions", follow)
+    reference = truth.reference_of(sae, x)
+    assert list(reference.truth) == HOOKS[1:]
+    assert compared == [39]
+    assert reference.left_out == 1
 
 
 def test_a_token_whose_preactivations_cancel_is_left_out_unless_its_input_is_small():

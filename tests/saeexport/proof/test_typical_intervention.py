@@ -32,3 +32,13 @@ def test_all_of_a_few_features_are_edited_by_values_of_the_dtype():
     size = rounded(np.float32(1.001), "bfloat16")
     assert found.shift[:, 1].tolist() == [size, 0, size, 0]
     assert found.scale[:, 1].tolist() == [0, 0.5, 1, 0]
+
+
+@pytest.mark.parametrize(("d_sae", "ids"), [
+    (1, [0]), (7, [1, 3, 5, 0, 2, 4, 6]), (8, [1, 3, 5, 7, 0, 2, 4, 6]), (9, [1, 3, 5, 7, 0, 2, 4, 8]),
+    (64, [1, 3, 5, 7, 9, 11, 13, 62]),
+])  # fmt: skip
+def test_of_features_that_are_on_as_often_the_first_are_edited(d_sae, ids):
+    acts = np.ones((4, d_sae), np.float32)
+    acts[:2, ::2] = 0
+    assert typical_intervention(make_reference(acts, acts)).ids.tolist() == ids
