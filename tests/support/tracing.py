@@ -10,6 +10,7 @@ test with such a change uses `fresh_trace`.
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import types
 
@@ -80,8 +81,10 @@ def hooked(sae):
 
 
 def remember_operators(monkeypatch):
-    """Let PyTorch's exporter build its table of operators once for each opset, and not for each trace."""
+    """Let PyTorch list its operators once, and not for each trace; its exporter builds a table for each opset."""
     try:
+        from torch._export.utils import _collect_all_valid_cia_ops as collect
+        from torch.export import decomp_utils, exported_program
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:  # another PyTorch: the tests are slower
         return
@@ -97,3 +100,6 @@ def remember_operators(monkeypatch):
         return registry
 
     monkeypatch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+    collected = functools.cache(lambda: frozenset(collect()))
+    for module in (decomp_utils, exported_program):
+        monkeypatch.setattr(module, "_collect_all_valid_cia_ops", lambda: set(collected()), raising=False)
