@@ -14,7 +14,10 @@
 PYTHON ?= python3
 # The two ONNX Runtimes share an import name: the one for GPUs where there is an NVIDIA driver, the other elsewhere.
 ONNXRUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Python compiles a module when it is first imported, and most of what is installed never is.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(INSTALL) --constraint constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 DEMO := build/demo
 # ONNX Runtime's wheels from 1.29 on send telemetry by default, and the thread that uploads it can hang forked processes.
 export ORT_DISABLE_TELEMETRY := 1
@@ -88,14 +91,14 @@ test-onnxruntime-jetson: .venv-onnxruntime-1.23/ready
 test-onnxruntime:
 	$(PYTHON) -m venv .venv-onnxruntime-range
 	for wanted in "onnxruntime~=$(OLDEST).0" "--upgrade onnxruntime"; do \
-	  .venv-onnxruntime-range/bin/python -m pip install --quiet --disable-pip-version-check --editable . $$wanted || exit 1; \
+	  .venv-onnxruntime-range/bin/python $(INSTALL) --editable . $$wanted || exit 1; \
 	  for artifact in models/tiny models/minilm-layer3; do \
 	    .venv-onnxruntime-range/bin/python -m runtime verify $$artifact --device cpu || exit 1; done; done
 OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\(.*\)"\]$$/\1/p' pyproject.toml)
 
 .venv-onnxruntime-%/ready: pyproject.toml
 	$(PYTHON310) -m venv --clear .venv-onnxruntime-$*
-	.venv-onnxruntime-$*/bin/python -m pip install --quiet --editable . "onnxruntime==$*.*"
+	.venv-onnxruntime-$*/bin/python $(INSTALL) --editable . "onnxruntime==$*.*"
 	touch $@
 
 # Measures how much the errors of two correct programs differ, the basis of FACTOR in runtime/artifact/budgets.py.
@@ -179,7 +182,7 @@ example-engines: examples/web/node_modules/.package-lock.json \
 
 .venv-engine-%/ready: examples/engines/requirements/%.txt
 	$(PYTHON) -m venv --clear .venv-engine-$*
-	.venv-engine-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	.venv-engine-$*/bin/python $(INSTALL) --requirement $<
 	touch $@
 
 .venv-example-%/ready: pyproject.toml constraints.txt examples/%/requirements.txt
@@ -225,8 +228,8 @@ test-transformer-lens: .venv-tl-2.16.1/ready .venv-tl-3.3.0/ready .venv-tl-4.3.0
 
 .venv-tl-%/ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-tl-$*
-	.venv-tl-$*/bin/python -m pip install --quiet torch==2.13.0
-	.venv-tl-$*/bin/python -m pip install --quiet --editable ".[$(ONNXRUNTIME),export,test]" transformer_lens==$* \
+	.venv-tl-$*/bin/python $(INSTALL) torch==2.13.0
+	.venv-tl-$*/bin/python $(INSTALL) --editable ".[$(ONNXRUNTIME),export,test]" transformer_lens==$* \
 	  $(if $(filter 2.%,$*),"pyarrow<20")
 	touch $@
 
@@ -237,10 +240,10 @@ test-peers: .venv-peers/ready
 
 .venv-peers/ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-peers
-	.venv-peers/bin/python -m pip install --quiet torch==2.13.0
-	.venv-peers/bin/python -m pip install --quiet --editable ".[$(ONNXRUNTIME),export,test]" "transformer_lens<4" \
+	.venv-peers/bin/python $(INSTALL) torch==2.13.0
+	.venv-peers/bin/python $(INSTALL) --editable ".[$(ONNXRUNTIME),export,test]" "transformer_lens<4" \
 	  natsort nnsight python-dotenv schedulefree scikit-learn scipy simple-parsing tenacity
-	.venv-peers/bin/python -m pip install --quiet --no-deps \
+	.venv-peers/bin/python $(INSTALL) --no-deps \
 	  sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0 sentence-transformers==6.2.0
 	touch $@
 
@@ -257,7 +260,7 @@ test-hosts: .venv-hosts/ready
 
 .venv-hosts/ready: pyproject.toml tests/hosts/constraints.txt
 	$(PYTHON) -m venv --clear .venv-hosts
-	.venv-hosts/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/hosts/constraints.txt \
+	.venv-hosts/bin/python $(INSTALL) --constraint tests/hosts/constraints.txt \
 	  --editable ".[cpu,export,text]" pytest optimum-onnx onnxruntime-genai
 	touch $@
 
@@ -280,7 +283,7 @@ example-batch: .venv-example-batch/ready
 
 $(SERVICES:%=.venv-example-%/ready): .venv-example-%/ready: pyproject.toml examples/%/requirements.txt
 	$(PYTHON) -m venv --clear .venv-example-$*
-	.venv-example-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[metrics]" \
+	.venv-example-$*/bin/python $(INSTALL) --editable ".[metrics]" \
 	  --requirement examples/$*/requirements.txt
 	touch $@
 

@@ -11,13 +11,14 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import pytest
 import torch
 
-from runtime import SAESession
-from saeexport import export
+from runtime import SAESession, read_artifact
+from saeexport import ExportError, export
 from saeexport.graphs import write
 from tests.support.devices import why_not_on
 from tests.support.samples import TINY, make_sae, normal
 from tests.support.simulated_cuda import simulate
 from tests.support.tracing import TRACE, CachedTrace, remember_operators
+from tests.support.zoo import D_IN, sae_of, target_of
 
 MOST_PROCESSES = 8  # each takes a gigabyte
 
@@ -82,6 +83,27 @@ def exported_z(request, tmp_path_factory):
     """A `hook_z` SAE and its artifact, exported flat and with its head shape; not to be changed."""
     sae = make_sae(d_in=12, hook_name="blocks.0.attn.hook_z")
     return sae, export(sae, tmp_path_factory.mktemp("exported_z") / "sae", head_shape=request.param).path
+
+
+@pytest.fixture(scope="session")
+def artifact_of(tmp_path_factory):
+    """Return the artifact of an SAE of the zoo, which is exported once for all tests and not to be changed."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all processes
+
+    def artifact(architecture, dtype="float32", **more):
+        path = folder / "zoo" / "-".join([architecture, dtype, *(f"{name}={value}" for name, value in more.items())])
+        if not path.exists():
+            sae = sae_of(architecture, **more)
+            try:
+                export(sae, path, normal(64, D_IN), targets=target_of(sae, 64), dtype=dtype)
+            except ExportError:
+                if not path.exists():  # another process has not been faster
+                    raise
+        return read_artifact(path)
+
+    return artifact
 
 
 @pytest.fixture

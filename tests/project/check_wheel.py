@@ -5,6 +5,7 @@ has to build the same wheel.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,12 +43,14 @@ def main() -> None:
         artifact = ROOT / "models" / "tiny"
 
         def run(label: str, *command: str) -> None:
-            done = subprocess.run(command, cwd=outside, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=outside, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{label} failed: {' '.join(command)}\n{done.stdout}{done.stderr}")
             tqdm.write(f"ok: {label}")
 
-        install = (python, "-m", "pip", "install", "--quiet")
+        # Python compiles a module when it is first imported, and most of what is installed never is.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        install = (python, "-m", "pip", "install", "--quiet", "--no-compile")
         extras = f"{options.onnxruntime},export"
         steps: list[tuple[str | Path, ...]] = [
             ("install the wheel", *install, *options.pip, f"{wheel.resolve()}[{extras}]"),

@@ -1,11 +1,16 @@
 """A cache of traces for the tests: tracing is most of what a small export costs, and many tests trace the same SAE.
 
 A trace is reused only if everything that it depends on is equal: the class and its functions, the configuration, and
-the parameters with their values. A class that a test defines is always traced. The cache does not
-notice a change of a function outside the class that an SAE calls; a test with such a change uses `fresh_trace`.
+the shapes, dtypes and strides of the parameters. PyTorch traces without their values. The optimizer reads the values
+once, to merge initializers that are equal, so that it also counts which parameters equal each other, and what the
+values are where all values of a parameter are the same, as those of a constant in the graph may be. A class that a
+test defines is always traced. The cache does not notice a change of a function outside the class that an SAE calls; a
+test with such a change uses `fresh_trace`.
 """
 
 import copy
+import dataclasses
+import functools
 import hashlib
 import types
 
@@ -48,12 +53,19 @@ def key_of(sae, config):
     functions = [value for base in bases for value in vars(base).values() if isinstance(value, FUNCTIONS)]
     state = sae.state_dict()
     pointers = [tensor.data_ptr() for tensor in state.values()]  # PyTorch sees which parameters share their memory
+    digests = [hashlib.sha256(to_bits(tensor.contiguous())).digest() for tensor in state.values()]
     tensors = [
         (name, tensor.dtype, tensor.device, tensor.shape, tensor.stride(), pointers.index(tensor.data_ptr()),
-         hashlib.sha256(to_bits(tensor.contiguous())).digest())
-        for name, tensor in state.items()
+         digest if uniform(tensor) else digests.index(digest))
+        for (name, tensor), digest in zip(state.items(), digests, strict=True)
     ]  # fmt: skip
-    return (type(sae), *functions, repr(config), repr(sae.cfg), *tensors, torch.get_default_dtype())
+    cfgs = [repr(dataclasses.replace(cfg, seed=None)) for cfg in (config, sae.cfg)]  # the seed is that of the weights
+    return (type(sae), *functions, *cfgs, *tensors, torch.get_default_dtype())
+
+
+def uniform(tensor):
+    """Tell whether all values of a tensor are the same."""
+    return bool((tensor == tensor.flatten()[:1]).all())
 
 
 def clone(model):
@@ -69,8 +81,10 @@ def hooked(sae):
 
 
 def remember_operators(monkeypatch):
-    """Let PyTorch's exporter build its table of operators once for each opset, and not for each trace."""
+    """Let PyTorch list its operators once, and not for each trace; its exporter builds a table for each opset."""
     try:
+        from torch._export.utils import _collect_all_valid_cia_ops as collect
+        from torch.export import decomp_utils, exported_program
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:  # another PyTorch: the tests are slower
         return
@@ -86,3 +100,6 @@ def remember_operators(monkeypatch):
         return registry
 
     monkeypatch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+    collected = functools.cache(lambda: frozenset(collect()))
+    for module in (decomp_utils, exported_program):
+        monkeypatch.setattr(module, "_collect_all_valid_cia_ops", lambda: set(collected()), raising=False)

@@ -18,7 +18,6 @@ from runtime.artifact.contracts import PORTABLE
 from saeexport import export
 from saeexport.original.architectures import ARCHITECTURES
 from tests.support.samples import MINILM, TINY, make_sae, normal
-from tests.support.zoo import sae_of
 
 READ_BY_THE_HOST = {"Reshape": {1}, "Expand": {1}, "TopK": {1}, "Squeeze": {1}, "Unsqueeze": {1}, "Slice": {1, 2, 3, 4},
                     "ReduceMax": {1}, "ReduceMin": {1}, "ReduceSum": {1}, "ReduceMean": {1}, "Range": {0, 1, 2},
@@ -74,14 +73,14 @@ WITH_ERROR = [(name, {"use_error_term": True}) for name in ARCHITECTURES]
 
 
 @pytest.mark.parametrize(("architecture", "more"), [*WITH_ERROR, *NORMALIZED], ids=str)
-def test_every_architecture(architecture, more, tmp_path):
-    assert_all_on_cuda(export(sae_of(architecture, **more), tmp_path / "sae").path)
+def test_every_architecture(architecture, more, artifact_of):
+    assert_all_on_cuda(artifact_of(architecture, **more).path)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "topk"])
-def test_half_precision(architecture, dtype, tmp_path):
-    assert_all_on_cuda(export(sae_of(architecture), tmp_path / "sae", dtype=dtype).path)
+def test_half_precision(architecture, dtype, artifact_of):
+    assert_all_on_cuda(artifact_of(architecture, dtype, use_error_term=True).path)
 
 
 def test_heads(tmp_path):

@@ -12,7 +12,6 @@ from runtime import Clamp, InputError, Plan, SAESession
 from runtime.arrays.pool import BufferPool
 from runtime.artifact.contracts import CONTRACTS, SPARSE
 from runtime.devices.blocks import FEATURE_BYTES, FEWEST_TOKENS, block_sizes, default_block
-from saeexport import export
 from tests.support.samples import HOOKS, MINILM, TINY, normal
 from tests.support.zoo import sae_of, target_of
 
@@ -20,14 +19,12 @@ PORTABLE = [name for name, contract in CONTRACTS.items() if not contract.for_cpu
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
+def zoo(artifact_of):
     """Artifacts of three architectures, with the inputs that their SAEs take in addition to `x`."""
     artifacts = []
     for name in ("standard", "skip_transcoder", "gated"):
-        sae = sae_of(name, use_error_term=True)
-        path = tmp_path_factory.mktemp("engine") / name
-        export(sae, path, normal(60, 10), targets=target_of(sae, 60))
-        artifacts.append((path, target_of(sae, 45)))
+        path = artifact_of(name, use_error_term=True).path
+        artifacts.append((path, target_of(sae_of(name, use_error_term=True), 45)))
     return artifacts
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from runtime import Ablate, Add, Clamp, InputError, Intervention, SAESession, Scale, Tensor
 from runtime.session.features import strongest_features
-from saeexport import export
 from saeexport.original.running import torch_hook
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import DeviceArray
@@ -19,13 +18,10 @@ EDITS = {1: Ablate(), 3: Clamp(2.5), 4: Scale(-3.0), 5: Add(0.75), 7: Clamp(-4.0
 
 
 @pytest.fixture(scope="module", params=["standard", "abstopk", "gated", "transcoder"])
-def pair(request, tmp_path_factory):
+def pair(request, artifact_of):
     """An SAE with the error term, and a session; a transcoder's features need no target."""
-    sae = sae_of(request.param, use_error_term=True)
-    path = tmp_path_factory.mktemp("steered") / request.param
-    export(sae, path)
-    with SAESession(path, "cpu") as session:
-        yield sae, session
+    with SAESession(artifact_of(request.param, use_error_term=True).path, "cpu") as session:
+        yield sae_of(request.param, use_error_term=True), session
 
 
 def acts_of_the_original(sae, x, *interventions):

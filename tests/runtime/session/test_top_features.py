@@ -19,10 +19,8 @@ from tests.support.zoo import sae_of
 
 
 @pytest.fixture(scope="module", params=["standard", "abstopk", "jumprelu", "gated"])
-def sae(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("features") / request.param
-    export(sae_of(request.param), path)
-    with SAESession(path, "cpu") as session:
+def sae(request, artifact_of):
+    with SAESession(artifact_of(request.param).path, "cpu") as session:
         yield session
 
 
@@ -182,10 +180,10 @@ NAN_SAES = ["standard", "abstopk", "topk", "jumprelu", "gated"]
 
 
 @pytest.fixture(scope="module", params=[(name, dtype) for name in NAN_SAES for dtype in ("float32", "bfloat16")])
-def families(request, tmp_path_factory):
+def families(request, artifact_of):
     """The sessions of an artifact that run different graphs."""
     name, dtype = request.param
-    path = export(sae_of(name), tmp_path_factory.mktemp("nan") / name, dtype=dtype).path
+    path = artifact_of(name, dtype).path
     with (
         SAESession(path, "cpu") as first,
         SAESession(path, "cpu", graphs="auto" if dtype == "bfloat16" else "portable") as other,

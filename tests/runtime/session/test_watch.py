@@ -69,8 +69,8 @@ def test_one_feature_is_as_exact_as_all_of_them(tmp_path, d_in):
     [(*case, "float32") for case in WITHOUT_THE_OTHERS]
     + [(name, {}, dtype) for name in ("standard", "jumprelu", "gated") for dtype in ("float16", "bfloat16")],
 )
-def test_every_feature_is_within_the_budgets(tmp_path, architecture, more, dtype):
-    artifact = export(sae_of(architecture, **more), tmp_path / "sae", dtype=dtype)
+def test_every_feature_is_within_the_budgets(artifact_of, architecture, more, dtype):
+    artifact = artifact_of(architecture, dtype, **more)
     golden = load_golden(artifact)
     with SAESession(artifact.path, "cpu") as session:
         proof = _GraphProof(artifact.manifest, golden, lambda graph, feeds, _: wide(session.run_graph(graph, feeds)))
@@ -79,7 +79,7 @@ def test_every_feature_is_within_the_budgets(tmp_path, architecture, more, dtype
         followed = _follow(outputs, golden.clean, proof.stages_for("" if dtype == "float32" else ".wide"))
     (verdict,) = judge("watch", [POST], outputs, followed)
     assert not verdict.failures
-    outputs[POST][0, golden.original[POST][0].argmax()] *= 2
+    outputs[POST].flat[golden.original[POST].argmax()] *= 2
     (verdict,) = judge("watch", [POST], outputs, followed)
     assert verdict.failures
 
@@ -89,9 +89,8 @@ def wide(outputs):
 
 
 @pytest.fixture(scope="module", params=["standard", "jumprelu", "gated"])
-def sae(request, tmp_path_factory):
-    path = export(sae_of(request.param), tmp_path_factory.mktemp("watch") / "sae").path
-    with SAESession(path, "cpu") as opened:
+def sae(request, artifact_of):
+    with SAESession(artifact_of(request.param).path, "cpu") as opened:
         yield opened
 
 

@@ -7,6 +7,7 @@ import torch
 from runtime.artifact.names import HOOK_NAMES
 from saeexport import load
 from saeexport.grafting.running import Graph
+from tests.saeexport.grafting.conftest import graft_in
 from tests.support.tiny_hosts import TinyHost
 
 POST, MID, MLP, Z = "hook_resid_post", "hook_resid_mid", "hook_mlp_out", "attn.hook_z"
@@ -29,10 +30,11 @@ HOSTS = {
 TOLERANCE = {"float": 5e-6, "float16": 2e-2}
 
 
-@pytest.fixture(params=HOSTS)
-def grafted(request, graft_into):
+@pytest.fixture(scope="module", params=HOSTS)
+def grafted(request, tmp_path_factory):
+    """A host, and the same with SAEs in it; not to be changed."""
     host, hooks = HOSTS[request.param]
-    return host, graft_into(host, *hooks)
+    return host, graft_in(tmp_path_factory.mktemp(request.param), host, *hooks)
 
 
 def in_float64(folder, hooks, edits=None, use_error_term=False):

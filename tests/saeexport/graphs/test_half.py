@@ -26,7 +26,7 @@ from saeexport.graphs import write as graphs
 from saeexport.proof.evaluator import evaluate_graph
 from saeexport.proof.truth import reference_of
 from tests.support.samples import HOOKS, TINY, make_sae, normal
-from tests.support.zoo import ARCHITECTURES, D_IN, sae_of, target_of
+from tests.support.zoo import ARCHITECTURES, sae_of
 
 INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
 HALVES = ["float16", "bfloat16"]
@@ -40,13 +40,9 @@ def dtype(request):
 
 
 @pytest.fixture(scope="module", params=HALVES)
-def half(request, tmp_path_factory):
-    """A read-only folder with an artifact of each architecture in half precision."""
-    folder = tmp_path_factory.mktemp(request.param)
-    for name in ARCHITECTURES:
-        sae = sae_of(name, use_error_term=True)
-        export(sae, folder / name, normal(60, D_IN), targets=target_of(sae, 60), dtype=request.param)
-    return request.param, folder
+def half(request, artifact_of):
+    """A dtype, and the folder of an artifact of each architecture in it; not to be changed."""
+    return request.param, {name: artifact_of(name, request.param, use_error_term=True).path for name in ARCHITECTURES}
 
 
 @pytest.fixture
@@ -67,12 +63,12 @@ def run(path, x):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_proved_in_half_precision(half, architecture):
-    dtype, folder = half
-    report = runtime.verify(folder / architecture, "cpu")
+    dtype, folders = half
+    report = runtime.verify(folders[architecture], "cpu")
     assert report.failures == []
     graphs = {verdict.graph for verdict in report.verdicts}
     assert graphs == {f"{name}.wide" for name in PORTABLE}
-    manifest = runtime.read_artifact(folder / architecture).manifest
+    manifest = runtime.read_artifact(folders[architecture]).manifest
     assert (manifest.sae.dtype, manifest.weights_dtype) == (dtype, dtype)
     assert list(manifest.graphs) == list(HALF_CONTRACTS)
     assert {tensor.dtype for spec in manifest.graphs.values() for tensor in spec.outputs} == {dtype, "int64"}
@@ -80,13 +76,13 @@ def test_every_architecture_is_proved_in_half_precision(half, architecture):
 
 @pytest.mark.parametrize("architecture", ["standard", "topk", "skip_transcoder"])
 def test_it_is_its_own_checkpoint(half, architecture):
-    dtype, folder = half
-    sae = saeexport.load(folder / architecture)
+    dtype, folders = half
+    sae = saeexport.load(folders[architecture])
     assert sae.cfg.dtype == getattr(torch, dtype)
     original = sae_of(architecture, use_error_term=True).to(sae.cfg.dtype).state_dict()
     assert all(torch.equal(tensor.cpu(), original[name]) for name, tensor in sae.state_dict().items())
-    saeexport.assert_parity(folder / architecture, sae, device="cpu")
-    saeexport.assert_parity(folder / architecture, device="cpu")
+    saeexport.assert_parity(folders[architecture], sae, device="cpu")
+    saeexport.assert_parity(folders[architecture], device="cpu")
 
 
 def test_the_weights_are_half_and_graphs_point_to_them(artifact, dtype):
@@ -162,8 +158,8 @@ def decided(outputs):
 @pytest.mark.parametrize("architecture", ["jumprelu", "abstopk", "gated"])
 def test_portable_graphs_compute_what_their_cpu_variants_compute(half, name, architecture):
     """The portable graphs run with casts around every operator, as no CPU provider computes in half precision."""
-    dtype, folder = half
-    path = folder / architecture
+    dtype, folders = half
+    path = folders[architecture]
     steered = runtime.parity.golden.load_golden(runtime.read_artifact(path))
     numbers = {**steered.clean.original, "input": steered.original[INPUT]}
     feeds = {name: feed_of(array, dtype) for name, array in numbers.items()} | {"k": np.array([20])}
@@ -186,12 +182,12 @@ def test_portable_graphs_compute_what_their_cpu_variants_compute(half, name, arc
 
 
 def test_portable_graphs_keep_to_what_cuda_has_in_bfloat16(half):
-    dtype, folder = half
+    dtype, folders = half
     if dtype != "bfloat16":
         pytest.skip("float16 has every operator")
     for architecture in ARCHITECTURES:
         for name in PORTABLE:
-            model = onnx.load_model(folder / architecture / f"{name}.onnx", load_external_data=False)
+            model = onnx.load_model(folders[architecture] / f"{name}.onnx", load_external_data=False)
             graph = onnx.shape_inference.infer_shapes(model).graph
             values = [*graph.input, *graph.output, *graph.value_info]
             halves = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16}

@@ -11,7 +11,7 @@ from saeexport import ExportError, HookedSAE, export
 from saeexport.graphs import portable
 from saeexport.graphs.portable import IR_VERSION, OPERATORS, OPSET, violations
 from tests.support.samples import MINILM, TINY, make_sae, normal
-from tests.support.zoo import CASES, D_IN, sae_of, target_of
+from tests.support.zoo import CASES
 
 FOR_TENSORRT = (MODEL, ENCODE, ACTIVATE, DECODE, STEER)
 WITH_EVERY_HOOK = [
@@ -26,9 +26,8 @@ def found_in(path):
 
 
 @pytest.mark.parametrize(("architecture", "more"), WITH_EVERY_HOOK, ids=str)
-def test_every_architecture_is_portable(tmp_path, architecture, more):
-    sae = sae_of(architecture, **more)
-    assert found_in(export(sae, tmp_path / "sae", normal(30, D_IN), targets=target_of(sae, 30)).path) == {}
+def test_every_architecture_is_portable(artifact_of, architecture, more):
+    assert found_in(artifact_of(architecture, **more).path) == {}
 
 
 def test_heads_are_portable(exported_z):

@@ -13,7 +13,7 @@ from saeexport.graphs import portable, requirements
 from saeexport.graphs.portable import IR_VERSION, OPSET, violations
 from saeexport.graphs.requirements import FIRST_ONNXRUNTIME, requirements_of
 from tests.support.samples import MINILM, TINY, make_sae, normal
-from tests.support.zoo import CASES, D_IN, sae_of, target_of
+from tests.support.zoo import CASES
 
 WITH_CONTROL_FLOW = [SPARSE[name] for name in SPARSE]
 
@@ -48,9 +48,8 @@ def test_the_models_here_say_what_their_files_need(path):
 
 
 @pytest.mark.parametrize(("architecture", "more"), CASES[:11], ids=str)
-def test_every_architecture_says_what_its_files_need(tmp_path, architecture, more):
-    sae = sae_of(architecture, **more)
-    check_against_the_files(export(sae, tmp_path / "sae", normal(30, D_IN), targets=target_of(sae, 30)).path)
+def test_every_architecture_says_what_its_files_need(artifact_of, architecture, more):
+    check_against_the_files(artifact_of(architecture, **more).path)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

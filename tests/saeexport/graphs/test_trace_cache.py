@@ -32,11 +32,11 @@ def key(sae):
 def test_an_export_with_the_cache_gives_the_same_bytes(
     tmp_path, monkeypatch, cached_trace, architecture, more, options
 ):
-    def exported(name):
-        sae = sae_of(architecture, **more)
+    def exported(name, seed=0):
+        sae = sae_of(architecture, **more, seed=seed)
         return contents(export(sae, tmp_path / name, normal(60, D_IN), targets=target_of(sae, 60), **options).path)
 
-    exported("first")
+    exported("first", seed=1)  # with other weights
     reused = cached_trace.reused
     again = exported("again")
     assert cached_trace.reused == reused + 1
@@ -76,18 +76,35 @@ def test_what_has_to_be_traced_has_no_key(monkeypatch):
 
 @pytest.mark.parametrize(
     "more",
-    [{"use_error_term": False}, {"d_sae": 17}, {"seed": 1}, {"dtype": torch.float16}, {"apply_b_dec_to_input": False}],
+    [{"use_error_term": False}, {"d_sae": 17}, {"dtype": torch.float16}, {"apply_b_dec_to_input": False}],
 )
 def test_another_sae_has_another_key(more):
-    assert key(make_sae()) == key(make_sae())
     assert key(make_sae(**more)) != key(make_sae())
 
 
-def test_another_value_or_function_has_another_key(monkeypatch):
+def test_other_weights_have_the_same_key():
+    assert key(make_sae()) == key(make_sae(seed=1))
+
+
+def test_weights_that_the_optimizer_merges_have_another_key(cached_trace):
+    """Parameters that equal each other, or a constant in the graph, become one initializer."""
+
+    def jumprelu(change):
+        sae = sae_of("jumprelu")
+        with torch.no_grad():
+            change(sae)
+        return sae, {*cached_trace(sae, config_of(sae, None)).graph.initializers}
+
+    plain, separate = jumprelu(lambda sae: None)
+    merged, together = jumprelu(lambda sae: sae.b_enc.copy_(sae.threshold))
+    assert {"b_enc", "threshold"} <= separate
+    assert not {"b_enc", "threshold"} <= together
+    zeros, _ = jumprelu(lambda sae: sae.b_enc.zero_())
+    ones, _ = jumprelu(lambda sae: sae.b_enc.fill_(1))
+    assert len({key(sae) for sae in (plain, merged, zeros, ones)}) == 4
+
+
+def test_another_function_has_another_key(monkeypatch):
     before, sae = key(make_sae()), make_sae()
-    with torch.no_grad():
-        sae.b_dec[0] += 1
-    assert key(sae) != before
-    sae = make_sae()
     monkeypatch.setattr(HookedSAE, "activation", lambda self, acts_pre, x: acts_pre)
     assert key(sae) != before

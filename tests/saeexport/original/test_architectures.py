@@ -22,13 +22,11 @@ INPUT, PRE, POST, RECONS, ERROR, OUTPUT = HOOKS
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
-def case(request, tmp_path_factory):
+def case(request, artifact_of):
     """An SAE and a session of its artifact."""
     name, more = request.param
-    sae = sae_of(name, **more)
-    path = export(sae, tmp_path_factory.mktemp(name) / "sae", normal(64, D_IN), targets=target_of(sae, 64)).path
-    with SAESession(path, "cpu") as session:
-        yield sae, session
+    with SAESession(artifact_of(name, **more).path, "cpu") as session:
+        yield sae_of(name, **more), session
 
 
 # The equations, from the papers, in NumPy
