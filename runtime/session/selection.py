@@ -69,7 +69,7 @@ class Selection:
             return None
         if x.shape[-len(self._token) :] != self._token or x.size > self.at_once * self._width:
             return None
-        return x.reshape(-1, *self._token)
+        return x if x.ndim == len(self._token) + 1 else x.reshape(-1, *self._token)
 
     def release(self) -> None:
         """Free the ONNX Runtime sessions."""
