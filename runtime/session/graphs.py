@@ -104,7 +104,11 @@ class Graphs(LoadedGraphs):
         at_once = tokens_at_once(sae, self._device, self.block_tokens)
         many = tokens_for_threads(sae, self._device, m, self._threads)
         selection = Selection(ids, f"{graph} of {m} features", spec, at_once, many, self._backend.release_session)
-        self._session_of(selection, 1)
+        self.check_process()  # in a forked process a thread that is not there may hold the lock
+        with self._lock:
+            self.check_open()
+            selection.session = self._load_selection(selection, one_thread=many is not None)
+            self._selections.add(selection)
         return selection
 
     @property
@@ -134,9 +138,7 @@ class Graphs(LoadedGraphs):
             if not is_from_onnx_runtime(error):
                 raise
             raise self._cannot_load(held.path, error) from error
-        selection.sessions[one_thread] = session
-        self._selections.add(selection)
-        return session
+        return selection.keep(session)
 
     def run_at_once(self, selection: Selection, rows: Array) -> Array:
         """Return the activations of the features of a selection, `(tokens, m)`, in one call of ONNX Runtime.
@@ -171,14 +173,14 @@ class Graphs(LoadedGraphs):
         return values
 
     def _session_of(self, selection: Selection, tokens: int) -> ort.InferenceSession:
-        """Return the session that computes so many tokens in the least time. It is started at its first use."""
-        one_thread = tokens < selection.many
-        session = selection.sessions.get(one_thread)
+        """Return the session that computes so many tokens in the least time."""
+        few = selection.many is None or tokens < selection.many
+        session = selection.session if few else selection.several
         if session is None:
-            self.check_process()  # in a forked process a thread that is not there may hold the lock
+            self.check_process()
             with self._lock:
                 self.check_open()
-                session = selection.sessions.get(one_thread) or self._load_selection(selection, one_thread)
+                session = selection.several = selection.several or self._load_selection(selection, one_thread=False)
         return session
 
     def _run(

@@ -24,8 +24,8 @@ and the number of features that a token costs at least, because all of it is rea
 class Selection:
     """The part of an encoder that computes the activations of some features, with its ONNX Runtime sessions.
 
-    A session has its number of threads for life. So there are up to two: one that computes few tokens on the thread of
-    the caller, and one that computes more on several threads.
+    A session has its number of threads for life. So there may be two: one that computes few tokens on the thread of the
+    caller, and one that computes more on several threads, which is started when it is first needed.
 
     Attributes:
         ids: Ids of the features, `(m,)`.
@@ -33,9 +33,10 @@ class Selection:
         spec: Its inputs and its output.
         at_once: Largest number of tokens that one call of the ONNX Runtime session computes from an array of the host,
             to an array of the host; 0 if the backend has to run it.
-        many: Smallest number of tokens that are computed on several threads; fewer are computed on one.
-        sessions: Its ONNX Runtime sessions that were started, by whether they have one thread; none after the
-            `SAESession` was closed.
+        many: Smallest number of tokens that are computed on several threads; None if there is no choice.
+        session: Its ONNX Runtime session, of one thread if there is a choice; None after the `SAESession` was closed.
+        several: Its ONNX Runtime session of several threads; None if it was not needed, or after the `SAESession` was
+            closed.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Selection:
         name: str,
         spec: GraphSpec,
         at_once: int,
-        many: int,
+        many: int | None,
         release: Callable[[ort.InferenceSession], None],
     ) -> None:
         self.ids = ids
@@ -55,9 +56,17 @@ class Selection:
         self._dtype = DTYPES[spec.inputs[0].dtype].numpy
         self._token = tuple(int(size) for size in spec.inputs[0].shape[1:])
         self._width = math.prod(self._token)
-        self.sessions: dict[bool, ort.InferenceSession] = {}
-        self._finalizer = weakref.finalize(self, _release, self.sessions, release)
-        self._finalizer.atexit = False
+        self.session: ort.InferenceSession | None = None
+        self.several: ort.InferenceSession | None = None
+        self._release = release
+        self._finalizers: list[weakref.finalize[..., Selection]] = []
+
+    def keep(self, session: ort.InferenceSession) -> ort.InferenceSession:
+        """Free an ONNX Runtime session when the selection is released or dropped, and return it."""
+        finalizer = weakref.finalize(self, self._release, session)
+        finalizer.atexit = False
+        self._finalizers.append(finalizer)
+        return session
 
     def rows_of(self, x: Any) -> Array | None:
         """Return the tokens of an array if the ONNX Runtime session can read them as they are.
@@ -73,12 +82,9 @@ class Selection:
 
     def release(self) -> None:
         """Free the ONNX Runtime sessions."""
-        self._finalizer()
-
-
-def _release(sessions: dict[bool, ort.InferenceSession], release: Callable[[ort.InferenceSession], None]) -> None:
-    while sessions:
-        release(sessions.popitem()[1])
+        self.session = self.several = None
+        for finalizer in self._finalizers:
+            finalizer()
 
 
 def tokens_at_once(cfg: SAEConfig, device: Device, block_tokens: int) -> int:
@@ -88,11 +94,13 @@ def tokens_at_once(cfg: SAEConfig, device: Device, block_tokens: int) -> int:
     return min(block_tokens, default_block(cfg))
 
 
-def tokens_for_threads(cfg: SAEConfig, device: Device, m: int, threads: int | None) -> int:
+def tokens_for_threads(cfg: SAEConfig, device: Device, m: int, threads: int | None) -> int | None:
     """Return from how many tokens several threads compute the activations of `m` features in less time than one.
 
-    It is 0 if there is no choice: on a GPU, with one core, or if the user chose the number of threads.
+    None if there is no choice: on a GPU, with one core, if the user chose the number of threads, or if one token takes
+    less time on several threads.
     """
     if device.kind != CPU or threads is not None or (thread_limit() or os.cpu_count()) == 1:
-        return 0
-    return ONE_THREAD // (cfg.d_in * max(m, FEWEST_COLUMNS))
+        return None
+    many = ONE_THREAD // (cfg.d_in * max(m, FEWEST_COLUMNS))
+    return many if many > 1 else None

@@ -43,6 +43,7 @@ class FeatureWatch:
         Raises:
             InputError: `x` has another shape or dtype than `SAESession.encode` takes.
             SAEError: The session is closed.
+            ArtifactError: This is the first call with many tokens, and the weights were changed since `watch`.
         """
         graphs, selection, edits = self._graphs, self._selection, active_interventions(self._hooks)
         if not edits and (rows := selection.rows_of(x)) is not None:

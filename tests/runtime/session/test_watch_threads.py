@@ -81,7 +81,8 @@ def test_more_features_need_several_threads_sooner(m, monkeypatch):
         many = selection.tokens_for_threads(cfg, cpu, m, None)
         assert many * cfg.d_in * max(m, selection.FEWEST_COLUMNS) <= selection.ONE_THREAD
         assert many >= selection.tokens_for_threads(cfg, cpu, 2 * m, None)
-        assert selection.tokens_for_threads(cfg, cpu, m, 2) == 0
+        assert selection.tokens_for_threads(cfg, cpu, selection.ONE_THREAD, None) is None
+        assert selection.tokens_for_threads(cfg, cpu, m, 2) is None
 
 
 def test_the_input_is_not_copied_for_the_bias(started):
