@@ -25,8 +25,13 @@ class Backend(Protocol):
             files: Files of the artifact.
         """
 
-    def load_model(self, model: bytes) -> ort.InferenceSession:
-        """Start an ONNX Runtime session of a model with its parameters inside."""
+    def load_model(self, model: bytes, one_thread: bool) -> ort.InferenceSession:
+        """Start an ONNX Runtime session of a model with its parameters inside.
+
+        Args:
+            model: The model.
+            one_thread: Whether the session runs on the thread that calls it, instead of those of the options.
+        """
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array, of any library, without a copy: its memory stays where it is.

@@ -52,9 +52,10 @@ class CpuBackend:
         files.forget_pages()  # ONNX Runtime has repacked most of them
         return session
 
-    def load_model(self, model: bytes) -> ort.InferenceSession:
+    def load_model(self, model: bytes, one_thread: bool) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a model with its parameters inside."""
-        return start_session(model, Device(CPU), threads=self._options.threads, arena=self._options.arena)
+        threads = 1 if one_thread else self._options.threads
+        return start_session(model, Device(CPU), threads=threads, arena=self._options.arena)
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy; see `as_given`."""

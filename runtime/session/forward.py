@@ -114,8 +114,7 @@ def encode_selection(
 
 def active_interventions(hooks: HookRegistry) -> list[Intervention]:
     """Return the interventions of the `steering` blocks that the caller is in."""
-    functions = [hook.function for hook in hooks.active()]
-    return [function.intervention for function in functions if isinstance(function, SteeringHook)]
+    return [hook.function.intervention for hook in hooks.active() if isinstance(hook.function, SteeringHook)]
 
 
 def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[Intervention] = ()) -> TopFeatures[Any]:

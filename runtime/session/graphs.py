@@ -27,8 +27,8 @@ from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import InputError
 from .described import check_loaded
 from .loading import LoadedGraphs, in_background
-from .route import Choice, choose_graph, smallest_graph, variant_of
-from .selection import Selection, tokens_at_once
+from .route import Choice, choose_graph, variant_of
+from .selection import Selection, tokens_at_once, tokens_for_threads
 
 
 class Graphs(LoadedGraphs):
@@ -54,6 +54,7 @@ class Graphs(LoadedGraphs):
         self.block_tokens = block_tokens
         self.manifest = artifact.manifest
         self._files = files
+        self._threads = options.threads
         self._backend = create_backend(device, options, artifact, files, block_tokens)
         self._choices: dict[tuple[object, ...], Choice] = {}
         self._selections: weakref.WeakSet[Selection] = weakref.WeakSet()
@@ -97,31 +98,47 @@ class Graphs(LoadedGraphs):
             InputError: The activation of a feature depends on other features.
             ArtifactError: The encoder cannot be read or loaded.
         """
-        graph = smallest_graph(self.manifest, [HOOK_ACTS_POST], self.for_cpu)
+        sae, graph, m = self.manifest.sae, self._selected_from, len(ids)
+        output = TensorSpec(HOOK_ACTS_POST, sae.dtype, (TOKENS, m))
+        spec = dataclasses.replace(self.manifest.graphs[graph], outputs=(output,))
+        at_once = tokens_at_once(sae, self._device, self.block_tokens)
+        many = tokens_for_threads(sae, self._device, m, self._threads)
+        selection = Selection(ids, f"{graph} of {m} features", spec, at_once, many, self._backend.release_session)
         self.check_process()  # in a forked process a thread that is not there may hold the lock
         with self._lock:
             self.check_open()
-            held = self._files.graphs[graph]
-            checked = in_background(self._files.check_data)
-            try:
-                model = select_features(held.content, held.path, self._files.parameters(graph), ids, self.manifest.sae)
-            finally:
-                checked()
-            self._files.check_unchanged()
-            self._files.forget_pages()
-            try:
-                session = self.backend.load_model(model)
-            except Exception as error:
-                if not is_from_onnx_runtime(error):
-                    raise
-                raise self._cannot_load(held.path, error) from error
-            output = TensorSpec(HOOK_ACTS_POST, self.manifest.sae.dtype, (TOKENS, len(ids)))
-            spec = dataclasses.replace(self.manifest.graphs[graph], outputs=(output,))
-            at_once = tokens_at_once(self.manifest.sae, self._device, self.block_tokens)
-            name = f"{graph} of {len(ids)} features"
-            selection = Selection(ids, name, spec, at_once, session, self._backend.release_session)
+            selection.session = self._load_selection(selection, one_thread=many is not None)
             self._selections.add(selection)
         return selection
+
+    @property
+    def _selected_from(self) -> str:
+        """The graph from which features are selected.
+
+        `acts` has the bias in its matrix, which saves a pass over `d_sae` activations and costs a copy of the input.
+        For some of the features that does not pay.
+        """
+        return self.variant(ENCODE)
+
+    def _load_selection(self, selection: Selection, one_thread: bool) -> ort.InferenceSession:
+        """Start a session of a selection. The caller holds the lock."""
+        graph = self._selected_from
+        held = self._files.graphs[graph]
+        checked = in_background(self._files.check_data)
+        try:
+            parameters = self._files.parameters(graph)
+            model = select_features(held.content, held.path, parameters, selection.ids, self.manifest.sae)
+        finally:
+            checked()
+        self._files.check_unchanged()
+        self._files.forget_pages()
+        try:
+            session = self.backend.load_model(model, one_thread)
+        except Exception as error:
+            if not is_from_onnx_runtime(error):
+                raise
+            raise self._cannot_load(held.path, error) from error
+        return selection.keep(session)
 
     def run_at_once(self, selection: Selection, rows: Array) -> Array:
         """Return the activations of the features of a selection, `(tokens, m)`, in one call of ONNX Runtime.
@@ -139,7 +156,7 @@ class Graphs(LoadedGraphs):
         self.check_process()
         feeds = {selection.spec.inputs[0].name: rows}
         try:
-            return self._session_of(selection).run([HOOK_ACTS_POST], feeds)[0]
+            return self._session_of(selection, len(rows)).run([HOOK_ACTS_POST], feeds)[0]
         except Exception as error:
             self._explain(error, selection.name, feeds)
 
@@ -149,17 +166,21 @@ class Graphs(LoadedGraphs):
         Raises:
             SAEError: The session was closed.
         """
-        session = self._session_of(selection)
         given = {name: feeds[name] for name in (tensor.name for tensor in selection.spec.inputs)}
+        session = self._session_of(selection, _tokens(selection.spec, given))
         _check_result(selection.spec, given, [HOOK_ACTS_POST])
         (values,) = self._run(session, selection.name, selection.spec, given, [HOOK_ACTS_POST])
         return values
 
-    def _session_of(self, selection: Selection) -> ort.InferenceSession:
-        session = selection.session
+    def _session_of(self, selection: Selection, tokens: int) -> ort.InferenceSession:
+        """Return the session that computes so many tokens in the least time."""
+        few = selection.many is None or tokens < selection.many
+        session = selection.session if few else selection.several
         if session is None:
-            self.check_open()
-        assert session is not None
+            self.check_process()
+            with self._lock:
+                self.check_open()
+                session = selection.several = selection.several or self._load_selection(selection, one_thread=False)
         return session
 
     def _run(

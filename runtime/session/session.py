@@ -70,7 +70,8 @@ class SAESession:
         graphs: "cpu" prefers CPU variants, "portable" runs portable graphs only, "auto" chooses by the device.
         precision: Precision of float32 matrix products on a GPU: "float32", PyTorch's default, or "tf32", which rounds
             the factors to 10 bits and is faster.
-        threads: Number of CPU threads per call; None means one per core that this process may use.
+        threads: Number of CPU threads per call; None means one per core that this process may use, and one for few
+            tokens of a `watch`.
         arena: Whether to keep freed memory for the next call. Without it, large calls take longer.
         memory_limit: Bytes of GPU memory for the weights and for a graph while it runs; batches are cut into blocks
             that fit. Each further open graph may need as much in addition to the weights. The limit does not include
@@ -574,8 +575,9 @@ class SAESession:
             acts = watched(x)  # sae.encode(x)[..., [17, 4, 123]]
 
         It is meant for guardrails and probes, which need a few features of every token. Their columns of the encoder
-        are read once, here, and a call multiplies with `m` columns instead of `d_sae`. The values are those of
-        `encode`, up to the rounding of the matrix product, and `steering` edits them, too.
+        are read here, and a call multiplies with `m` columns instead of `d_sae`. The values are those of `encode`, up
+        to the rounding of the matrix product, and `steering` edits them, too. Few tokens are computed on one thread;
+        the first call with more of them reads the columns once more, for a session with several threads.
 
         Where a feature is on only if the others are weaker, as in a top-k SAE, the others would have to be computed,
         and it is refused.

@@ -43,11 +43,12 @@ class FeatureWatch:
         Raises:
             InputError: `x` has another shape or dtype than `SAESession.encode` takes.
             SAEError: The session is closed.
+            ArtifactError: This is the first call with many tokens, and the weights were changed since `watch`.
         """
         graphs, selection, edits = self._graphs, self._selection, active_interventions(self._hooks)
         if not edits and (rows := selection.rows_of(x)) is not None:
-            lead = x.shape[: x.ndim + 1 - rows.ndim]
-            return graphs.run_at_once(selection, rows).reshape(*lead, len(self.ids))
+            values = graphs.run_at_once(selection, rows)
+            return values if rows is x else values.reshape(*x.shape[: x.ndim + 1 - rows.ndim], len(self.ids))
         batch = Batch.of(x, graphs.manifest.sae, given=graphs.backend.import_array)
         return encode_selection(graphs, batch, selection, edits)
 

@@ -108,7 +108,7 @@ class CudaBackend:
             )  # fmt: skip
             return start_on_checked_bytes(graph, files, parameter_values(graph, files), start)
 
-    def load_model(self, model: bytes) -> ort.InferenceSession:
+    def load_model(self, model: bytes, one_thread: bool) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a model with its parameters inside, also for TensorRT with CUDA's provider.
 
         TensorRT would take from seconds to minutes to build an engine for it.
@@ -116,9 +116,8 @@ class CudaBackend:
         cuda = Device(CUDA, self._device.index)
         with self._card.exclusive():
             self._check_open()
-            return start_session(
-                model, cuda, self.cuda_options(), threads=self._options.threads, arena=self._options.arena
-            )
+            threads = 1 if one_thread else self._options.threads
+            return start_session(model, cuda, self.cuda_options(), threads=threads, arena=self._options.arena)
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy: as a `Tensor` if it is on the GPU, as an array if on the host.

@@ -36,9 +36,10 @@ def keep_strongest(model: ir.Model, spec: GraphSpec) -> ir.Model:
 def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
     """Turn a graph into the CPU variant of `features`, which sorts less, because sorting is slow on a CPU.
 
-    The k strongest features lie in the k groups with the largest maxima, so only these groups are sorted. The features
-    that are on are counted in these groups as well, unless more groups have active features: then all are counted. The
-    groups are put in the order of their features, so that of equal activations the one with the smaller id comes first.
+    The k strongest features lie in the k groups with the largest maxima, so only these groups are sorted. The groups
+    are put in the order of their features, so that of equal activations the one with the smaller id comes first. Where
+    fewer than k features are on, all of them are among the strongest and are counted there. For the other tokens, every
+    feature is counted; if they are more than half of the tokens, that is done for all tokens without picking them.
     """
     at, acts, k = _with_k(model)
     assert acts.shape is not None
@@ -67,9 +68,17 @@ def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
     inside = at("Sub", [places, at("Mul", [place, at.scalar(group)])])
     indices = at("Add", [at("Mul", [at("GatherElements", [chosen, place], axis=1), at.scalar(group)]), inside])
 
-    beyond = at.cast(at("Greater", [_count_on(at, most), sought]), ir.DataType.INT64)
-    all_found = at("Equal", [at("ReduceSum", [beyond], keepdims=0), at.scalar(0)])
-    (count,) = at.if_else(all_found, [INT64], lambda at: [_count_on(at, members)], lambda at: [_count_on(at, acts)])
+    found = _count_on(at, strength)
+    is_full = at("Equal", [found, k])
+    number = at("ReduceSum", [at.cast(is_full, ir.DataType.INT64)], keepdims=0)
+    few = at("LessOrEqual", [at("Mul", [number, at.scalar(2)]), at("Squeeze", [tokens])])
+
+    def count_where_full(at: Nodes) -> list[ir.Value]:
+        full = at("Gather", [at("NonZero", [is_full]), at.scalar(0)])
+        counts = _count_on(at, at("Gather", [acts, full]))
+        return [at("ScatterND", [found, at("Unsqueeze", [full, at.vector([1])]), counts])]
+
+    (count,) = at.if_else(few, [INT64], count_where_full, lambda at: [_count_on(at, acts)])
     return _set_outputs(model, spec, at, nan, indices, strength, values, count)
 
 

@@ -335,8 +335,8 @@ def test_a_graph_that_onnx_runtime_refuses(artifact):
         model.opset_import[0].version = 99
         path.write_bytes(model.SerializeToString())
 
-    rewrite(artifact, "acts.onnx", change)
-    with SAESession(artifact, "cpu") as session, pytest.raises(ArtifactError, match="cannot load .*acts.onnx on cpu"):
+    rewrite(artifact, "encode.onnx", change)
+    with SAESession(artifact, "cpu") as session, pytest.raises(ArtifactError, match="cannot load .*encode.onnx on cpu"):
         session.watch(IDS)
 
 
