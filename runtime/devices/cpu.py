@@ -12,11 +12,15 @@ from ..arrays.pool import BufferPool
 from ..arrays.tensor import Array, TensorValue, as_given
 from ..artifact.held import HeldFolder
 from ..artifact.manifest import GraphSpec
+from .background import repeatedly
 from .blocks import output_dimensions, slice_feeds
 from .loading import parameter_values, start_on_checked_bytes
 from .options import Options
 from .staged import SharedStages, StagedSession, Step, chain_of
 from .start import CPU, Device, start_session
+
+PAGE_SECONDS = 0.005
+"""Seconds after which the pages of the weights that a starting session has read go back to the system."""
 
 
 class CpuBackend:
@@ -48,9 +52,8 @@ class CpuBackend:
         start = functools.partial(
             start_session, device=Device(CPU), threads=self._options.threads, arena=self._options.arena, weights=values
         )
-        session = start_on_checked_bytes(graph, files, values, start, part)
-        files.forget_pages()  # ONNX Runtime has repacked most of them
-        return session
+        with repeatedly(files.forget_pages, PAGE_SECONDS):  # ONNX Runtime repacks most of them
+            return start_on_checked_bytes(graph, files, values, start, part)
 
     def load_model(self, model: bytes) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a model with its parameters inside."""

@@ -6,6 +6,7 @@ and what is left of the graph (`runtime/artifact/stages.py`). Their values are p
 run whole, as other engines run them. `python -m benchmarks.costs.memory` measures the memory and the time.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..arrays.dtypes import DTYPES
 from ..artifact.contracts import whole_variant
 from ..artifact.held import HeldFolder
 from ..artifact.stages import Graph, Part, Remainder, Stages, ValueType, rest_of, rest_of_whole, split
+from .background import in_background
 from .start import is_from_onnx_runtime
 
 SMALLEST_SHARED = 1 << 20
@@ -144,10 +146,12 @@ class SharedStages:
         if remainder is None:
             return None
         values = _values(remainder.hooks)
+        needed = [(i, part) for i, part in enumerate(stages.parts) if not values.keys().isdisjoint(part.outputs)]
+        # Each start repacks its matrix in one thread.
+        started = [in_background(functools.partial(self._stage, whole, i, part, files)) for i, part in needed]
         steps = [
-            Step(self._stage(whole, i, part, files), _inputs(part, values), _outputs(part, values))
-            for i, part in enumerate(stages.parts)
-            if not values.keys().isdisjoint(part.outputs)
+            Step(session(), _inputs(part, values), _outputs(part, values))
+            for session, (_, part) in zip(started, needed, strict=True)
         ]
         if (rest := remainder.part) is not None:
             own = {name: name for name in (*rest.inputs, *rest.outputs)}

@@ -19,6 +19,7 @@ from ..artifact.manifest import MANIFEST, GraphSpec, Manifest, TensorSpec
 from ..artifact.names import HOOK_ACTS_POST, HOOK_RECONS, TARGET, TOKENS, K
 from ..artifact.selection import select_features
 from ..artifact.stages import UNREADABLE, Graph
+from ..devices.background import in_background
 from ..devices.backend import Backend, create_backend
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
@@ -26,7 +27,7 @@ from ..devices.options import Options
 from ..devices.staged import StagedSession
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, InputError, IntegrityError, SAEError
-from .loading import LoadedGraphs, in_background
+from .loading import LoadedGraphs
 from .route import Choice, choose_graph, smallest_graph, variant_of
 from .selection import Selection, tokens_at_once
 
