@@ -12,6 +12,7 @@ from ..arrays.pool import BufferPool
 from ..arrays.tensor import Array, TensorValue, as_given
 from ..artifact.held import HeldFolder
 from ..artifact.manifest import GraphSpec
+from ..artifact.names import TOKENS
 from .background import repeatedly
 from .blocks import output_dimensions, slice_feeds
 from .loading import parameter_values, start_on_checked_bytes
@@ -23,12 +24,23 @@ PAGE_SECONDS = 0.005
 """Seconds after which the pages of the weights that a starting session has read go back to the system."""
 
 
+SMALLEST_BOUND = 4 << 20
+"""Bytes of the outputs of a chain from which they are written into memory that all graphs share.
+
+From this size on numpy asks Linux for pages of 2 MB, which take a tenth of the time to clear. Below, the memory of a
+session counts little, and a binding would be a part of the time of a call.
+"""
+
+KEPT_CALLS = 16
+"""Number of calls for which unused memory is kept."""
+
+
 class CpuBackend:
     """Runs graphs on the CPU; see `runtime.devices.backend.Backend`."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._memory = BufferPool(keep=options.arena)
+        self._memory = BufferPool(options.arena, calls=KEPT_CALLS)
         self._stages = SharedStages(self._start)
 
     def load_graph(self, graph: str, files: HeldFolder) -> ort.InferenceSession | StagedSession:
@@ -79,21 +91,31 @@ class CpuBackend:
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         dtypes = {*(array.dtype.name for array in arrays.values()), *(tensors[name].dtype for name in names)}
         steps = chain_of(session, names, tuple(arrays))
-        if len(sizes) == 1 and BFLOAT16 not in dtypes:  # `run` does not take ml_dtypes' arrays; a binding takes memory
+        is_small = len(sizes) == 1 and sizes[0] * sum(step.token_bytes for step in steps) < SMALLEST_BOUND
+        if is_small and BFLOAT16 not in dtypes:  # `run` does not take ml_dtypes' arrays; a binding takes memory
+            self._memory.arrays([])  # a call that needs none of it
             return _run_at_once(steps, names, arrays, sizes[0])
         tokens, dimensions = sum(sizes), output_dimensions(spec, arrays)
-        forms = [[dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape] for name in names]
-        kinds = [tensors[name].dtype for name in names]
-        results = self._memory.arrays([(form, DTYPES[kind].numpy) for form, kind in zip(forms, kinds, strict=True)])
+        of_block = {**dimensions, TOKENS: sizes[-1]}  # the last block is the largest
+        forms = {name: (_sized(tensors[name].shape, dimensions), tensors[name].dtype) for name in names}
+        others = {
+            (i, output): (_sized(shape, of_block), dtype)
+            for i, step in enumerate(steps)
+            for output, (shape, dtype) in step.forms.items()
+            if step.value_of.get(output) not in forms and {d for d in shape if isinstance(d, str)} <= of_block.keys()
+        }
+        wanted = [(shape, DTYPES[dtype].numpy) for shape, dtype in (*forms.values(), *others.values())]
+        memory = self._memory.arrays(wanted)
+        results = dict(zip(forms, memory, strict=False))
+        scratch = dict(zip(others, memory[len(forms) :], strict=True))
         start = 0
         for size in sizes:
             block = slice(start, start + size)
-            parts = {
-                name: _Target(kind, result[block]) for name, kind, result in zip(names, kinds, results, strict=True)
-            }
-            _run_block(steps, slice_feeds(spec, arrays, tokens, block), parts, size)
+            targets = {name: _Target(forms[name][1], result[block]) for name, result in results.items()}
+            more = {key: _Target(others[key][1], array[:size]) for key, array in scratch.items()}
+            _run_block(steps, slice_feeds(spec, arrays, tokens, block), targets, more, size)
             start += size
-        return list(results)
+        return [results[name] for name in names]
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
         """Return the sum of two arrays with the same shape and dtype."""
@@ -133,24 +155,42 @@ def _run_at_once(
     return [values[name] for name in names]
 
 
-def _run_block(steps: Sequence[Step], feeds: Mapping[str, Array], targets: Mapping[str, _Target], tokens: int) -> None:
-    """Run a chain of sessions, and let it write some of its values into arrays.
+def _run_block(
+    steps: Sequence[Step],
+    feeds: Mapping[str, Array],
+    targets: Mapping[str, _Target],
+    others: Mapping[tuple[int, str], _Target],
+    tokens: int,
+) -> None:
+    """Run a chain of sessions, and let them write their outputs into arrays, from which the next session reads them.
 
-    The others stay in the memory of ONNX Runtime, from which the next session reads them.
+    Args:
+        steps: The chain.
+        feeds: Inputs.
+        targets: Arrays of the results, by name of the value.
+        others: Arrays of other outputs, by number of the step and name of the output. ONNX Runtime allocates those
+            whose shape is not known.
+        tokens: Number of tokens.
     """
     values: dict[str, Any] = dict(feeds)
-    for step in steps:
+    for i, step in enumerate(steps):
         binding = step.session.io_binding()
         held = [_bind_input(binding, inner, _value(values, step, inner, tokens)) for inner in step.inputs]
-        for name, output in step.outputs.items():
-            if name in targets:
-                targets[name].bind(binding, output)
-            else:
+        bound = {}
+        for output in step.forms:
+            name = step.value_of.get(output)
+            target = targets[name] if name in targets else others.get((i, output))
+            if target is not None:
+                target.bind(binding, output)
+            elif name is not None:
                 binding.bind_output(output)
+            if target is not None or name is not None:
+                bound[output] = target
         step.session.run_with_iobinding(binding)
         del held
-        for name, value in zip(step.outputs, binding.get_outputs(), strict=True):
-            values[name] = targets[name].array if name in targets else value
+        for (output, target), value in zip(bound.items(), binding.get_outputs(), strict=True):
+            if output in step.value_of:
+                values[step.value_of[output]] = value if target is None else target.array
 
 
 def _value(values: Mapping[str, Any], step: Step, inner: str, tokens: int) -> Any:
@@ -173,8 +213,11 @@ def _bind_input(binding: Any, name: str, feed: Any) -> Any:
         binding.bind_ortvalue_input(name, feed)
         return feed
     array = np.ascontiguousarray(feed)
-    if array.dtype.name == BFLOAT16:
-        binding.bind_input(name, "cpu", 0, DTYPES[BFLOAT16].element_type, array.shape, array.ctypes.data)
-    else:
-        binding.bind_cpu_input(name, array)
+    kind = DTYPES[array.dtype.name].element_type
+    binding.bind_input(name, "cpu", 0, kind, array.shape, array.ctypes.data)
     return array
+
+
+def _sized(shape: Sequence[int | str], dimensions: Mapping[str, int]) -> list[int]:
+    """Return a shape with the sizes of its named dimensions."""
+    return [dimensions[d] if isinstance(d, str) else d for d in shape]

@@ -7,6 +7,7 @@ run whole, as other engines run them. `python -m benchmarks.costs.memory` measur
 """
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import onnxruntime as ort
 from ..arrays.dtypes import DTYPES
 from ..artifact.contracts import whole_variant
 from ..artifact.held import HeldFolder
+from ..artifact.names import TOKENS
 from ..artifact.stages import Graph, Part, Remainder, Stages, ValueType, rest_of, rest_of_whole, split
 from .background import in_background
 from .start import is_from_onnx_runtime
@@ -39,6 +41,29 @@ class Step:
     session: ort.InferenceSession
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+
+    @functools.cached_property
+    def value_of(self) -> dict[str, str]:
+        """The value of the graph that an output of the session is, by name of the output."""
+        return {output: value for value, output in self.outputs.items()}
+
+    @functools.cached_property
+    def forms(self) -> dict[str, tuple[tuple[int | str, ...], str]]:
+        """The shape and the dtype of each output of the session, also of those that the chain does not need."""
+        dtypes = {f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}
+        outputs = [
+            (output.name, tuple(output.shape), dtypes.get(output.type, "")) for output in self.session.get_outputs()
+        ]
+        return {name: (shape, dtype) for name, shape, dtype in outputs if dtype}
+
+    @functools.cached_property
+    def token_bytes(self) -> int:
+        """The bytes of the outputs of the session for one token, apart from dimensions that depend on the call."""
+        return sum(
+            math.prod(d for d in shape[1:] if isinstance(d, int)) * DTYPES[dtype].numpy.itemsize
+            for shape, dtype in self.forms.values()
+            if shape and shape[0] == TOKENS
+        )
 
 
 @dataclass(frozen=True)

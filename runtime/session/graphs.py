@@ -19,8 +19,8 @@ from ..artifact.manifest import MANIFEST, GraphSpec, Manifest, TensorSpec
 from ..artifact.names import HOOK_ACTS_POST, HOOK_RECONS, TARGET, TOKENS, K
 from ..artifact.selection import select_features
 from ..artifact.stages import UNREADABLE, Graph
-from ..devices.background import in_background
 from ..devices.backend import Backend, create_backend
+from ..devices.background import in_background
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
 from ..devices.options import Options
