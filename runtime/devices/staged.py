@@ -7,63 +7,30 @@ run whole, as other engines run them. `python -m benchmarks.costs.memory` measur
 """
 
 import functools
-import math
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import onnxruntime as ort
 
 from ..arrays.dtypes import DTYPES
 from ..artifact.contracts import whole_variant
 from ..artifact.held import HeldFolder
-from ..artifact.names import TOKENS
+from ..artifact.names import INDICES, L0, VALUES
 from ..artifact.stages import Graph, Part, Remainder, Stages, ValueType, rest_of, rest_of_whole, split
 from .background import in_background
+from .chains import Step
 from .start import is_from_onnx_runtime
 
 SMALLEST_SHARED = 1 << 20
 """Number of elements from which a parameter is shared, 4 MB in float32. Below, a second session takes longer than the
 copy of the parameter is worth."""
 
-
-@dataclass(frozen=True)
-class Step:
-    """A session in the chain of a graph.
-
-    Attributes:
-        session: The session.
-        inputs: The value of the graph for each input of the session, by name of the input.
-        outputs: The output of the session for each value of the graph, by name of the value.
-    """
-
-    session: ort.InferenceSession
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-
-    @functools.cached_property
-    def value_of(self) -> dict[str, str]:
-        """The value of the graph that an output of the session is, by name of the output."""
-        return {output: value for value, output in self.outputs.items()}
-
-    @functools.cached_property
-    def forms(self) -> dict[str, tuple[tuple[int | str, ...], str]]:
-        """The shape and the dtype of each output of the session, also of those that the chain does not need."""
-        dtypes = {f"tensor({dtype.onnx_name})": name for name, dtype in DTYPES.items()}
-        outputs = [
-            (output.name, tuple(output.shape), dtypes.get(output.type, "")) for output in self.session.get_outputs()
-        ]
-        return {name: (shape, dtype) for name, shape, dtype in outputs if dtype}
-
-    @functools.cached_property
-    def token_bytes(self) -> int:
-        """The bytes of the outputs of the session for one token, apart from dimensions that depend on the call."""
-        return sum(
-            math.prod(d for d in shape[1:] if isinstance(d, int)) * DTYPES[dtype].numpy.itemsize
-            for shape, dtype in self.forms.values()
-            if shape and shape[0] == TOKENS
-        )
+SEARCHED_TOKENS = 128
+"""Number of tokens whose strongest features are searched at once. Each token is searched alone and nothing is added up,
+so this decides only how much memory the search takes."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +68,7 @@ class StagedSession:
         """Return the metadata of the graph."""
         return Metadata(self._graph.metadata)
 
-    def chain(self, names: Sequence[str], given: frozenset[str]) -> list[Step]:
+    def chain(self, names: Sequence[str], given: frozenset[str]) -> Sequence[Step]:
         """Return the steps that compute some outputs from the values that are given, in order.
 
         The steps compute nothing else. A hook among the values that are given is not computed again.
@@ -112,17 +79,10 @@ class StagedSession:
             for step in reversed(self._steps):
                 outputs = {name: inner for name, inner in step.outputs.items() if name in wanted}
                 if outputs:
-                    steps.append(Step(step.session, step.inputs, outputs))
+                    steps.append(replace(step, outputs=outputs))
                     wanted = (wanted - {*outputs} | {*step.inputs.values()}) - given
             self._chains[key] = steps[::-1]
         return self._chains[key]
-
-
-def chain_of(session: Any, names: Sequence[str], given: Sequence[str]) -> list[Step]:
-    """Return the steps that compute some outputs of a session, which may be one of ONNX Runtime."""
-    if isinstance(session, StagedSession):
-        return session.chain(names, frozenset(given))
-    return [Step(session, {name: name for name in given}, {name: name for name in names})]
 
 
 class StageError(Exception):
@@ -180,7 +140,8 @@ class SharedStages:
         ]
         if (rest := remainder.part) is not None:
             own = {name: name for name in (*rest.inputs, *rest.outputs)}
-            steps.append(Step(self._start(graph, files, rest.model), _inputs(rest, own), _outputs(rest, own)))
+            most = SEARCHED_TOKENS if {*rest.outputs} <= {INDICES, VALUES, L0} else sys.maxsize
+            steps.append(Step(self._start(graph, files, rest.model), _inputs(rest, own), _outputs(rest, own), most))
         return StagedSession(remainder.graph, steps)
 
     def _stages_of(self, whole: str, files: HeldFolder) -> Stages | None:
