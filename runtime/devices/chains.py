@@ -15,9 +15,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import onnxruntime as ort
 
-from ..arrays.dtypes import DTYPES
+from ..arrays.dtypes import BFLOAT16, DTYPES
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.names import TOKENS, K
+from ..artifact.names import FEATURE_HOOKS, TOKENS, K
 from .blocks import block_sizes
 
 Place: TypeAlias = "str | tuple[int, str]"
@@ -54,11 +54,13 @@ class Step:
 
     @functools.cached_property
     def forms(self) -> dict[str, Form]:
-        """The outputs that have a row per token, also those that the chain does not need: the session computes all."""
+        """The outputs that the chain needs, and the other activations of all features, which are computed anyway."""
+        needed = {*self.outputs.values(), *FEATURE_HOOKS}
         return {
             output.name: (tuple(output.shape), DTYPE_OF[output.type])
             for output in self.session.get_outputs()
-            if output.shape[:1] == [TOKENS]
+            if output.name in needed
+            and output.shape[:1] == [TOKENS]
             and output.type in DTYPE_OF
             and all(isinstance(size, int) or size == K for size in output.shape[1:])
         }
@@ -136,8 +138,11 @@ def run_into(steps: Sequence[Step], feeds: Mapping[str, Array], targets: Mapping
             step.session.run_with_iobinding(binding)
 
 
+_BRAIN = DTYPES[BFLOAT16]
+
+
 def _element_type(array: Array) -> Any:
-    return DTYPES[array.dtype.name].element_type
+    return _BRAIN.onnx if array.dtype == _BRAIN.numpy else array.dtype
 
 
 def _value(values: Mapping[str, Array], step: Step, inner: str, tokens: int) -> Array:
