@@ -27,11 +27,16 @@ from benchmarks.shared.timing import median, quartiles, time_in_turn
 from runtime import Ablate, SAESession
 from runtime.arrays.tensor import Array
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_ACTS_PRE
+from runtime.devices.cpu import KEPT_CALLS
 
 RESULTS = FOLDER / "memory.json"
 ROUNDS = 10
 WAYS: dict[str, dict[str, Any]] = {"default": {}, "whole": {"shared_stages": False}, "without_arena": {"arena": False}}
 """Options of `SAESession` by the name of what is compared."""
+
+ONE_TOKEN_CALLS = KEPT_CALLS + 1
+LATER = f"encode(x[:1]), {ONE_TOKEN_CALLS} times"
+"""The last calls whose memory is measured: what the others kept for the next call is given back meanwhile."""
 
 
 def main() -> None:
@@ -93,6 +98,9 @@ def memory_of_calls(path: Path, x: Array, way: str) -> dict[str, int]:
         for name, call in calls_of(session, x).items():
             call()
             found[name] = anonymous_memory()
+        for _ in range(ONE_TOKEN_CALLS):
+            session.encode(x[:1])
+        found[LATER] = anonymous_memory()
     return found
 
 

@@ -2,11 +2,13 @@
 
 Each way is a short program that reads an artifact and inputs, computes all six hooks once, reports it, and then reports
 its peak memory. The PyTorch programs load the artifact's weights in the fastest way: the file is mapped, and no random
-weights are drawn before. Every library has its default settings. The files are in the page cache, because each program
-runs once before it counts.
+weights are drawn before. Every library has its default settings. Each program runs once before it counts, so that the
+files are in the page cache, and the bytecode of all modules in a folder: an installed package has it, a checkout may
+not.
 """
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import tempfile
@@ -117,7 +119,9 @@ def measure_processes(d_in: int, d_sae: int, runs: int) -> dict[str, object]:
         for i in tqdm(range(runs + 1), desc="processes", unit="round", disable=None):
             for index in order.permutation(len(turns)):
                 name, rows = turns[index]
-                once = run_program(PROCESSES[name].program, folder / ARTIFACT, input_file(folder, rows))
+                once = run_program(
+                    PROCESSES[name].program, folder / ARTIFACT, input_file(folder, rows), folder / "bytecode"
+                )
                 if i:
                     seen[name, rows].append(once)
         weights = sum(file.stat().st_size for file in (folder / ARTIFACT).glob("weights.*"))
@@ -134,17 +138,21 @@ def measure_processes(d_in: int, d_sae: int, runs: int) -> dict[str, object]:
     return {"d_in": d_in, "d_sae": d_sae, "weights_bytes": weights, "runs": runs, "ways": ways}
 
 
-def run_program(program: str, artifact: Path, inputs: Path) -> tuple[float, int]:
+def run_program(program: str, artifact: Path, inputs: Path, bytecode: Path) -> tuple[float, int]:
     """Run a program once; return the seconds from its start to its first result, and its peak memory in bytes.
+
+    Python reads and writes bytecode in the folder `bytecode`.
 
     Raises:
         RuntimeError: The program failed; the message ends with what it printed.
     """
-    start = time.perf_counter()
     command = [sys.executable, "-c", program + PEAK, str(artifact), str(inputs)]
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(bytecode)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    start = time.perf_counter()
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment) as process,
     ):
         assert process.stdout is not None
         line = process.stdout.readline()

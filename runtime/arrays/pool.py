@@ -22,8 +22,14 @@ class _Lease:
         self.__array_interface__ = buffer.__array_interface__
 
 
+ALIGNMENT = 256
+"""Alignment in bytes of ONNX Runtime's own tensors. A library may add up numbers in an order that depends on it."""
+
+
 def _of_the_system(nbytes: int) -> Array:
-    return np.empty(nbytes, np.uint8)
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes]
 
 
 class BufferPool:
@@ -32,11 +38,10 @@ class BufferPool:
     Args:
         keep: Whether to keep returned buffers.
         allocate: Function that returns a uint8 array of the given number of bytes.
-        calls: Number of calls for which an unused buffer is kept; None keeps at most as many bytes as the arrays of the
-            last call take.
+        calls: Number of calls of `arrays` for which an unused buffer is kept.
     """
 
-    def __init__(self, keep: bool, allocate: Callable[[int], Array] = _of_the_system, calls: int | None = None) -> None:
+    def __init__(self, keep: bool, allocate: Callable[[int], Array] = _of_the_system, *, calls: int) -> None:
         self._keep = keep
         self._allocate = allocate
         self._calls = calls
@@ -50,7 +55,7 @@ class BufferPool:
         with self._lock:
             buffers = [self._taken(size) for size in sizes]
             self._call += 1
-            while self._free and self._is_too_much(sum(sizes)):
+            while self._free and self._call - self._free[0][0] > self._calls:
                 self._free.pop(0)
         return [_array(self, buffer, shape, dtype) for buffer, (shape, dtype) in zip(buffers, forms, strict=True)]
 
@@ -59,14 +64,11 @@ class BufferPool:
         """The number of bytes that are kept without being in use."""
         return sum(buffer.nbytes for _, buffer in list(self._free))
 
-    def _is_too_much(self, wanted: int) -> bool:
-        """Return whether the oldest kept buffer should be freed."""
-        return self.kept > wanted if self._calls is None else self._call - self._free[0][0] > self._calls
-
     def _taken(self, size: int) -> Array:
-        for i, (_, buffer) in enumerate(self._free):
-            if buffer.nbytes == size:
-                return self._free.pop(i)[1]
+        """Return the smallest unused buffer that holds `size` bytes and is at most twice as large, or a new one."""
+        fits = [i for i, (_, buffer) in enumerate(self._free) if size <= buffer.nbytes <= 2 * size]
+        if fits:  # of several, the last that was used, so that the others become old
+            return self._free.pop(min(reversed(fits), key=lambda i: self._free[i][1].nbytes))[1]
         return self._allocate(size)
 
     def _give_back(self, buffer: Array) -> None:
@@ -76,6 +78,6 @@ class BufferPool:
 
 
 def _array(memory: BufferPool, buffer: Array, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    lease = _Lease(buffer)
+    lease = _Lease(buffer[: math.prod(shape) * dtype.itemsize])
     weakref.finalize(lease, memory._give_back, buffer).atexit = False
     return np.asarray(lease).view(dtype).reshape(shape)

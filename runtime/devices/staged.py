@@ -6,10 +6,12 @@ and what is left of the graph (`runtime/artifact/stages.py`). Their values are p
 run whole, as other engines run them. `python -m benchmarks.costs.memory` measures the memory and the time.
 """
 
+import functools
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import onnxruntime as ort
 
@@ -17,27 +19,19 @@ from ..arrays.dtypes import DTYPES
 from ..artifact.contracts import whole_variant
 from ..artifact.held import HeldFolder
 from ..artifact.interface import Interface, ValueType
+from ..artifact.names import INDICES, L0, VALUES
 from ..artifact.stages import Part, Remainder, Stages, rest_of, rest_of_whole, split
+from .background import in_background
+from .chains import Step
 from .start import is_from_onnx_runtime
 
 SMALLEST_SHARED = 1 << 20
 """Number of elements from which a parameter is shared, 4 MB in float32. Below, a second session takes longer than the
 copy of the parameter is worth."""
 
-
-@dataclass(frozen=True)
-class Step:
-    """A session in the chain of a graph.
-
-    Attributes:
-        session: The session.
-        inputs: The value of the graph for each input of the session, by name of the input.
-        outputs: The output of the session for each value of the graph, by name of the value.
-    """
-
-    session: ort.InferenceSession
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
+SEARCHED_TOKENS = 128
+"""Number of tokens whose strongest features are searched at once. Each token is searched alone and nothing is added up,
+so this decides only how much memory the search takes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class StagedSession:
         """Return the metadata of the graph."""
         return Metadata(self._interface.metadata)
 
-    def chain(self, names: Sequence[str], given: frozenset[str]) -> list[Step]:
+    def chain(self, names: Sequence[str], given: frozenset[str]) -> Sequence[Step]:
         """Return the steps that compute some outputs from the values that are given, in order.
 
         The steps compute nothing else. A hook among the values that are given is not computed again.
@@ -86,17 +80,10 @@ class StagedSession:
             for step in reversed(self._steps):
                 outputs = {name: inner for name, inner in step.outputs.items() if name in wanted}
                 if outputs:
-                    steps.append(Step(step.session, step.inputs, outputs))
+                    steps.append(replace(step, outputs=outputs))
                     wanted = (wanted - {*outputs} | {*step.inputs.values()}) - given
             self._chains[key] = steps[::-1]
         return self._chains[key]
-
-
-def chain_of(session: Any, names: Sequence[str], given: Sequence[str]) -> list[Step]:
-    """Return the steps that compute some outputs of a session, which may be one of ONNX Runtime."""
-    if isinstance(session, StagedSession):
-        return session.chain(names, frozenset(given))
-    return [Step(session, {name: name for name in given}, {name: name for name in names})]
 
 
 class StageError(Exception):
@@ -145,14 +132,17 @@ class SharedStages:
         if remainder is None:
             return None
         values = _values(remainder.hooks)
+        needed = [(i, part) for i, part in enumerate(stages.parts) if not values.keys().isdisjoint(part.outputs)]
+        # Each start repacks its matrix in one thread.
+        started = [in_background(functools.partial(self._stage, whole, i, part, files)) for i, part in needed]
         steps = [
-            Step(self._stage(whole, i, part, files), _inputs(part, values), _outputs(part, values))
-            for i, part in enumerate(stages.parts)
-            if not values.keys().isdisjoint(part.outputs)
+            Step(session(), _inputs(part, values), _outputs(part, values))
+            for session, (_, part) in zip(started, needed, strict=True)
         ]
         if (rest := remainder.part) is not None:
             own = {name: name for name in (*rest.inputs, *rest.outputs)}
-            steps.append(Step(self._start(graph, files, rest.model), _inputs(rest, own), _outputs(rest, own)))
+            most = SEARCHED_TOKENS if {*rest.outputs} <= {INDICES, VALUES, L0} else sys.maxsize
+            steps.append(Step(self._start(graph, files, rest.model), _inputs(rest, own), _outputs(rest, own), most))
         return StagedSession(remainder.graph.interface, steps)
 
     def _stages_of(self, whole: str, files: HeldFolder) -> Stages | None:

@@ -19,6 +19,7 @@ from ..artifact.manifest import GraphSpec, TensorSpec
 from ..artifact.names import HOOK_ACTS_POST, HOOK_RECONS, TARGET, TOKENS, K
 from ..artifact.selection import select_features
 from ..devices.backend import Backend, create_backend
+from ..devices.background import in_background
 from ..devices.blocks import block_sizes, output_bytes
 from ..devices.cpu import CpuBackend
 from ..devices.options import Options
@@ -26,7 +27,7 @@ from ..devices.staged import StagedSession
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import InputError
 from .described import check_loaded
-from .loading import LoadedGraphs, in_background
+from .loading import LoadedGraphs
 from .route import Choice, choose_graph, variant_of
 from .selection import Selection, tokens_at_once, tokens_for_threads
 

@@ -3,7 +3,7 @@
 import abc
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from ..arrays.tensor import TensorValue
 from ..artifact.held import HeldFolder
+from ..devices.background import in_background
 from ..devices.staged import StageError
 from ..devices.start import Device, is_from_onnx_runtime
 from ..errors import ArtifactError, SAEError
@@ -159,24 +160,3 @@ class LoadedGraphs(abc.ABC):
     @abc.abstractmethod
     def _close_device(self) -> None:
         """Free everything else that the device keeps. All sessions were released."""
-
-
-def in_background(check: Callable[[], object]) -> Callable[[], None]:
-    """Start a check in its own thread, and return a function that waits for it and raises its exception."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            check()
-        except BaseException as error:  # raised again in the thread that asks for the result
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)  # an interrupted load does not keep the process alive
-    thread.start()
-
-    def result() -> None:
-        thread.join()
-        if raised:
-            raise raised[0]
-
-    return result

@@ -406,16 +406,18 @@ def test_the_plot_has_a_panel_for_each_use_and_a_line_for_each_contender(result,
 
 
 @pytest.mark.parametrize("name", ["runtime_unchecked", "hooked_sae"])
-def test_a_whole_process_returns_its_first_result(name, case):
+def test_a_whole_process_returns_its_first_result(name, case, tmp_path):
     folder, _ = case
-    seconds, peak = processes.run_program(processes.PROCESSES[name].program, folder / ARTIFACT, input_file(folder, 1))
+    program, bytecode = processes.PROCESSES[name].program, tmp_path / "bytecode"
+    seconds, peak = processes.run_program(program, folder / ARTIFACT, input_file(folder, 1), bytecode)
     assert seconds > 0
     assert peak > 10_000_000 or sys.platform != "linux"
+    assert list(bytecode.rglob("*.pyc"))
 
 
 def test_a_process_that_fails_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="no such thing"):
-        processes.run_program("raise ValueError('no such thing')", tmp_path, tmp_path)
+        processes.run_program("raise ValueError('no such thing')", tmp_path, tmp_path, tmp_path)
 
 
 def test_what_has_to_be_installed():

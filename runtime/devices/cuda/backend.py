@@ -71,8 +71,8 @@ class CudaBackend:
                 "stream, such as torch.cuda.Stream()."
             )
         self._memory = DeviceMemory(self._card, self.stream, keep=options.arena)
-        self._pinned = BufferPool(options.arena, self._card.pinned, KEPT_CALLS)
-        self._staging = BufferPool(options.arena, self._card.pinned, KEPT_CALLS)
+        self._pinned = BufferPool(options.arena, self._card.pinned, calls=KEPT_CALLS)
+        self._staging = BufferPool(options.arena, self._card.pinned, calls=KEPT_CALLS)
         self._staged: list[Array] = []
         self._weights = DeviceWeights(files.weights, self._memory)
         self._replays = Replays(self._memory, options.cuda_graph)

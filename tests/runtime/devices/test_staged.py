@@ -13,7 +13,7 @@ from runtime import Ablate, Add, SAESession
 from runtime.artifact.contracts import whole_variant
 from runtime.artifact.names import FEATURE_HOOKS, HOOK_ACTS_POST, HOOK_ACTS_PRE, INTERVENTION
 from runtime.artifact.stages import rest_of, split
-from runtime.devices import staged
+from runtime.devices import cpu, staged
 from runtime.devices.staged import StagedSession
 from saeexport import export
 from tests.support.breaking import edit_graph, rewrite
@@ -74,12 +74,14 @@ def use(session, x, target):
     return found
 
 
-@pytest.mark.parametrize("block_tokens", [None, 4])
-def test_a_chain_computes_the_same_bits_as_the_whole_graph(case, block_tokens, monkeypatch):
+@pytest.mark.parametrize(("block_tokens", "bound"), [(None, NEVER), (None, 0), (4, NEVER)])
+def test_a_chain_computes_the_same_bits_as_the_whole_graph(case, block_tokens, bound, monkeypatch):
     path, x, target = case
     results = []
+    monkeypatch.setattr(staged, "SEARCHED_TOKENS", 3)
     for smallest in (NEVER, MATRICES):
         monkeypatch.setattr(staged, "SMALLEST_SHARED", smallest)
+        monkeypatch.setattr(cpu, "SMALLEST_BOUND", bound if smallest == MATRICES else NEVER)
         with SAESession(path, "cpu", block_tokens=block_tokens) as session:
             results.append(use(session, x, target))
             in_stages = {name for name, loaded in session._graphs.loaded.items() if isinstance(loaded, StagedSession)}
@@ -250,6 +252,17 @@ def test_what_is_not_a_graph_is_left_to_onnx_runtime(content):
     assert rest_of(content, stages, LARGE) is None
 
 
+def use_once(session, x):
+    """Make a call of each kind."""
+    session.encode(x)
+    session(x)
+    session.run_with_cache(x)
+    session.top_features(x, 3)
+    session.steer(x, {1: Ablate()})
+    session.run_with_hooks(x, [(HOOK_ACTS_PRE, lambda acts, hook: acts), (HOOK_ACTS_POST, lambda acts, hook: acts)])
+    session.run_with_cache(x, HOOK_ACTS_PRE, return_output=False)
+
+
 def memory_after_every_call(smallest):
     """Return the anonymous memory that every kind of call together adds to this process, over the weights."""
     staged.SMALLEST_SHARED = smallest
@@ -257,12 +270,7 @@ def memory_after_every_call(smallest):
         x = normal(1, session.cfg.d_in)
         session.watch([0])(x)  # so that ONNX Runtime itself has started
         before = process_memory("self", "RssAnon")
-        session.encode(x)
-        session(x)
-        session.top_features(x, 3)
-        session.steer(x, {1: Ablate()})
-        session.run_with_hooks(x, [(HOOK_ACTS_PRE, lambda acts, hook: acts), (HOOK_ACTS_POST, lambda acts, hook: acts)])
-        session.run_with_cache(x, HOOK_ACTS_PRE, return_output=False)
+        use_once(session, x)
         return (process_memory("self", "RssAnon") - before) / session.artifact.manifest.files[
             "weights.safetensors"
         ].bytes
@@ -274,3 +282,27 @@ def test_all_calls_together_hold_each_matrix_once():
         shared, copied = pool.map(memory_after_every_call, [staged.SMALLEST_SHARED, NEVER], chunksize=1)
     assert shared < 1.6  # one copy of each matrix, and half of that again for ONNX Runtime
     assert copied > 2.6
+
+
+def memory_of_a_batch(bound):
+    """Return the growth of the anonymous memory in tensors of all features, after every call and after later ones."""
+    cpu.SMALLEST_BOUND, rows = bound, 4000
+    with SAESession(MINILM, "cpu") as session:
+        x, tensor = normal(rows, session.cfg.d_in), rows * session.cfg.d_sae * 4
+        use_once(session, x[:1])
+        before = process_memory("self", "RssAnon")
+        use_once(session, x)
+        after = process_memory("self", "RssAnon")
+        for _ in range(cpu.KEPT_CALLS + 1):
+            session.encode(x[:1])
+        return (after - before) / tensor, (process_memory("self", "RssAnon") - before) / tensor
+
+
+@pytest.mark.skipif(not process_memory("self", "RssAnon"), reason="reads the memory of the process from /proc")
+def test_sessions_share_the_memory_of_a_batch_and_give_it_back():
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        (shared, later), (own, kept) = pool.map(memory_of_a_batch, [cpu.SMALLEST_BOUND, NEVER], chunksize=1)
+    assert shared < 5  # the activations before and after ReLU and after an edit, and what the search takes
+    assert later < 2
+    assert own > 6
+    assert kept > 6

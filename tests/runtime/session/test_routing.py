@@ -115,7 +115,7 @@ def test_a_batch_in_blocks_is_whole_and_belongs_to_the_caller():
 
 
 def test_memory_is_used_again_when_the_last_view_of_it_is_gone():
-    memory, form = BufferPool(keep=True), ((10, 4), np.dtype(np.float32))
+    memory, form = BufferPool(keep=True, calls=2), ((10, 4), np.dtype(np.float32))
     (first,) = memory.arrays([form])
     first[:] = 1
     address, view = first.ctypes.data, first[3:]
@@ -132,17 +132,36 @@ def test_memory_is_used_again_when_the_last_view_of_it_is_gone():
     assert memory.kept == 0
 
 
-def test_no_more_memory_is_kept_than_the_last_call_took():
-    memory = BufferPool(keep=True)
-    large = memory.arrays([([1000], np.dtype(np.float32))] * 3)
+def test_memory_is_kept_for_some_calls():
+    memory, form = BufferPool(keep=True, calls=2), ((1000,), np.dtype(np.float32))
+    large = memory.arrays([form] * 3)
     del large
-    assert memory.kept == 12000
-    small = memory.arrays([([10], np.dtype(np.int64))])
-    assert memory.kept <= 80
-    assert small[0].shape == (10,)
-    without = BufferPool(keep=False)
-    without.arrays([([10], np.dtype(np.float32))])
+    for _ in range(2):
+        assert memory.kept == 12000
+        again = memory.arrays([form])  # one of the three, each time the same
+        assert memory.kept == 8000
+        del again
+    memory.arrays([])
+    assert memory.kept == 4000
+    for _ in range(3):
+        memory.arrays([])
+    assert memory.kept == 0
+    without = BufferPool(keep=False, calls=2)
+    without.arrays([form])
     assert without.kept == 0
+
+
+def test_a_larger_buffer_is_used_unless_most_of_it_would_be_left():
+    memory, dtype = BufferPool(keep=True, calls=9), np.dtype(np.float32)
+    two = memory.arrays([((1000,), dtype), ((1200,), dtype)])
+    del two
+    (small,) = memory.arrays([((499,), dtype)])
+    assert memory.kept == 8800
+    first, second, third = memory.arrays([((900,), dtype), ((900,), dtype), ((900,), dtype)])
+    assert memory.kept == 0
+    assert [array.size for array in (small, first, second, third)] == [499, 900, 900, 900]
+    del second
+    assert memory.kept == 4800
 
 
 def test_memory_survives_threads_and_its_owner():
@@ -153,7 +172,7 @@ def test_memory_survives_threads_and_its_owner():
             if not ((a == i).all() and (b == -i).all()):
                 wrong.append(i)
 
-    memory, wrong = [BufferPool(keep=True)], []
+    memory, wrong = [BufferPool(keep=True, calls=2)], []
     threads = [threading.Thread(target=work, args=(i,)) for i in range(1, 5)]
     for thread in threads:
         thread.start()
