@@ -52,6 +52,27 @@ def test_a_missing_tensor_is_named(artifact, name):
         load_golden(read_artifact(artifact))
 
 
+def test_all_that_is_missing_is_named_in_order(artifact):
+    missing = sorted(name for name in READ if name.startswith("scale."))
+    spoil(artifact, **dict.fromkeys(missing))
+    with pytest.raises(IntegrityError, match=f"golden.safetensors has no tensor {', '.join(missing)}. Export"):
+        load_golden(read_artifact(artifact))
+
+
+@pytest.mark.parametrize("places", [[-1], [256], [3, 256], [3, -1]])
+def test_an_uncertain_feature_must_be_one_of_those_of_the_batch(artifact, places):
+    spoil(artifact, **{"uncertain.float32": np.array(places)})
+    with pytest.raises(IntegrityError, match=r"uncertain.float32 are not indices into \[16, 16\] activations"):
+        load_golden(read_artifact(artifact))
+
+
+def test_the_uncertain_features_are_those_that_are_stored(artifact):
+    assert not load_golden(read_artifact(artifact)).clean.is_uncertain.any()
+    spoil(artifact, **{"uncertain.float32": np.array([0, 17, 255])})
+    uncertain = load_golden(read_artifact(artifact)).clean.uncertain
+    assert np.argwhere(uncertain).tolist() == [[0, 0], [1, 1], [15, 15]]
+
+
 def test_the_uncertain_features_of_tf32_are_checked_where_they_are_read(artifact):
     spoil(artifact, **{"uncertain.tf32": None})
     load_golden(read_artifact(artifact))

@@ -278,6 +278,25 @@ def test_a_graph_is_held_to_the_stages_of_its_own_family(variants):
     assert (tokens, feeds[POST].tolist()) == (1, np.float32([[1.01, 0, 0, 2]]).tolist())
 
 
+def test_an_edit_follows_the_decision_about_a_feature_that_is_not_edited():
+    pre = [[2.0, 3.0, -2.0, 2.0], [-3.0, -2.0, 0.99, 2.0], [5.0, -1.0, 4.0, 3.0]]
+
+    def decide(outputs, feeds):
+        outputs[PRE][1, 2] = outputs[POST][1, 2] = 1.01
+        outputs[RECONS] = decoded(outputs[POST])
+        outputs[ERROR][1] -= np.float32(1.01)
+        outputs[OUTPUT] = outputs[RECONS] + outputs[ERROR]
+
+    clean = make_reference(pre, np.multiply(pre, np.array(pre) > 1), budget=0.05)
+    program = Program(clean, spoiling("steer", decide))
+    program.activate = lambda pre: np.where(pre > 1, pre, 0)
+    report = program.judged("steer")
+    assert report.failures == []
+    assert {verdict.note for verdict in report.verdicts if verdict.hook == POST} == {
+        "(1 decision differing from the original)"
+    }
+
+
 def test_an_edit_that_cannot_be_followed_is_judged_as_it_is():
     def shorter(outputs, feeds):
         if not (feeds[FEATURE_SCALE] == 1).all():

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
-from runtime.parity.running import KeptGraphs, SessionRunner
+from runtime.parity.running import KeptGraphs, SessionRunner, run_in_calls
 
 
 class Session:
@@ -38,6 +39,14 @@ def test_the_last_call_has_a_single_token_and_a_cpu_variant_runs_in_batches_of_e
     assert [len(call) for call in session.calls] == calls
     assert [token for call in session.calls for token in call] == x[:, 0].tolist()
     assert (outputs["output"] == x + np.repeat(np.arange(len(calls)) + 1, calls)[:, None]).all()
+
+
+def test_outputs_of_bfloat16_are_arrays_of_float32():
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    spec = SimpleNamespace(inputs=[SimpleNamespace(name="input", shape=("tokens", 2))])
+    outputs = run_in_calls(lambda feeds: {"output": feeds["input"].astype(bfloat16)}, spec, {"input": x}, 3)
+    assert outputs["output"].dtype == np.float32
+    assert (outputs["output"] == x).all()
 
 
 def test_the_last_graph_and_activate_stay_loaded():
