@@ -41,6 +41,11 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{kind}: needs {what}; skipped without, unless --require-gpu")
 
 
+def pytest_collection_modifyitems(items):
+    """Start the tests that take seconds each, so that no process is left with one while the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_collection_finish(session):
     """Leave what the imports made out of all further collections, each of which would take 0.4 s."""
     gc.collect()

@@ -24,6 +24,7 @@ def suite(pytester, monkeypatch):
     """Run pytest with the plugin in an empty folder; files can be made there before."""
     for variable in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # each run would import the others anew, a second each
 
     def run(*arguments, device="cpu"):
         options = ["-p", "no:cacheprovider", "-p", "pytest_saeexport", "--sae-device", device, "-rA"]
