@@ -31,7 +31,7 @@ def digest_values(model: bytes, given: Mapping[str, bytes]) -> tuple[dict[str, b
         given: Digests of inputs, by name.
 
     Raises:
-        ValueError: The file is not ONNX, as the other errors in `UNREADABLE` say.
+        Exception: One of `UNREADABLE`, if the file is not ONNX.
     """
     (graph,) = submessages(memoryview(model), proto.MODEL_GRAPH)
     operators = _digest(*map(bytes, submessages(memoryview(model), proto.MODEL_OPSETS)))

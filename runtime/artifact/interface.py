@@ -26,11 +26,7 @@ class Interface:
 
 
 def read_interface(model: bytes) -> Interface:
-    """Return what the content of an ONNX file says about itself.
-
-    Raises:
-        ValueError: The file is not ONNX, as the other errors in `UNREADABLE` say.
-    """
+    """Return what the content of an ONNX file says about itself; one of `UNREADABLE` is raised if it is not ONNX."""
     (graph,) = submessages(memoryview(model), proto.MODEL_GRAPH)
     inputs, outputs = (
         tuple(map(_value_type, by_name(submessages(graph, field)).values()))

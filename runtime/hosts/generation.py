@@ -197,13 +197,10 @@ def _sampler(temperature: float, top_k: int | None, draws: np.random.Generator) 
 
 
 def check_same_for_all_tokens(edits: Mapping[str, Intervention]) -> None:
-    """Refuse edits with a value for each token.
-
-    Args:
-        edits: The edits by hook.
+    """Refuse edits, by hook, with a value for each token.
 
     Raises:
-        InputError: One is refused.
+        InputError: An edit has one.
     """
     for hook, intervention in edits.items():
         if intervention.scale.ndim > 1 or intervention.shift.ndim > 1:

@@ -39,14 +39,8 @@ def check_unloaded(artifact: Artifact, graph: str) -> None:
 def check_loaded(manifest: Manifest, graph: str, session: Any, path: Path) -> None:
     """Check that a graph was exported for these weights, and that its inputs and outputs are those of the manifest.
 
-    Args:
-        manifest: Manifest of the artifact.
-        graph: Name of the graph.
-        session: Session of the graph, which says what is in its file.
-        path: Path of the file, for the message.
-
     Raises:
-        IntegrityError: They are not.
+        IntegrityError: They are not; the message has the path of the file.
     """
     try:
         metadata = session.get_modelmeta().custom_metadata_map

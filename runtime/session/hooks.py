@@ -179,13 +179,7 @@ class HookRegistry:
 def names_for(
     function: HookFunction, where: HookSelector, known: Sequence[str], unknown: str = "no such hook"
 ) -> list[str]:
-    """Return the names of the hooks at which a function is placed.
-
-    Args:
-        function: The function.
-        where: A name, or a predicate on names.
-        known: The names that there are.
-        unknown: What the message says about another name.
+    """Return the names of the hooks, of those that are known, at which a function is placed.
 
     Raises:
         UnknownHookError: `where` is a name that is not known.

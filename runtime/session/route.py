@@ -33,15 +33,7 @@ class Plan:
 
     @classmethod
     def of(cls, choice: "Choice", device: str, options: Options, for_cpu: bool, blocks: Blocks) -> "Plan":
-        """Return the plan of a request.
-
-        Args:
-            choice: The graph that answers it.
-            device: Name of the device.
-            options: Options of the session.
-            for_cpu: Whether CPU variants are preferred.
-            blocks: Number of tokens in each block.
-        """
+        """Return the plan of a request that `choice` answers; `for_cpu` says that CPU variants are preferred."""
         why = choice.why
         if choice.graph is not None:
             family = "CPU variants" if for_cpu else "portable graphs"
