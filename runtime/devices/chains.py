@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -93,19 +93,6 @@ def token_bytes(session: ort.InferenceSession) -> int:
             for shape, dtype in _forms_of(session).values()
         )
     return found
-
-
-class Chain(Protocol):
-    """A graph that runs as a chain of sessions; see `runtime.devices.staged.StagedSession`."""
-
-    def chain(self, names: Sequence[str], given: frozenset[str]) -> Sequence[Step]: ...  # noqa: D102
-
-
-def chain_of(session: "ort.InferenceSession | Chain", names: Sequence[str], given: Sequence[str]) -> Sequence[Step]:
-    """Return the steps that compute some outputs of a session, which may be one of ONNX Runtime."""
-    if isinstance(session, ort.InferenceSession):
-        return [Step(session, {name: name for name in given}, {name: name for name in names})]
-    return session.chain(names, frozenset(given))
 
 
 def run_at_once(

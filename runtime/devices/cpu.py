@@ -15,10 +15,10 @@ from ..artifact.manifest import GraphSpec
 from ..artifact.names import TOKENS
 from .background import repeatedly
 from .blocks import output_dimensions, slice_feeds
-from .chains import Form, Place, chain_of, run_at_once, run_into, token_bytes
+from .chains import Form, Place, run_at_once, run_into, token_bytes
 from .loading import parameter_values, start_on_checked_bytes
 from .options import Options
-from .staged import SharedStages, StagedSession
+from .staged import SharedStages, StagedSession, chain_of
 from .start import CPU, Device, start_session
 
 PAGE_SECONDS = 0.005
