@@ -50,7 +50,12 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def arrays(self, forms: Sequence[tuple[Sequence[int], np.dtype[Any]]]) -> list[Array]:
-        """Return a writable array of unspecified content for each shape and dtype. The caller may keep it."""
+        """Return a writable array of unspecified content for each shape and dtype. The caller may keep it.
+
+        A call without forms counts as a call that needs no memory.
+        """
+        if not forms and not self._free:
+            return []  # no buffer is taken, and none becomes older
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in forms]
         with self._lock:
             buffers = [self._taken(size) for size in sizes]

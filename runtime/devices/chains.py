@@ -8,9 +8,10 @@ import functools
 import itertools
 import math
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -56,14 +57,7 @@ class Step:
     def forms(self) -> dict[str, Form]:
         """The outputs that the chain needs, and the other activations of all features, which are computed anyway."""
         needed = {*self.outputs.values(), *FEATURE_HOOKS}
-        return {
-            output.name: (tuple(output.shape), DTYPE_OF[output.type])
-            for output in self.session.get_outputs()
-            if output.name in needed
-            and output.shape[:1] == [TOKENS]
-            and output.type in DTYPE_OF
-            and all(isinstance(size, int) or size == K for size in output.shape[1:])
-        }
+        return {name: form for name, form in _forms_of(self.session).items() if name in needed}
 
     @functools.cached_property
     def place_of(self) -> dict[str, Place]:
@@ -72,30 +66,33 @@ class Step:
         assert values.keys() <= self.forms.keys(), f"{values} are not all tensors with a row per token"
         return {output: values.get(output, (id(self.session), output)) for output in self.forms}
 
-    @functools.cached_property
-    def token_bytes(self) -> int:
-        """The bytes of these outputs for one token, apart from dimensions that depend on the call."""
-        return sum(
-            math.prod(size for size in shape if isinstance(size, int)) * dtype.itemsize
-            for shape, dtype in self.forms.values()
-        )
-
     def places(self) -> dict[Place, Form]:
         """Return the places of the outputs, and the form of each."""
         return {self.place_of[output]: form for output, form in self.forms.items()}
 
 
-class Chain(Protocol):
-    """A graph that runs as a chain of sessions; see `runtime.devices.staged.StagedSession`."""
+def _forms_of(session: ort.InferenceSession) -> dict[str, Form]:
+    """Return the form of each output of a session that has a row per token, by name."""
+    return {
+        output.name: (tuple(output.shape), DTYPE_OF[output.type])
+        for output in session.get_outputs()
+        if output.shape[:1] == [TOKENS]
+        and output.type in DTYPE_OF
+        and all(isinstance(size, int) or size == K for size in output.shape[1:])
+    }
 
-    def chain(self, names: Sequence[str], given: frozenset[str]) -> Sequence[Step]: ...  # noqa: D102
+
+_token_bytes: "weakref.WeakKeyDictionary[ort.InferenceSession, int]" = weakref.WeakKeyDictionary()
 
 
-def chain_of(session: "ort.InferenceSession | Chain", names: Sequence[str], given: Sequence[str]) -> Sequence[Step]:
-    """Return the steps that compute some outputs of a session, which may be one of ONNX Runtime."""
-    if isinstance(session, ort.InferenceSession):
-        return [Step(session, {name: name for name in given}, {name: name for name in names})]
-    return session.chain(names, frozenset(given))
+def token_bytes(session: ort.InferenceSession) -> int:
+    """Return the bytes of the outputs of a session for one token, apart from dimensions that depend on the call."""
+    if (found := _token_bytes.get(session)) is None:  # to ask a session takes as long as to run a tiny one
+        found = _token_bytes[session] = sum(
+            math.prod(size for size in shape if isinstance(size, int)) * dtype.itemsize
+            for shape, dtype in _forms_of(session).values()
+        )
+    return found
 
 
 def run_at_once(

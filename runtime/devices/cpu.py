@@ -15,15 +15,14 @@ from ..artifact.manifest import GraphSpec
 from ..artifact.names import TOKENS
 from .background import repeatedly
 from .blocks import output_dimensions, slice_feeds
-from .chains import Form, Place, chain_of, run_at_once, run_into
+from .chains import Form, Place, run_at_once, run_into, token_bytes
 from .loading import parameter_values, start_on_checked_bytes
 from .options import Options
-from .staged import SharedStages, StagedSession
+from .staged import SharedStages, StagedSession, chain_of
 from .start import CPU, Device, start_session
 
 PAGE_SECONDS = 0.005
 """Seconds after which the pages of the weights that a starting session has read go back to the system."""
-
 
 SMALLEST_BOUND = 24 << 20
 """Bytes of the outputs of a chain from which they are written into memory that all graphs share.
@@ -92,7 +91,7 @@ class CpuBackend:
         tensors = {tensor.name: tensor for tensor in spec.outputs}
         dtypes = {*(array.dtype.name for array in arrays.values()), *(tensors[name].dtype for name in names)}
         steps = chain_of(session, names, tuple(arrays))
-        is_small = len(sizes) == 1 and sizes[0] * sum(step.token_bytes for step in steps) < SMALLEST_BOUND
+        is_small = len(sizes) == 1 and sizes[0] * sum(token_bytes(step.session) for step in steps) < SMALLEST_BOUND
         if is_small and BFLOAT16 not in dtypes:  # `run` does not take ml_dtypes' arrays; a binding takes memory
             self._memory.arrays([])  # a call that needs none of it
             return run_at_once(steps, names, arrays, sizes[0])

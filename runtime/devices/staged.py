@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
@@ -84,6 +84,13 @@ class StagedSession:
                     wanted = (wanted - {*outputs} | {*step.inputs.values()}) - given
             self._chains[key] = steps[::-1]
         return self._chains[key]
+
+
+def chain_of(session: Any, names: Sequence[str], given: Sequence[str]) -> Sequence[Step]:
+    """Return the steps that compute some outputs of a session, which may be one of ONNX Runtime."""
+    if isinstance(session, StagedSession):
+        return session.chain(names, frozenset(given))
+    return [Step(session, {name: name for name in given}, {name: name for name in names})]
 
 
 class StageError(Exception):

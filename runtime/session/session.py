@@ -72,7 +72,7 @@ class SAESession:
             the factors to 10 bits and is faster.
         threads: Number of CPU threads per call; None means one per core that this process may use, and one for few
             tokens of a `watch`.
-        arena: Whether to keep freed memory for the next call. Without it, large calls take longer.
+        arena: Whether to keep freed memory for the next calls. Without it, large calls take longer.
         memory_limit: Bytes of GPU memory for the weights and for a graph while it runs; batches are cut into blocks
             that fit. Each further open graph may need as much in addition to the weights. The limit does not include
             CUDA itself (a few hundred MB) and results that stay on the GPU.
