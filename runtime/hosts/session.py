@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, final, overload
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, final, overload
 import numpy as np
 
 from ..arrays.arguments import as_integer
-from ..arrays.tensor import Array
+from ..arrays.tensor import Array, as_given
 from ..artifact.names import HOOK_ERROR
 from ..devices.options import Options
 from ..errors import ArtifactError, InputError, IntegrityError
@@ -497,6 +497,11 @@ class HostSession:
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
         spec = self._runner.graphs.spec(graph)
+        if not isinstance(feeds, Mapping):
+            raise InputError(f"feeds is {feeds!r}; it must be a dict from the names of inputs to arrays.")
+        if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
+            raise InputError(f"names is {names!r}; it must be a list of outputs, or None for all.")
+        names = None if names is None else [str(name) for name in names]
         known = {"inputs": [tensor.name for tensor in spec.inputs], "outputs": [tensor.name for tensor in spec.outputs]}
         for role, given in (("inputs", feeds), ("outputs", names or ())):
             if unknown := [str(name) for name in given if name not in known[role]]:
@@ -504,7 +509,8 @@ class HostSession:
         defaults = {at(hook, name) for hook in self.hook_names for name in (*SWITCHES, *EDITS)}
         if missing := [name for name in known["inputs"] if name not in feeds and name not in defaults]:
             raise InputError(f"{graph!r} also needs the inputs {', '.join(missing)}.")
-        return self._runner.graphs.run(graph, {name: np.asarray(array) for name, array in feeds.items()}, names)
+        arrays = {name: np.asarray(as_given(array)) for name, array in feeds.items()}
+        return self._runner.graphs.run(graph, arrays, names)
 
     def release(self, graph: str) -> None:
         """Free one graph's copy of the weights; a later call loads it again.

@@ -1,0 +1,15 @@
+"""Tells of thresholds that no JumpReLU has, which may be the logarithms that some trainings store."""
+
+from ..original.hooked_sae import HookedSAE
+
+
+def note_thresholds(sae: HookedSAE) -> list[str]:
+    """Return a sentence about negative thresholds; none if there are none, or the SAE does not have thresholds."""
+    threshold = getattr(sae, "threshold", None)
+    negative = 0 if threshold is None else int((threshold < 0).sum())
+    if not negative:
+        return []
+    return [
+        f"Thresholds below 0: {negative:,} of {threshold.numel():,}. A feature is on above 0 only. If the checkpoint "
+        "holds logarithms of thresholds, store torch.exp of them."
+    ]
