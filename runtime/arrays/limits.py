@@ -26,12 +26,13 @@ def check_fits(what: str, nbytes: int) -> None:
     machine, allowed = physical_memory(), memory_limit()
     if nbytes <= min(machine, allowed):
         return
-    size = f"{what} would take {_gib(nbytes)}"
     if machine <= allowed:
-        raise InputError(f"{size}, and this machine has {_gib(machine)} of memory. Pass fewer tokens per call.")
+        raise InputError(
+            f"{what} would take {_gib(nbytes)}, and this machine has {_gib(machine)} of memory. Pass fewer tokens per call."
+        )
     raise InputError(
-        f"{size}, and this process may use {_gib(allowed)}, the limit of its container or control group. Pass fewer "
-        "tokens per call."
+        f"{what} would take {_gib(nbytes)}, and this process may use {_gib(allowed)}, the limit of its container or "
+        "control group. Pass fewer tokens per call."
     )
 
 

@@ -1,13 +1,14 @@
 """Tells of thresholds that no JumpReLU has, which may be the logarithms that some trainings store."""
 
+from torch import Tensor
+
 from ..original.hooked_sae import HookedSAE
 
 
 def note_thresholds(sae: HookedSAE) -> list[str]:
     """Return a sentence about negative thresholds; none if there are none, or the SAE does not have thresholds."""
-    threshold = getattr(sae, "threshold", None)
-    negative = 0 if threshold is None else int((threshold < 0).sum())
-    if not negative:
+    threshold: Tensor | None = getattr(sae, "threshold", None)
+    if threshold is None or not (negative := int((threshold < 0).sum())):
         return []
     return [
         f"Thresholds below 0: {negative:,} of {threshold.numel():,}. A feature is on above 0 only. If the checkpoint "
