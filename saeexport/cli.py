@@ -24,6 +24,7 @@ from ._export_all import export_all, head_shape_of
 from ._tree_summary import summarize
 from .checkpoints.duplicates import note_duplicates
 from .checkpoints.registry import FORMATS, load_for_export, read, request_of
+from .checkpoints.thresholds import note_thresholds
 from .grafting.graft_command import add_graft_command
 from .grafting.locate_command import add_locate_command
 from .original.architectures import ARCHITECTURES
@@ -219,6 +220,8 @@ def export_command(options: argparse.Namespace) -> int:
         print(f"{'no parity but ' if measured is None else ''}{describe_fidelity(manifest.fidelity)}")
     if was_signed:
         print(f"the replaced artifact was signed, this one is not: saeexport sign {artifact.path} --private-key FILE")
+    for note in note_thresholds(sae):
+        print(note)
     print(f"prove it without PyTorch: python -m runtime verify {artifact.path}")
     return 0
 
@@ -271,7 +274,7 @@ def inspect_command(options: argparse.Namespace) -> int:
     print(format_table(rows))
     print()
     print(format_table(tensors))
-    if notes := (*notes, *note_duplicates(sae)):
+    if notes := (*notes, *note_thresholds(sae), *note_duplicates(sae)):
         print()
         print("\n".join(notes))
     return 0

@@ -1,7 +1,8 @@
-"""Whole numbers, paths and files as callers pass them."""
+"""Whole numbers, paths, files and names of outputs as callers pass them."""
 
 import operator
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,16 @@ def check_is_file(path: str | os.PathLike[str], advice: str) -> None:
     if not os.path.isfile(path):
         what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"
         raise InputError(f"{os.fspath(path)} {what}. {advice}")
+
+
+def as_output_names(names: Any) -> list[str] | None:
+    """Return the names of outputs that a caller asks for as a list; None stands for all.
+
+    Raises:
+        InputError: It is neither an iterable of names nor None. A single string is refused: it is an iterable of letters.
+    """
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InputError(f"names is {names!r}; it must be a list of outputs, or None for all.")
+    return [str(name) for name in names]

@@ -7,6 +7,8 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 import onnxruntime
 
@@ -19,6 +21,9 @@ EXIT_CODES = """exit codes:
   130  interrupted with Ctrl-C
   141  the reader of standard output has closed it, as in `| head -1`
   143  terminated (SIGTERM)"""
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and after SIGTERM."""
 
 
 def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -53,19 +58,41 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
 
 def _carry_out(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
     options = parser.parse_args(arguments)
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    with _stops() as stops:
+        try:
+            return int(options.command(options))
+        except BrokenPipeError:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) and not stops:
+                stops.append(INTERRUPTED)
+            if stops:  # a library may have caught what the handler raised, and failed for want of what was stopped
+                print("interrupted" if stops[0] == INTERRUPTED else "terminated", file=sys.stderr)
+                return stops[0]
+            if not isinstance(error, (SAEError, OSError)):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+
+@contextlib.contextmanager
+def _stops() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the block by an exception, and yield a list that then has the exit code."""
+    stops: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stops.append(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+        raise KeyboardInterrupt
+
+    ours = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a job in the background of a shell
+        ours.append(signal.SIGINT)
+    previous = {number: signal.signal(number, stop) for number in ours}
     try:
-        return int(options.command(options))
-    except BrokenPipeError:
-        raise
-    except (SAEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        yield stops
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _prepare_streams() -> None:

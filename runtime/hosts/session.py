@@ -9,8 +9,8 @@ from typing import Any, Literal, final, overload
 
 import numpy as np
 
-from ..arrays.arguments import as_integer
-from ..arrays.tensor import Array
+from ..arrays.arguments import as_integer, as_output_names
+from ..arrays.tensor import Array, as_given
 from ..devices.options import Options
 from ..errors import InputError, IntegrityError
 from ..session.batch import NamesFilter, select_hooks
@@ -480,8 +480,12 @@ class HostSession:
             InputError: The graph does not have an input or output with a given name, or an input is missing.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
+        if not isinstance(feeds, Mapping):
+            raise InputError(f"feeds is {feeds!r}; it must be a dict from the names of inputs to arrays.")
+        names = as_output_names(names)
         self._runner.graphs.check_names(graph, feeds, names or ())
-        return self._runner.graphs.run(graph, {name: np.asarray(array) for name, array in feeds.items()}, names)
+        arrays = {name: np.asarray(as_given(array)) for name, array in feeds.items()}
+        return self._runner.graphs.run(graph, arrays, names)
 
     def release(self, graph: str) -> None:
         """Free one graph's copy of the weights; a later call loads it again.

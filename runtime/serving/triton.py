@@ -80,7 +80,9 @@ def write_repository(
         raise InputError(f"{path} has no graph {', '.join(unknown)}; it has {', '.join(artifact.manifest.graphs)}.")
     name = artifact.folder.name if name is None else name
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise InputError(f"The name {name!r} must consist of letters, digits, '_', '.' and '-'. Choose another.")
+        raise InputError(
+            f"The name {name!r} must consist of letters, digits, '_', '.' and '-'. Choose another (name=, --name)."
+        )
     version = as_integer("version", version, 1)
     configs = {model_name(name, graph): (graph, onnx_config(artifact, graph, name, max_tokens)) for graph in graphs}
     for model, (_, config) in configs.items():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, final, overload
 
-from ..arrays.arguments import as_integer
+from ..arrays.arguments import as_integer, as_output_names
 from ..arrays.dtypes import FLOAT32
 from ..arrays.tensor import Array, TensorValue
 from ..artifact.folder import Artifact
@@ -651,9 +651,7 @@ class SAESession:
                 have an input or output with a given name.
             SAEError: ONNX Runtime refuses the feeds, or runs out of memory.
         """
-        if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
-            raise InputError(f"names is {names!r}; it must be a list of outputs, or None for all.")
-        names = None if names is None else [str(name) for name in names]
+        names = as_output_names(names)
         return self._graphs.run(graph, self._graphs.feeds(graph, feeds), names)
 
     def release(self, graph: str) -> None:

@@ -9,6 +9,7 @@ from runtime.errors import CheckpointError
 
 from ..original.architectures import ARCHITECTURES
 from ..original.hooked_sae import HookedSAE
+from .advice import advise_on_architecture, advise_on_keys, advise_on_shapes
 
 
 def build(architecture: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], source: str) -> HookedSAE:
@@ -25,17 +26,22 @@ def build(architecture: str, config: dict[str, Any], tensors: dict[str, torch.Te
             another shape than the config implies.
     """
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"{source} is a {architecture!r} SAE; known architectures: {', '.join(ARCHITECTURES)}.")
+        advice = advise_on_architecture(architecture)
+        raise CheckpointError(
+            f"{source} is a {architecture!r} SAE; known architectures: {', '.join(ARCHITECTURES)}. {advice}".rstrip()
+        )
     kind = ARCHITECTURES[architecture]
     try:
         cfg = kind.Config.from_dict(config)
     except ValueError as error:
-        raise CheckpointError(f"The config of {source} does not fit: {error}") from None
+        advice = advise_on_keys(config, architecture)
+        raise CheckpointError(f"The config of {source} does not fit: {error} {advice}".rstrip()) from None
     expected = kind.parameter_shapes(cfg)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         raise CheckpointError(
-            f"{source} holds {_shapes(found)}; the {architecture} SAE of its config has {_shapes(expected)}."
+            f"{source} holds {_shapes(found)}; the {architecture} SAE of its config has {_shapes(expected)}. "
+            + advise_on_shapes(found, expected, cfg.d_in, cfg.d_sae)
         )
     sae = kind(dataclasses.replace(cfg, device="meta"))
     sae.load_state_dict(tensors, assign=True)

@@ -3,6 +3,7 @@
 The nearest format is the one of whose files (`CONFIG` and `WEIGHTS`) or tensors (`TENSORS`) most are there.
 """
 
+import zipfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +12,9 @@ from safetensors import safe_open
 
 from .archives import npz_names
 from .containers import ContainerError
-from .finding import HUB_WEIGHTS
+from .finding import HUB_WEIGHTS, PICKLED
 from .layouts import TENSORS
-from .pickled import tensor_names
+from .pickled import peek, tensor_names
 
 NEAR = 0.5
 """Smallest fraction of common names at which a format is called the nearest."""
@@ -67,10 +68,13 @@ def _files(form: ModuleType) -> tuple[str, ...]:
 def _describe_tensors(path: Path, formats: Iterable[ModuleType]) -> str:
     """Return a sentence about the tensors of a file and the format that has such; "" if it is no file of tensors."""
     if path.suffix not in TENSORS:
-        return ""
+        return _describe_ending(path)
     names = _names(path)
     if not names:
-        return f"{path.name} cannot be read as named tensors: it is damaged, or holds other objects."
+        return (
+            f"{path.name} cannot be read as named tensors: it is damaged, or holds other objects"
+            f"{_describe_objects(path)}. Save the state dict by itself: torch.save(sae.state_dict(), path)."
+        )
     found = f"{path.name} holds {_shown(sorted(names))}"
     shares = {
         form: len(names & set(known)) / len(names | set(known))
@@ -88,6 +92,29 @@ def _describe_tensors(path: Path, formats: Iterable[ModuleType]) -> str:
     differs = differs or ["its config is missing, or a file has another name"]
     title = " or ".join(f"{form.TITLE} ({form.NAME})" for form in near)
     return f"{found}. The nearest format is {title}; {', and '.join(differs)}."
+
+
+def _describe_ending(path: Path) -> str:
+    """Return a sentence on a file that `torch.save` wrote under another ending; "" for another file."""
+    if path.suffix in PICKLED or not zipfile.is_zipfile(path):
+        return ""
+    try:
+        tensor_names(path)
+    except Exception:  # as in `_names`
+        return ""
+    return f"torch.save wrote it: give it the ending {PICKLED[0]}."
+
+
+def _describe_objects(path: Path) -> str:
+    """Return what a file of `torch.save` holds instead of tensors, for the end of a sentence; "" if it is damaged."""
+    if path.suffix not in PICKLED:
+        return ""
+    try:
+        values = peek(path).tensors
+    except Exception:  # as in `_names`
+        return ", such as a whole module"
+    kinds = [f"{name} ({type(value).__name__})" for name, value in sorted(values.items())]
+    return f": {_shown(kinds)}" if kinds else ""
 
 
 def _names(path: Path) -> set[str]:

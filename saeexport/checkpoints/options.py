@@ -95,10 +95,14 @@ class Options:
             raise self.refused("dtype", name, f"it must be one of {', '.join(TORCH_DTYPES)}")
         return TORCH_DTYPES[short]
 
-    def finish(self, without_effect: Iterable[str] = ()) -> None:
+    def finish(self, without_effect: Iterable[str] = (), known: Iterable[str] = ()) -> None:
         """Refuse the keys that were not taken, except those `without_effect` on what the SAE computes.
 
         An option that is off (null, false, or empty) is without effect, too.
+
+        Args:
+            without_effect: Keys that have no effect on what the SAE computes.
+            known: Keys that the config may have, for the message; none if another library's documentation has them.
 
         Raises:
             CheckpointError: Another key is left, and the caller does not say to ignore it; the message names it.
@@ -111,9 +115,10 @@ class Options:
         }
         if unknown:
             shown = ", ".join(f"{key} = {value!r}" for key, value in sorted(unknown.items()))
+            keys = f"Its keys are {', '.join(known)}. " if known else ""
             raise CheckpointError(
-                f"{self.source} has unknown options, which may change what the SAE computes: {shown}. If they do not, "
-                f"say so: {' '.join(f'--ignore-config {key}' for key in sorted(unknown))}, or in Python "
+                f"{self.source} has unknown options, which may change what the SAE computes: {shown}. {keys}If they do "
+                f"not, say so: {' '.join(f'--ignore-config {key}' for key in sorted(unknown))}, or in Python "
                 f"ignore_config={sorted(unknown)!r}."
             )
 

@@ -223,7 +223,7 @@ def check_weights(state: dict[str, torch.Tensor]) -> None:
     if len(dtypes) != 1 or not dtypes <= set(FLOOR):
         raise ExportError(
             f"The weights are {', '.join(sorted(dtypes))}; they must all be one of {', '.join(FLOOR)}. "
-            'Convert them: export(..., dtype="float32")'
+            'Convert them: export(..., dtype="float32"), or --dtype float32 on the command line.'
         )
     for name, tensor in state.items():
         if not tensor.numel() or all(torch.isfinite(bound) for bound in tensor.aminmax()):

@@ -96,9 +96,8 @@ class HookedSAEConfig:
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         unknown, missing = sorted(set(config) - known), sorted(needed - set(config))
         if unknown or missing:
-            raise InputError(
-                f"{cls.__name__} got unknown keys {unknown} and misses {missing}; its keys are {sorted(known)}."
-            )
+            wrong = [*([f"got unknown keys {unknown}"] if unknown else []), *([f"misses {missing}"] if missing else [])]
+            raise InputError(f"{cls.__name__} {' and '.join(wrong)}; its keys are {sorted(known)}.")
         return cls(**config)
 
     def to_dict(self) -> dict[str, Any]:

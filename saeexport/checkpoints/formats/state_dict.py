@@ -49,7 +49,7 @@ def read(path: Path, request: Request) -> HookedSAE:
         config, source = _read_config(without_index(path))
     options = Options(config, source, request)
     settings = {key: options.take(key, kind) for key, kind in TYPES.items() if config.get(key) is not None}
-    options.finish(("device",))
+    options.finish(("device",), known=TYPES)
 
     tensors = read_tensors(path)
     dtype, stored = choose_dtype(tensors, path, request), dtype_names(tensors)

@@ -71,6 +71,33 @@ def test_a_file_without_tensors(tmp_path, content):
         load(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"sae": {"W_enc": torch.ones(2)}, "step": 3},
+            r"other objects: sae \(dict\), step \(int\). Save the state",
+        ),
+        (torch.nn.Linear(2, 2), r"other objects, such as a whole module. Save the state dict by itself: torch.save"),
+    ],
+)
+def test_a_file_with_other_objects_says_what_to_save(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("ending", [".bin", ".ckpt", ""])
+def test_another_ending_of_a_file_of_torch(tmp_path, ending):
+    torch.save({"W_enc": torch.ones(2)}, tmp_path / f"x{ending}")
+    with pytest.raises(CheckpointError, match="torch.save wrote it: give it the ending .pt"):
+        load(tmp_path / f"x{ending}")
+    (tmp_path / f"y{ending}").write_bytes(b"PK\3\4 and nothing of torch")
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path / f"y{ending}")
+    assert "torch.save" not in str(error.value)
+
+
 def test_what_the_formats_declare():
     """Names that `nearest` and `layouts` use."""
     for form in FORMATS:

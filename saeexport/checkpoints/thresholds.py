@@ -1,0 +1,16 @@
+"""Tells of thresholds that no JumpReLU has, which may be the logarithms that some trainings store."""
+
+from torch import Tensor
+
+from ..original.hooked_sae import HookedSAE
+
+
+def note_thresholds(sae: HookedSAE) -> list[str]:
+    """Return a sentence about negative thresholds; none if there are none, or the SAE does not have thresholds."""
+    threshold: Tensor | None = getattr(sae, "threshold", None)
+    if threshold is None or not (negative := int((threshold < 0).sum())):
+        return []
+    return [
+        f"Thresholds below 0: {negative:,} of {threshold.numel():,}. A feature is on above 0 only. If the checkpoint "
+        "holds logarithms of thresholds, store torch.exp of them."
+    ]
