@@ -28,7 +28,8 @@ def check_fits(what: str, nbytes: int) -> None:
         return
     if machine <= allowed:
         raise InputError(
-            f"{what} would take {_gib(nbytes)}, and this machine has {_gib(machine)} of memory. Pass fewer tokens per call."
+            f"{what} would take {_gib(nbytes)}, and this machine has {_gib(machine)} of memory. Pass fewer tokens per "
+            "call."
         )
     raise InputError(
         f"{what} would take {_gib(nbytes)}, and this process may use {_gib(allowed)}, the limit of its container or "

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from runtime import InputError
+from runtime.hosts.feeds import complete_feeds
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,8 @@ def test_arguments_of_other_types(host, feeds, names, message):
 
 
 def test_a_mask_of_numpy_is_not_ignored(host, feeds):
-    masked = {**feeds, "input_ids": np.ma.masked_array(feeds["input_ids"], feeds["input_ids"] > 3)}
+    ids = np.ma.masked_array(feeds["input_ids"], feeds["input_ids"] > 3)
+    masked = {**complete_feeds(host.host.manifest.host, feeds), "input_ids": ids}
     with pytest.raises(InputError, match="its mask would be ignored"):
         host.run_graph("splice", masked)
 
