@@ -72,7 +72,7 @@ def as_output_names(names: Any) -> list[str] | None:
     """Return the names of outputs that a caller asks for as a list; None stands for all.
 
     Raises:
-        InputError: It is neither an iterable of names nor None. A single string is refused: it is an iterable of letters.
+        InputError: It is neither an iterable of names nor None. A string is refused: it is an iterable of letters.
     """
     if names is None:
         return None
