@@ -132,6 +132,7 @@ def test_a_repository_gets_further_models_and_versions(tmp_path):
     ("options", "message"),
     [
         ({"graphs": ["model"]}, "tiny_model has version 1. Choose another version"),
+        ({"name": "a b"}, r"The name 'a b' must consist of .*Choose another \(name=, --name\)"),
         ({"graphs": ["encode", "model"]}, "tiny_model has version 1"),
         ({"graphs": ["model"], "version": 2, "max_tokens": 5}, "tiny_model exists and has another configuration"),
         ({"graphs": ["middle"]}, "has no graph middle; it has model, encode"),
