@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from runtime.arrays.arguments import as_path
 from runtime.arrays.dtypes import FLOAT32
+from runtime.artifact.budgets import MIN_COLUMN_TOKENS
 from runtime.artifact.folder import Artifact, read_artifact
 from runtime.artifact.labels import LABELS, Labels
 from runtime.artifact.manifest import FORMAT_VERSION, INT8, GoldenSpec, GraphSpec, Manifest, SAEConfig
@@ -196,10 +197,11 @@ def _with_its_bias(item: tuple[str, Tensor]) -> tuple[int, str, str]:
 
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:
-    """Return the number of tokens in the golden batch: a few megabytes, at least one token."""
+    """Return the number of tokens in the golden batch: a few megabytes of them, in half precision enough for columns."""
     # Every tensor but the input is stored with its residual, and those that an intervention changes are stored twice.
     features, activations = 2 * 2 * config.d_sae, (1 + 2 * (3 + 2)) * config.d_in
-    return min(tokens, GOLDEN_TOKENS, max(1, GOLDEN_BYTES // (4 * (features + activations))))
+    least = 1 if config.dtype == FLOAT32 else MIN_COLUMN_TOKENS
+    return min(tokens, GOLDEN_TOKENS, max(least, GOLDEN_BYTES // (4 * (features + activations))))
 
 
 def _manifest(

@@ -13,13 +13,14 @@ from safetensors.numpy import load_file
 from runtime.arrays.dtypes import FLOAT32, rounded
 from runtime.arrays.npyfile import UNREADABLE, map_npy
 from runtime.arrays.tensor import Array, as_given, check_holds_its_values
+from runtime.artifact.budgets import MIN_COLUMN_TOKENS
 from runtime.artifact.manifest import SAEConfig
 from runtime.artifact.names import HOOK_ACTS_POST
 from runtime.errors import ExportError, InputError
 from runtime.parity.reference import Reference
 from runtime.session.batch import as_dtype, check_target, flat_shape
 
-MIN_TOKENS, MAX_TOKENS = 16, 1024
+MAX_TOKENS = 1024
 MAX_ELEMENTS = 1 << 22
 """Bound on the elements of a feature tensor, 32 MiB in float64: 1024 tokens up to d_sae = 4096, 64 at 65536."""
 
@@ -43,7 +44,7 @@ def prepare_activations(
         ExportError: There are too few different tokens, a value is not finite, or targets are missing or not needed.
         InputError: A shape or dtype does not fit.
     """
-    limit = max(MIN_TOKENS, min(MAX_TOKENS, MAX_ELEMENTS // config.d_sae))
+    limit = max(MIN_COLUMN_TOKENS, min(MAX_TOKENS, MAX_ELEMENTS // config.d_sae))
     given = activations is not None
     if (targets is not None) != (given and config.takes_target):
         takes = "one for each of the activations" if config.takes_target else "none: only transcoders with it do"

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import runtime
+from runtime.artifact.budgets import MIN_COLUMN_TOKENS
 from runtime.artifact.contracts import CONTRACTS
 from runtime.artifact.tensorfile import read_header
 from saeexport import HookedSAE, export, load
@@ -227,6 +228,14 @@ def test_the_golden_file_stays_small_at_any_size():
         tokens = exporting._golden_tokens(dataclasses.replace(config, d_in=d_in, d_sae=d_sae), 1024)
         assert 1 <= tokens <= 64
         assert tokens * 4 * (4 * d_sae + 7 * d_in) < 6.5e6
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_golden_file_has_enough_tokens_for_columns_at_any_size(dtype):
+    config = runtime.read_artifact(TINY).manifest.sae
+    for d_in, d_sae in ((768, 24576), (4096, 131072)):
+        wide = dataclasses.replace(config, dtype=dtype, d_in=d_in, d_sae=d_sae)
+        assert exporting._golden_tokens(wide, 1024) == MIN_COLUMN_TOKENS
 
 
 def test_a_few_activations_are_enough(tmp_path):
