@@ -197,7 +197,7 @@ def _with_its_bias(item: tuple[str, Tensor]) -> tuple[int, str, str]:
 
 
 def _golden_tokens(config: SAEConfig, tokens: int) -> int:
-    """Return the number of tokens in the golden batch: a few megabytes of them, in half precision enough for columns."""
+    """Return the number of tokens in the golden batch: a few megabytes, and in half precision enough for columns."""
     # Every tensor but the input is stored with its residual, and those that an intervention changes are stored twice.
     features, activations = 2 * 2 * config.d_sae, (1 + 2 * (3 + 2)) * config.d_in
     least = 1 if config.dtype == FLOAT32 else MIN_COLUMN_TOKENS
