@@ -33,13 +33,15 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, Path, str]]:
     """Yield the groups of this process that have a controller: the folder, where it is mounted, and its version.
 
     The mount may show only a part of the tree, from the mount's root down. In a container that is the container's own
-    group, which then is the topmost that can be seen.
+    group, which then is the topmost that can be seen. A part without the process counts only if no mount shows the
+    process, because the groups of others may be mounted as well, as in a container that watches them.
     """
     own = {}
     for line in _lines(root / "proc/self/cgroup"):  # such as "0::/user.slice" and "4:cpu,cpuacct:/docker/1234"
         parts = line.split(":", 2)
         if len(parts) == 3 and (not parts[1] or controller in parts[1].split(",")):
             own["cgroup" if parts[1] else UNIFIED] = PurePosixPath(parts[2])
+    shown, others = [], []
     for line in _lines(root / "proc/self/mountinfo"):  # ID PARENT DEVICE ROOT PLACE OPTIONS ... - TYPE SOURCE OPTIONS
         before, _, after = line.partition(" - ")
         fields, more = before.split(" "), after.split(" ")
@@ -49,8 +51,11 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, Path, str]]:
             continue
         mount = root / _unescape(fields[4]).lstrip("/")
         group, top = own[more[0]], PurePosixPath(_unescape(fields[3]))
-        inside = group.relative_to(top) if group.is_relative_to(top) and ".." not in group.parts else PurePosixPath()
-        yield mount / inside, mount, more[0]
+        if group.is_relative_to(top) and ".." not in group.parts:
+            shown.append((mount / group.relative_to(top), mount, more[0]))
+        else:
+            others.append((mount, mount, more[0]))
+    yield from shown or others
 
 
 def _lines(path: Path) -> list[str]:

@@ -69,4 +69,5 @@ def _limits(root: Path) -> Iterator[int]:
     for files in limit_files(root, "memory", "memory.max", "memory.limit_in_bytes"):
         for file in files:
             with contextlib.suppress(OSError, ValueError):  # no limit, or no such file
-                yield int(file.read_text())
+                if (limit := int(file.read_text())) > 0:  # some sandboxes write 0 or -1 where there is no limit
+                    yield limit

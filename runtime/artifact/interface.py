@@ -38,12 +38,15 @@ def read_interface(model: bytes) -> Interface:
 
 def by_name(values: Iterable[memoryview]) -> dict[str, memoryview]:
     """Return the `ValueInfoProto`s of inputs or outputs by name, in order."""
-    return {text(next(submessages(value, proto.VALUE_NAME))): value for value in values}
+    return {_name(value): value for value in values}
+
+
+def _name(value: memoryview) -> str:
+    return next((text(name) for name in submessages(value, proto.VALUE_NAME)), "")
 
 
 def _value_type(message: memoryview) -> ValueType:
-    name, element_type = text(next(submessages(message, proto.VALUE_NAME))), 0
-    shape: list[int | str] = []
+    element_type, shape = 0, list[int | str]()
     for kind in submessages(message, proto.VALUE_TYPE):
         for tensor in submessages(kind, proto.TENSOR_TYPE):
             for field, value in fields(tensor):
@@ -54,4 +57,4 @@ def _value_type(message: memoryview) -> ValueType:
                         size = dict(fields(dimension))
                         known = size.get(proto.SIZE)
                         shape.append(known if isinstance(known, int) else text(size.get(proto.SYMBOL, 0)))
-    return ValueType(name, element_type, tuple(shape))
+    return ValueType(_name(message), element_type, tuple(shape))

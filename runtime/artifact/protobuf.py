@@ -13,7 +13,7 @@ VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}
 
 LONGEST_VARINT = 10
 
-UNREADABLE = (ValueError, IndexError, KeyError, StopIteration)
+UNREADABLE = (ValueError, IndexError, KeyError)
 """The errors that reading a damaged message raises: a field is not what it must be, ends too early, or is missing."""
 
 

@@ -61,7 +61,8 @@ class Graph:
 
     def type_of(self, output: str) -> bytes:
         """Return the `TypeProto` of an output."""
-        return next(bytes(kind) for kind in submessages(self._outputs[output], proto.VALUE_TYPE))
+        kind, *_ = submessages(self._outputs[output], proto.VALUE_TYPE)  # ValueError: it does not have one
+        return bytes(kind)
 
     def cut(self, outputs: Sequence[str], given: Mapping[str, bytes]) -> Part:
         """Return the part of the graph that computes some outputs from its inputs and from values that are given.

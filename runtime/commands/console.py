@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -77,22 +78,28 @@ def _carry_out(parser: argparse.ArgumentParser, arguments: list[str] | None) -> 
 
 @contextlib.contextmanager
 def _stops() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM end the block by an exception, and yield a list that then has the exit code."""
+    """Let Ctrl-C and SIGTERM end the block by an exception, and yield a list that then has the exit code.
+
+    Where a program that calls a command handles or ignores a signal itself, that stays so; only its main thread may set
+    handlers.
+    """
     stops: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         stops.append(INTERRUPTED if number == signal.SIGINT else TERMINATED)
         raise KeyboardInterrupt
 
-    ours = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a job in the background of a shell
-        ours.append(signal.SIGINT)
-    previous = {number: signal.signal(number, stop) for number in ours}
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if threading.current_thread() is not threading.main_thread():
+        defaults = {}
+    ours = {number: default for number, default in defaults.items() if signal.getsignal(number) == default}
+    for number in ours:
+        signal.signal(number, stop)
     try:
         yield stops
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, default in ours.items():
+            signal.signal(number, default)
 
 
 def _prepare_streams() -> None:

@@ -51,7 +51,7 @@ class Attachments:
         self._host = host
         self._added: dict[str, bool] = {}
         self._lock = threading.Lock()
-        self._blocks: PerCaller[tuple[Setup, ...]] = PerCaller("attached")  # the outermost block first
+        self._blocks: PerCaller[list[Setup]] = PerCaller("attached")  # the outermost block first
 
     def current(self) -> Setup:
         """Return what applies to the caller. Of several edits of a hook, that of the outer block comes first."""
@@ -67,24 +67,30 @@ class Attachments:
         """Whether the caller is in a block."""
         return bool(self._setups())
 
-    def names_of(self, hooks: Hooks | None) -> list[str]:
-        """Return the hooks that a caller names; None names all.
+    def names_of(self, hooks: Hooks) -> list[str]:
+        """Return the hooks that a caller names, as a list.
 
         Raises:
             UnknownHookError: No SAE was grafted at one of them.
             InputError: `hooks` is not the name of a hook, or a list of names.
         """
-        if hooks is None:
-            return list(self._host.saes)
         if not isinstance(hooks, (str, Sequence)):
             raise InputError(f"The SAEs are {hooks!r}; they must be the name of a hook, or a list of names.")
         names = [hooks] if isinstance(hooks, str) else list(hooks)
         for name in names:
-            if not isinstance(name, str) or name not in self._host.saes:
-                raise UnknownHookError(
-                    f"{name!r}: no SAE was grafted at such a hook. There are {', '.join(self._host.saes)}."
-                )
+            self.check_name(name)
         return names
+
+    def check_name(self, hook: str) -> None:
+        """Refuse a hook at which no SAE was grafted.
+
+        Raises:
+            UnknownHookError: `hook` is not the name of one.
+        """
+        if not isinstance(hook, str) or hook not in self._host.saes:
+            raise UnknownHookError(
+                f"{hook!r}: no SAE was grafted at such a hook. There are {', '.join(self._host.saes)}."
+            )
 
     def chosen(self, saes: Hooks, use_error_term: bool | None) -> dict[str, bool]:
         """Return whether the error term is on for each of some SAEs, which can be attached.
@@ -146,18 +152,24 @@ class Attachments:
 
     @contextmanager
     def block(self, setup: Setup, keep: bool = False) -> Iterator[None]:
-        """Apply a setup to the caller inside a `with` block; `keep` attaches its SAEs for every caller at its end."""
+        """Apply a setup to the caller inside a `with` block; `keep` attaches its SAEs for every caller at its end.
+
+        Blocks of generators may end in another order than that in which they began.
+        """
         own = Setup(dict(setup.attached), dict(setup.edits))
-        token = self._blocks.set((*self._setups(), own))
+        setups = self._blocks.get_or_make(list)
+        setups.append(own)
         try:
             yield
         finally:
-            self._blocks.reset(token)
+            del setups[next(i for i, other in enumerate(setups) if other is own)]
+            if not setups:
+                self._blocks.remove(setups)
             if keep:
                 self.add(own.attached)
 
     def _setups(self) -> tuple[Setup, ...]:
-        return self._blocks.get() or ()
+        return tuple(self._blocks.get() or ())
 
 
 def followed_by(first: Intervention, second: Intervention) -> Intervention:

@@ -72,9 +72,9 @@ class HostSession:
         public_key: str | os.PathLike[str] | None = None,
     ) -> None:
         self._options = Options(threads=threads, check_integrity=check_integrity)
-        self._public_key = None if public_key is None else os.path.abspath(public_key)
         self._asked_device = device
         self._runner = HostRunner(path, device, self._options, public_key)
+        self._public_key = None if public_key is None else os.path.abspath(public_key)
         self.host: GraftedHost = self._runner.host
         self.device: str = self._runner.device
         self._attachments = Attachments(self.host)
@@ -101,7 +101,7 @@ class HostSession:
         if hook is None and len(self.hook_names) > 1:
             raise InputError(f"This host has several SAEs; choose one (hook=, --hook) of {', '.join(self.hook_names)}.")
         name = self.hook_names[0] if hook is None else hook
-        self._attachments.names_of(name)
+        self._attachments.check_name(name)
         return name
 
     def sae(self, hook: str) -> SAESession:
@@ -111,7 +111,7 @@ class HostSession:
             UnknownHookError: No SAE was grafted at this hook; it is a KeyError.
             IntegrityError: The folder holds another SAE now than when this session was opened.
         """
-        self._attachments.names_of(hook)
+        self._attachments.check_name(hook)
         return self._runner.sae(hook)
 
     def tokenize(self, text: str | Sequence[str], *, max_length: int | None = None) -> dict[str, Array]:
@@ -309,7 +309,7 @@ class HostSession:
         Raises:
             UnknownHookError: No SAE was grafted at one of the hooks; it is a KeyError.
         """
-        names = self._attachments.names_of(hooks)
+        names = self.hook_names if hooks is None else self._attachments.names_of(hooks)
         self._attachments.reset(names)
 
     @contextmanager
@@ -351,7 +351,7 @@ class HostSession:
             UnknownHookError: No SAE was grafted at one of the hooks; it is a KeyError.
             InputError: As for `__call__`, as is `ArtifactError`.
         """
-        names = self._attachments.names_of(hooks)
+        names = self.hook_names if hooks is None else self._attachments.names_of(hooks)
         return self._runner.features(self._feeds(feeds), self._attachments.current(), names)
 
     def top_features(self, feeds: Any, hook: str | None = None, k: int = 10) -> TopFeatures[Array]:

@@ -2,17 +2,23 @@
 
 import sys
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Any, Generic, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
-Reset: TypeAlias = Token[tuple[object, Any] | None]
-"""What `PerCaller.reset` takes."""
+
+@dataclass(eq=False)
+class _Entry(Generic[Value]):
+    caller: object
+    value: Value
+    token: "Token[_Entry[Value] | None] | None" = None
 
 
 class PerCaller(Generic[Value]):
-    """A value that a caller has set for itself, and that no other caller has.
+    """A value that a caller has for itself, and that no other caller has.
 
     A task that is started meanwhile copies the context, and must not see the value: hence the caller beside it.
 
@@ -21,27 +27,31 @@ class PerCaller(Generic[Value]):
     """
 
     def __init__(self, name: str) -> None:
-        self._variable: ContextVar[tuple[object, Value] | None] = ContextVar(name, default=None)
+        self._variable: ContextVar[_Entry[Value] | None] = ContextVar(name, default=None)
 
     def get(self) -> Value | None:
         """Return the value of the caller; None if it has none."""
         found = self._variable.get()
-        return found[1] if found is not None and found[0] == _caller() else None
+        return found.value if found is not None and found.caller == _caller() else None
 
-    def is_in_context(self, value: Value) -> bool:
-        """Tell whether the context holds this value, whoever has set it."""
-        found = self._variable.get()
-        return found is not None and found[1] is value
+    def get_or_make(self, make: Callable[[], Value]) -> Value:
+        """Return the value of the caller, which gets a new one if it has none."""
+        value = self.get()
+        if value is None:
+            entry = _Entry(_caller(), make())
+            entry.token = self._variable.set(entry)
+            value = entry.value
+        return value
 
-    def set(self, value: Value) -> Reset:
-        """Set the value of the caller, and return what `reset` takes."""
-        return self._variable.set((_caller(), value))
-
-    def reset(self, token: Reset) -> None:
-        """Give the caller the value that it had before `set`.
+    def remove(self, value: Value) -> None:
+        """Take a value out of this context, if it is there: it may refer to the task, and the task's context to it.
 
         A variable that is set to None instead would stay in the thread's context, one for each session.
         """
+        found = self._variable.get()
+        if found is None or found.value is not value or found.token is None:
+            return
+        token, found.token = found.token, None
         try:
             self._variable.reset(token)
         except ValueError:  # it was set in another context, of which this one is a copy

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from ..arrays.arguments import as_integer
 from ..artifact.names import HOOK_NAMES
 from ..errors import InputError, UnknownHookError
-from .callers import PerCaller, Reset
+from .callers import PerCaller
 
 HookFunction: TypeAlias = Callable[..., Any]
 """Called as `function(tensor, hook=point)`. It returns a replacement, or None to keep the tensor."""
@@ -69,7 +69,6 @@ class _Blocks:
 
     level: int = 0
     placed: list[PlacedHook] = field(default_factory=list)
-    token: Reset | None = None
 
 
 class HookRegistry:
@@ -119,10 +118,7 @@ class HookRegistry:
             InputError: `fwd_hooks` are not pairs of a hook and a function.
         """
         pairs = checked_pairs(fwd_hooks)
-        blocks = self._blocks.get()
-        if blocks is None:
-            blocks = _Blocks()
-            blocks.token = self._blocks.set(blocks)
+        blocks = self._blocks.get_or_make(_Blocks)
         blocks.level += 1
         level = blocks.level
         try:
@@ -139,9 +135,8 @@ class HookRegistry:
                 blocks.placed = [hook for hook in blocks.placed if hook.level != level]
                 self._add(left)
             blocks.level -= 1
-            if not blocks.level and self._blocks.is_in_context(blocks) and blocks.token is not None:
-                token, blocks.token = blocks.token, None  # blocks refer to the task, and the task's context to them
-                self._blocks.reset(token)
+            if not blocks.level:
+                self._blocks.remove(blocks)
 
     def reset(self, including_permanent: bool, level: int | None) -> None:
         """Remove the functions that apply to the caller; see `SAESession.reset_hooks`."""

@@ -1,4 +1,4 @@
-"""Tells of thresholds that no JumpReLU has, which may be the logarithms that some trainings store."""
+"""Reports negative thresholds, which may be the logarithms that some trainings store."""
 
 from torch import Tensor
 
@@ -10,7 +10,8 @@ def note_thresholds(sae: HookedSAE) -> list[str]:
     threshold: Tensor | None = getattr(sae, "threshold", None)
     if threshold is None or not (negative := int((threshold < 0).sum())):
         return []
+    are = "is" if negative == 1 else "are"
     return [
-        f"Thresholds below 0: {negative:,} of {threshold.numel():,}. A feature is on above 0 only. If the checkpoint "
-        "holds logarithms of thresholds, store torch.exp of them."
+        f"{negative:,} of {threshold.numel():,} thresholds {are} negative, which has the effect of 0: a feature is on "
+        "above 0 only. If the checkpoint holds logarithms of thresholds, store torch.exp of them."
     ]

@@ -35,6 +35,8 @@ def write(root, files):
         ({"system.slice/x.service/memory.max": f"{2 * GIB}\n", "system.slice/memory.max": f"{GIB}\n"}, GIB),
         ({"system.slice/x.service/memory.max": f"{GIB}\n", "user.slice/memory.max": "1\n"}, GIB),
         ({"system.slice/x.service/memory.max": "many\n"}, float("inf")),
+        ({"system.slice/x.service/memory.max": "0\n"}, float("inf")),
+        ({"system.slice/x.service/memory.max": "-1\n", "system.slice/memory.max": f"{GIB}\n"}, GIB),
     ],
 )
 def test_the_smallest_limit_from_the_own_group_up_to_the_root_counts(tmp_path, files, expected):

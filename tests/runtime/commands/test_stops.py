@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from runtime.commands.main import main
 from tests.support.samples import TINY
 
 SWALLOWS = """
@@ -51,3 +53,23 @@ def test_a_job_in_the_background_goes_on_ignoring_ctrl_c():
     done = run("SIGINT", "raise AttributeError('a bug')", before="signal.signal(signal.SIGINT, signal.SIG_IGN)")
     assert done.returncode == 1
     assert "AttributeError: a bug" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_program_that_calls_a_command_keeps_its_own_handler(name):
+    own = f"signal.signal(signal.{name}, lambda number, frame: sys.exit(7))"
+    swallowed = run(name, "raise AttributeError('a bug')", before=own)
+    assert swallowed.returncode == 1
+    assert "AttributeError: a bug" in swallowed.stderr
+
+
+def test_the_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["inspect", str(TINY)]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_thread_may_call_a_command():
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(main, ["inspect", str(TINY)]).result() == 0

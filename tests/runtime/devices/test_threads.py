@@ -78,6 +78,16 @@ def test_in_a_container_the_mount_is_the_topmost_group(tmp_path, own, root):
     assert thread_limit(write(tmp_path, {**unified(own, root), "sys/fs/cgroup/cpu.max": "200000 100000"})) == 2
 
 
+def test_the_groups_of_others_that_are_mounted_as_well_do_not_count(tmp_path):
+    own = unified()
+    others = V2.format(root="/../others", place="/host/others")
+    own["proc/self/mountinfo"] += f"{others}\n"
+    write(tmp_path, {**own, "host/others/cpu.max": "100000 100000"})
+    assert thread_limit(tmp_path) is None
+    write(tmp_path, {"sys/fs/cgroup/cpu.max": "200000 100000"})
+    assert thread_limit(tmp_path) == 2
+
+
 def test_a_group_inside_of_a_container(tmp_path):
     files = {"sys/fs/cgroup/cpu.max": "800000 100000", "sys/fs/cgroup/job/cpu.max": "200000 100000"}
     assert thread_limit(write(tmp_path, {**unified("/docker/1234/job", "/docker/1234"), **files})) == 2

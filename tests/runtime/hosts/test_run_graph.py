@@ -14,6 +14,7 @@ from runtime.hosts.feeds import complete_feeds
         ([1], None, "feeds is .1.; it must be a dict"),
         ({}, "logits", "names is 'logits'; it must be a list of outputs, or None for all"),
         ({}, 3, "names is 3; it must be a list of outputs"),
+        ({}, [], "names is ..; it must be a list of outputs, or None for all"),
         ({}, [None], "has no outputs None; it has logits"),
     ],
 )

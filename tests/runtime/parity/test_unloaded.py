@@ -31,12 +31,21 @@ def rename_input(model):
     value.name = "x"
 
 
+def leave_out_the_name(model):
+    model.graph.input[0].ClearField("name")
+
+
 def claim_other_weights(model):
     for entry in model.metadata_props:
         entry.value = "0" * 64 if entry.key == "saeexport.weights_sha256" else entry.value
 
 
-CHANGES = {swap_outputs: "has the outputs", rename_input: "has the inputs x ", claim_other_weights: "other weights"}
+CHANGES = {
+    swap_outputs: "has the outputs",
+    rename_input: "has the inputs x ",
+    leave_out_the_name: "not an ONNX model",
+    claim_other_weights: "other weights",
+}
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def test_a_closed_session_says_so():
 
 def test_an_unknown_graph_is_an_error(session):
     with pytest.raises(ArtifactError, match="has no graph 'attend'; it has model, encode, "):
-        session.run_graph("attend", {}, [])
+        session.run_graph("attend", {}, ["output"])
 
 
 def test_what_onnx_runtime_says_of_a_run_is_passed_on(session):
@@ -310,3 +310,9 @@ def test_a_released_graph_is_loaded_again(session):
     session.release("model.sparse")
     assert not session._graphs.loaded
     np.testing.assert_array_equal(session(normal(6)), before)
+
+
+@pytest.mark.parametrize("names", [[], (), iter([]), "output", 3])
+def test_outputs_are_named_one_by_one_or_not_at_all(session, names):
+    with pytest.raises(InputError, match="it must be a list of outputs, or None for all"):
+        session.run_graph("encode", {"input": normal(6)}, names)

@@ -74,4 +74,4 @@ def test_negative_thresholds_may_be_logarithms(tmp_path, capsys, value):
     for command in (["inspect"], ["export"]):
         where = [str(tmp_path / "out")] if command == ["export"] else []
         assert main([*command, str(tmp_path / "mine.safetensors"), *where]) == 0
-        assert ("Thresholds below 0: 16 of 16." in capsys.readouterr().out) == (value < 0)
+        assert ("16 of 16 thresholds are negative" in capsys.readouterr().out) == (value < 0)
