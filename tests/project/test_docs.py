@@ -62,8 +62,8 @@ def test_the_blocks_print_what_the_page_shows(page):
 def test_pages_with_blocks_are_found():
     names = {name_of(page) for page in RUN}
     assert {"README.md", *(f"docs/{name}.md" for name in (
-        "artifact", "columns", "custom-architecture", "exporting", "formats", "interventions", "other-languages", "parity",
-        "precision", "quickstart", "running", "serving", "verifying"))} == names  # fmt: skip
+        "artifact", "columns", "custom-architecture", "exporting", "formats", "interventions", "other-languages",
+        "parity", "precision", "quickstart", "running", "serving", "verifying"))} == names  # fmt: skip
 
 
 def test_a_block_that_prints_something_else_is_found(tmp_path):
