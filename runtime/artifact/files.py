@@ -119,7 +119,13 @@ class OpenedFile:
             )
 
     def map(self) -> Array:
-        """Return the content as a read-only array of bytes, mapped into memory and not read."""
+        """Return the content as a read-only array of bytes, mapped into memory and not read.
+
+        Raises:
+            IntegrityError: Something was written to the file since it was opened. If the file became shorter, the
+                system would end the process where it reads the bytes that are gone.
+        """
+        self.check_unchanged()
         with self._using() as descriptor:
             if self._mapping is None and self.size:  # an empty file cannot be mapped
                 self._mapping = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)

@@ -21,7 +21,7 @@ from ..artifact.held import HeldFolder
 from ..artifact.interface import Interface, ValueType
 from ..artifact.names import INDICES, L0, VALUES
 from ..artifact.stages import Part, Remainder, Stages, rest_of, rest_of_whole, split
-from .background import in_background
+from .background import at_the_same_time
 from .chains import Step
 from .start import is_from_onnx_runtime
 
@@ -141,10 +141,10 @@ class SharedStages:
         values = _values(remainder.hooks)
         needed = [(i, part) for i, part in enumerate(stages.parts) if not values.keys().isdisjoint(part.outputs)]
         # Each start repacks its matrix in one thread.
-        started = [in_background(functools.partial(self._stage, whole, i, part, files)) for i, part in needed]
+        sessions = at_the_same_time(functools.partial(self._stage, whole, i, part, files) for i, part in needed)
         steps = [
-            Step(session(), _inputs(part, values), _outputs(part, values))
-            for session, (_, part) in zip(started, needed, strict=True)
+            Step(session, _inputs(part, values), _outputs(part, values))
+            for session, (_, part) in zip(sessions, needed, strict=True)
         ]
         if (rest := remainder.part) is not None:
             own = {name: name for name in (*rest.inputs, *rest.outputs)}

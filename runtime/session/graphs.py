@@ -86,6 +86,8 @@ class Graphs(LoadedGraphs):
             raise InputError(f"{graph!r} does not compute {', '.join(sorted(unknown))}; it computes {outputs}.")
         names = outputs if names is None else names
         given = {name: feeds[name] for name in needed}
+        if not names:
+            return {}  # ONNX Runtime takes an empty list for all outputs
         _check_result(spec, given, names)
         return dict(zip(names, self._run(self._session(graph), graph, spec, given, names), strict=True))
 

@@ -80,6 +80,7 @@ def test_names(session):
     assert not accepted(lambda graph: session.run_graph(graph, {"input": X}), [None, 3, "nothing", ["model"], b"model"])
     assert not accepted(session.release, [None, 3, "nothing", ["model"]])
     assert not accepted(lambda feeds: session.run_graph("model", feeds), [None, 3, [X], {}, {3: X}, {"x": X}, "input"])
+    assert session.run_graph("model", {"input": X}, []) == {}
     assert not session._graphs.loaded  # every argument is checked before a graph is loaded
 
 

@@ -12,7 +12,7 @@ from runtime.artifact.files import OpenedFile
 from runtime.devices.tensorrt import backend
 from saeexport import export
 from tests.support.life import X, assert_same, python, replace, results
-from tests.support.samples import make_sae, normal
+from tests.support.samples import MINILM, make_sae, normal
 
 
 def delete(artifact, other):
@@ -146,3 +146,37 @@ def test_nothing_is_written(artifact):
     assert done.stdout == "[]\n"
     assert done.returncode != 0, "the limit has an effect"
     assert sorted(entry.name for entry in artifact.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("loaded", "call"),
+    [
+        ("None", "session(x)"),
+        ("None", "session.watch([1])"),
+        ("session.encode(x)", "session(x)"),
+        ("session.watch([1])", "watch(many)"),
+    ],
+)
+def test_weights_that_became_shorter_are_refused_where_they_are_needed_next(loaded, call, tmp_path):
+    """Memory that is mapped from bytes that are gone ends the process when it is read."""
+    shutil.copytree(MINILM, tmp_path / "sae")
+    ended = python(
+        f"""
+        import os
+        import numpy as np
+        from runtime import IntegrityError, SAESession
+        from runtime.session import selection
+
+        selection.thread_limit = lambda: 2  # so that the watch has a session of several threads to start
+        session = SAESession("sae", "cpu", check_integrity=False)
+        x, many = (np.zeros((tokens, session.cfg.d_in), np.float32) for tokens in (1, 1000))
+        watch = {loaded}
+        os.truncate("sae/weights.safetensors", 4096)
+        try:
+            {call}
+        except IntegrityError as error:
+            print(error)
+        """,
+        tmp_path,
+    )
+    assert "weights.safetensors was changed while it was in use" in ended.stdout, ended
