@@ -72,12 +72,10 @@ def as_output_names(names: Any) -> list[str] | None:
     """Return the names of outputs that a caller asks for as a list; None stands for all.
 
     Raises:
-        InputError: It is neither an iterable of names nor None, or it is empty, which ONNX Runtime takes for all
-            outputs. A string is refused: it is an iterable of letters.
+        InputError: It is neither an iterable of names nor None. A string is refused: it is an iterable of letters.
     """
     if names is None:
         return None
-    found = [] if isinstance(names, str) or not isinstance(names, Iterable) else [str(name) for name in names]
-    if not found:
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise InputError(f"names is {names!r}; it must be a list of outputs, or None for all.")
-    return found
+    return [str(name) for name in names]

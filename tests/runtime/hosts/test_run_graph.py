@@ -14,7 +14,6 @@ from runtime.hosts.feeds import complete_feeds
         ([1], None, "feeds is .1.; it must be a dict"),
         ({}, "logits", "names is 'logits'; it must be a list of outputs, or None for all"),
         ({}, 3, "names is 3; it must be a list of outputs"),
-        ({}, [], "names is ..; it must be a list of outputs, or None for all"),
         ({}, [None], "has no outputs None; it has logits"),
     ],
 )
@@ -35,3 +34,7 @@ def test_names_that_are_read_once(host, feeds):
         host.run_graph("splice", {}, iter(["logits"]))
     with pytest.raises(InputError, match="has no outputs no; it has logits"):
         host.run_graph("splice", feeds, iter(["no"]))
+
+
+def test_no_outputs_are_none(host, feeds):
+    assert host.run_graph("splice", complete_feeds(host.host.manifest.host, feeds), []) == {}

@@ -312,7 +312,7 @@ def test_a_released_graph_is_loaded_again(session):
     np.testing.assert_array_equal(session(normal(6)), before)
 
 
-@pytest.mark.parametrize("names", [[], (), iter([]), "output", 3])
+@pytest.mark.parametrize("names", ["output", 3])
 def test_outputs_are_named_one_by_one_or_not_at_all(session, names):
     with pytest.raises(InputError, match="it must be a list of outputs, or None for all"):
         session.run_graph("encode", {"input": normal(6)}, names)
