@@ -27,10 +27,10 @@ PAGE_SECONDS = 0.005
 SMALLEST_BOUND = 24 << 20
 """Bytes of the outputs of a chain from which they are written into memory that all graphs share.
 
-A binding takes 0.3 ms longer than `run`. From this size on it gains them, because numpy asks Linux for pages of 2 MB.
+A binding takes longer than `run`. From this size on it gains that time, because the memory is in pages of 2 MB.
 """
 
-KEPT_CALLS = 16
+KEPT_CALLS = 8
 """Number of calls for which unused memory is kept."""
 
 

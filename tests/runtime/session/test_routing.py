@@ -1,6 +1,8 @@
 """The choice of graph, blocks and threads for a request, and the options that change it."""
 
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +164,44 @@ def test_a_larger_buffer_is_used_unless_most_of_it_would_be_left():
     assert [array.size for array in (small, first, second, third)] == [499, 900, 900, 900]
     del second
     assert memory.kept == 4800
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells how much memory a process has")
+def test_memory_that_is_not_kept_goes_back_to_the_system():
+    memory, dtype, sizes = BufferPool(keep=False, calls=1), np.dtype(np.uint8), range(100_000, 3_000_000, 100_000)
+
+    def pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    def make():
+        return [array for size in sizes for array in memory.arrays([((size,), dtype)])]
+
+    make()  # the C library asks the system for what is larger than all that was freed before
+    before = pages()
+    arrays = make()
+    for array in arrays:
+        array.fill(1)
+    assert pages() - before > 0.9 * sum(sizes) / os.sysconf("SC_PAGESIZE")
+    del array, arrays[::2]  # the C library would keep what lies between others that are in use
+    assert pages() - before < 0.7 * sum(sizes) / os.sysconf("SC_PAGESIZE")
+    assert all((array == 1).all() for array in arrays)
+
+
+def test_memory_that_the_system_does_not_have_is_a_memory_error():
+    with pytest.raises(MemoryError, match="bytes: "):
+        BufferPool(keep=True, calls=1).arrays([((1 << 60,), np.dtype(np.uint8))])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes fork where there is fork")
+def test_a_forked_process_does_not_write_into_the_memory_of_its_parent():
+    (array,) = BufferPool(keep=True, calls=1).arrays([((1000,), np.dtype(np.float32))])
+    array[:] = 1
+    child = os.fork()
+    if child == 0:
+        array[:] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (array == 1).all()
 
 
 def test_memory_survives_threads_and_its_owner():
