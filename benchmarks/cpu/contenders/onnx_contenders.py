@@ -17,6 +17,7 @@ from benchmarks.cpu.contenders.cases import (
 )
 from benchmarks.cpu.contenders.names import PRODUCT, Call
 from benchmarks.cpu.contenders.uses import ALL_HOOKS, FEATURES, FEW
+from benchmarks.shared.machine import available_cores
 from runtime import SAESession
 from runtime.arrays.tensor import Array
 from runtime.artifact.contracts import MODEL
@@ -44,7 +45,7 @@ class ThisProject:
 
     def __init__(self, folder: Path, use: str, threads: int) -> None:
         self.use = use
-        self.session = SAESession(folder / ARTIFACT, "cpu", threads=threads)
+        self.session = SAESession(folder / ARTIFACT, "cpu", threads=_unless_default(threads))
         self.watch = None if use in (ALL_HOOKS, FEATURES) else self.session.watch(np.load(folder / WATCHED))
 
     def bind(self, x: Array) -> Call:
@@ -98,8 +99,16 @@ class Product:
         return {HOOK_ACTS_PRE: preactivations_of_product(product, self.encoder)}
 
 
+def _unless_default(threads: int) -> int | None:
+    """Return a number of threads that a user has to ask for, or None for one per core.
+
+    Only by default does ONNX Runtime bind each thread to a core, and a session choose one thread for few tokens.
+    """
+    return None if threads == available_cores() else threads
+
+
 def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     """Return a session on the CPU with the default options, except for the number of threads."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = _unless_default(threads) or 0
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
