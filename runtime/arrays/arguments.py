@@ -61,7 +61,7 @@ def check_is_file(path: str | os.PathLike[str], advice: str) -> None:
         advice: What the message says to do, a sentence.
 
     Raises:
-        InputError: There is no such file, or it is something else.
+        InputError: It does not exist, or is a folder, a FIFO or a device.
     """
     if not os.path.isfile(path):
         what = "is not an ordinary file" if os.path.lexists(path) else "does not exist"

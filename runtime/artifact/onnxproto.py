@@ -1,4 +1,4 @@
-"""The numbers that fields have in the messages of an ONNX file.
+"""Field numbers of the messages in an ONNX file.
 
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3.
 """

@@ -19,30 +19,10 @@ import numpy as np
 from ..arrays.dtypes import DTYPES
 from ..arrays.tensor import Array
 from ..errors import InputError
+from . import onnxproto as proto
 from .manifest import SAEConfig
 from .names import HOOK_ACTS_POST, TOKENS
 from .onnxfile import Parameter, initializer_shape, initializers, not_onnx
-from .onnxproto import (
-    ATTRIBUTE,
-    ATTRIBUTE_GRAPH,
-    ATTRIBUTE_GRAPHS,
-    ATTRIBUTE_INT,
-    ATTRIBUTE_NAME,
-    DATA_TYPE,
-    DIMS,
-    GRAPH_INITIALIZER,
-    GRAPH_INPUT,
-    GRAPH_NAME,
-    GRAPH_NODE,
-    GRAPH_OUTPUT,
-    MODEL_GRAPH,
-    MODEL_METADATA,
-    NAME,
-    NODE_INPUT,
-    NODE_OUTPUT,
-    OPERATOR,
-    RAW_DATA,
-)
 from .protobuf import UNREADABLE, encode, fields, submessages, text
 
 LARGEST_PARAMETER = 1 << 30
@@ -112,19 +92,21 @@ class _Node:
     @classmethod
     def of(cls, message: memoryview) -> "_Node":
         operator, has_graphs = "", False
-        names: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: []}
+        names: dict[int, list[str]] = {proto.NODE_INPUT: [], proto.NODE_OUTPUT: []}
         integers: dict[str, int] = {}
         for field, value in fields(message):
             if field in names:
                 names[field].append(text(value))
-            elif field == OPERATOR:
+            elif field == proto.OPERATOR:
                 operator = text(value)
-            elif field == ATTRIBUTE and not isinstance(value, int):
+            elif field == proto.ATTRIBUTE and not isinstance(value, int):
                 attribute = dict(fields(value))
-                has_graphs |= ATTRIBUTE_GRAPH in attribute or ATTRIBUTE_GRAPHS in attribute
-                if isinstance(number := attribute.get(ATTRIBUTE_INT), int):
-                    integers[text(attribute[ATTRIBUTE_NAME])] = number
-        return cls(message, operator, tuple(names[NODE_INPUT]), tuple(names[NODE_OUTPUT]), integers, has_graphs)
+                has_graphs |= proto.ATTRIBUTE_GRAPH in attribute or proto.ATTRIBUTE_GRAPHS in attribute
+                if isinstance(number := attribute.get(proto.ATTRIBUTE_INT), int):
+                    integers[text(attribute[proto.ATTRIBUTE_NAME])] = number
+        return cls(
+            message, operator, tuple(names[proto.NODE_INPUT]), tuple(names[proto.NODE_OUTPUT]), integers, has_graphs
+        )
 
     def product_axes(self) -> dict[int, int | None]:
         """Return for each input of a product the axis of the columns of its output; {} for other operators."""
@@ -136,10 +118,10 @@ class _Node:
         """Return the message of a quantized product with `m` columns."""
 
         def changed(field: int, value: "int | memoryview") -> "tuple[int, int | bytes | memoryview]":
-            if field == ATTRIBUTE and not isinstance(value, int):
+            if field == proto.ATTRIBUTE and not isinstance(value, int):
                 attribute = dict(fields(value))
-                if text(attribute[ATTRIBUTE_NAME]) == "N":
-                    return field, encode({**attribute, ATTRIBUTE_INT: m}.items())
+                if text(attribute[proto.ATTRIBUTE_NAME]) == "N":
+                    return field, encode({**attribute, proto.ATTRIBUTE_INT: m}.items())
             return field, value
 
         return encode(changed(field, value) for field, value in fields(self.message))
@@ -155,8 +137,8 @@ class _Cut:
 
     def __init__(self, model: bytes, parameters: Mapping[str, Parameter], config: SAEConfig) -> None:
         self._model = memoryview(model)
-        (self._graph,) = submessages(self._model, MODEL_GRAPH)
-        self._nodes = [_Node.of(message) for message in submessages(self._graph, GRAPH_NODE)]
+        (self._graph,) = submessages(self._model, proto.MODEL_GRAPH)
+        self._nodes = [_Node.of(message) for message in submessages(self._graph, proto.GRAPH_NODE)]
         self._initializers = initializers(self._graph)
         self._shapes = {name: initializer_shape(message) for name, message in self._initializers.items()}
         self._parameters = parameters
@@ -191,7 +173,7 @@ class _Cut:
     def model(self, ids: Array) -> bytes:
         """Return the model for these features."""
         tensors = [
-            (GRAPH_INITIALIZER, self._tensor(name, message, ids))
+            (proto.GRAPH_INITIALIZER, self._tensor(name, message, ids))
             for name, message in self._initializers.items()
             if name in self.axes
         ]
@@ -200,15 +182,19 @@ class _Cut:
         output = encode([(1, HOOK_ACTS_POST.encode()), (2, encode([(1, tensor)]))])
         graph = encode(
             [
-                *((GRAPH_NODE, self._message(node, len(ids))) for node in self._needed),
-                (GRAPH_NAME, b"selected_features"),
+                *((proto.GRAPH_NODE, self._message(node, len(ids))) for node in self._needed),
+                (proto.GRAPH_NAME, b"selected_features"),
                 *tensors,
-                *((GRAPH_INPUT, message) for message in submessages(self._graph, GRAPH_INPUT)),
-                (GRAPH_OUTPUT, output),
+                *((proto.GRAPH_INPUT, message) for message in submessages(self._graph, proto.GRAPH_INPUT)),
+                (proto.GRAPH_OUTPUT, output),
             ]
         )
-        kept = [(field, value) for field, value in fields(self._model) if field not in (MODEL_GRAPH, MODEL_METADATA)]
-        return encode([*kept, (MODEL_GRAPH, graph)])
+        kept = [
+            (field, value)
+            for field, value in fields(self._model)
+            if field not in (proto.MODEL_GRAPH, proto.MODEL_METADATA)
+        ]
+        return encode([*kept, (proto.MODEL_GRAPH, graph)])
 
     def _axis(self, node: _Node, place: int, name: str, axis: int) -> int | None:
         """Return the axis of an operator's input that is cut if `axis` of its output is; None if none is.
@@ -242,10 +228,10 @@ class _Cut:
             array = np.take(array, ids, axis)
         return encode(
             [
-                *((DIMS, size) for size in array.shape),
-                (DATA_TYPE, parameter.element_type),
-                (NAME, name.encode()),
-                (RAW_DATA, array.tobytes()),
+                *((proto.DIMS, size) for size in array.shape),
+                (proto.DATA_TYPE, parameter.element_type),
+                (proto.NAME, name.encode()),
+                (proto.RAW_DATA, array.tobytes()),
             ]
         )
 
