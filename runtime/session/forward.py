@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.contracts import ACTIVATE, DECODE, FEATURES
+from ..artifact.contracts import ACTIVATE, DECODE
 from ..artifact.names import (
     FEATURE_HOOKS,
     HOOK_ACTS_POST,
@@ -21,7 +21,6 @@ from ..artifact.names import (
     INPUT,
     L0,
     VALUES,
-    K,
 )
 from ..errors import InputError
 from .batch import Batch, as_dtype, flat_shape
@@ -124,7 +123,7 @@ def top_features(graphs: Graphs, batch: Batch, k: int, interventions: Sequence[I
         found = strongest_features(_edited_on_host(acts_post, interventions), k)
         indices, values, l0 = (graphs.backend.move_to_device_of(array, acts_post) for array in found)
         return TopFeatures(indices, values, l0)
-    outputs = graphs.run(graphs.variant(FEATURES), batch.feeds() | {K: np.array([k], np.int64)})
+    outputs = graphs.find_strongest(batch.feeds(), k)
     indices, values = (outputs[name].reshape(*batch.lead, k) for name in (INDICES, VALUES))
     return TopFeatures(indices, values, outputs[L0].reshape(batch.lead))
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from ..arrays.dtypes import DTYPES
 from ..arrays.limits import check_fits
 from ..arrays.tensor import Array, TensorValue
-from ..artifact.contracts import DECODE, ENCODE, MODEL
+from ..artifact.contracts import DECODE, ENCODE, FEATURES, MODEL
 from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
 from ..artifact.manifest import GraphSpec, TensorSpec
@@ -269,6 +269,18 @@ class Graphs(LoadedGraphs):
             _check_result(spec, given, [HOOK_RECONS])
             return self._run(session, decoder, spec, given, [HOOK_RECONS])[0]
         return self.run(decoder, feeds)[HOOK_RECONS]
+
+    def find_strongest(self, feeds: Mapping[str, TensorValue], k: int) -> dict[str, TensorValue]:
+        """Return the outputs of `features`: indices, values and l0 of the k strongest features of each token."""
+        spec = self.manifest.graphs[FEATURES]
+        given = {tensor.name: feeds[tensor.name] for tensor in spec.inputs if tensor.name != K}
+        tokens, given[K] = _tokens(spec, given), np.array([k], np.int64)
+        session = self.backend.search_session(self.manifest, tokens, k, lambda: self._session(ENCODE))
+        if session is None:
+            return self.run(self.variant(FEATURES), given)
+        names = [tensor.name for tensor in spec.outputs]
+        _check_result(spec, given, names)
+        return dict(zip(names, self._run(session, FEATURES, spec, given, names), strict=True))
 
     def variant(self, graph: str) -> str:
         """Return the preferred variant of a portable graph: its CPU variant, or the graph itself."""

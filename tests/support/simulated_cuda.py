@@ -9,13 +9,17 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from runtime.devices import select as providers
 from runtime.devices.cuda import driver
 from runtime.devices.cuda.adding import read_adding_model
+from runtime.devices.cuda.search import read_search_model
 from runtime.errors import SAEError
+from saeexport.graphs.passes.widen import widen
+from saeexport.graphs.search import search_graph
 
 POISON = 0xFF  # NaN in float32, float16 and bfloat16
 LEGACY = 1
@@ -208,6 +212,8 @@ def start_on_a_cpu(model, options):
     ours = ort.SessionOptions()
     if model == read_adding_model("bfloat16"):
         model = wide_sum()
+    elif model == read_search_model("bfloat16"):
+        model = ir.to_proto(widen(search_graph("bfloat16"))).SerializeToString()
     elif isinstance(model, str):
         model = in_float32(Path(model))
     elif options.external is not None:

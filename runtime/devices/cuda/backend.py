@@ -24,9 +24,10 @@ from ...arrays import dlpack
 from ...arrays.dtypes import DTYPES
 from ...arrays.pool import BufferPool
 from ...arrays.tensor import Array, Tensor, TensorValue, as_given
+from ...artifact.contracts import ENCODE
 from ...artifact.folder import Artifact
 from ...artifact.held import HeldFiles
-from ...artifact.manifest import GraphSpec
+from ...artifact.manifest import GraphSpec, Manifest
 from ...artifact.names import K
 from ...errors import InputError, SAEError
 from ..blocks import output_dimensions, slice_feeds
@@ -38,6 +39,7 @@ from .binding import NOT_CAPTURED, bind, is_on_gpu, run_options
 from .driver import Card, driver
 from .memory import KEPT_CALLS, DeviceMemory
 from .replay import Replays
+from .search import FIRST_IDS, EncodeAndSearch, is_searched, read_search_model
 from .weights import DeviceWeights
 
 
@@ -77,6 +79,7 @@ class CudaBackend:
         self._weights = DeviceWeights(files.weights, self._memory)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._adders: dict[str, ort.InferenceSession] = {}
+        self._search: ort.InferenceSession | None = None
         # Frees the memory of a session that is dropped without being closed.
         weakref.finalize(self, self._card.defer, _closer(self._card, self._memory, self._owns_stream)).atexit = False
 
@@ -119,6 +122,20 @@ class CudaBackend:
             threads = 1 if one_thread else self._options.threads
             return start_session(model, cuda, self.cuda_options(), threads=threads, arena=self._options.arena)
 
+    def search_session(
+        self, manifest: Manifest, tokens: int, k: int, load_encoder: Callable[[], ort.InferenceSession]
+    ) -> EncodeAndSearch | None:
+        """Return what takes the place of `features`, or None; see `search.py`."""
+        if not is_searched(self._device.kind, manifest, tokens, k):
+            return None
+        encoder, acts = load_encoder(), manifest.graphs[ENCODE].outputs[-1]
+        with self._card.exclusive():
+            self._check_open()
+            if self._search is None:
+                cuda = Device(CUDA, self._device.index)
+                self._search = start_session(read_search_model(acts.dtype), cuda, self.cuda_options())
+            return EncodeAndSearch(encoder, self._search, acts)
+
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy: as a `Tensor` if it is on the GPU, as an array if on the host.
 
@@ -131,7 +148,7 @@ class CudaBackend:
 
     def run(
         self,
-        session: ort.InferenceSession,
+        session: "ort.InferenceSession | EncodeAndSearch",
         spec: GraphSpec,
         feeds: Mapping[str, TensorValue],
         names: Sequence[str],
@@ -208,19 +225,23 @@ class CudaBackend:
                 return
             self._wait()
             self._adders.clear()
+            self._search = None
             self._replays.close()
             self._weights.close()
             _closer(self._card, self._memory, self._owns_stream)()
 
     def _run_block(
         self,
-        session: ort.InferenceSession,
+        session: "ort.InferenceSession | EncodeAndSearch",
         spec: GraphSpec,
         feeds: Mapping[str, TensorValue],
         targets: Mapping[str, Tensor],
         tokens: int,
         waits: bool,
     ) -> None:
+        if isinstance(session, EncodeAndSearch):
+            self._encode_and_search(session, feeds, targets, tokens, waits)
+            return
         replay = self._replays.find_or_create(session, spec, feeds, tokens)
         if replay is None:
             self._run_bound(session, self._move_to_gpu(feeds, waits), targets)
@@ -229,6 +250,21 @@ class CudaBackend:
         replay.run()
         for name, target in targets.items():
             self._card.copy(target.pointer, replay.outputs[name].pointer, target.nbytes, self.stream)
+
+    def _encode_and_search(
+        self,
+        session: EncodeAndSearch,
+        feeds: Mapping[str, TensorValue],
+        targets: Mapping[str, Tensor],
+        tokens: int,
+        waits: bool,
+    ) -> None:
+        name = session.acts.name
+        (acts,) = self._memory.tensors([((tokens, session.d_sae), session.acts.dtype)])
+        given = {name: feed for name, feed in feeds.items() if name != K}
+        self._run_bound(session.encoder, self._move_to_gpu(given, waits), {name: acts})
+        found = self._move_to_gpu({name: acts, FIRST_IDS: session.first_ids(), K: feeds[K]}, waits)
+        self._run_bound(session.search, found, targets)
 
     def _run_bound(
         self, session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor]

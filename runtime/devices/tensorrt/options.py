@@ -26,6 +26,7 @@ from ...artifact.manifest import INT8, GraphSpec
 from ...artifact.names import TOKENS, K
 from ...errors import InputError, ProviderError
 from ..cuda.driver import GPU
+from ..cuda.search import BLOCK, FEATURES_PER_K
 from ..options import TF32
 
 ENGINES, TIMINGS = "trt_engine_cache_path", "trt_timing_cache_path"
@@ -148,7 +149,9 @@ def _profile(spec: GraphSpec, shapes: Shapes) -> dict[str, str]:
     if any(tensor.name == K for tensor in spec.inputs):
         raise ProviderError(
             f"{spec.file} takes k, which determines the shapes of its outputs. TensorRT builds engines for ranges of "
-            f'input shapes, and cannot run it. Open the artifact with device="cuda" for {spec.file}.'
+            f'input shapes, and cannot run it. Open the artifact with device="cuda" for {spec.file}. `top_features` '
+            f"can do without it if d_sae is a multiple of {BLOCK}, k at most d_sae / {FEATURES_PER_K}, and no "
+            "activation can be negative."
         )
     # The strengths of edits have one row for all tokens, or one per token. An intervention without edits, m = 0, is run
     # by the graph without interventions, so the engine does not need that shape.

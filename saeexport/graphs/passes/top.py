@@ -5,10 +5,12 @@ Where fewer than k features are on, the places after them get the index -1 and t
 """
 
 import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from runtime.artifact.manifest import GraphSpec
+from runtime.arrays.dtypes import DTYPES
+from runtime.artifact.manifest import GraphSpec, TensorSpec
 from runtime.artifact.names import HOOK_ACTS_POST, VALUES, K
 
 from .tools.building import INT64, Nodes
@@ -27,7 +29,7 @@ def keep_strongest(model: ir.Model, spec: GraphSpec) -> ir.Model:
     at, acts, k = _with_k(model)
     signed = not is_nonnegative(model.graph.outputs[-1])
     size = at("Abs", [acts]) if signed else acts
-    nan = _NaN(at, acts, at("ReduceSum", [size, at.vector([1])], keepdims=1))
+    nan = TokensWithNaN(at, at("ReduceSum", [size, at.vector([1])], keepdims=1))
     strength, indices = at.multi_output("TopK", [nan.removed_from(size), k], 2, axis=1)
     values = at("GatherElements", [acts, indices], axis=1) if signed else strength
     return _set_outputs(model, spec, at, nan, indices, strength, values, _count_on(at, acts))
@@ -49,7 +51,7 @@ def keep_strongest_on_a_cpu(model: ir.Model, spec: GraphSpec) -> ir.Model:
     groups = d_sae // group
     signed = not is_nonnegative(model.graph.outputs[-1])
     tokens = at("Shape", [acts], start=0, end=1)
-    nan = _NaN(at, acts, at("ReduceL1" if signed else "ReduceSum", [acts, at.vector([1])], keepdims=1))
+    nan = TokensWithNaN(at, at("ReduceL1" if signed else "ReduceSum", [acts, at.vector([1])], keepdims=1))
 
     grouped = at("Reshape", [acts, at.vector([0, groups, group])])
     sizes = at("Abs", [grouped]) if signed else grouped
@@ -96,20 +98,19 @@ def _with_k(model: ir.Model) -> tuple[Nodes, ir.Value, ir.Value]:
     return at, wide, k
 
 
-class _NaN:
+class TokensWithNaN:
     """Which tokens have NaN among their activations, and the nodes that keep it from the search.
 
     A search over NaN has no order that it could rely on.
 
     Args:
         at: Writes the nodes.
-        acts: The activations, `[T, S]`.
-        total: The sum of the absolute activations of each token, `[T, 1]`. It is NaN only if one of them is.
+        total: The sum of the absolute activations of each token, `[T, 1]` in float32. It is NaN only if one of them is.
     """
 
-    def __init__(self, at: Nodes, acts: ir.Value, total: ir.Value) -> None:
+    def __init__(self, at: Nodes, total: ir.Value) -> None:
         self._at, self._total = at, total
-        self.zero = at.number(0, acts)
+        self.zero = at.array([0], ir.DataType.FLOAT)
         self.found = at("IsNaN", [total])
 
     def removed_from(self, sizes: ir.Value) -> ir.Value:
@@ -130,25 +131,45 @@ def _set_outputs(
     model: ir.Model,
     spec: GraphSpec,
     at: Nodes,
-    nan: _NaN,
+    nan: TokensWithNaN,
     indices: ir.Value,
     strength: ir.Value,
     values: ir.Value,
     count: ir.Value,
 ) -> ir.Model:
     """Set the outputs of the graph: places without a feature have no index, and tokens with NaN have no features."""
-    graph = model.graph
-    given = graph.outputs[-1]
-    assert given.dtype is not None
+    given = model.graph.outputs[-1]
+    model.graph.outputs.clear()
+    add_outputs(at, spec.outputs, nan, indices, strength, values, count)
+    given.name = f"all.{HOOK_ACTS_POST}"
+    return model
+
+
+def add_outputs(
+    at: Nodes,
+    outputs: Sequence[TensorSpec],
+    nan: TokensWithNaN,
+    indices: ir.Value,
+    strength: ir.Value,
+    values: ir.Value,
+    count: ir.Value,
+) -> None:
+    """Add the outputs of `features` to a graph: places without a feature, and tokens with NaN, have no index.
+
+    Args:
+        at: Writes the nodes.
+        outputs: The outputs of `features`: indices, values and l0.
+        nan: The tokens with NaN.
+        indices: Ids of the strongest features, `[T, k]`.
+        strength: Their activations in absolute value, the largest first.
+        values: Their activations.
+        count: The number of features that are on, `[T, 1]`.
+    """
     indices = at("Where", [at("Greater", [strength, nan.zero]), indices, at.vector([-1])])
     values = nan.put_into(values)
     count = at("Squeeze", [at("Where", [nan.found, at.vector([-1]), count]), at.vector([1])])
-    if given.dtype != ir.DataType.FLOAT:
-        values = at.cast(values, given.dtype)
-    graph.outputs.clear()
-    for tensor, value in zip(spec.outputs, (indices, values, count), strict=True):
-        value.name, value.shape = tensor.name, ir.Shape(tensor.shape)
-        value.type = given.type if tensor.name == VALUES else INT64
-        graph.outputs.append(value)
-    given.name = f"all.{HOOK_ACTS_POST}"
-    return model
+    for tensor, value in zip(outputs, (indices, values, count), strict=True):
+        dtype = ir.DataType(DTYPES[tensor.dtype].onnx)
+        value = at.cast(value, dtype) if tensor.name == VALUES and dtype != ir.DataType.FLOAT else value
+        value.name, value.shape, value.type = tensor.name, ir.Shape(tensor.shape), ir.TensorType(dtype)
+        at.graph.outputs.append(value)

@@ -57,7 +57,11 @@ class Nodes:
     def number(self, value: float, like: ir.Value) -> ir.Value:
         """Return a constant, `[1]`, of the dtype of another value."""
         assert like.dtype is not None
-        return self._constant(np.array([value], like.dtype.numpy()))
+        return self.array([value], like.dtype)
+
+    def array(self, values: Any, dtype: ir.DataType) -> ir.Value:
+        """Return a constant with the values and the shape of an array."""
+        return self._constant(np.array(values, dtype.numpy()))
 
     def if_else(
         self,
