@@ -10,7 +10,6 @@ Source: https://onnx.ai/onnx/operators/; https://github.com/microsoft/onnxruntim
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +21,7 @@ from ..errors import InputError
 from . import onnxproto as proto
 from .manifest import SAEConfig
 from .names import HOOK_ACTS_POST, TOKENS
+from .nodes import OnnxNode
 from .onnxfile import Parameter, initializer_shape, initializers, not_onnx
 from .protobuf import UNREADABLE, encode, fields, submessages, text
 
@@ -69,62 +69,24 @@ def select_features(
         raise not_onnx(path, error) from None
 
 
-@dataclass(frozen=True)
-class _Node:
-    """An operator of a graph.
+def _product_axes(node: OnnxNode) -> dict[int, int | None]:
+    """Return for each input of a product the axis of the columns of its output; {} for other operators."""
+    if node.operator == "Gemm" and not node.integers.get("transA"):
+        return {0: None, 1: -2 if node.integers.get("transB") else COLUMNS, 2: COLUMNS}
+    return {"MatMul": {0: None, 1: COLUMNS}, QUANTIZED: {0: None, 1: -3, 2: -2, 5: COLUMNS}}.get(node.operator, {})
 
-    Attributes:
-        message: Its `NodeProto`.
-        operator: Name of the operator.
-        inputs: Names of its inputs; "" for one that is left out.
-        outputs: Names of its outputs.
-        integers: Its attributes that are integers.
-        has_graphs: Whether an attribute is a graph, which may read any value.
-    """
 
-    message: memoryview
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    integers: dict[str, int]
-    has_graphs: bool
+def _with_columns(node: OnnxNode, m: int) -> bytes:
+    """Return the message of a quantized product with `m` columns."""
 
-    @classmethod
-    def of(cls, message: memoryview) -> "_Node":
-        operator, has_graphs = "", False
-        names: dict[int, list[str]] = {proto.NODE_INPUT: [], proto.NODE_OUTPUT: []}
-        integers: dict[str, int] = {}
-        for field, value in fields(message):
-            if field in names:
-                names[field].append(text(value))
-            elif field == proto.OPERATOR:
-                operator = text(value)
-            elif field == proto.ATTRIBUTE and not isinstance(value, int):
-                attribute = dict(fields(value))
-                has_graphs |= proto.ATTRIBUTE_GRAPH in attribute or proto.ATTRIBUTE_GRAPHS in attribute
-                if isinstance(number := attribute.get(proto.ATTRIBUTE_INT), int):
-                    integers[text(attribute[proto.ATTRIBUTE_NAME])] = number
-        return cls(
-            message, operator, tuple(names[proto.NODE_INPUT]), tuple(names[proto.NODE_OUTPUT]), integers, has_graphs
-        )
+    def changed(field: int, value: "int | memoryview") -> "tuple[int, int | bytes | memoryview]":
+        if field == proto.ATTRIBUTE and not isinstance(value, int):
+            attribute = dict(fields(value))
+            if text(attribute[proto.ATTRIBUTE_NAME]) == "N":
+                return field, encode({**attribute, proto.ATTRIBUTE_INT: m}.items())
+        return field, value
 
-    def product_axes(self) -> dict[int, int | None]:
-        """Return for each input of a product the axis of the columns of its output; {} for other operators."""
-        if self.operator == "Gemm" and not self.integers.get("transA"):
-            return {0: None, 1: -2 if self.integers.get("transB") else COLUMNS, 2: COLUMNS}
-        return {"MatMul": {0: None, 1: COLUMNS}, QUANTIZED: {0: None, 1: -3, 2: -2, 5: COLUMNS}}.get(self.operator, {})
-
-    def with_columns(self, m: int) -> bytes:
-        """Return the message of a quantized product with `m` columns."""
-
-        def changed(field: int, value: "int | memoryview") -> "tuple[int, int | bytes | memoryview]":
-            if field == proto.ATTRIBUTE and not isinstance(value, int):
-                attribute = dict(fields(value))
-                if text(attribute[proto.ATTRIBUTE_NAME]) == "N":
-                    return field, encode({**attribute, proto.ATTRIBUTE_INT: m}.items())
-            return field, value
-
-        return encode(changed(field, value) for field, value in fields(self.message))
+    return encode(changed(field, value) for field, value in fields(node.message))
 
 
 class _Cut:
@@ -138,13 +100,13 @@ class _Cut:
     def __init__(self, model: bytes, parameters: Mapping[str, Parameter], config: SAEConfig) -> None:
         self._model = memoryview(model)
         (self._graph,) = submessages(self._model, proto.MODEL_GRAPH)
-        self._nodes = [_Node.of(message) for message in submessages(self._graph, proto.GRAPH_NODE)]
+        self._nodes = [OnnxNode.of(message) for message in submessages(self._graph, proto.GRAPH_NODE)]
         self._initializers = initializers(self._graph)
         self._shapes = {name: initializer_shape(message) for name, message in self._initializers.items()}
         self._parameters = parameters
         self._config = config
         self.axes: dict[str, int | None] = {HOOK_ACTS_POST: COLUMNS}
-        self._needed: list[_Node] = []
+        self._needed: list[OnnxNode] = []
 
     def follow(self) -> None:
         """Find what is needed, from the output backwards: the operators are in the order in which they run.
@@ -196,7 +158,7 @@ class _Cut:
         ]
         return encode([*kept, (proto.MODEL_GRAPH, graph)])
 
-    def _axis(self, node: _Node, place: int, name: str, axis: int) -> int | None:
+    def _axis(self, node: OnnxNode, place: int, name: str, axis: int) -> int | None:
         """Return the axis of an operator's input that is cut if `axis` of its output is; None if none is.
 
         A vector is broadcast along the columns, so that an operator with several inputs is followed along these only.
@@ -204,7 +166,7 @@ class _Cut:
         if node.operator in FEATURE_BY_FEATURE and (axis == COLUMNS or len(node.inputs) == 1):
             cut: int | None = axis
         else:
-            axes = node.product_axes() if axis == COLUMNS else {}
+            axes = _product_axes(node) if axis == COLUMNS else {}
             if place not in axes:
                 self._refuse(f"the operator {node.operator}")
             cut = axes[place]
@@ -235,9 +197,9 @@ class _Cut:
             ]
         )
 
-    def _message(self, node: _Node, m: int) -> bytes | memoryview:
+    def _message(self, node: OnnxNode, m: int) -> bytes | memoryview:
         is_cut = node.operator == QUANTIZED and self.axes.get(node.outputs[0]) is not None
-        return node.with_columns(m) if is_cut else node.message
+        return _with_columns(node, m) if is_cut else node.message
 
     def _refuse(self, what: str) -> NoReturn:
         raise InputError(

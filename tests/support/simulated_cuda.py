@@ -9,10 +9,12 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from runtime.artifact.folding import MATRIX
 from runtime.devices import select as providers
 from runtime.devices.cuda import driver
 from runtime.devices.cuda.adding import read_adding_model
@@ -221,7 +223,11 @@ def start_on_a_cpu(model, options):
     elif (folder := config_entry(options, FOLDER)) is not None:
         ours.add_session_config_entry(FOLDER, folder)
         path = next((path for path in Path(folder).glob("*.onnx") if path.read_bytes() == model), None)
-        model = model if path is None else in_float32(path)  # None: the weights are behind a link
+        if path is not None:
+            model = in_float32(path)
+        elif MATRIX.encode() in model:
+            model = ir.to_proto(widen(ir.from_proto(onnx.load_from_string(model)))).SerializeToString()
+        # else the weights are behind a link
     return REAL_SESSION(model, ours, providers=["CPUExecutionProvider"])
 
 

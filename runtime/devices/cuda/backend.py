@@ -21,13 +21,13 @@ import numpy as np
 import onnxruntime as ort
 
 from ...arrays import dlpack
-from ...arrays.dtypes import DTYPES
+from ...arrays.dtypes import DTYPES, FLOAT32
 from ...arrays.pool import BufferPool
 from ...arrays.tensor import Array, Tensor, TensorValue, as_given
 from ...artifact.contracts import ENCODE
 from ...artifact.folder import Artifact
 from ...artifact.held import HeldFiles
-from ...artifact.manifest import GraphSpec, Manifest
+from ...artifact.manifest import CUSTOM, GraphSpec, Manifest
 from ...artifact.names import K
 from ...errors import InputError, SAEError
 from ..blocks import output_dimensions, slice_feeds
@@ -37,6 +37,7 @@ from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
 from .binding import NOT_CAPTURED, bind, is_on_gpu, run_options
 from .driver import Card, driver
+from .folding import FoldedGraphs
 from .memory import KEPT_CALLS, DeviceMemory
 from .replay import Replays
 from .search import FIRST_IDS, EncodeAndSearch, is_searched, read_search_model
@@ -78,6 +79,11 @@ class CudaBackend:
         self._staged: list[Array] = []
         self._weights = DeviceWeights(files.weights, self._memory)
         self._replays = Replays(self._memory, options.cuda_graph)
+        sae = artifact.manifest.sae
+        self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype, self._start)
+        # In float32 the product takes nearly all of the time. A limit of the memory is for what it has to hold.
+        is_fast = sae.dtype != FLOAT32 or options.precision == TF32
+        self._folds_bias = is_fast and options.memory_limit is None and not sae.architecture.startswith(CUSTOM)
         self._adders: dict[str, ort.InferenceSession] = {}
         self._search: ort.InferenceSession | None = None
         # Frees the memory of a session that is dropped without being closed.
@@ -104,12 +110,19 @@ class CudaBackend:
     def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU."""
         with self._card.exclusive():
-            self._check_open()
-            start = functools.partial(
-                start_session, device=self._device, provider_options=self.cuda_options(),
-                threads=self._options.threads, arena=self._options.arena, weights=self._weights.values(),
-            )  # fmt: skip
-            return start_on_checked_bytes(graph, files, parameter_values(graph, files), start)
+            session = self._start(graph, files)
+            if self._folds_bias:
+                self._folded.add(session, graph, files)
+            return session
+
+    def _start(self, graph: str, files: HeldFiles, part: bytes | None = None) -> ort.InferenceSession:
+        """Start a session of a graph, or of a model that was made from it."""
+        self._check_open()
+        start = functools.partial(
+            start_session, device=self._device, provider_options=self.cuda_options(),
+            threads=self._options.threads, arena=self._options.arena, weights=self._weights.values(),
+        )  # fmt: skip
+        return start_on_checked_bytes(graph, files, parameter_values(graph, files, part), start, part)
 
     def load_model(self, model: bytes, one_thread: bool) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a model with its parameters inside, also for TensorRT with CUDA's provider.
@@ -226,6 +239,7 @@ class CudaBackend:
             self._wait()
             self._adders.clear()
             self._search = None
+            self._folded.close()
             self._replays.close()
             self._weights.close()
             _closer(self._card, self._memory, self._owns_stream)()
@@ -244,7 +258,7 @@ class CudaBackend:
             return
         replay = self._replays.find_or_create(session, spec, feeds, tokens)
         if replay is None:
-            self._run_bound(session, self._move_to_gpu(feeds, waits), targets)
+            self._run_bound(session, self._move_to_gpu(feeds, waits), targets, tokens)
             return
         self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
         replay.run()
@@ -262,14 +276,19 @@ class CudaBackend:
         name = session.acts.name
         (acts,) = self._memory.tensors([((tokens, session.d_sae), session.acts.dtype)])
         given = {name: feed for name, feed in feeds.items() if name != K}
-        self._run_bound(session.encoder, self._move_to_gpu(given, waits), {name: acts})
+        self._run_bound(session.encoder, self._move_to_gpu(given, waits), {name: acts}, tokens)
         found = self._move_to_gpu({name: acts, FIRST_IDS: session.first_ids(), K: feeds[K]}, waits)
         self._run_bound(session.search, found, targets)
 
     def _run_bound(
-        self, session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor]
+        self,
+        session: ort.InferenceSession,
+        feeds: Mapping[str, TensorValue],
+        targets: Mapping[str, Tensor],
+        tokens: int = 0,
     ) -> None:
-        binding = bind(session, feeds, targets, self._card.index)
+        session, more = self._folded.choose(session, tokens)
+        binding = bind(session, {**feeds, **more}, targets, self._card.index)
         session.run_with_iobinding(binding, run_options(NOT_CAPTURED if self._options.cuda_graph else None))
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:

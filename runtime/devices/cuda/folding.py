@@ -1,0 +1,128 @@
+"""For many tokens, the encoder's bias is added by its product; see `runtime/artifact/folding.py`.
+
+With few tokens, launching one more kernel takes longer than adding the bias, and in float32 the product takes nearly
+all of the time. So a graph has a second session for large batches in TF32 and half precision. All of them share one
+copy of the matrix with the bias, which is made at the first large batch.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from ...arrays.dtypes import DTYPES, FLOAT32
+from ...arrays.tensor import Array, Tensor
+from ...artifact.folding import BIAS_ROWS, MATRIX, ONES, FoldedBias, fold_bias
+from ...artifact.held import HeldFiles
+from .memory import DeviceMemory
+from .weights import DeviceWeights
+
+FEWEST_TOKENS = 512
+"""Smallest number of tokens that are run by a folded graph."""
+
+TF32_PIECES = 3
+"""Number of TF32 values that add up to a float32: each has 11 of its 24 bits."""
+
+TF32_MASK = np.uint32(0xFFFFE000)
+"""The bits of a float32 that TF32 keeps."""
+
+StartFolded = Callable[[str, HeldFiles, bytes], ort.InferenceSession]
+"""Starts a session of a model that was made from a graph: `start(graph, files, model)`."""
+
+
+@dataclass
+class _Foldable:
+    """A graph that can be folded, and its folded session once there is one."""
+
+    graph: str
+    files: HeldFiles
+    folded: FoldedBias
+    session: ort.InferenceSession | None = None
+
+
+class FoldedGraphs:
+    """The folded sessions of the graphs of one `SAESession`.
+
+    Args:
+        memory: Memory of the GPU.
+        weights: The parameters on the GPU.
+        dtype: Dtype of the SAE.
+        start: Starts a folded session.
+    """
+
+    def __init__(self, memory: DeviceMemory, weights: DeviceWeights, dtype: str, start: StartFolded) -> None:
+        self._memory, self._weights, self._dtype, self._start = memory, weights, dtype, start
+        self._graphs: weakref.WeakKeyDictionary[ort.InferenceSession, _Foldable] = weakref.WeakKeyDictionary()
+        self._matrices: dict[tuple[str, str], Tensor] = {}
+        self._ones: Tensor | None = None
+
+    def add(self, session: ort.InferenceSession, graph: str, files: HeldFiles) -> None:
+        """Let a graph, which runs in `session`, be folded. Without shared parameters on the GPU none is."""
+        folded = fold_bias(files.graphs[graph].content, DTYPES[self._dtype].onnx)
+        if folded is not None and self._weights.values():
+            self._graphs[session] = _Foldable(graph, files, folded)
+
+    def choose(self, session: ort.InferenceSession, tokens: int) -> tuple[ort.InferenceSession, dict[str, Tensor]]:
+        """Return the session that runs so many tokens in place of `session`, and the inputs that only it has."""
+        found = self._graphs.get(session) if tokens >= FEWEST_TOKENS else None
+        if found is None:
+            return session, {}
+        if found.session is None:
+            found.session = self._start(found.graph, found.files, found.folded.model)
+        return found.session, {ONES: self._ones_for(tokens), MATRIX: self._matrix_of(found)}
+
+    def close(self) -> None:
+        """Free the sessions and the matrix."""
+        self._graphs.clear()
+        self._matrices.clear()
+        self._ones = None
+
+    @property
+    def _pieces(self) -> int:
+        """Number of rows that the bias takes."""
+        return TF32_PIECES if self._dtype == FLOAT32 else 1
+
+    def _ones_for(self, tokens: int) -> Tensor:
+        if self._ones is None or self._ones.shape[0] < tokens:
+            ones = np.zeros((tokens, BIAS_ROWS), DTYPES[self._dtype].numpy)
+            ones[:, : self._pieces] = 1
+            (self._ones,) = self._memory.tensors([(ones.shape, self._dtype)])
+            self._copy(self._ones.pointer, ones)
+        return self._ones[:tokens]
+
+    def _matrix_of(self, graph: _Foldable) -> Tensor:
+        folded = graph.folded
+        key = (folded.matrix, folded.bias)
+        if key not in self._matrices:
+            d_in, d_sae = folded.shape
+            (matrix,) = self._memory.tensors([((d_in + BIAS_ROWS, d_sae), self._dtype)])
+            stored = self._weights.values()[folded.matrix]
+            self._memory.card.copy(matrix.pointer, stored.data_ptr(), matrix[:d_in].nbytes, self._memory.stream)
+            rows = bias_rows(graph.files.parameters(graph.graph)[folded.bias].array, self._pieces)
+            self._copy(matrix[d_in:].pointer, rows)
+            self._matrices[key] = matrix
+        return self._matrices[key]
+
+    def _copy(self, target: int, array: Array) -> None:
+        self._memory.card.copy(target, array.ctypes.data, array.nbytes, self._memory.stream)
+        self._memory.card.synchronize(self._memory.stream)  # before the array is freed
+
+
+def bias_rows(bias: Array, pieces: int) -> Array:
+    """Return rows that add up to a bias, `(BIAS_ROWS, d_sae)`; several are values of TF32.
+
+    Args:
+        bias: The bias, `(d_sae,)`.
+        pieces: Number of rows that are not zero.
+    """
+    rows = np.zeros((BIAS_ROWS, *bias.shape), bias.dtype)
+    if pieces == 1:
+        rows[0] = bias
+        return rows
+    rest = bias
+    for row in rows[:pieces]:
+        row[:] = (rest.view(np.uint32) & TF32_MASK).view(np.float32)
+        rest = np.subtract(rest, row, out=np.zeros_like(row), where=np.isfinite(row))
+    return rows

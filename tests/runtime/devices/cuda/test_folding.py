@@ -1,0 +1,103 @@
+"""On a simulated GPU, large batches run with the bias in the product of the encoder, and give the same results."""
+
+import gc
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from runtime import Ablate, SAESession
+from runtime.artifact.folding import BIAS_ROWS, MATRIX
+from runtime.devices.cuda.folding import FEWEST_TOKENS, bias_rows
+from tests.support.samples import HOOKS, normal
+from tests.support.simulated_cuda import DeviceArray, taken_by
+
+KINDS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+ULP = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
+"""Twice the largest relative rounding, which the two ways to add a bias may differ by."""
+TF32 = {"float32": "tf32", "float16": "float32", "bfloat16": "float32"}
+
+
+def folded(machine):
+    return [s for s in machine.sessions if isinstance(s.model, bytes) and MATRIX.encode() in s.model]
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize(
+    "options", [{}, {"block_tokens": 2 * FEWEST_TOKENS - 1}, {"cuda_graph": [3]}, {"arena": False}], ids=str
+)
+def test_large_batches_give_what_the_graphs_give(machine, artifact_of, dtype, options):
+    path = artifact_of("standard", dtype).path
+    x = normal(2 * FEWEST_TOKENS, 10).astype(KINDS[dtype])
+    x[1, 2] = np.nan
+    with SAESession(path, "cpu") as cpu:
+        wanted, steered = cpu.compute(x, HOOKS), cpu.steer(x, {3: Ablate()})[0]
+    with SAESession(path, "cuda", precision=TF32[dtype], **options) as sae:
+        few = sae.compute(x[:3], HOOKS)
+        assert not folded(machine)
+        on_host, on_device = sae.compute(x, HOOKS), sae.compute(DeviceArray(machine, x), HOOKS)
+        again = sae.compute(x[::-1].copy(), HOOKS)
+        edited = sae.steer(x, {3: Ablate()})[0]
+        on_device = {name: taken_by(machine, tensor) for name, tensor in on_device.items()}
+    assert len(folded(machine)) == 2  # of `model` and `steer`
+    for name in HOOKS:
+        for found in (on_host[name], on_device[name], again[name][::-1]):
+            assert_near(found, wanted[name], dtype)
+        assert_near(few[name], wanted[name][:3], dtype)
+    assert_near(edited, steered, dtype)
+
+
+def assert_near(found, wanted, dtype):
+    found, wanted = (array.astype(np.float32) for array in (found, wanted))
+    size = np.nanmax(np.abs(wanted))
+    assert np.allclose(found, wanted, rtol=ULP[dtype], atol=4 * ULP[dtype] * size, equal_nan=True)
+
+
+def test_the_encoder_of_the_search_is_folded_too(machine, tmp_path):
+    from saeexport import export
+    from tests.support.zoo import sae_of
+
+    export(sae_of("standard", d_in=6, d_sae=1024), tmp_path / "sae", normal(64, 6), dtype="float16")
+    x = normal(FEWEST_TOKENS, 6).astype(np.float16)
+    with SAESession(tmp_path / "sae", "cpu") as cpu, SAESession(tmp_path / "sae", "cuda") as sae:
+        found, wanted = sae.top_features(x, 4), cpu.top_features(x, 4)
+        assert_near(found.values, wanted.values, "float16")
+        assert len(folded(machine)) == 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("standard", {}), ("standard", {"precision": "tf32", "memory_limit": 1 << 30}), ("gated", {"precision": "tf32"})],
+)  # the bias of a gated SAE is added to the product twice, once for each path
+def test_what_is_not_folded(machine, artifact_of, architecture, options):
+    with SAESession(artifact_of(architecture).path, "cuda", **options) as sae:
+        sae(normal(FEWEST_TOKENS, 10))
+    assert not folded(machine)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])
+def test_few_tokens_are_not_folded(machine, artifact_of, architecture):
+    with SAESession(artifact_of(architecture).path, "cuda", precision="tf32") as sae:
+        sae(normal(FEWEST_TOKENS - 1, 10))
+        assert not folded(machine)
+        sae(normal(FEWEST_TOKENS, 10))
+        assert folded(machine)
+
+
+def test_a_bias_is_exactly_the_sum_of_values_of_tf32():
+    bias = np.concatenate([normal(1000), [0, -0.0, 1e-30, 3e38, np.inf, -np.inf, np.nan]]).astype(np.float32)
+    rows = bias_rows(bias, 3)
+    assert rows.shape == (BIAS_ROWS, len(bias))
+    assert not (rows.view(np.uint32) & 0x1FFF)[:, np.isfinite(bias)].any()
+    assert np.array_equal(rows.sum(axis=0, dtype=np.float64), bias.astype(np.float64), equal_nan=True)
+    assert not rows[3:].any()
+
+
+def test_memory_is_freed(machine, artifact_of):
+    before = machine.left
+    with SAESession(artifact_of("standard", "float16").path, "cuda") as sae:
+        sae(normal(FEWEST_TOKENS, 10).astype(np.float16))
+        assert machine.left < before
+    machine.sessions.clear()
+    gc.collect()
+    assert machine.left == before
