@@ -125,12 +125,12 @@ def slice_feeds(spec: GraphSpec, feeds: Mapping[str, _Value], tokens: int, part:
     """
     return {
         tensor.name: feeds[tensor.name][part]
-        if _is_per_token(tensor, feeds[tensor.name], tokens)
+        if is_per_token(tensor, feeds[tensor.name], tokens)
         else feeds[tensor.name]
         for tensor in spec.inputs
     }
 
 
-def _is_per_token(tensor: TensorSpec, array: TensorValue, tokens: int) -> bool:
+def is_per_token(tensor: TensorSpec, array: TensorValue, tokens: int) -> bool:
     """Tell whether an input has a row per token. The strengths of edits may have one row for all tokens instead."""
     return tensor.shape[0] == TOKENS or (isinstance(tensor.shape[0], str) and array.ndim > 1 and len(array) == tokens)

@@ -10,7 +10,9 @@ from ..arrays.dtypes import widened
 from ..arrays.tensor import TensorValue
 from ..artifact.contracts import ACTIVATE, contracts_of
 from ..artifact.manifest import GraphSpec
-from ..devices.blocks import slice_feeds
+from ..devices.blocks import is_per_token, slice_feeds
+from ..devices.cuda.folding import FEWEST_TOKENS
+from ..devices.start import CUDA
 from ..session.session import SAESession
 from .reference import Hooks
 
@@ -57,8 +59,9 @@ class SessionRunner:
         self._kept.make_room(graph)
         session = self._session
         for_cpu = contracts_of(session.cfg.dtype)[graph].for_cpu
+        large = FEWEST_TOKENS if session.device.startswith(CUDA) else 0
         run = functools.partial(session.run_graph, graph)
-        return run_in_calls(run, session.artifact.manifest.graphs[graph], feeds, tokens, for_cpu)
+        return run_in_calls(run, session.artifact.manifest.graphs[graph], feeds, tokens, for_cpu, large)
 
 
 def run_in_calls(
@@ -67,11 +70,13 @@ def run_in_calls(
     feeds: dict[str, TensorValue],
     tokens: int,
     for_cpu: bool = False,
+    large: int = 0,
 ) -> Hooks:
     """Run a graph on all tokens in several calls; the last call has a single token.
 
     What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
-    variant also runs in batches of `SERVICE_BATCH`.
+    variant also runs in batches of `SERVICE_BATCH`, and a graph on CUDA in a batch that is large enough for another
+    session.
 
     Args:
         run: Runs the graph: `run(feeds)` returns its outputs by name.
@@ -79,12 +84,26 @@ def run_in_calls(
         feeds: Inputs for all tokens.
         tokens: Number of all tokens.
         for_cpu: Whether the graph is a CPU variant.
+        large: Smallest size of a large batch, for which the first half of the tokens is repeated; 0 for none.
     """
-    at_once = tokens // 2 if for_cpu else tokens - 1
-    bounds = [0, *range(at_once, tokens - 1, SERVICE_BATCH), tokens - 1, tokens]
-    parts = [
-        run(slice_feeds(spec, feeds, tokens, slice(start, end)))
-        for start, end in itertools.pairwise(bounds)
-        if end > start
-    ]
-    return {name: np.concatenate([widened(np.asarray(part[name])) for part in parts]) for name in parts[0]}
+    half = tokens // 2
+    steps = range(half, tokens - 1, SERVICE_BATCH) if for_cpu else [half] if large else []
+    parts = []
+    for start, end in itertools.pairwise([0, *steps, tokens - 1, tokens]):
+        if end > start:
+            part = slice_feeds(spec, feeds, tokens, slice(start, end))
+            if start == 0 and end < min(large, tokens):
+                part = _repeat_tokens(spec, part, end, large)
+            parts.append({name: widened(np.asarray(found))[: end - start] for name, found in run(part).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _repeat_tokens(
+    spec: GraphSpec, feeds: Mapping[str, TensorValue], tokens: int, wanted: int
+) -> dict[str, TensorValue]:
+    """Return inputs for more tokens, the given ones again and again."""
+    arrays = {tensor.name: np.asarray(feeds[tensor.name]) for tensor in spec.inputs}
+    return {
+        tensor.name: np.resize(array, (wanted, *array.shape[1:])) if is_per_token(tensor, array, tokens) else array
+        for tensor, array in zip(spec.inputs, arrays.values(), strict=True)
+    }

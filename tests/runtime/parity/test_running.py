@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
+from runtime.devices.cuda.folding import FEWEST_TOKENS
 from runtime.parity.running import KeptGraphs, SessionRunner, run_in_calls
 
 
 class Session:
     """A session that notes the tokens of each call, and returns the number of the call for each of them."""
 
-    def __init__(self):
-        self.calls, self.released = [], []
+    def __init__(self, device="cpu"):
+        self.calls, self.released, self.device = [], [], device
         self.cfg = SimpleNamespace(dtype="float32")
         tensor = SimpleNamespace(name="input", shape=("tokens", 2))
         graphs = dict.fromkeys(("model", "model.sparse"), SimpleNamespace(inputs=[tensor]))
@@ -39,6 +40,21 @@ def test_the_last_call_has_a_single_token_and_a_cpu_variant_runs_in_batches_of_e
     assert [len(call) for call in session.calls] == calls
     assert [token for call in session.calls for token in call] == x[:, 0].tolist()
     assert (outputs["output"] == x + np.repeat(np.arange(len(calls)) + 1, calls)[:, None]).all()
+
+
+@pytest.mark.parametrize(("tokens", "calls"), [
+    (21, [FEWEST_TOKENS, 10, 1]), (3, [FEWEST_TOKENS, 1, 1]), (2, [FEWEST_TOKENS, 1]), (1, [1]),
+    (2 * FEWEST_TOKENS + 2, [FEWEST_TOKENS + 1, FEWEST_TOKENS, 1]),
+])  # fmt: skip
+def test_on_cuda_half_of_the_tokens_are_in_a_large_batch(tokens, calls):
+    session = Session("cuda:0")
+    x = np.arange(2.0 * tokens, dtype=np.float32).reshape(tokens, 2)
+    outputs = SessionRunner(session)("model", {"input": x}, tokens)
+    assert [len(call) for call in session.calls] == calls
+    half = tokens // 2
+    assert set(session.calls[0]) == set(x[: max(1, half), 0])
+    lengths = [n for n in (half, tokens - 1 - half, 1) if n]
+    assert (outputs["output"] == x + np.repeat(np.arange(len(lengths)) + 1, lengths)[:, None]).all()
 
 
 def test_outputs_of_bfloat16_are_arrays_of_float32():
