@@ -178,9 +178,10 @@ def test_generation_is_that_of_the_cpu(gpu, cpu):
     """The keys and values in the cache go through the host's memory between the steps."""
     for attached in ([], [PRE], [PRE, Z]):
         for edits in (None, {PRE: {3: Clamp(6.0)}}):
+            use_error_term = None if edits is None else False
             with gpu.saes(attached, False), cpu.saes(attached, False):
-                found = gpu.generate(PROMPT, 20, edits=edits, use_error_term=False)
-                expected = cpu.generate(PROMPT, 20, edits=edits, use_error_term=False)
+                found = gpu.generate(PROMPT, 20, edits=edits, use_error_term=use_error_term)
+                expected = cpu.generate(PROMPT, 20, edits=edits, use_error_term=use_error_term)
                 assert found.tolist() == expected.tolist()
     options = {"do_sample": True, "temperature": 2.0, "top_k": 5, "seed": 1}
     assert gpu.generate(PROMPT, 20, **options).tolist() == cpu.generate(PROMPT, 20, **options).tolist()

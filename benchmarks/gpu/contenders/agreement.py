@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.contenders.names import TITLES, TOP_K, Contender
+from benchmarks.gpu.contenders.names import TITLES, TOP_K, WATCHED, Contender
 from benchmarks.shared.agreement import TOLERANCE, DisagreementError, check_agreement, row_stride
 from benchmarks.shared.equations import original_hooks, top_features
 from runtime.arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
@@ -24,6 +24,7 @@ A factor rounded to 11 significant bits (TF32, float16) has a relative error of 
 several times larger."""
 
 TOP = "top_features"
+WATCH = "watch"
 
 
 @contextmanager
@@ -56,6 +57,15 @@ def compute_reference(x: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Ten
             raise DisagreementError(f"{share:.1%} of the features are on: these inputs cannot check anything.")
         width = acts_post.shape[1]
         return hooks | {TOP: scatter_top(*top_features(acts_post, min(TOP_K, width))[:2], width)}
+
+
+def watched_features(expected: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Return the ids of the features to watch: of each set of inputs, strong ones of the first row.
+
+    So that some are on in every set, and a wrong result is seen.
+    """
+    each = WATCHED // len(expected)
+    return torch.cat([reference[HOOK_ACTS_POST][0].topk(each).indices for reference in expected])
 
 
 def scatter_top(indices: Tensor, values: Tensor, d_sae: int) -> Tensor:

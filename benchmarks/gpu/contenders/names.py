@@ -13,10 +13,14 @@ DEDUPLICATED, COMPILED, TUNED, REDUCED = "deduplicated", "compiled", "compiled_t
 THIS, THIS_GRAPH = "this", "this_graph"
 TORCH_HOST, THIS_HOST = "torch_host", "this_host"
 TORCH_ENCODE, THIS_ENCODE, TORCH_TOP, THIS_TOP = "torch_encode", "this_encode", "torch_top", "this_top"
+TORCH_WATCH, THIS_WATCH = "torch_watch", "this_watch"
 ENCODE_PRODUCT, DECODE_PRODUCT, COPY = "encode_product", "decode_product", "copy"
 
 TOP_K = 64
 """The k of `top_features`."""
+
+WATCHED = 64
+"""Number of features that are watched."""
 
 TITLES = {
     ORIGINAL: "PyTorch original",
@@ -33,8 +37,10 @@ TITLES = {
     THIS_ENCODE: "this project, encoder",
     TORCH_TOP: f"PyTorch, encoder and top {TOP_K}",
     THIS_TOP: f"this project, top_features of {TOP_K}",
+    TORCH_WATCH: f"PyTorch, {WATCHED} columns of the encoder",
+    THIS_WATCH: f"this project, watch of {WATCHED}",
 }
-THIS_PROJECT = (THIS, THIS_GRAPH, THIS_HOST, THIS_ENCODE, THIS_TOP)
+THIS_PROJECT = (THIS, THIS_GRAPH, THIS_HOST, THIS_ENCODE, THIS_TOP, THIS_WATCH)
 COMPILE_MODES = (COMPILED, TUNED, REDUCED)
 ALTERNATIVES = (ORIGINAL, ORIGINAL_GRAPH, DEDUPLICATED, *COMPILE_MODES)
 """Other ways to compute all six hooks on the device."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.contenders import names
-from benchmarks.gpu.contenders.agreement import TOP, scatter_top
+from benchmarks.gpu.contenders.agreement import TOP, WATCH, scatter_top
 from benchmarks.gpu.contenders.names import GRAPHED_ROWS, TOP_K, Contender, Factories
 from benchmarks.gpu.device import Cuda, Device
 from runtime import SAESession
@@ -49,8 +49,8 @@ class Sessions:
         self._open.clear()
         self._stack.close()
 
-    def contenders(self, inputs: Sequence[Tensor], d_sae: int) -> Factories:
-        """Return this project's contenders for some sets of inputs."""
+    def contenders(self, inputs: Sequence[Tensor], d_sae: int, watched: Tensor) -> Factories:
+        """Return this project's contenders for some sets of inputs, of which features are watched."""
         on_host = [host_array(x) for x in inputs]
         on_device = inputs if isinstance(self._device, Cuda) else on_host
 
@@ -71,11 +71,17 @@ class Sessions:
 
             return Contender(on_device, lambda x: session.top_features(x, min(TOP_K, d_sae)), tensors)
 
+        def watch() -> Contender:
+            return Contender(
+                on_device, self.session().watch(watched.tolist()), lambda acts: {WATCH: torch_tensor(acts)}
+            )
+
         factories: Factories = {
             names.THIS: lambda: hooks(False, on_device),
             names.THIS_HOST: lambda: hooks(False, on_host),
             names.THIS_ENCODE: encoder,
             names.THIS_TOP: top,
+            names.THIS_WATCH: watch,
         }
         if isinstance(self._device, Cuda) and len(inputs[0]) in GRAPHED_ROWS:
             factories[names.THIS_GRAPH] = lambda: hooks(True, on_device)

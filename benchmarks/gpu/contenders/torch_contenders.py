@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.contenders import names
-from benchmarks.gpu.contenders.agreement import TOP, scatter_top
+from benchmarks.gpu.contenders.agreement import TOP, WATCH, scatter_top
 from benchmarks.gpu.contenders.names import GRAPHED_ROWS, TOP_K, Contender, Factories
 from benchmarks.gpu.device import Device
 from benchmarks.shared.equations import encode, original_hooks, six_hooks, top_features
@@ -26,7 +26,9 @@ REDUCE_OVERHEAD = "reduce-overhead"
 ORIGINAL_IS = "its equations in plain PyTorch" if HookedSAE is None else "HookedSAE.run_with_cache"
 
 
-def torch_contenders(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], device: Device, tuned: bool) -> Factories:
+def torch_contenders(
+    weights: Mapping[str, Tensor], inputs: Sequence[Tensor], device: Device, tuned: bool, watched: Tensor
+) -> Factories:
     """Return PyTorch's contenders for some sets of inputs.
 
     Args:
@@ -34,6 +36,7 @@ def torch_contenders(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], de
         inputs: Sets of inputs, on the device.
         device: The device that runs them.
         tuned: Whether torch.compile also autotunes, which takes up to a minute.
+        watched: Ids of the features that are watched.
     """
     run = make_original(weights)
     eager, given = torch.inference_mode(), tuple(weights.values())
@@ -65,6 +68,12 @@ def torch_contenders(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], de
         with torch.inference_mode():
             return top_features(encoder(x), min(TOP_K, len(weights["b_enc"])))
 
+    columns = weights["W_enc"][:, watched].contiguous(), weights["b_enc"][watched].contiguous()
+
+    def watch(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return encode(x, *columns, weights["b_dec"])
+
     factories: Factories = {
         names.ORIGINAL: lambda: Contender(inputs, eager(run), name_hooks),
         names.DEDUPLICATED: lambda: Contender(inputs, deduplicated, name_hooks),
@@ -74,6 +83,7 @@ def torch_contenders(weights: Mapping[str, Tensor], inputs: Sequence[Tensor], de
         names.TORCH_TOP: lambda: Contender(
             inputs, top, lambda result: {TOP: scatter_top(result[0], result[1], len(weights["b_enc"]))}
         ),
+        names.TORCH_WATCH: lambda: Contender(inputs, watch, lambda acts: {WATCH: acts}),
     }
     if tuned:
         factories[names.TUNED] = functools.partial(compiled, "max-autotune-no-cudagraphs")

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.contenders.agreement import TOLERANCES, bind_contenders, compute_reference, precision
+from benchmarks.gpu.contenders.agreement import (
+    TOLERANCES,
+    WATCH,
+    bind_contenders,
+    compute_reference,
+    precision,
+    watched_features,
+)
 from benchmarks.gpu.contenders.names import (
     DECODE_PRODUCT,
     ENCODE_PRODUCT,
@@ -108,7 +115,9 @@ def measure_line(case: Case, work: Work, options: Options) -> Line:
     with precision(case.precision):
         inputs = draw_inputs(case.weights, work.rows, SETS)
         expected = [compute_reference(x, case.exact) for x in inputs[:2]]
-        factories, absent = make_factories(case, work, inputs, options)
+        watched = watched_features(expected)
+        expected = [reference | {WATCH: reference[HOOK_ACTS_POST][:, watched]} for reference in expected]
+        factories, absent = make_factories(case, work, inputs, options, watched)
         dtype = case.weights["W_enc"].dtype
         contenders, agreement, failed = bind_contenders(factories, expected, dtype, TOLERANCES[case.precision])
         with torch.inference_mode():
@@ -120,14 +129,16 @@ def measure_line(case: Case, work: Work, options: Options) -> Line:
             "agreement": agreement, "absent": absent | failed, "l0_mean": round(on, 1)}  # fmt: skip
 
 
-def make_factories(case: Case, work: Work, inputs: list[Tensor], options: Options) -> tuple[Factories, dict[str, str]]:
+def make_factories(
+    case: Case, work: Work, inputs: list[Tensor], options: Options, watched: Tensor
+) -> tuple[Factories, dict[str, str]]:
     """Return how to make the contenders that take part, and why the rest do not."""
     torch._dynamo.reset()  # each number of rows is compiled separately, and torch.compile limits how often
     tuned = (case.shape, work.rows) in options.tuned
-    factories = torch_contenders(case.weights, inputs, case.device, tuned)
+    factories = torch_contenders(case.weights, inputs, case.device, tuned, watched)
     if not options.compiled:
         factories = {name: make for name, make in factories.items() if "compile" not in name}
-    factories |= case.sessions.contenders(inputs, work.d_sae)
+    factories |= case.sessions.contenders(inputs, work.d_sae, watched)
     if work.itemsize * work.rows * (2 * work.d_sae + 4 * work.d_in) <= HOST_BYTES:
         return factories, {}
     on_host = (TORCH_HOST, THIS_HOST)

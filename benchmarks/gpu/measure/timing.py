@@ -83,7 +83,8 @@ def ratios(times: Rounds) -> dict[str, list[float]]:
     known = medians(times)
     pairs = dict.fromkeys(ALTERNATIVES, fastest_setting(known))
     pairs |= {names.TORCH_HOST: names.THIS_HOST, names.TORCH_ENCODE: names.THIS_ENCODE,
-              names.TORCH_TOP: names.THIS_TOP, names.THIS: names.THIS_GRAPH}  # fmt: skip
+              names.TORCH_TOP: names.THIS_TOP, names.TORCH_WATCH: names.THIS_WATCH,
+              names.THIS: names.THIS_GRAPH}  # fmt: skip
     found = {name: quartiles(times[name] / times[base]) for name, base in pairs.items() if {name, base} <= set(times)}
     best = fastest(known, COMPILE_MODES)
     if best in found:

@@ -71,8 +71,8 @@ def latency_table(lines: list[Line]) -> str:
 def request_table(lines: list[Line]) -> str:
     """Return the ratios of other requests: all six hooks on the host, the encoder alone, the strongest features."""
     headings = ("d_in x d_sae", "precision", "rows", "PyTorch / this, host to host", "PyTorch / this, encoder",
-             "PyTorch / this, top features", "encoder / top features of this")  # fmt: skip
-    names = ("torch_encode", "torch_top", "saved")
+             "PyTorch / this, top features", "PyTorch / this, watch", "encoder / top features of this")  # fmt: skip
+    names = ("torch_encode", "torch_top", "torch_watch", "saved")
     return markdown_table(headings, [[*place_cells(line), ratio_cell(line["wall_ratios"].get("torch_host")),
                              *(ratio_cell(line["ratios"].get(name)) for name in names)] for line in lines])  # fmt: skip
 
