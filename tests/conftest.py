@@ -38,7 +38,9 @@ def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # there is a worker for each core
     for kind, what in (("gpu", "an NVIDIA GPU"), ("tensorrt", "an NVIDIA GPU and TensorRT")):
-        config.addinivalue_line("markers", f"{kind}: needs {what}; skipped without, unless --require-gpu")
+        config.addinivalue_line(
+            "markers", f"{kind}: needs {what}; without, it is skipped, or runs on the CPU if rehearsed=True"
+        )
 
 
 def pytest_collection_modifyitems(items):
@@ -53,11 +55,12 @@ def pytest_collection_finish(session):
 
 
 def pytest_runtest_setup(item):
-    for marker, kind in (("gpu", "cuda"), ("tensorrt", "tensorrt")):
-        if item.get_closest_marker(marker) and (reason := why_not_on(kind)):
+    for name, kind in (("gpu", "cuda"), ("tensorrt", "tensorrt")):
+        if (marker := item.get_closest_marker(name)) and (reason := why_not_on(kind)):
             if item.config.getoption("--require-gpu"):
                 pytest.fail(f"--require-gpu: {reason}")
-            pytest.skip(reason)
+            if not marker.kwargs.get("rehearsed"):
+                pytest.skip(reason)
 
 
 @pytest.fixture(scope="session", autouse=True)

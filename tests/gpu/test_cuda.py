@@ -11,6 +11,10 @@ import torch
 import saeexport
 from runtime import Ablate, SAESession, verify
 from runtime.artifact.contracts import PORTABLE
+from runtime.devices.cuda.folding import FEWEST_TOKENS as FOLDED
+from runtime.devices.cuda.search import FEATURES_PER_K
+from runtime.devices.cuda.search import FEWEST_TOKENS as SEARCHED
+from runtime.devices.start import CUDA
 from saeexport import export
 from tests.support.samples import HOOKS, MINILM, TINY, make_sae, normal
 from tests.support.zoo import CASES, sae_of
@@ -172,3 +176,47 @@ def test_a_memory_limit_splits_a_large_batch(golden):
     with SAESession(MINILM, "cuda", memory_limit=64 << 20) as session:
         assert len(session.explain(tokens=len(many)).blocks) > 1
         assert np.allclose(session(many)[: len(golden)], session(golden), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Return the artifact of an SAE that is wide enough for the search, in a dtype."""
+
+    def artifact(dtype):
+        path = tmp_path_factory.getbasetemp() / f"wide-{dtype}"
+        if not path.exists():
+            export(make_sae(d_in=64, d_sae=8192), path, normal(64, 64), dtype=dtype)
+        return path
+
+    return artifact
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("tokens", [3, SEARCHED[CUDA], 2 * FOLDED])
+def test_the_strongest_features_are_those_of_the_encoder(wide, dtype, tokens):
+    x = on_gpu(normal(tokens, 64)).to(getattr(torch, dtype))
+    x[0, 0] = torch.nan
+    with SAESession(wide(dtype), "cuda") as sae:
+        acts = torch.from_dlpack(sae.encode(x))[1:]
+        for k in (1, 64, 8192 // FEATURES_PER_K):
+            indices, values, l0 = (torch.from_dlpack(tensor) for tensor in sae.top_features(x, k))
+            assert (indices[0] == -1).all()
+            assert values[0].isnan().all()
+            assert l0[0] == -1
+            indices, values, l0 = indices[1:], values[1:], l0[1:]
+            assert torch.equal(values, acts.float().topk(k).values.to(values.dtype))
+            assert torch.equal(values, acts.gather(1, indices.clamp(min=0)).where(indices >= 0, 0))
+            assert torch.equal(l0, (acts != 0).sum(1))
+
+
+@pytest.mark.parametrize(("dtype", "precision", "near"), [
+    ("float32", "tf32", 2e-3), ("float16", "float32", 2e-3), ("bfloat16", "float32", 2e-2),
+])  # fmt: skip
+def test_large_batches_give_what_small_ones_give(wide, dtype, precision, near):
+    x = on_gpu(normal(FOLDED, 64)).to(getattr(torch, dtype))
+    with SAESession(wide(dtype), "cuda", precision=precision) as sae:
+        large = {name: torch.from_dlpack(tensor).float() for name, tensor in sae.compute(x, HOOKS).items()}
+        parts = [sae.compute(part, HOOKS) for part in x.split(FOLDED // 4)]
+        for name in HOOKS:
+            small = torch.cat([torch.from_dlpack(part[name]).float() for part in parts])
+            assert (large[name] - small).norm() <= near * small.norm(), name

@@ -1,4 +1,7 @@
-"""Grafted hosts on a GPU compute what they compute on the CPU, in NumPy and in PyTorch. They need an NVIDIA GPU."""
+"""Grafted hosts on a GPU compute what they compute on the CPU, in NumPy and in PyTorch.
+
+Without a GPU, most of these tests are rehearsed on the CPU, so that they keep up with the API.
+"""
 
 import json
 import threading
@@ -13,14 +16,17 @@ from runtime import Add, Clamp, HostSession, Scale, verify
 from saeexport import export, graft, load
 from saeexport.grafting.reference import capture, load_model, run, run_spliced
 from tests.saeexport.grafting.test_transcoders import READ, TARGET, make_transcoder
+from tests.support.devices import why_not_on
 from tests.support.explaining import explaining_sae
 from tests.support.grafted import POST, PRE, Grafted, Z, assert_near, graft_tiny, small_saes
 from tests.support.language_models import WIDTH, save
 from tests.support.tiny_hosts import D_MODEL, TinyHost, value_at
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(rehearsed=True)
 
-DEVICE, DEVICE_NAME, PROVIDER = "cuda", "cuda:0", "CUDAExecutionProvider"
+DEVICE, DEVICE_NAME, PROVIDER = (
+    ("cpu", "cpu", "CPUExecutionProvider") if why_not_on("cuda") else ("cuda", "cuda:0", "CUDAExecutionProvider")
+)
 HOOKS = [POST, PRE, Z]
 PROMPT = np.array([5, 11, 3])
 EDITS = {3: Clamp(2.0), 5: Scale(3.0), 9: Add(0.5)}
@@ -205,6 +211,7 @@ def test_threads_share_a_session(gpu, feeds):
     assert not wrong
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("graph", ["tap", "splice", "features"])
 def test_nothing_but_shapes_is_computed_on_the_cpu(grafted, mask, tmp_path, graph):
     options = ort.SessionOptions()
@@ -253,6 +260,7 @@ def test_a_model_of_transformers_is_that_of_pytorch(name, tmp_path):
             assert gpu.generate(PROMPT, 12).tolist() == expected.tolist()
 
 
+@pytest.mark.gpu
 def test_memory_is_freed(grafted, feeds):
     def used():
         free, total = torch.cuda.mem_get_info()
