@@ -24,11 +24,10 @@ from ...arrays import dlpack
 from ...arrays.dtypes import DTYPES, FLOAT32
 from ...arrays.pool import BufferPool
 from ...arrays.tensor import Array, Tensor, TensorValue, as_given
-from ...artifact.contracts import ENCODE
 from ...artifact.folder import Artifact
 from ...artifact.held import HeldFiles
 from ...artifact.manifest import CUSTOM, GraphSpec, Manifest
-from ...artifact.names import K
+from ...artifact.names import HOOK_ACTS_POST, K
 from ...errors import InputError, SAEError
 from ..blocks import output_dimensions, slice_feeds
 from ..loading import parameter_values, start_on_checked_bytes
@@ -40,7 +39,7 @@ from .driver import Card, driver
 from .folding import FoldedGraphs
 from .memory import KEPT_CALLS, DeviceMemory
 from .replay import Replays
-from .search import FIRST_IDS, EncodeAndSearch, is_searched, read_search_model
+from .search import FIRST_IDS, EncodeAndSearch, first_ids, is_searched, read_search_model
 from .weights import DeviceWeights
 
 
@@ -79,13 +78,13 @@ class CudaBackend:
         self._staged: list[Array] = []
         self._weights = DeviceWeights(files.weights, self._memory)
         self._replays = Replays(self._memory, options.cuda_graph)
-        sae = artifact.manifest.sae
+        self._sae = sae = artifact.manifest.sae
         self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype, self._start)
         # In float32 the product takes nearly all of the time. A limit of the memory is for what it has to hold.
         is_fast = sae.dtype != FLOAT32 or options.precision == TF32
         self._folds_bias = is_fast and options.memory_limit is None and not sae.architecture.startswith(CUSTOM)
         self._adders: dict[str, ort.InferenceSession] = {}
-        self._search: ort.InferenceSession | None = None
+        self._search: tuple[ort.InferenceSession, Tensor] | None = None
         # Frees the memory of a session that is dropped without being closed.
         weakref.finalize(self, self._card.defer, _closer(self._card, self._memory, self._owns_stream)).atexit = False
 
@@ -141,13 +140,17 @@ class CudaBackend:
         """Return what takes the place of `features`, or None; see `search.py`."""
         if not is_searched(self._device.kind, manifest, tokens, k):
             return None
-        encoder, acts = load_encoder(), manifest.graphs[ENCODE].outputs[-1]
+        encoder = load_encoder()
         with self._card.exclusive():
             self._check_open()
             if self._search is None:
                 cuda = Device(CUDA, self._device.index)
-                self._search = start_session(read_search_model(acts.dtype), cuda, self.cuda_options())
-            return EncodeAndSearch(encoder, self._search, acts)
+                session = start_session(read_search_model(manifest.sae.dtype), cuda, self.cuda_options())
+                ids = self._move_to_gpu({FIRST_IDS: first_ids(manifest.sae.d_sae)}, waits=True)[FIRST_IDS]
+                self._wait()
+                assert isinstance(ids, Tensor)
+                self._search = session, ids
+            return EncodeAndSearch(encoder, *self._search)
 
     def import_array(self, x: Any) -> TensorValue:
         """Return a caller's array without a copy: as a `Tensor` if it is on the GPU, as an array if on the host.
@@ -254,7 +257,7 @@ class CudaBackend:
         waits: bool,
     ) -> None:
         if isinstance(session, EncodeAndSearch):
-            self._encode_and_search(session, feeds, targets, tokens, waits)
+            self._encode_and_search(session, self._move_to_gpu(feeds, waits), targets, tokens)
             return
         replay = self._replays.find_or_create(session, spec, feeds, tokens)
         if replay is None:
@@ -271,14 +274,12 @@ class CudaBackend:
         feeds: Mapping[str, TensorValue],
         targets: Mapping[str, Tensor],
         tokens: int,
-        waits: bool,
     ) -> None:
-        name = session.acts.name
-        (acts,) = self._memory.tensors([((tokens, session.d_sae), session.acts.dtype)])
+        sae = self._sae
+        (acts,) = self._memory.tensors([((tokens, sae.d_sae), sae.dtype)])
         given = {name: feed for name, feed in feeds.items() if name != K}
-        self._run_bound(session.encoder, self._move_to_gpu(given, waits), {name: acts}, tokens)
-        found = self._move_to_gpu({name: acts, FIRST_IDS: session.first_ids(), K: feeds[K]}, waits)
-        self._run_bound(session.search, found, targets)
+        self._run_bound(session.encoder, given, {HOOK_ACTS_POST: acts}, tokens)
+        self._run_bound(session.search, {HOOK_ACTS_POST: acts, FIRST_IDS: session.first_ids, K: feeds[K]}, targets)
 
     def _run_bound(
         self,

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ...arrays.tensor import Array
+from ...arrays.tensor import Array, Tensor
 from ...artifact.contracts import FEATURES
-from ...artifact.manifest import Manifest, TensorSpec
+from ...artifact.manifest import Manifest
 from ..start import CUDA, TENSORRT
 
 FIRST_IDS = "first_ids"
@@ -43,21 +43,12 @@ class EncodeAndSearch:
     Attributes:
         encoder: Session of `encode`.
         search: Session of the search graph.
-        acts: The output of `encode` that is searched.
+        first_ids: Its input `FIRST_IDS`, on the GPU.
     """
 
     encoder: ort.InferenceSession
     search: ort.InferenceSession
-    acts: TensorSpec
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features of the SAE."""
-        return int(self.acts.shape[1])
-
-    def first_ids(self) -> Array:
-        """Return the input `FIRST_IDS` of the search graph."""
-        return np.arange(0, self.d_sae, self.d_sae // GROUP).reshape(1, GROUP, 1)
+    first_ids: Tensor
 
 
 def is_searched(device: str, manifest: Manifest, tokens: int, k: int) -> bool:
@@ -74,6 +65,11 @@ def is_searched(device: str, manifest: Manifest, tokens: int, k: int) -> bool:
     d_sae, requires = manifest.sae.d_sae, manifest.graphs[FEATURES].requires
     has_negative = requires is None or "Abs" in requires.operators  # `features` compares absolute values where needed
     return not has_negative and d_sae % BLOCK == 0 and k * FEATURES_PER_K <= d_sae
+
+
+def first_ids(d_sae: int) -> Array:
+    """Return the input `FIRST_IDS` of the search graph for an SAE with `d_sae` features."""
+    return np.arange(0, d_sae, d_sae // GROUP).reshape(1, GROUP, 1)
 
 
 def read_search_model(dtype: str) -> bytes:
