@@ -28,11 +28,10 @@ def bound_cores(threads: int) -> str | None:
     """Return the cores that ONNX Runtime should bind the threads of a session to, as it writes them; None for no cores.
 
     ONNX Runtime binds threads if it chooses their number itself, and not if it is told the number. The caller of a
-    session does not sleep while it waits for the threads that it has woken. On a machine with few cores, Linux may wake
-    one of them on the core of the caller while another core is idle. Then both wait until Linux moves one of them,
-    which takes longer than many calls. So as many threads as the process has cores are bound here, too, one to each
-    core, and the first core is left to the caller. Fewer threads are not bound: nothing tells which cores other threads
-    and containers leave idle.
+    session does not sleep while it waits for the threads that it has woken. Linux may wake one of them on the core of
+    the caller although another core is idle. Then both wait until Linux moves one of them, which takes longer than many
+    calls. So as many threads as the process has cores are bound here, too, one to each core, and the first core is left
+    to the caller. Fewer threads are not bound: nothing tells which cores other threads and containers leave idle.
 
     Args:
         threads: Number of threads, with the caller.
