@@ -167,12 +167,13 @@ _LAZY_SIGNS = {"is_neg": "resolve_neg", "is_conj": "resolve_conj"}
 DLPack has no word for either, and would hand over the memory."""
 
 
-def as_given(x: Any, on_device: Callable[[Any], Tensor] | None = None) -> TensorValue:
+def as_given(x: Any, on_device: Callable[[Any, int], Tensor] | None = None) -> TensorValue:
     """Return the array that a caller passed, without a copy: as a numpy array, or as a `Tensor` if it is on a GPU.
 
     Args:
         x: An array of any library.
-        on_device: Function that makes a `Tensor` of an array on a GPU; None if this session runs on the CPU.
+        on_device: Function that makes a `Tensor` of an array on a GPU, of which it gets the index; None if this session
+            runs on the CPU.
 
     Raises:
         InputError: `x` is on a GPU that this session does not use, or is not contiguous, or neither numpy nor DLPack
@@ -194,7 +195,7 @@ def as_given(x: Any, on_device: Callable[[Any], Tensor] | None = None) -> Tensor
                 f"The {type(x).__name__} is on cuda:{index}, this session on the CPU. Pass x.cpu(), "
                 'or open the artifact with device="cuda".'
             )
-        return on_device(x)
+        return on_device(x, index)
     try:
         return np.asarray(x)
     except _UNREADABLE:  # numpy does not know the dtype, as torch's bfloat16, or the library refuses

@@ -28,7 +28,7 @@ from ...artifact.folder import Artifact
 from ...artifact.held import HeldFiles
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
-from ...errors import InputError, SAEError
+from ...errors import InputError
 from ..blocks import output_dimensions, slice_feeds
 from ..loading import parameter_values, start_on_checked_bytes
 from ..options import TF32, Options, stream_handle
@@ -64,7 +64,8 @@ class CudaBackend:
         self._options = options
         self._card = driver().card(device.index)
         self._owns_stream = options.stream is None
-        self.stream = self._card.stream() if self._owns_stream else stream_handle(options.stream)
+        with self._card.exclusive():
+            self.stream = self._card.stream() if self._owns_stream else stream_handle(options.stream)
         if options.cuda_graph and self.stream == dlpack.LEGACY_STREAM:
             raise InputError(
                 "stream is CUDA's default stream, which cannot capture CUDA graphs. With cuda_graph, pass another "
@@ -75,6 +76,7 @@ class CudaBackend:
         self._staging = BufferPool(options.arena, self._card.pinned, calls=KEPT_CALLS)
         self._staged: list[Array] = []
         self._weights = DeviceWeights(files.weights, self._memory)
+        self._not_captured = run_options(NOT_CAPTURED)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._adders: dict[str, ort.InferenceSession] = {}
         # Frees the memory of a session that is dropped without being closed.
@@ -101,7 +103,7 @@ class CudaBackend:
     def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a graph. All graphs share one copy of the parameters on the GPU."""
         with self._card.exclusive():
-            self._check_open()
+            self._memory.check_open()
             start = functools.partial(
                 start_session, device=self._device, provider_options=self.cuda_options(),
                 threads=self._options.threads, arena=self._options.arena, weights=self._weights.values(),
@@ -115,7 +117,7 @@ class CudaBackend:
         """
         cuda = Device(CUDA, self._device.index)
         with self._card.exclusive():
-            self._check_open()
+            self._memory.check_open()
             threads = 1 if one_thread else self._options.threads
             return start_session(model, cuda, self.cuda_options(), threads=threads, arena=self._options.arena)
 
@@ -148,8 +150,7 @@ class CudaBackend:
         on_gpu = is_on_gpu(feeds[spec.inputs[0].name])
         waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
-            self._check_open()
-            self._settle(feeds)
+            self._begin(feeds)
             outputs = list(zip(shapes, dtypes, strict=True))
             results = self._memory.tensors(outputs) if on_gpu else []
             arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in outputs])
@@ -173,13 +174,12 @@ class CudaBackend:
         if not isinstance(a, Tensor):
             return np.add(a, b)
         with self._card.exclusive():
-            self._check_open()
+            self._begin({"a": a, "b": b})
             if a.dtype not in self._adders:
                 cuda = Device(CUDA, self._device.index)
                 self._adders[a.dtype] = start_session(read_adding_model(a.dtype), cuda, self.cuda_options())
             (total,) = self._memory.tensors([(a.shape, a.dtype)])
             feeds = self._move_to_gpu({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._owns_stream)
-            self._settle(feeds)
             self._run_bound(self._adders[a.dtype], feeds, {"z": total.reshape(-1)})
             if self._owns_stream:
                 self._wait()
@@ -195,6 +195,7 @@ class CudaBackend:
             return array.numpy()
         if is_on_gpu(tensor) and not is_on_gpu(array):
             with self._card.exclusive():
+                self._begin({})
                 moved = self._move_to_gpu({"array": array}, waits=self._owns_stream)["array"]
                 if self._owns_stream:
                     self._wait()
@@ -234,7 +235,7 @@ class CudaBackend:
         self, session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor]
     ) -> None:
         binding = bind(session, feeds, targets, self._card.index)
-        session.run_with_iobinding(binding, run_options(NOT_CAPTURED if self._options.cuda_graph else None))
+        session.run_with_iobinding(binding, self._not_captured)
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
@@ -266,18 +267,17 @@ class CudaBackend:
             source = feed.pointer if isinstance(feed, Tensor) else host_arrays[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
 
-    def _settle(self, feeds: Mapping[str, TensorValue]) -> None:
-        """Make the stream wait for every stream that may still write the memory of an input."""
+    def _begin(self, feeds: Mapping[str, TensorValue]) -> None:
+        """Prepare for work on the stream: it waits for every stream that may still write the memory of an input."""
+        self._memory.check_open()
+        self._memory.idle = False
         for feed in feeds.values():
             if isinstance(feed, Tensor):
                 feed.settle(self.stream)
 
-    def _check_open(self) -> None:
-        if self._memory.closed:
-            raise SAEError("The session is closed.")
-
     def _wait(self) -> None:
         self._card.synchronize(self.stream)
+        self._memory.idle = True
         self._staged.clear()
 
 
@@ -288,6 +288,7 @@ def _closer(card: Card, memory: DeviceMemory, own_stream: bool) -> Callable[[], 
         if not memory.closed:
             if own_stream:
                 card.synchronize(memory.stream)
+                memory.idle = True
             memory.close()
             if own_stream:
                 card.destroy_stream(memory.stream)

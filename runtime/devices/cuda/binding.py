@@ -39,16 +39,17 @@ def bind(
     return binding
 
 
-def run_options(graph_id: str | None) -> ort.RunOptions:
+def run_options(graph_id: str) -> ort.RunOptions:
     """Return the options of a run that queues its work and returns.
 
     Args:
-        graph_id: Id of the CUDA graph to capture or replay. None in a session without CUDA graphs.
+        graph_id: Id of the CUDA graph to capture or replay, or `NOT_CAPTURED`, also in a session without CUDA graphs:
+            before each run ONNX Runtime 1.31 asks its options for the id, and looks for a missing one by an exception,
+            which takes as long as a small graph.
 
     Source: onnxruntime_run_options_config_keys.h.
     """
     options = ort.RunOptions()
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    if graph_id is not None:
-        options.add_run_config_entry("gpu_graph_id", graph_id)
+    options.add_run_config_entry("gpu_graph_id", graph_id)
     return options

@@ -4,9 +4,9 @@ Memory is reused once its last tensor has died, in the order that the streams pr
 """
 
 import math
-import weakref
+import sys
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ Batches of several sizes may alternate, and an allocation takes longer than runn
 """
 
 
-@dataclass
 class _Piece:
     """A piece of GPU memory.
 
@@ -35,10 +34,13 @@ class _Piece:
         readers: Streams that its tensors were handed to. They may read the memory, and write it.
     """
 
-    pointer: int
-    nbytes: int
-    used: int
-    readers: set[int] = field(default_factory=set)
+    __slots__ = ("nbytes", "pointer", "readers", "used")
+
+    def __init__(self, pointer: int, nbytes: int, used: int) -> None:
+        self.pointer = pointer
+        self.nbytes = nbytes
+        self.used = used
+        self.readers: set[int] = set()
 
 
 class DeviceBuffer:
@@ -46,9 +48,11 @@ class DeviceBuffer:
 
     Args:
         memory: Memory of the session.
-        keeps: Object that holds the memory: another library's DLPack capsule, or memory of the session.
+        keeps: Object that holds the memory: another library's DLPack capsule, or a piece of the session's memory.
         readers: Streams that the memory was handed to. They may read it, and write it.
     """
+
+    __slots__ = ("_keeps", "_memory", "readers")
 
     def __init__(self, memory: "DeviceMemory", keeps: object, readers: set[int]) -> None:
         self.readers = readers
@@ -68,6 +72,16 @@ class DeviceBuffer:
         return self._memory.to_host(pointer, nbytes, self.readers)
 
 
+class _Lent(DeviceBuffer):
+    """The owner of a tensor in a piece of the session's memory, which takes the piece back when this object dies."""
+
+    __slots__ = ()
+
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ending():  # the modules may be gone
+            self._memory.take_back(self._keeps)
+
+
 class DeviceMemory:
     """Allocates tensors on a GPU that are written on one stream.
 
@@ -76,6 +90,7 @@ class DeviceMemory:
 
     Attributes:
         device: Name of the GPU, "cuda:N".
+        idle: Whether all work that the session has queued on the stream is done. The session sets it.
 
     Args:
         card: GPU that holds the memory.
@@ -87,38 +102,41 @@ class DeviceMemory:
         self.card = card
         self.stream = stream
         self.closed = False
+        self.idle = False
         self.device = f"cuda:{card.index}"
         self._calls_kept = KEPT_CALLS if keep else 0
         self._call = 0
         self._returned: deque[_Piece] = deque()
         self._free: list[_Piece] = []
 
-    def tensors(self, forms: "list[tuple[tuple[int, ...], str]]") -> list[Tensor]:
-        """Return an uninitialized tensor for each shape and dtype.
+    def tensors(self, forms: Sequence[tuple[tuple[int, ...], str]]) -> list[Tensor]:
+        """Return an uninitialized tensor for each shape and dtype, inside `Card.exclusive`.
 
         Raises:
-            SAEError: The GPU is out of memory, or the session is closed.
+            SAEError: The GPU is out of memory.
         """
-        with self.card.exclusive():
-            self._check_open()
-            self._sort_returned()
-            return [self._tensor(shape, dtype) for shape, dtype in forms]
+        self._sort_returned()
+        return [self._tensor(shape, dtype) for shape, dtype in forms]
 
-    def import_array(self, x: Any) -> Tensor:
+    def import_array(self, x: Any, index: int) -> Tensor:
         """Return a tensor that shares the memory of another library's array on the GPU, ready for the stream to read.
+
+        Args:
+            x: The array.
+            index: Index of the GPU that it is on.
 
         Raises:
             InputError: The array is not contiguous, or on another GPU, or its library refuses to export it.
             SAEError: The session is closed.
         """
-        _, index = x.__dlpack_device__()
         if index != self.card.index:
             raise InputError(
                 f"The {type(x).__name__} is on cuda:{index}, this session on cuda:{self.card.index}. Copy it there, or "
                 f'open the artifact with device="cuda:{index}".'
             )
         with self.card.exclusive():
-            self._check_open()
+            self.check_open()
+            self.idle = False  # the library may make the stream wait for its own work
             try:
                 imported = dlpack.import_capsule(x, self.stream)
             except BufferError as error:
@@ -134,11 +152,11 @@ class DeviceMemory:
             readers.add(stream)
 
     def settle(self, stream: int, readers: set[int]) -> None:
-        """Make a stream wait for all work queued so far on the session's stream and on the readers' streams."""
+        """Make a stream wait for all work queued so far, by the session and by the readers on their streams."""
         with self.card.exclusive():
             for before in readers - {stream}:
                 self._order(before, stream)
-            if not self.closed:  # `close` has already waited for it
+            if not self.idle:
                 self.card.order(self.stream, stream)
 
     def to_host(self, pointer: int, nbytes: int, readers: set[int]) -> Array:
@@ -160,21 +178,33 @@ class DeviceMemory:
         """Free the memory that no recent call has used."""
         self._sort_returned()
         self._call += 1
-        old = [piece for piece in self._free if self._call - piece.used > self._calls_kept]
-        self._free = [piece for piece in self._free if self._call - piece.used <= self._calls_kept]
-        self._release(old)
+        oldest = self._call - self._calls_kept
+        if old := [piece for piece in self._free if piece.used < oldest]:
+            self._free = [piece for piece in self._free if piece.used >= oldest]
+            self._release(old)
 
     def close(self) -> None:
-        """Free unused memory now, and the rest when it is returned. No work may be queued on the stream any more."""
+        """Free unused memory now, and the rest when it is returned. No call may queue work on the stream any more."""
         with self.card.exclusive():
             self.closed = True
             self._sort_returned()
             self._release(self._free)
             self._free = []
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse to go on after `close`.
+
+        Raises:
+            SAEError: The session is closed.
+        """
         if self.closed:
             raise SAEError("The session is closed.")
+
+    def take_back(self, piece: _Piece) -> None:
+        """Take back a piece whose tensor has died. The garbage collector may call this at any point of any thread."""
+        self._returned.append(piece)
+        if self.closed:
+            self.card.defer(self.close)
 
     def _order(self, first: int, then: int) -> None:
         """Make one stream wait for another. If that one was destroyed, wait for everything on the GPU."""
@@ -185,9 +215,7 @@ class DeviceMemory:
 
     def _tensor(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         piece = self._piece(math.prod(shape) * DTYPES[dtype].numpy.itemsize)
-        block = DeviceBuffer(self, piece, piece.readers)
-        weakref.finalize(block, self._take_back, piece).atexit = False
-        return Tensor(piece.pointer, shape, dtype, self.device, block)
+        return Tensor(piece.pointer, shape, dtype, self.device, _Lent(self, piece, piece.readers))
 
     def _piece(self, nbytes: int) -> _Piece:
         for i, piece in enumerate(self._free):
@@ -203,19 +231,14 @@ class DeviceMemory:
         self._free = []
         return _Piece(self.card.allocate(nbytes), nbytes, self._call)
 
-    def _take_back(self, piece: _Piece) -> None:
-        # The garbage collector may call this at any point of any thread.
-        self._returned.append(piece)
-        if self.closed:
-            self.card.defer(self.close)
-
     def _sort_returned(self) -> None:
         while self._returned:
             piece = self._returned.popleft()
             self._free.append(piece)
-            readers, piece.readers = piece.readers, set()
-            for reader in readers:
-                self._order(reader, dlpack.LEGACY_STREAM if self.closed else self.stream)
+            if piece.readers:
+                readers, piece.readers = piece.readers, set()
+                for reader in readers:
+                    self._order(reader, dlpack.LEGACY_STREAM if self.closed else self.stream)
 
     def _release(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
