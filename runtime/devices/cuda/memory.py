@@ -76,6 +76,7 @@ class _Lent(DeviceBuffer):
     """The owner of a tensor in a piece of the session's memory, which takes the piece back when this object dies."""
 
     __slots__ = ()
+    _keeps: _Piece
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if not ending():  # the modules may be gone
