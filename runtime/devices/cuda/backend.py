@@ -29,12 +29,12 @@ from ...artifact.held import HeldFiles
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
 from ...errors import InputError
-from ..blocks import output_dimensions, slice_feeds
+from ..blocks import output_forms, slice_feeds
 from ..loading import parameter_values, start_on_checked_bytes
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
-from .binding import NOT_CAPTURED, bind, is_on_gpu, run_options
+from .binding import NOT_CAPTURED, Bindings, is_on_gpu, run_options
 from .driver import Card, driver
 from .memory import KEPT_CALLS, DeviceMemory
 from .replay import Replays
@@ -76,6 +76,7 @@ class CudaBackend:
         self._staging = BufferPool(options.arena, self._card.pinned, calls=KEPT_CALLS)
         self._staged: list[Array] = []
         self._weights = DeviceWeights(files.weights, self._memory)
+        self._bindings = Bindings(device.index)
         self._not_captured = run_options(NOT_CAPTURED)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._adders: dict[str, ort.InferenceSession] = {}
@@ -143,23 +144,21 @@ class CudaBackend:
 
         They are tensors on the GPU if the first input is, or else arrays on the host.
         """
-        tokens, dimensions = sum(sizes), output_dimensions(spec, feeds)
-        tensors = {tensor.name: tensor for tensor in spec.outputs}
-        dtypes = [tensors[name].dtype for name in names]
-        shapes = [tuple(dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape) for name in names]
+        tokens, forms = sum(sizes), output_forms(spec, feeds, names)
         on_gpu = is_on_gpu(feeds[spec.inputs[0].name])
         waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
             self._begin(feeds)
-            outputs = list(zip(shapes, dtypes, strict=True))
-            results = self._memory.tensors(outputs) if on_gpu else []
-            arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in outputs])
+            results = self._memory.tensors(forms) if on_gpu else []
+            arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in forms])
             start = 0
             for size in filter(None, sizes):  # an empty batch has one block of size 0
-                block = slice(start, start + size)
-                parts = feeds if size == tokens else slice_feeds(spec, feeds, tokens, block)
-                targets = [result[block] for result in results] if on_gpu else \
-                    self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in outputs])  # fmt: skip
+                block, is_whole = slice(start, start + size), size == tokens
+                parts = feeds if is_whole else slice_feeds(spec, feeds, tokens, block)
+                if on_gpu:
+                    targets = results if is_whole else [result[block] for result in results]
+                else:
+                    targets = self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in forms])
                 self._run_block(session, spec, parts, dict(zip(names, targets, strict=True)), size, waits)
                 for target, array in zip(targets, arrays, strict=False):  # no arrays if the results stay on the GPU
                     self._card.copy(array[block].ctypes.data, target.pointer, target.nbytes, self.stream)
@@ -234,8 +233,7 @@ class CudaBackend:
     def _run_bound(
         self, session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor]
     ) -> None:
-        binding = bind(session, feeds, targets, self._card.index)
-        session.run_with_iobinding(binding, self._not_captured)
+        session.run_with_iobinding(self._bindings.find_or_bind(session, feeds, targets), self._not_captured)
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""

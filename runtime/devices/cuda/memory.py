@@ -148,14 +148,16 @@ class DeviceMemory:
 
     def hand_over(self, stream: int, readers: set[int]) -> None:
         """Make a stream wait as `settle` does, and add it to the readers."""
-        with self.card.exclusive():
-            self.settle(stream, readers)
-            readers.add(stream)
+        self.settle(stream, readers)
+        readers.add(stream)
 
     def settle(self, stream: int, readers: set[int]) -> None:
         """Make a stream wait for all work queued so far, by the session and by the readers on their streams."""
+        others = readers - {stream}
+        if self.idle and not others:
+            return
         with self.card.exclusive():
-            for before in readers - {stream}:
+            for before in others:
                 self._order(before, stream)
             if not self.idle:
                 self.card.order(self.stream, stream)

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from ...arrays.tensor import Tensor, TensorValue
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
-from ..blocks import output_dimensions
+from ..blocks import output_forms
 from .binding import bind, run_options
 from .memory import DeviceMemory
 
@@ -99,18 +99,15 @@ class Replays:
         self._replays.clear()
 
     def _new(self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> Replay:
-        dimensions = output_dimensions(spec, feeds)
-        dtypes = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
-        shapes = {name: feed.shape for name, feed in feeds.items() if name != K}
-        inputs = self._tensors(shapes, dtypes)
-        outputs = self._tensors(
-            {tensor.name: tuple(dimensions[d] if isinstance(d, str) else d for d in tensor.shape)
-             for tensor in spec.outputs}, dtypes,
-        )  # fmt: skip
+        copied = [tensor for tensor in spec.inputs if tensor.name != K]
+        names = [tensor.name for tensor in spec.outputs]
+        inputs = self._tensors(
+            [tensor.name for tensor in copied], [(feeds[tensor.name].shape, tensor.dtype) for tensor in copied]
+        )
+        outputs = self._tensors(names, output_forms(spec, feeds, names))
         fed: dict[str, TensorValue] = {name: inputs.get(name, feeds[name]) for name in feeds}
         binding = bind(session, fed, outputs, self._memory.card.index)
         return Replay(session, inputs, outputs, binding, run_options(str(next(self._ids))))
 
-    def _tensors(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> dict[str, Tensor]:
-        tensors = self._memory.tensors([(tuple(shape), dtypes[name]) for name, shape in shapes.items()])
-        return dict(zip(shapes, tensors, strict=True))
+    def _tensors(self, names: Sequence[str], forms: Sequence[tuple[tuple[int, ...], str]]) -> dict[str, Tensor]:
+        return dict(zip(names, self._memory.tensors(forms), strict=True))
