@@ -43,7 +43,7 @@ class Tensor:
         nbytes: Size of all elements in bytes.
     """
 
-    __slots__ = ("__weakref__", "_owner", "device", "dtype", "itemsize", "nbytes", "pointer", "shape", "size")
+    __slots__ = ("__weakref__", "device", "dtype", "itemsize", "nbytes", "owner", "pointer", "shape", "size")
 
     def __init__(self, pointer: int, shape: Sequence[int], dtype: str, device: str, owner: Memory | None) -> None:
         self.pointer = pointer
@@ -53,7 +53,7 @@ class Tensor:
         self.size = math.prod(self.shape)
         self.itemsize = DTYPES[dtype].numpy.itemsize
         self.nbytes = self.size * self.itemsize
-        self._owner: Any = owner
+        self.owner: Any = owner
 
     @property
     def ndim(self) -> int:
@@ -68,14 +68,14 @@ class Tensor:
         """
         wanted = shape[0] if len(shape) == 1 else shape
         if type(wanted) is tuple and all(type(n) is int and n >= 0 for n in wanted) and math.prod(wanted) == self.size:
-            return self if wanted == self.shape else Tensor(self.pointer, wanted, self.dtype, self.device, self._owner)
+            return self if wanted == self.shape else Tensor(self.pointer, wanted, self.dtype, self.device, self.owner)
         # numpy knows the other rules; one element, broadcast to the whole shape, takes no memory.
         one = np.broadcast_to(np.empty((), np.int8), self.shape) if self.size else np.empty(self.shape, np.int8)
         try:
             new = one.reshape(wanted).shape
         except (TypeError, ValueError) as error:
             raise InputError(f"A {self!r} does not take the shape {wanted!r}: {error}.") from None
-        return Tensor(self.pointer, new, self.dtype, self.device, self._owner)
+        return Tensor(self.pointer, new, self.dtype, self.device, self.owner)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -96,15 +96,15 @@ class Tensor:
             return self
         row = math.prod(self.shape[1:]) * self.itemsize
         shape = (max(0, stop - start), *self.shape[1:])
-        return Tensor(self.pointer + start * row, shape, self.dtype, self.device, self._owner)
+        return Tensor(self.pointer + start * row, shape, self.dtype, self.device, self.owner)
 
     def settle(self, stream: int) -> None:
         """Make a stream wait for every stream that may have written the tensor."""
-        self._owner.settle(stream)
+        self.owner.settle(stream)
 
     def numpy(self) -> Array:
         """Return a copy on the host."""
-        copied: Array = self._owner.to_host(self.pointer, self.nbytes)
+        copied: Array = self.owner.to_host(self.pointer, self.nbytes)
         return copied.view(DTYPES[self.dtype].numpy).reshape(self.shape)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -143,8 +143,8 @@ class Tensor:
             raise BufferError("stream is 2, the per-thread default stream, which differs from thread to thread. Pass "
                               "the address of a stream, or 1 for the legacy default stream.")  # fmt: skip
         if stream != -1:
-            self._owner.ready_for(dlpack.LEGACY_STREAM if stream is None else stream)
-        return dlpack.export_capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self._owner)
+            self.owner.ready_for(dlpack.LEGACY_STREAM if stream is None else stream)
+        return dlpack.export_capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self.owner)
 
     def __repr__(self) -> str:
         return f"Tensor({list(self.shape)}, {self.dtype}, {self.device})"

@@ -36,7 +36,7 @@ from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
 from .binding import NOT_CAPTURED, Bindings, is_on_gpu, run_options
 from .driver import Card, driver
-from .memory import KEPT_CALLS, DeviceMemory
+from .memory import KEPT_CALLS, DeviceMemory, join_neighbours
 from .replay import Replays
 from .weights import DeviceWeights
 
@@ -151,18 +151,30 @@ class CudaBackend:
             self._begin(feeds)
             results = self._memory.tensors(forms) if on_gpu else []
             arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in forms])
-            start = 0
-            for size in filter(None, sizes):  # an empty batch has one block of size 0
-                block, is_whole = slice(start, start + size), size == tokens
-                parts = feeds if is_whole else slice_feeds(spec, feeds, tokens, block)
+            replay = self._replays.find_or_create(session, spec, feeds, tokens) if len(sizes) == 1 else None
+            if replay is not None:
+                self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
+                replay.run()
+                outputs = [replay.outputs[name] for name in names]
                 if on_gpu:
-                    targets = results if is_whole else [result[block] for result in results]
+                    for target, source, nbytes in join_neighbours(results, outputs):
+                        self._card.copy(target, source, nbytes, self.stream)
                 else:
-                    targets = self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in forms])
-                self._run_block(session, spec, parts, dict(zip(names, targets, strict=True)), size, waits)
-                for target, array in zip(targets, arrays, strict=False):  # no arrays if the results stay on the GPU
-                    self._card.copy(array[block].ctypes.data, target.pointer, target.nbytes, self.stream)
-                start += size
+                    self._queue_results(outputs, arrays)
+            else:
+                start = 0
+                for size in filter(None, sizes):  # an empty batch has one block of size 0
+                    block, is_whole = slice(start, start + size), size == tokens
+                    parts = feeds if is_whole else slice_feeds(spec, feeds, tokens, block)
+                    if on_gpu:
+                        targets = results if is_whole else [result[block] for result in results]
+                    else:
+                        targets = self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in forms])
+                    bound = dict(zip(names, targets, strict=True))
+                    self._run_bound(session, self._move_to_gpu(parts, waits), bound)
+                    if not on_gpu:
+                        self._queue_results(targets, [array[block] for array in arrays])
+                    start += size
             if waits:
                 self._wait()
             self._memory.trim()
@@ -212,24 +224,6 @@ class CudaBackend:
             self._weights.close()
             _closer(self._card, self._memory, self._owns_stream)()
 
-    def _run_block(
-        self,
-        session: ort.InferenceSession,
-        spec: GraphSpec,
-        feeds: Mapping[str, TensorValue],
-        targets: Mapping[str, Tensor],
-        tokens: int,
-        waits: bool,
-    ) -> None:
-        replay = self._replays.find_or_create(session, spec, feeds, tokens)
-        if replay is None:
-            self._run_bound(session, self._move_to_gpu(feeds, waits), targets)
-            return
-        self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
-        replay.run()
-        for name, target in targets.items():
-            self._card.copy(target.pointer, replay.outputs[name].pointer, target.nbytes, self.stream)
-
     def _run_bound(
         self, session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor]
     ) -> None:
@@ -238,6 +232,8 @@ class CudaBackend:
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
         on_host = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
+        if not on_host:
+            return dict(feeds)
         shapes = [(feed.shape, str(feed.dtype)) for feed in on_host.values()]
         targets = dict(zip(on_host, self._memory.tensors(shapes), strict=True))
         self._queue_copies(on_host, targets, waits)
@@ -264,6 +260,11 @@ class CudaBackend:
         for name, feed in feeds.items():
             source = feed.pointer if isinstance(feed, Tensor) else host_arrays[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
+
+    def _queue_results(self, results: Sequence[Tensor], arrays: Sequence[Array]) -> None:
+        """Queue copies of results to arrays in pinned memory."""
+        for result, array in zip(results, arrays, strict=True):
+            self._card.copy(array.ctypes.data, result.pointer, result.nbytes, self.stream)
 
     def _begin(self, feeds: Mapping[str, TensorValue]) -> None:
         """Prepare for work on the stream: it waits for every stream that may still write the memory of an input."""

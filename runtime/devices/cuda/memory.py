@@ -3,10 +3,11 @@
 Memory is reused once its last tensor has died, in the order that the streams prescribe.
 """
 
+import itertools
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ KEPT_CALLS = 64
 
 Batches of several sizes may alternate, and an allocation takes longer than running a small batch.
 """
+
+
+LARGEST_SHARED = 1 << 20
+"""Largest size in bytes of a piece of memory that tensors share.
+
+It is in use as long as one of them is. So larger tensors, which would hold much memory, have pieces of their own.
+"""
+
+ALIGNMENT = 256  # as the driver aligns memory
 
 
 class _Piece:
@@ -113,11 +123,23 @@ class DeviceMemory:
     def tensors(self, forms: Sequence[tuple[tuple[int, ...], str]]) -> list[Tensor]:
         """Return an uninitialized tensor for each shape and dtype, inside `Card.exclusive`.
 
+        Neighbours of one shape and dtype share a piece of memory if they are small, and are copied at once then.
+
         Raises:
             SAEError: The GPU is out of memory.
         """
         self._sort_returned()
-        return [self._tensor(shape, dtype) for shape, dtype in forms]
+        tensors: list[Tensor] = []
+        for (shape, dtype), same in itertools.groupby(forms):
+            count = len(list(same))
+            nbytes = math.prod(shape) * DTYPES[dtype].numpy.itemsize
+            step = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            sharing = count if count * step <= LARGEST_SHARED else 1
+            for _ in range(count // sharing):
+                piece = self._piece(sharing * step)
+                owner = _Lent(self, piece, piece.readers)
+                tensors += [Tensor(piece.pointer + i * step, shape, dtype, self.device, owner) for i in range(sharing)]
+        return tensors
 
     def import_array(self, x: Any, index: int) -> Tensor:
         """Return a tensor that shares the memory of another library's array on the GPU, ready for the stream to read.
@@ -216,10 +238,6 @@ class DeviceMemory:
         except SAEError:
             self.card.synchronize_all()
 
-    def _tensor(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        piece = self._piece(math.prod(shape) * DTYPES[dtype].numpy.itemsize)
-        return Tensor(piece.pointer, shape, dtype, self.device, _Lent(self, piece, piece.readers))
-
     def _piece(self, nbytes: int) -> _Piece:
         for i, piece in enumerate(self._free):
             if piece.nbytes == nbytes:
@@ -246,3 +264,21 @@ class DeviceMemory:
     def _release(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
             self.card.free(piece.pointer)  # the driver waits for all work that is queued on the GPU
+
+
+def join_neighbours(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> list[tuple[int, int, int]]:
+    """Return the copies of tensors of `DeviceMemory`, each as two addresses and a number of bytes.
+
+    Neighbours that lie in one piece of memory on both sides, at the same distance, are copied at once.
+    """
+    copies: list[tuple[int, int, int]] = []
+    owners: tuple[object, object] | None = None
+    for target, source in zip(targets, sources, strict=True):
+        together, owners = owners == (target.owner, source.owner), (target.owner, source.owner)
+        if together:
+            first, of, _ = copies[-1]
+            if target.pointer - first == source.pointer - of:
+                copies[-1] = first, of, target.pointer - first + target.nbytes
+                continue
+        copies.append((target.pointer, source.pointer, target.nbytes))
+    return copies
