@@ -2,8 +2,8 @@
 
 numpy's own DLPack reads neither memory of a GPU nor bfloat16.
 
-Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html, the structs of version 0.x, which every
-library returns if no `max_version` is asked for.
+Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html. `__dlpack__` returns the structures of
+version 0.x if no `max_version` is asked for, and the functions of `exchange.py` those of version 1.
 """
 
 import ctypes
@@ -25,10 +25,16 @@ LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
 
 NAME, USED = b"dltensor", b"used_dltensor"
 
+_TENSOR = "PiiiBBHPPQ"
+"""The fields of a `DLTensor`: data, type and id of the device, ndim, code, bits and lanes of the dtype, shape, strides,
+byte_offset."""
 
-_MANAGED = struct.Struct("PiiiBBHPPQPP")
-"""The fields of a `DLManagedTensor`: those of its `DLTensor` (data, type and id of the device, ndim, code, bits and
-lanes of the dtype, shape, strides, byte_offset), and then manager_ctx and deleter."""
+_MANAGED = struct.Struct(_TENSOR + "PP")
+"""The fields of a `DLManagedTensor`: those of its `DLTensor`, manager_ctx, deleter."""
+
+_VERSIONED = struct.Struct("IIPPQ" + _TENSOR)
+"""The fields of a `DLManagedTensorVersioned`: major and minor version, manager_ctx, deleter, flags, those of its
+`DLTensor`."""
 
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -43,7 +49,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 _new = _function("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)
 _is_valid = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
-_pointer = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+capsule_pointer = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _rename = _function("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
 # In a destructor the capsule has no reference left; a py_object would revive it.
 _is_valid_dying = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
@@ -51,7 +57,7 @@ _pointer_dying = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_voi
 
 
 class ImportedTensor:
-    """A tensor that a DLPack capsule handed over. Its memory lives as long as this object.
+    """A tensor that another library handed over. Its memory lives as long as this object.
 
     Attributes:
         pointer: Address of the first element.
@@ -61,10 +67,8 @@ class ImportedTensor:
         contiguous: Whether the memory is contiguous, in C order.
     """
 
-    def __init__(self, managed: int) -> None:
-        data, kind, index, ndim, code, bits, lanes, shape, strides, offset, _, deleter = _MANAGED.unpack(
-            ctypes.string_at(managed, _MANAGED.size)
-        )
+    def __init__(self, managed: int, deleter: int, fields: Sequence[int]) -> None:
+        data, kind, index, ndim, code, bits, lanes, shape, strides, offset = fields
         self._managed = managed
         self._delete = _Deleter(deleter) if deleter else None
         self.pointer: int = data + offset
@@ -72,6 +76,18 @@ class ImportedTensor:
         self.dtype = _dtype_name(code, bits, lanes)
         self.device: tuple[int, int] = (kind, index)
         self.contiguous = not strides or _is_contiguous(self.shape, _integers(strides, ndim))
+
+    @classmethod
+    def unversioned(cls, managed: int) -> "ImportedTensor":
+        """Return the tensor of a `DLManagedTensor`, given its address."""
+        *fields, _, deleter = _MANAGED.unpack(ctypes.string_at(managed, _MANAGED.size))
+        return cls(managed, deleter, fields)
+
+    @classmethod
+    def versioned(cls, managed: int) -> "ImportedTensor":
+        """Return the tensor of a `DLManagedTensorVersioned`, given its address."""
+        _, _, _, deleter, _, *fields = _VERSIONED.unpack(ctypes.string_at(managed, _VERSIONED.size))
+        return cls(managed, deleter, fields)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -106,9 +122,9 @@ def import_capsule(producer: Any, stream: int | None = None) -> ImportedTensor:
             f"{type(producer).__name__}.__dlpack__ returned {capsule!r}; it must be a DLPack capsule that was not used "
             "before."
         )
-    managed = _pointer(capsule, NAME)
+    managed = capsule_pointer(capsule, NAME)
     _rename(capsule, USED)
-    return ImportedTensor(managed)
+    return ImportedTensor.unversioned(managed)
 
 
 _exported: dict[int, tuple[object, object]] = {}

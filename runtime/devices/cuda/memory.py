@@ -14,6 +14,7 @@ import numpy as np
 
 from ...arrays import dlpack
 from ...arrays.dtypes import DTYPES
+from ...arrays.exchange import exchange_of
 from ...arrays.tensor import Array, Tensor, check_contiguous
 from ...errors import InputError, SAEError
 from .driver import Card
@@ -161,12 +162,23 @@ class DeviceMemory:
             self.check_open()
             self.idle = False  # the library may make the stream wait for its own work
             try:
-                imported = dlpack.import_capsule(x, self.stream)
+                imported = self._import_by_exchange(x) or dlpack.import_capsule(x, self.stream)
             except BufferError as error:
                 raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
         check_contiguous(imported, x)
         owner = DeviceBuffer(self, imported, set())
         return Tensor(imported.pointer, imported.shape, imported.dtype, self.device, owner)
+
+    def _import_by_exchange(self, x: Any) -> dlpack.ImportedTensor | None:
+        """Return an array as a tensor if its library has functions for that, and does not refuse it."""
+        if (exchange := exchange_of(x)) is None:
+            return None
+        try:
+            imported = exchange.import_array(x)
+        except RuntimeError:  # `__dlpack__` says why in fewer words
+            return None
+        self.card.order(exchange.current_stream(self.card.index), self.stream)
+        return imported
 
     def hand_over(self, stream: int, readers: set[int]) -> None:
         """Make a stream wait as `settle` does, and add it to the readers."""
