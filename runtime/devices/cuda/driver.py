@@ -9,6 +9,7 @@ Source: CUDA Driver API, https://docs.nvidia.com/cuda/cuda-driver-api/; names, `
 import contextlib
 import ctypes
 import functools
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -171,16 +172,18 @@ class Card:
         """
         return self._exclusive
 
-    def defer(self, work: Callable[[], None]) -> None:
+    def defer(self, work: Callable[[], None], *, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         """Run `work` at the end of the next or current block of `exclusive`; at once, if no thread is inside one.
 
-        Its `SAEError` is ignored.
+        Its `SAEError` is ignored. When Python has ended, nothing is done: modules and the driver may be gone.
         """
+        if ending():
+            return
         self._deferred.append(work)
         if self._lock.acquire(blocking=False):
             try:
                 if not self._depth:
-                    with contextlib.suppress(SAEError), self._exclusive:  # the driver may be gone when a process ends
+                    with contextlib.suppress(SAEError), self._exclusive:  # at exit, the driver may already be gone
                         pass
             finally:
                 self._lock.release()

@@ -5,9 +5,8 @@ Memory is reused once its last tensor has died, in the order that the streams pr
 
 import itertools
 import math
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,9 +88,8 @@ class _Lent(DeviceBuffer):
     __slots__ = ()
     _keeps: _Piece
 
-    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not ending():  # the modules may be gone
-            self._memory.take_back(self._keeps)
+    def __del__(self) -> None:
+        self._memory.take_back(self._keeps)
 
 
 class DeviceMemory:
@@ -158,13 +156,15 @@ class DeviceMemory:
                 f"The {type(x).__name__} is on cuda:{index}, this session on cuda:{self.card.index}. Copy it there, or "
                 f'open the artifact with device="cuda:{index}".'
             )
-        with self.card.exclusive():
-            self.check_open()
-            self.idle = False  # the library may make the stream wait for its own work
-            try:
-                imported = self._import_by_exchange(x) or dlpack.import_capsule(x, self.stream)
-            except BufferError as error:
-                raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
+        self.check_open()
+        self.idle = False  # the stream may have to wait for work of the library
+        imported = self._import_by_exchange(x)
+        if imported is None:
+            with self.card.exclusive():
+                try:
+                    imported = dlpack.import_capsule(x, self.stream)
+                except BufferError as error:
+                    raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
         check_contiguous(imported, x)
         owner = DeviceBuffer(self, imported, set())
         return Tensor(imported.pointer, imported.shape, imported.dtype, self.device, owner)
@@ -177,7 +177,10 @@ class DeviceMemory:
             imported = exchange.import_array(x)
         except RuntimeError:  # `__dlpack__` says why in fewer words
             return None
-        self.card.order(exchange.current_stream(self.card.index), self.stream)
+        stream = exchange.current_stream(self.card.index)
+        if stream != self.stream:
+            with self.card.exclusive():
+                self.card.order(stream, self.stream)
         return imported
 
     def hand_over(self, stream: int, readers: set[int]) -> None:

@@ -1,6 +1,8 @@
 """The NVIDIA driver through its C functions, with a fake library that has contexts, streams, events and memory."""
 
 import ctypes
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -195,6 +197,23 @@ def test_a_driver_that_has_ended_does_not_keep_other_threads_out(card, library):
     thread.start()
     thread.join()
     assert entered == [True]
+
+
+AT_THE_END = """
+import builtins
+from runtime.devices.cuda.driver import Driver
+from tests.runtime.devices.cuda.test_driver import Library
+
+card = Driver(Library()).card(0)
+with card.exclusive():
+    array = card.pinned(16)
+    builtins.freed_after_every_module = card.pinned(16)
+"""
+
+
+def test_a_process_may_end_while_pinned_memory_is_in_use():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_much_deferred_work_runs_at_the_end_of_the_outermost_block(card, library):
