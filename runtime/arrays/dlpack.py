@@ -7,6 +7,7 @@ version 0.x if no `max_version` is asked for, and the functions of `exchange.py`
 """
 
 import ctypes
+import functools
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +38,7 @@ _VERSIONED = struct.Struct("IIPPQ" + _TENSOR)
 `DLTensor`."""
 
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_function_at = functools.lru_cache(maxsize=16)(_Deleter)  # a library has few deleters
 
 _python = ctypes.pythonapi
 _Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -70,7 +72,7 @@ class ImportedTensor:
     def __init__(self, managed: int, deleter: int, fields: Sequence[int]) -> None:
         data, kind, index, ndim, code, bits, lanes, shape, strides, offset = fields
         self._managed = managed
-        self._delete = _Deleter(deleter) if deleter else None
+        self._delete = _function_at(deleter) if deleter else None
         self.pointer: int = data + offset
         self.shape = _integers(shape, ndim)
         self.dtype = _dtype_name(code, bits, lanes)

@@ -43,17 +43,20 @@ class Exchange:
         self._current_stream(dlpack.CUDA, index, ctypes.byref(stream))
         return stream.value or dlpack.LEGACY_STREAM
 
-    def import_array(self, x: Any) -> dlpack.ImportedTensor:
+    def import_array(self, x: Any) -> dlpack.ImportedTensor | None:
         """Return an array of the library as a tensor, without a copy. No stream waits for the library's work.
+
+        The result is None if the library refuses, and then its `__dlpack__` says why.
 
         Raises:
             InputError: The dtype is not in `DTYPES`.
-            RuntimeError: The library refuses the array. The error may be its own.
         """
         managed = ctypes.c_void_p()
-        if self._export(x, ctypes.byref(managed)) or managed.value is None:
-            raise RuntimeError(f"The {type(x).__name__} was not exported.")
-        return dlpack.ImportedTensor.versioned(managed.value)
+        try:
+            self._export(x, ctypes.byref(managed))
+        except Exception:  # of any kind: the library's
+            return None
+        return None if managed.value is None else dlpack.ImportedTensor.versioned(managed.value)
 
 
 def exchange_of(x: Any) -> Exchange | None:

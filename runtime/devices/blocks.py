@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, overload
+from typing import TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ..artifact.names import TOKENS, K
 from ..errors import InputError
 
 _Value = TypeVar("_Value", Array, TensorValue)
+
+Form: TypeAlias = tuple[tuple[int, ...], str]
+"""The shape and the dtype of an array."""
 
 FEATURE_BYTES = 64 << 20
 """Size in bytes of one tensor of features in a block on a CPU.
@@ -102,9 +105,7 @@ def output_dimensions(spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> dict
     return {TOKENS: tokens, K: int(k[0])}
 
 
-def output_forms(
-    spec: GraphSpec, feeds: Mapping[str, TensorValue], names: Sequence[str]
-) -> list[tuple[tuple[int, ...], str]]:
+def output_forms(spec: GraphSpec, feeds: Mapping[str, TensorValue], names: Sequence[str]) -> list[Form]:
     """Return the shape and the dtype of some of a graph's outputs, as its inputs determine them.
 
     Raises:

@@ -177,13 +177,14 @@ class Binding:
     """Replaces ONNX Runtime's binding."""
 
     def __init__(self):
-        self.inputs, self.outputs = {}, {}
+        self.inputs, self.outputs, self.kept = {}, {}, {}
 
     def bind_input(self, name, device, index, element, shape, pointer):
         assert device == "cuda"
         self.inputs[name] = (element, tuple(shape), pointer)
 
     def bind_cpu_input(self, name, array):
+        self.kept[name] = array
         self.inputs[name] = (array.dtype, array.shape, array.ctypes.data)
 
     def bind_output(self, name, device, index, element, shape, pointer):

@@ -16,6 +16,7 @@ from ...arrays.dtypes import DTYPES
 from ...arrays.exchange import exchange_of
 from ...arrays.tensor import Array, Tensor, check_contiguous
 from ...errors import InputError, SAEError
+from ..blocks import Form
 from .driver import Card
 
 KEPT_CALLS = 64
@@ -119,7 +120,7 @@ class DeviceMemory:
         self._returned: deque[_Piece] = deque()
         self._free: list[_Piece] = []
 
-    def tensors(self, forms: Sequence[tuple[tuple[int, ...], str]]) -> list[Tensor]:
+    def tensors(self, forms: Sequence[Form]) -> list[Tensor]:
         """Return an uninitialized tensor for each shape and dtype, inside `Card.exclusive`.
 
         Neighbours of one shape and dtype share a piece of memory if they are small, and are copied at once then.
@@ -141,7 +142,9 @@ class DeviceMemory:
         return tensors
 
     def import_array(self, x: Any, index: int) -> Tensor:
-        """Return a tensor that shares the memory of another library's array on the GPU, ready for the stream to read.
+        """Return a tensor that shares the memory of another library's array on the GPU.
+
+        The stream may read it after `settle`.
 
         Args:
             x: The array.
@@ -157,31 +160,19 @@ class DeviceMemory:
                 f'open the artifact with device="cuda:{index}".'
             )
         self.check_open()
-        self.idle = False  # the stream may have to wait for work of the library
-        imported = self._import_by_exchange(x)
-        if imported is None:
+        readers: set[int] = set()
+        if (exchange := exchange_of(x)) is not None and (imported := exchange.import_array(x)) is not None:
+            readers.add(exchange.current_stream(index))  # `settle` makes other streams wait for it
+        else:
             with self.card.exclusive():
+                self.idle = False  # the library may make the stream wait for its own work
                 try:
                     imported = dlpack.import_capsule(x, self.stream)
                 except BufferError as error:
                     raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
         check_contiguous(imported, x)
-        owner = DeviceBuffer(self, imported, set())
+        owner = DeviceBuffer(self, imported, readers)
         return Tensor(imported.pointer, imported.shape, imported.dtype, self.device, owner)
-
-    def _import_by_exchange(self, x: Any) -> dlpack.ImportedTensor | None:
-        """Return an array as a tensor if its library has functions for that, and does not refuse it."""
-        if (exchange := exchange_of(x)) is None:
-            return None
-        try:
-            imported = exchange.import_array(x)
-        except RuntimeError:  # `__dlpack__` says why in fewer words
-            return None
-        stream = exchange.current_stream(self.card.index)
-        if stream != self.stream:
-            with self.card.exclusive():
-                self.card.order(stream, self.stream)
-        return imported
 
     def hand_over(self, stream: int, readers: set[int]) -> None:
         """Make a stream wait as `settle` does, and add it to the readers."""

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from ...arrays.tensor import Tensor, TensorValue
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
-from ..blocks import output_forms
+from ..blocks import Form, output_forms
 from .binding import bind, run_options
 from .memory import DeviceMemory
 
@@ -42,6 +42,7 @@ class Replay:
 
     Attributes:
         session: ONNX Runtime session of the graph.
+        forms: Shapes and dtypes of the outputs, by name.
         inputs: Memory that it reads, by the name of the input.
         outputs: Memory that it writes, by the name of the output.
         binding: Binding of that memory.
@@ -49,6 +50,7 @@ class Replay:
     """
 
     session: ort.InferenceSession
+    forms: dict[str, Form]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     binding: Any
@@ -104,10 +106,12 @@ class Replays:
         inputs = self._tensors(
             [tensor.name for tensor in copied], [(feeds[tensor.name].shape, tensor.dtype) for tensor in copied]
         )
-        outputs = self._tensors(names, output_forms(spec, feeds, names))
+        forms = output_forms(spec, feeds, names)
+        outputs = self._tensors(names, forms)
         fed: dict[str, TensorValue] = {name: inputs.get(name, feeds[name]) for name in feeds}
         binding = bind(session, fed, outputs, self._memory.card.index)
-        return Replay(session, inputs, outputs, binding, run_options(str(next(self._ids))))
+        options = run_options(str(next(self._ids)))
+        return Replay(session, dict(zip(names, forms, strict=True)), inputs, outputs, binding, options)
 
-    def _tensors(self, names: Sequence[str], forms: Sequence[tuple[tuple[int, ...], str]]) -> dict[str, Tensor]:
+    def _tensors(self, names: Sequence[str], forms: Sequence[Form]) -> dict[str, Tensor]:
         return dict(zip(names, self._memory.tensors(forms), strict=True))

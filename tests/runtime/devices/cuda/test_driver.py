@@ -201,12 +201,13 @@ def test_a_driver_that_has_ended_does_not_keep_other_threads_out(card, library):
 
 AT_THE_END = """
 import builtins
-from runtime.devices.cuda.driver import Driver
+from runtime.devices.cuda import driver
 from tests.runtime.devices.cuda.test_driver import Library
 
-card = Driver(Library()).card(0)
+card = driver.Driver(Library()).card(0)
 with card.exclusive():
     array = card.pinned(16)
+    driver.freed_with_the_module = card.pinned(16)
     builtins.freed_after_every_module = card.pinned(16)
 """
 
