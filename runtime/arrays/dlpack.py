@@ -187,7 +187,7 @@ def export_capsule(pointer: int, shape: Sequence[int], dtype: str, device: tuple
 
 
 def _integers(address: int, count: int) -> tuple[int, ...]:
-    return struct.unpack(f"{count}q", ctypes.string_at(address, 8 * count))
+    return tuple((ctypes.c_int64 * count).from_address(address)) if count else ()
 
 
 _NAMES = {(known.dlpack, known.bits): name for name, known in DTYPES.items()}
@@ -203,15 +203,15 @@ def _dtype_name(code: int, bits: int, lanes: int) -> str:
     return name
 
 
-def _contiguous_strides(shape: Sequence[int]) -> list[int]:
-    strides = [1] * len(shape)
-    for i in reversed(range(len(shape) - 1)):
-        strides[i] = strides[i + 1] * shape[i + 1]
-    return strides
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = [1]
+    for size in shape[:0:-1]:
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides)) if shape else ()
 
 
 def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    if 0 in shape:
-        return True
     expected = _contiguous_strides(shape)
+    if strides == expected or 0 in shape:
+        return True
     return all(size == 1 or a == b for size, a, b in zip(shape, strides, expected, strict=True))
