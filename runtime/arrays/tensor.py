@@ -41,6 +41,7 @@ class Tensor:
         size: Number of elements.
         itemsize: Size of one element in bytes.
         nbytes: Size of all elements in bytes.
+        owner: Object that holds the memory, which other tensors may share.
     """
 
     __slots__ = ("__weakref__", "device", "dtype", "itemsize", "nbytes", "owner", "pointer", "shape", "size")

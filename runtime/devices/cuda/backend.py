@@ -2,7 +2,7 @@
 
 Everything is queued on one stream, the session's own or the caller's:
 
-    input on the GPU    `__dlpack__(stream=...)` makes the stream wait for work that the input's library has queued
+    input on the GPU    read in place; the stream waits for the work that the input's library has queued
     input on the host   copied to pinned memory, and from there by the GPU
     result              written to GPU memory and left there; for a caller on the host, the GPU copies it to pinned
                         memory, which is the memory of the caller's array
@@ -149,6 +149,7 @@ class CudaBackend:
         waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
             self._begin(feeds)
+            # Of a batch in several blocks, no block is replayed: `cuda_graph` has the sizes of batches.
             replay = self._replays.find_or_create(session, spec, feeds, tokens) if len(sizes) == 1 else None
             forms = [replay.forms[name] for name in names] if replay else output_forms(spec, feeds, names)
             results = self._memory.tensors(forms) if on_gpu else []

@@ -159,12 +159,12 @@ class DeviceMemory:
                 f"The {type(x).__name__} is on cuda:{index}, this session on cuda:{self.card.index}. Copy it there, or "
                 f'open the artifact with device="cuda:{index}".'
             )
-        self.check_open()
         readers: set[int] = set()
         if (exchange := exchange_of(x)) is not None and (imported := exchange.import_array(x)) is not None:
             readers.add(exchange.current_stream(index))  # `settle` makes other streams wait for it
         else:
             with self.card.exclusive():
+                self.check_open()
                 self.idle = False  # the library may make the stream wait for its own work
                 try:
                     imported = dlpack.import_capsule(x, self.stream)
