@@ -2,13 +2,14 @@
 
 numpy's own DLPack reads neither memory of a GPU nor bfloat16.
 
-Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html, the structs of version 0.x, which every
-library returns if no `max_version` is asked for.
+Source: https://dmlc.github.io/dlpack/latest/c_api.html and python_spec.html. `__dlpack__` returns the structures of
+version 0.x if no `max_version` is asked for, and the functions of `exchange.py` those of version 1.
 """
 
 import ctypes
+import functools
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,33 +26,19 @@ LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
 
 NAME, USED = b"dltensor", b"used_dltensor"
 
+_TENSOR = "PiiiBBHPPQ"
+"""The fields of a `DLTensor`: data, type and id of the device, ndim, code, bits and lanes of the dtype, shape, strides,
+byte_offset."""
 
-class _Device(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
+_MANAGED = struct.Struct(_TENSOR + "PP")
+"""The fields of a `DLManagedTensor`: those of its `DLTensor`, manager_ctx, deleter."""
 
+_VERSIONED = struct.Struct("IIPPQ" + _TENSOR)
+"""The fields of a `DLManagedTensorVersioned`: major and minor version, manager_ctx, deleter, flags, those of its
+`DLTensor`."""
 
-class _DType(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", _Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", _DType),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _Managed(ctypes.Structure):
-    pass
-
-
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
-_Managed._fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_function_at = functools.lru_cache(maxsize=16)(_Deleter)  # a library has few deleters
 
 _python = ctypes.pythonapi
 _Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -64,7 +51,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 _new = _function("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)
 _is_valid = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
-_pointer = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+capsule_pointer = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _rename = _function("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
 # In a destructor the capsule has no reference left; a py_object would revive it.
 _is_valid_dying = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
@@ -72,7 +59,7 @@ _pointer_dying = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_voi
 
 
 class ImportedTensor:
-    """A tensor that a DLPack capsule handed over. Its memory lives as long as this object.
+    """A tensor that another library handed over. Its memory lives as long as this object.
 
     Attributes:
         pointer: Address of the first element.
@@ -82,15 +69,27 @@ class ImportedTensor:
         contiguous: Whether the memory is contiguous, in C order.
     """
 
-    def __init__(self, managed: Any) -> None:
-        tensor = managed.contents.tensor
+    def __init__(self, managed: int, deleter: int, fields: Sequence[int]) -> None:
+        data, kind, index, ndim, code, bits, lanes, shape, strides, offset = fields
         self._managed = managed
-        self.pointer: int = (tensor.data or 0) + tensor.byte_offset
-        self.shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
-        self.dtype = _dtype_name(tensor.dtype)
-        self.device = (int(tensor.device.type), int(tensor.device.id))
-        strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
-        self.contiguous = strides is None or _is_contiguous(self.shape, strides)
+        self._delete = _function_at(deleter) if deleter else None
+        self.pointer: int = data + offset
+        self.shape = _integers(shape, ndim)
+        self.dtype = _dtype_name(code, bits, lanes)
+        self.device: tuple[int, int] = (kind, index)
+        self.contiguous = not strides or _is_contiguous(self.shape, _integers(strides, ndim))
+
+    @classmethod
+    def unversioned(cls, managed: int) -> "ImportedTensor":
+        """Return the tensor of a `DLManagedTensor`, given its address."""
+        *fields, _, deleter = _MANAGED.unpack(ctypes.string_at(managed, _MANAGED.size))
+        return cls(managed, deleter, fields)
+
+    @classmethod
+    def versioned(cls, managed: int) -> "ImportedTensor":
+        """Return the tensor of a `DLManagedTensorVersioned`, given its address."""
+        _, _, _, deleter, _, *fields = _VERSIONED.unpack(ctypes.string_at(managed, _VERSIONED.size))
+        return cls(managed, deleter, fields)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -103,8 +102,8 @@ class ImportedTensor:
         return np.asarray(self).view(DTYPES[self.dtype].numpy)
 
     def __del__(self) -> None:
-        if self._managed.contents.deleter:
-            self._managed.contents.deleter(self._managed)
+        if self._delete is not None:
+            self._delete(self._managed)
 
 
 def import_capsule(producer: Any, stream: int | None = None) -> ImportedTensor:
@@ -125,22 +124,13 @@ def import_capsule(producer: Any, stream: int | None = None) -> ImportedTensor:
             f"{type(producer).__name__}.__dlpack__ returned {capsule!r}; it must be a DLPack capsule that was not used "
             "before."
         )
-    managed = ctypes.cast(_pointer(capsule, NAME), ctypes.POINTER(_Managed))
+    managed = capsule_pointer(capsule, NAME)
     _rename(capsule, USED)
-    return ImportedTensor(managed)
+    return ImportedTensor.unversioned(managed)
 
 
-@dataclass
-class _Exported:
-    """The objects that live until the consumer of a capsule calls its deleter."""
-
-    managed: Any
-    arrays: tuple[Any, Any]
-    owner: object
-
-
-_exported: dict[int, _Exported] = {}
-
+_exported: dict[int, tuple[object, object]] = {}
+"""The structure of each tensor that a consumer has, and the owner of its memory, by the structure's address."""
 
 _fetch = ctypes.PYFUNCTYPE(None)(("PyErr_Fetch", _python))
 
@@ -151,14 +141,12 @@ def _make_callbacks() -> tuple[Any, Any]:
     A tensor of another library may be freed after this module, when the process ends. So both callbacks use only what
     they hold themselves, and are never freed.
     """
-    exported, address_of, fetch, is_valid, pointer = (
-        _exported, ctypes.addressof, _fetch, _is_valid_dying, _pointer_dying,
-    )  # fmt: skip
+    exported, fetch, is_valid, pointer = _exported, _fetch, _is_valid_dying, _pointer_dying
     pending = [ctypes.byref(ctypes.c_void_p()) for _ in range(3)]
     name = NAME
 
-    def delete(managed: Any) -> None:
-        exported.pop(address_of(managed.contents), None)
+    def delete(managed: int) -> None:
+        exported.pop(managed, None)
 
     def destroy(capsule: int) -> None:
         # A consumer that refuses a capsule drops it while its exception is set, and then no Python code can run. So
@@ -173,6 +161,7 @@ def _make_callbacks() -> tuple[Any, Any]:
 
 
 _DELETE, _DESTROY = _make_callbacks()
+_DELETE_ADDRESS = ctypes.cast(_DELETE, ctypes.c_void_p).value
 
 
 def export_capsule(pointer: int, shape: Sequence[int], dtype: str, device: tuple[int, int], owner: object) -> Any:
@@ -185,37 +174,44 @@ def export_capsule(pointer: int, shape: Sequence[int], dtype: str, device: tuple
         device: `DLDeviceType` and the index of the device.
         owner: Object that keeps the memory alive; it is held until the consumer calls the deleter.
     """
-    known = DTYPES[dtype]
-    strides = [1] * len(shape)
-    for i in reversed(range(len(shape) - 1)):
-        strides[i] = strides[i + 1] * shape[i + 1]
-    arrays = tuple((ctypes.c_int64 * max(1, len(shape)))(*values) for values in (shape, strides))
-    managed = _Managed()
-    managed.tensor.data = pointer
-    managed.tensor.device = _Device(*device)
-    managed.tensor.ndim = len(shape)
-    managed.tensor.dtype = _DType(known.dlpack, known.bits, 1)
-    managed.tensor.shape, managed.tensor.strides = (ctypes.cast(a, ctypes.POINTER(ctypes.c_int64)) for a in arrays)
-    managed.deleter = _DELETE
-    address = ctypes.addressof(managed)
-    _exported[address] = _Exported(managed, (arrays[0], arrays[1]), owner)
+    known, ndim = DTYPES[dtype], len(shape)
+    structure = (ctypes.c_char * (_MANAGED.size + 16 * ndim))()  # and behind it, the shape and the strides
+    address = ctypes.addressof(structure)
+    sizes = address + _MANAGED.size
+    struct.pack_into(
+        f"{_MANAGED.format}{2 * ndim}q", structure, 0, pointer, *device, ndim, known.dlpack, known.bits, 1,
+        sizes, sizes + 8 * ndim, 0, 0, _DELETE_ADDRESS, *shape, *_contiguous_strides(shape),
+    )  # fmt: skip
+    _exported[address] = structure, owner
     return _new(address, NAME, _DESTROY)
 
 
-def _dtype_name(dtype: Any) -> str:
-    for name, known in DTYPES.items():
-        if (known.dlpack, known.bits, 1) == (dtype.code, dtype.bits, dtype.lanes):
-            return name
-    raise InputError(
-        f"The DLPack tensor has the dtype of code {dtype.code}, {dtype.bits} bits and {dtype.lanes} lanes; it must be "
-        f"one of {', '.join(DTYPES)}."
-    )
+def _integers(address: int, count: int) -> tuple[int, ...]:
+    return tuple((ctypes.c_int64 * count).from_address(address)) if count else ()
+
+
+_NAMES = {(known.dlpack, known.bits): name for name, known in DTYPES.items()}
+
+
+def _dtype_name(code: int, bits: int, lanes: int) -> str:
+    name = _NAMES.get((code, bits))
+    if name is None or lanes != 1:
+        raise InputError(
+            f"The DLPack tensor has the dtype of code {code}, {bits} bits and {lanes} lanes; it must be one of "
+            f"{', '.join(DTYPES)}."
+        )
+    return name
+
+
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = [1]
+    for size in shape[:0:-1]:
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides)) if shape else ()
 
 
 def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    expected = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1 and stride != expected and 0 not in shape:
-            return False
-        expected *= size
-    return True
+    expected = _contiguous_strides(shape)
+    if strides == expected or 0 in shape:
+        return True
+    return all(size == 1 or a == b for size, a, b in zip(shape, strides, expected, strict=True))

@@ -8,7 +8,6 @@ import contextlib
 import math
 import mmap
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,11 +16,31 @@ import numpy as np
 from .tensor import Array
 
 
-class _Lease:
-    """The base object of an array and of all its views; it dies when none of them is left."""
+class _Buffer:
+    """A buffer, and its address, which takes numpy longer to tell than to make an array."""
 
-    def __init__(self, buffer: Array) -> None:
-        self.__array_interface__ = buffer.__array_interface__
+    __slots__ = ("address", "array", "nbytes")
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.nbytes = array.nbytes
+        self.address: int = array.ctypes.data
+
+
+class _Lease:
+    """The base object of an array and of all its views. When none of them is left, it gives the buffer back."""
+
+    __slots__ = ("__array_interface__", "_buffer", "_pool")
+
+    def __init__(self, pool: "BufferPool", buffer: _Buffer, nbytes: int) -> None:
+        self._pool = pool
+        self._buffer = buffer
+        self.__array_interface__ = {
+            "version": 3, "data": (buffer.address, False), "shape": (nbytes,), "typestr": "|u1",
+        }  # fmt: skip
+
+    def __del__(self) -> None:
+        self._pool.give_back(self._buffer)
 
 
 _PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -61,7 +80,7 @@ class BufferPool:
         self._allocate = allocate
         self._calls = calls
         self._call = 0
-        self._free: list[tuple[int, Array]] = []  # with the number of the call in which it was returned
+        self._free: list[tuple[int, _Buffer]] = []  # with the number of the call in which it was returned
         self._lock = threading.Lock()
 
     def arrays(self, forms: Sequence[tuple[Sequence[int], np.dtype[Any]]]) -> list[Array]:
@@ -77,27 +96,27 @@ class BufferPool:
             self._call += 1
             while self._free and self._call - self._free[0][0] > self._calls:
                 self._free.pop(0)
-        return [_array(self, buffer, shape, dtype) for buffer, (shape, dtype) in zip(buffers, forms, strict=True)]
+        return [
+            np.asarray(_Lease(self, buffer, size)).view(dtype).reshape(shape)
+            for buffer, size, (shape, dtype) in zip(buffers, sizes, forms, strict=True)
+        ]
 
     @property
     def kept(self) -> int:
         """The number of bytes that are kept without being in use."""
         return sum(buffer.nbytes for _, buffer in list(self._free))
 
-    def _taken(self, size: int) -> Array:
+    def give_back(self, buffer: _Buffer) -> None:
+        """Take back a buffer whose last array has died.
+
+        It does not wait for the lock, which the thread in which the garbage collector calls this may hold.
+        """
+        if self._keep:
+            self._free.append((self._call, buffer))
+
+    def _taken(self, size: int) -> _Buffer:
         """Return the smallest unused buffer that holds `size` bytes and is at most twice as large, or a new one."""
         fits = [i for i, (_, buffer) in enumerate(self._free) if size <= buffer.nbytes <= 2 * size]
         if fits:  # of several, the last that was used, so that the others become old
             return self._free.pop(min(reversed(fits), key=lambda i: self._free[i][1].nbytes))[1]
-        return self._allocate(size)
-
-    def _give_back(self, buffer: Array) -> None:
-        # Without the lock: the garbage collector may call this in a thread that holds it.
-        if self._keep:
-            self._free.append((self._call, buffer))
-
-
-def _array(memory: BufferPool, buffer: Array, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    lease = _Lease(buffer[: math.prod(shape) * dtype.itemsize])
-    weakref.finalize(lease, memory._give_back, buffer).atexit = False
-    return np.asarray(lease).view(dtype).reshape(shape)
+        return _Buffer(self._allocate(size))

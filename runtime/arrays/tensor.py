@@ -41,9 +41,10 @@ class Tensor:
         size: Number of elements.
         itemsize: Size of one element in bytes.
         nbytes: Size of all elements in bytes.
+        owner: Object that holds the memory, which other tensors may share.
     """
 
-    __slots__ = ("__weakref__", "_owner", "device", "dtype", "itemsize", "nbytes", "pointer", "shape", "size")
+    __slots__ = ("__weakref__", "device", "dtype", "itemsize", "nbytes", "owner", "pointer", "shape", "size")
 
     def __init__(self, pointer: int, shape: Sequence[int], dtype: str, device: str, owner: Memory | None) -> None:
         self.pointer = pointer
@@ -53,7 +54,7 @@ class Tensor:
         self.size = math.prod(self.shape)
         self.itemsize = DTYPES[dtype].numpy.itemsize
         self.nbytes = self.size * self.itemsize
-        self._owner: Any = owner
+        self.owner: Any = owner
 
     @property
     def ndim(self) -> int:
@@ -68,14 +69,14 @@ class Tensor:
         """
         wanted = shape[0] if len(shape) == 1 else shape
         if type(wanted) is tuple and all(type(n) is int and n >= 0 for n in wanted) and math.prod(wanted) == self.size:
-            return self if wanted == self.shape else Tensor(self.pointer, wanted, self.dtype, self.device, self._owner)
+            return self if wanted == self.shape else Tensor(self.pointer, wanted, self.dtype, self.device, self.owner)
         # numpy knows the other rules; one element, broadcast to the whole shape, takes no memory.
         one = np.broadcast_to(np.empty((), np.int8), self.shape) if self.size else np.empty(self.shape, np.int8)
         try:
             new = one.reshape(wanted).shape
         except (TypeError, ValueError) as error:
             raise InputError(f"A {self!r} does not take the shape {wanted!r}: {error}.") from None
-        return Tensor(self.pointer, new, self.dtype, self.device, self._owner)
+        return Tensor(self.pointer, new, self.dtype, self.device, self.owner)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -96,15 +97,15 @@ class Tensor:
             return self
         row = math.prod(self.shape[1:]) * self.itemsize
         shape = (max(0, stop - start), *self.shape[1:])
-        return Tensor(self.pointer + start * row, shape, self.dtype, self.device, self._owner)
+        return Tensor(self.pointer + start * row, shape, self.dtype, self.device, self.owner)
 
     def settle(self, stream: int) -> None:
         """Make a stream wait for every stream that may have written the tensor."""
-        self._owner.settle(stream)
+        self.owner.settle(stream)
 
     def numpy(self) -> Array:
         """Return a copy on the host."""
-        copied: Array = self._owner.to_host(self.pointer, self.nbytes)
+        copied: Array = self.owner.to_host(self.pointer, self.nbytes)
         return copied.view(DTYPES[self.dtype].numpy).reshape(self.shape)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -143,8 +144,8 @@ class Tensor:
             raise BufferError("stream is 2, the per-thread default stream, which differs from thread to thread. Pass "
                               "the address of a stream, or 1 for the legacy default stream.")  # fmt: skip
         if stream != -1:
-            self._owner.ready_for(dlpack.LEGACY_STREAM if stream is None else stream)
-        return dlpack.export_capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self._owner)
+            self.owner.ready_for(dlpack.LEGACY_STREAM if stream is None else stream)
+        return dlpack.export_capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self.owner)
 
     def __repr__(self) -> str:
         return f"Tensor({list(self.shape)}, {self.dtype}, {self.device})"
@@ -167,12 +168,13 @@ _LAZY_SIGNS = {"is_neg": "resolve_neg", "is_conj": "resolve_conj"}
 DLPack has no word for either, and would hand over the memory."""
 
 
-def as_given(x: Any, on_device: Callable[[Any], Tensor] | None = None) -> TensorValue:
+def as_given(x: Any, on_device: Callable[[Any, int], Tensor] | None = None) -> TensorValue:
     """Return the array that a caller passed, without a copy: as a numpy array, or as a `Tensor` if it is on a GPU.
 
     Args:
         x: An array of any library.
-        on_device: Function that makes a `Tensor` of an array on a GPU; None if this session runs on the CPU.
+        on_device: Function that makes a `Tensor` of an array on a GPU, of which it gets the index; None if this session
+            runs on the CPU.
 
     Raises:
         InputError: `x` is on a GPU that this session does not use, or is not contiguous, or neither numpy nor DLPack
@@ -194,7 +196,7 @@ def as_given(x: Any, on_device: Callable[[Any], Tensor] | None = None) -> Tensor
                 f"The {type(x).__name__} is on cuda:{index}, this session on the CPU. Pass x.cpu(), "
                 'or open the artifact with device="cuda".'
             )
-        return on_device(x)
+        return on_device(x, index)
     try:
         return np.asarray(x)
     except _UNREADABLE:  # numpy does not know the dtype, as torch's bfloat16, or the library refuses

@@ -1,9 +1,9 @@
 """Blocks: large batches run some tokens at a time, so that the memory of a call is bounded apart from its result."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, overload
+from typing import TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ..artifact.names import TOKENS, K
 from ..errors import InputError
 
 _Value = TypeVar("_Value", Array, TensorValue)
+
+Form: TypeAlias = tuple[tuple[int, ...], str]
+"""The shape and the dtype of an array."""
 
 FEATURE_BYTES = 64 << 20
 """Size in bytes of one tensor of features in a block on a CPU.
@@ -75,6 +78,9 @@ class Blocks(Sequence[int]):
         block = range(self.blocks)[index]
         return self._size(block) if isinstance(block, int) else [self._size(i) for i in block]
 
+    def __iter__(self) -> Iterator[int]:
+        return map(self._size, range(self.blocks))
+
     def _size(self, i: int) -> int:
         return self.tokens * (i + 1) // self.blocks - self.tokens * i // self.blocks
 
@@ -97,6 +103,21 @@ def output_dimensions(spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> dict
     if k.shape != (1,) or k.dtype.kind not in "iu" or k[0] < 0:
         raise InputError(f"k is {k!r}; it must be an array with one whole number, 0 or more.")
     return {TOKENS: tokens, K: int(k[0])}
+
+
+def output_forms(spec: GraphSpec, feeds: Mapping[str, TensorValue], names: Sequence[str]) -> list[Form]:
+    """Return the shape and the dtype of some of a graph's outputs, as its inputs determine them.
+
+    Raises:
+        InputError: As for `output_dimensions`.
+    """
+    dimensions = output_dimensions(spec, feeds)
+    forms = {
+        tensor.name: (tuple([dimensions[d] if isinstance(d, str) else d for d in tensor.shape]), tensor.dtype)
+        for tensor in spec.outputs
+        if tensor.name in names
+    }
+    return [forms[name] for name in names]
 
 
 def output_bytes(spec: GraphSpec, feeds: Mapping[str, TensorValue], names: Sequence[str]) -> int:

@@ -133,7 +133,8 @@ class Batch:
 
     def shaped(self, hook: str, tensor: TensorValue) -> TensorValue:
         """Return an output of a graph, `(tokens, ...)`, with the leading dimensions of the batch."""
-        return tensor.reshape(self.shape(hook))
+        shape = self.shape(hook)
+        return tensor if tensor.shape == shape else tensor.reshape(shape)
 
     def shape(self, hook: str) -> tuple[int, ...]:
         """Return the shape of a hook's tensor."""

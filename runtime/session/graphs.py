@@ -75,11 +75,8 @@ class Graphs(LoadedGraphs):
     ) -> dict[str, TensorValue]:
         """Run a graph, a large batch in blocks; see `SAESession.run_graph`."""
         needed = self.inputs(graph)
-        known = {tensor.name for spec in self.manifest.graphs.values() for tensor in spec.inputs}
-        if unknown := set(feeds) - known:  # the inputs of other graphs may be passed too, and are ignored
-            raise InputError(f"No graph takes {', '.join(sorted(map(str, unknown)))}; {graph!r} takes {needed}.")
-        if missing := set(needed) - set(feeds):
-            raise InputError(_missing(missing, graph))
+        if [*feeds] != needed:
+            self._check_names(graph, feeds, needed)
         spec = self.manifest.graphs[graph]
         outputs = [tensor.name for tensor in spec.outputs]
         if unknown := set(names or ()) - set(outputs):
@@ -90,6 +87,14 @@ class Graphs(LoadedGraphs):
             return {}  # ONNX Runtime takes an empty list for all outputs
         _check_result(spec, given, names)
         return dict(zip(names, self._run(self._session(graph), graph, spec, given, names), strict=True))
+
+    def _check_names(self, graph: str, feeds: Mapping[str, TensorValue], needed: Sequence[str]) -> None:
+        """Refuse inputs that a graph needs and does not get, or that no graph takes; those of others are ignored."""
+        known = {tensor.name for spec in self.manifest.graphs.values() for tensor in spec.inputs}
+        if unknown := set(feeds) - known:
+            raise InputError(f"No graph takes {', '.join(sorted(map(str, unknown)))}; {graph!r} takes {needed}.")
+        if missing := set(needed) - set(feeds):
+            raise InputError(_missing(missing, graph))
 
     def select(self, ids: Array) -> Selection:
         """Load the part of the encoder that computes the activations of some features.

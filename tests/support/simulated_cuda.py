@@ -53,7 +53,7 @@ class Card(driver.Card):
     """Replaces the real card without calling the driver."""
 
     def __init__(self, machine, index):
-        super().__init__(None, index, None)
+        super().__init__(machine, index, None)
         self.machine = machine
 
     def stream(self):
@@ -64,7 +64,11 @@ class Card(driver.Card):
     def destroy_stream(self, stream):
         self.machine.streams.pop(stream).run()
 
+    def check_context(self):
+        assert self._depth, "the GPU's context is current inside `exclusive` only"
+
     def synchronize(self, stream):
+        self.check_context()
         assert not self.machine.capturing, "waiting breaks a capture"
         self.machine.streams[stream].run()
         self.machine.waits += 1
@@ -74,6 +78,7 @@ class Card(driver.Card):
             self.synchronize(stream)
 
     def order(self, first, then):
+        self.check_context()
         if first not in self.machine.streams:
             raise SAEError("cuEventRecord of the NVIDIA driver: error 400, invalid resource handle.")
         if first != then:
@@ -81,6 +86,7 @@ class Card(driver.Card):
             self.machine.streams[then].queue.append(lambda: before.run(upto))
 
     def allocate(self, nbytes):
+        self.check_context()
         assert not self.machine.capturing, "allocating breaks a capture"
         if nbytes > self.machine.left:
             raise SAEError("cuMemAlloc_v2 of the NVIDIA driver: error 2, out of memory.")
@@ -91,16 +97,19 @@ class Card(driver.Card):
         return memory.ctypes.data
 
     def free(self, pointer):
+        self.check_context()
         memory = self.machine.device.pop(pointer)
         memory[:] = POISON
         self.machine.left += memory.nbytes - 64
 
     def pinned(self, nbytes):
+        self.check_context()
         memory = np.full(nbytes, POISON, np.uint8)
         self.machine.pinned.append((memory.ctypes.data, memory.ctypes.data + nbytes))
         return memory
 
     def copy(self, target, source, nbytes, stream):
+        self.check_context()
         if not self.machine.is_fast(source):  # the driver reads pageable memory before it returns
             kept = ctypes.string_at(source, nbytes)
             self.machine.streams[stream].queue.append(lambda: ctypes.memmove(target, kept, nbytes))
@@ -122,6 +131,9 @@ class Machine:
 
     def gpus(self):
         return self._gpus
+
+    def call(self, name, *arguments):
+        assert name in ("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2")
 
     def card(self, index):
         return self.cards.setdefault(index, Card(self, index))
@@ -155,18 +167,15 @@ class Session:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
         graph_id = self._graph_id(options)
         self.runs.append(graph_id)
-        if graph_id not in (None, "-1"):
+        if graph_id != "-1":
             places = {name: place[-1] for name, place in [*binding.inputs.items(), *binding.outputs.items()]}
             assert self.captured.setdefault(graph_id, places) == places, "a replay uses the memory of its capture"
         stream = self.machine.streams[int(self.options["user_compute_stream"])]
         stream.queue.append(lambda: binding.compute(self.real))
 
     def _graph_id(self, options):
-        try:
-            graph_id = options.get_run_config_entry("gpu_graph_id")
-        except RuntimeError:
-            graph_id = None
-        assert (graph_id is not None) == (self.options.get("enable_cuda_graph") == "1")
+        graph_id = options.get_run_config_entry("gpu_graph_id")
+        assert graph_id == "-1" or self.options.get("enable_cuda_graph") == "1"
         return graph_id
 
 
@@ -174,13 +183,14 @@ class Binding:
     """Replaces ONNX Runtime's binding."""
 
     def __init__(self):
-        self.inputs, self.outputs = {}, {}
+        self.inputs, self.outputs, self.kept = {}, {}, {}
 
     def bind_input(self, name, device, index, element, shape, pointer):
         assert device == "cuda"
         self.inputs[name] = (element, tuple(shape), pointer)
 
     def bind_cpu_input(self, name, array):
+        self.kept[name] = array
         self.inputs[name] = (array.dtype, array.shape, array.ctypes.data)
 
     def bind_output(self, name, device, index, element, shape, pointer):
@@ -265,7 +275,8 @@ class DeviceArray:
     def __init__(self, machine, values, stream=LEGACY, index=0):
         self.machine, self.stream, self.index = machine, stream, index
         self.shape, self.dtype = values.shape, values.dtype.name
-        self.pointer = machine.card(index).allocate(max(1, values.nbytes))
+        with machine.card(index).exclusive():
+            self.pointer = machine.card(index).allocate(max(1, values.nbytes))
         self.keeps = values
         self.write(values)
 
@@ -280,7 +291,9 @@ class DeviceArray:
     def __dlpack__(self, *, stream=None):
         from runtime.arrays import dlpack
 
-        self.machine.card(self.index).order(self.stream, LEGACY if stream is None else stream)
+        card = self.machine.card(self.index)
+        with card.exclusive():
+            card.order(self.stream, LEGACY if stream is None else stream)
         return dlpack.export_capsule(self.pointer, self.shape, self.dtype, (2, self.index), self)
 
 

@@ -2,7 +2,7 @@
 
 Everything is queued on one stream, the session's own or the caller's:
 
-    input on the GPU    `__dlpack__(stream=...)` makes the stream wait for work that the input's library has queued
+    input on the GPU    read in place; the stream waits for the work that the input's library has queued
     input on the host   copied to pinned memory, and from there by the GPU
     result              written to GPU memory and left there; for a caller on the host, the GPU copies it to pinned
                         memory, which is the memory of the caller's array
@@ -28,16 +28,16 @@ from ...artifact.folder import Artifact
 from ...artifact.held import HeldFiles
 from ...artifact.manifest import CUSTOM, GraphSpec, Manifest
 from ...artifact.names import HOOK_ACTS_POST, K
-from ...errors import InputError, SAEError
-from ..blocks import output_dimensions, slice_feeds
+from ...errors import InputError
+from ..blocks import output_forms, slice_feeds
 from ..loading import parameter_values, start_on_checked_bytes
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
-from .binding import NOT_CAPTURED, bind, is_on_gpu, run_options
+from .binding import NOT_CAPTURED, Bindings, is_on_gpu, run_options
 from .driver import Card, driver
 from .folding import FoldedGraphs
-from .memory import KEPT_CALLS, DeviceMemory
+from .memory import KEPT_CALLS, DeviceMemory, join_neighbours
 from .replay import Replays
 from .search import FIRST_IDS, EncodeAndSearch, first_ids, is_searched, read_search_model
 from .weights import DeviceWeights
@@ -66,7 +66,8 @@ class CudaBackend:
         self._options = options
         self._card = driver().card(device.index)
         self._owns_stream = options.stream is None
-        self.stream = self._card.stream() if self._owns_stream else stream_handle(options.stream)
+        with self._card.exclusive():
+            self.stream = self._card.stream() if self._owns_stream else stream_handle(options.stream)
         if options.cuda_graph and self.stream == dlpack.LEGACY_STREAM:
             raise InputError(
                 "stream is CUDA's default stream, which cannot capture CUDA graphs. With cuda_graph, pass another "
@@ -77,6 +78,8 @@ class CudaBackend:
         self._staging = BufferPool(options.arena, self._card.pinned, calls=KEPT_CALLS)
         self._staged: list[Array] = []
         self._weights = DeviceWeights(files.weights, self._memory)
+        self._bindings = Bindings(device.index)
+        self._not_captured = run_options(NOT_CAPTURED)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._sae = sae = artifact.manifest.sae
         self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype, self._start)
@@ -116,7 +119,7 @@ class CudaBackend:
 
     def _start(self, graph: str, files: HeldFiles, part: bytes | None = None) -> ort.InferenceSession:
         """Start a session of a graph, or of a model that was made from it."""
-        self._check_open()
+        self._memory.check_open()
         start = functools.partial(
             start_session, device=self._device, provider_options=self.cuda_options(),
             threads=self._options.threads, arena=self._options.arena, weights=self._weights.values(),
@@ -130,7 +133,7 @@ class CudaBackend:
         """
         cuda = Device(CUDA, self._device.index)
         with self._card.exclusive():
-            self._check_open()
+            self._memory.check_open()
             threads = 1 if one_thread else self._options.threads
             return start_session(model, cuda, self.cuda_options(), threads=threads, arena=self._options.arena)
 
@@ -142,7 +145,7 @@ class CudaBackend:
             return None
         encoder = load_encoder()
         with self._card.exclusive():
-            self._check_open()
+            self._begin({})
             if self._search is None:
                 cuda = Device(CUDA, self._device.index)
                 session = start_session(read_search_model(manifest.sae.dtype), cuda, self.cuda_options())
@@ -174,28 +177,40 @@ class CudaBackend:
 
         They are tensors on the GPU if the first input is, or else arrays on the host.
         """
-        tokens, dimensions = sum(sizes), output_dimensions(spec, feeds)
-        tensors = {tensor.name: tensor for tensor in spec.outputs}
-        dtypes = [tensors[name].dtype for name in names]
-        shapes = [tuple(dimensions[d] if isinstance(d, str) else d for d in tensors[name].shape) for name in names]
+        tokens = sum(sizes)
         on_gpu = is_on_gpu(feeds[spec.inputs[0].name])
         waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
-            self._check_open()
-            self._settle(feeds)
-            outputs = list(zip(shapes, dtypes, strict=True))
-            results = self._memory.tensors(outputs) if on_gpu else []
-            arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in outputs])
-            start = 0
-            for size in filter(None, sizes):  # an empty batch has one block of size 0
-                block = slice(start, start + size)
-                parts = feeds if size == tokens else slice_feeds(spec, feeds, tokens, block)
-                targets = [result[block] for result in results] if on_gpu else \
-                    self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in outputs])  # fmt: skip
-                self._run_block(session, spec, parts, dict(zip(names, targets, strict=True)), size, waits)
-                for target, array in zip(targets, arrays, strict=False):  # no arrays if the results stay on the GPU
-                    self._card.copy(array[block].ctypes.data, target.pointer, target.nbytes, self.stream)
-                start += size
+            self._begin(feeds)
+            # Of a batch in several blocks, no block is replayed: `cuda_graph` has the sizes of batches.
+            can_replay = len(sizes) == 1 and not isinstance(session, EncodeAndSearch)
+            replay = self._replays.find_or_create(session, spec, feeds, tokens) if can_replay else None
+            forms = [replay.forms[name] for name in names] if replay else output_forms(spec, feeds, names)
+            results = self._memory.tensors(forms) if on_gpu else []
+            arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in forms])
+            if replay is not None:
+                self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
+                replay.run()
+                outputs = [replay.outputs[name] for name in names]
+                if on_gpu:
+                    for target, source, nbytes in join_neighbours(results, outputs):
+                        self._card.copy(target, source, nbytes, self.stream)
+                else:
+                    self._queue_results(outputs, arrays)
+            else:
+                start = 0
+                for size in filter(None, sizes):  # an empty batch has one block of size 0
+                    block, is_whole = slice(start, start + size), size == tokens
+                    parts = feeds if is_whole else slice_feeds(spec, feeds, tokens, block)
+                    if on_gpu:
+                        targets = results if is_whole else [result[block] for result in results]
+                    else:
+                        targets = self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in forms])
+                    bound = dict(zip(names, targets, strict=True))
+                    self._run_block(session, self._move_to_gpu(parts, waits), bound, size)
+                    if not on_gpu:
+                        self._queue_results(targets, [array[block] for array in arrays])
+                    start += size
             if waits:
                 self._wait()
             self._memory.trim()
@@ -206,13 +221,12 @@ class CudaBackend:
         if not isinstance(a, Tensor):
             return np.add(a, b)
         with self._card.exclusive():
-            self._check_open()
+            self._begin({"a": a, "b": b})
             if a.dtype not in self._adders:
                 cuda = Device(CUDA, self._device.index)
                 self._adders[a.dtype] = start_session(read_adding_model(a.dtype), cuda, self.cuda_options())
             (total,) = self._memory.tensors([(a.shape, a.dtype)])
             feeds = self._move_to_gpu({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._owns_stream)
-            self._settle(feeds)
             self._run_bound(self._adders[a.dtype], feeds, {"z": total.reshape(-1)})
             if self._owns_stream:
                 self._wait()
@@ -228,6 +242,7 @@ class CudaBackend:
             return array.numpy()
         if is_on_gpu(tensor) and not is_on_gpu(array):
             with self._card.exclusive():
+                self._begin({})
                 moved = self._move_to_gpu({"array": array}, waits=self._owns_stream)["array"]
                 if self._owns_stream:
                     self._wait()
@@ -250,33 +265,15 @@ class CudaBackend:
     def _run_block(
         self,
         session: "ort.InferenceSession | EncodeAndSearch",
-        spec: GraphSpec,
-        feeds: Mapping[str, TensorValue],
-        targets: Mapping[str, Tensor],
-        tokens: int,
-        waits: bool,
-    ) -> None:
-        if isinstance(session, EncodeAndSearch):
-            self._encode_and_search(session, self._move_to_gpu(feeds, waits), targets, tokens)
-            return
-        replay = self._replays.find_or_create(session, spec, feeds, tokens)
-        if replay is None:
-            self._run_bound(session, self._move_to_gpu(feeds, waits), targets, tokens)
-            return
-        self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
-        replay.run()
-        for name, target in targets.items():
-            self._card.copy(target.pointer, replay.outputs[name].pointer, target.nbytes, self.stream)
-
-    def _encode_and_search(
-        self,
-        session: EncodeAndSearch,
         feeds: Mapping[str, TensorValue],
         targets: Mapping[str, Tensor],
         tokens: int,
     ) -> None:
-        sae = self._sae
-        (acts,) = self._memory.tensors([((tokens, sae.d_sae), sae.dtype)])
+        """Queue a block whose inputs are on the GPU."""
+        if not isinstance(session, EncodeAndSearch):
+            self._run_bound(session, feeds, targets, tokens)
+            return
+        (acts,) = self._memory.tensors([((tokens, self._sae.d_sae), self._sae.dtype)])
         given = {name: feed for name, feed in feeds.items() if name != K}
         self._run_bound(session.encoder, given, {HOOK_ACTS_POST: acts}, tokens)
         self._run_bound(session.search, {HOOK_ACTS_POST: acts, FIRST_IDS: session.first_ids, K: feeds[K]}, targets)
@@ -289,12 +286,13 @@ class CudaBackend:
         tokens: int = 0,
     ) -> None:
         session, more = self._folded.choose(session, tokens)
-        binding = bind(session, {**feeds, **more}, targets, self._card.index)
-        session.run_with_iobinding(binding, run_options(NOT_CAPTURED if self._options.cuda_graph else None))
+        session.run_with_iobinding(self._bindings.find_or_bind(session, {**feeds, **more}, targets), self._not_captured)
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
         on_host = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
+        if not on_host:
+            return dict(feeds)
         shapes = [(feed.shape, str(feed.dtype)) for feed in on_host.values()]
         targets = dict(zip(on_host, self._memory.tensors(shapes), strict=True))
         self._queue_copies(on_host, targets, waits)
@@ -322,18 +320,22 @@ class CudaBackend:
             source = feed.pointer if isinstance(feed, Tensor) else host_arrays[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
 
-    def _settle(self, feeds: Mapping[str, TensorValue]) -> None:
-        """Make the stream wait for every stream that may still write the memory of an input."""
+    def _queue_results(self, results: Sequence[Tensor], arrays: Sequence[Array]) -> None:
+        """Queue copies of results to arrays in pinned memory."""
+        for result, array in zip(results, arrays, strict=True):
+            self._card.copy(array.ctypes.data, result.pointer, result.nbytes, self.stream)
+
+    def _begin(self, feeds: Mapping[str, TensorValue]) -> None:
+        """Prepare for work on the stream: it waits for every stream that may still write the memory of an input."""
+        self._memory.check_open()
+        self._memory.idle = False
         for feed in feeds.values():
             if isinstance(feed, Tensor):
                 feed.settle(self.stream)
 
-    def _check_open(self) -> None:
-        if self._memory.closed:
-            raise SAEError("The session is closed.")
-
     def _wait(self) -> None:
         self._card.synchronize(self.stream)
+        self._memory.idle = True
         self._staged.clear()
 
 
@@ -344,6 +346,7 @@ def _closer(card: Card, memory: DeviceMemory, own_stream: bool) -> Callable[[], 
         if not memory.closed:
             if own_stream:
                 card.synchronize(memory.stream)
+                memory.idle = True
             memory.close()
             if own_stream:
                 card.destroy_stream(memory.stream)

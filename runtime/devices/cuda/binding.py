@@ -1,5 +1,6 @@
 """Binds the inputs and outputs of a graph to GPU memory by address."""
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,44 @@ NOT_CAPTURED = "-1"
 """The `gpu_graph_id` of a run that is neither captured nor replayed."""
 
 
+KEPT_BINDINGS = 64
+"""Number of bindings of a session that are kept. Each takes a few kilobytes."""
+
+
 def is_on_gpu(feed: TensorValue) -> bool:
     """Tell whether an array is on a GPU."""
     return isinstance(feed, Tensor)
+
+
+class Bindings:
+    """The last bindings of each session.
+
+    Memory is reused, so calls of one size bind the same addresses again and again, and ONNX Runtime takes longer to
+    bind them than to start a small graph.
+
+    Args:
+        index: Index of the GPU.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        # A binding keeps the memory of a session, but not the object of Python, whose death drops the bindings.
+        self._kept: weakref.WeakKeyDictionary[ort.InferenceSession, dict[object, Any]] = weakref.WeakKeyDictionary()
+
+    def find_or_bind(
+        self, session: ort.InferenceSession, feeds: Mapping[str, TensorValue], targets: Mapping[str, Tensor]
+    ) -> Any:
+        """Return a binding of a session's inputs and outputs; see `bind`."""
+        kept = self._kept.setdefault(session, {})
+        key = tuple([
+            (name, tensor.shape, tensor.pointer if isinstance(tensor, Tensor) else tensor.tobytes())
+            for name, tensor in (*feeds.items(), *targets.items())
+        ])  # fmt: skip
+        if key not in kept:
+            if len(kept) == KEPT_BINDINGS:
+                del kept[next(iter(kept))]
+            kept[key] = bind(session, feeds, targets, self._index)
+        return kept[key]
 
 
 def bind(
@@ -24,7 +60,7 @@ def bind(
 
     Args:
         session: Session to bind.
-        feeds: Inputs by name, on the GPU or on the host.
+        feeds: Inputs by name, on the GPU, or small ones on the host.
         targets: Tensors on the GPU that the outputs are written to, by name.
         index: Index of the GPU.
     """
@@ -33,22 +69,23 @@ def bind(
         if isinstance(feed, Tensor):
             binding.bind_input(name, "cuda", index, DTYPES[feed.dtype].element_type, feed.shape, feed.pointer)
         else:
-            binding.bind_cpu_input(name, feed)
+            binding.bind_cpu_input(name, feed.copy())  # the caller may change its array
     for name, target in targets.items():
         binding.bind_output(name, "cuda", index, DTYPES[target.dtype].element_type, target.shape, target.pointer)
     return binding
 
 
-def run_options(graph_id: str | None) -> ort.RunOptions:
+def run_options(graph_id: str) -> ort.RunOptions:
     """Return the options of a run that queues its work and returns.
 
     Args:
-        graph_id: Id of the CUDA graph to capture or replay. None in a session without CUDA graphs.
+        graph_id: Id of the CUDA graph to capture or replay, or `NOT_CAPTURED`, also in a session without CUDA graphs:
+            before each run ONNX Runtime 1.31 asks its options for the id, and looks for a missing one by an exception,
+            which takes as long as a small graph.
 
     Source: onnxruntime_run_options_config_keys.h.
     """
     options = ort.RunOptions()
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    if graph_id is not None:
-        options.add_run_config_entry("gpu_graph_id", graph_id)
+    options.add_run_config_entry("gpu_graph_id", graph_id)
     return options

@@ -9,6 +9,7 @@ Source: CUDA Driver API, https://docs.nvidia.com/cuda/cuda-driver-api/; names, `
 import contextlib
 import ctypes
 import functools
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -142,11 +143,11 @@ class Driver:
 class Card:
     """The streams and memory of one GPU.
 
-    Every method makes the GPU's context current for its calls, so any thread may use it.
+    Every other method is called inside `exclusive`, where the GPU's context is current, in any thread.
 
     During the capture of a CUDA graph, no other thread may queue work on the GPU, allocate or free its memory, or wait
-    for it. Code that uses the GPU therefore runs inside `exclusive`. The garbage collector may run at any point of any
-    thread, so finalizers pass their work to `defer`, which runs it when no thread is inside `exclusive`.
+    for it, and `exclusive` lets in one thread at a time. The garbage collector may run at any point of any thread, even
+    of a capture, so finalizers pass their work to `defer`.
 
     Args:
         driver: Driver of the machine.
@@ -156,7 +157,7 @@ class Card:
 
     def __init__(self, driver: Driver, index: int, context: c_void_p) -> None:
         self.index = index
-        self._driver = driver
+        self._call = driver.call
         self._context = context
         self._lock = threading.RLock()
         self._depth = 0
@@ -165,22 +166,27 @@ class Card:
         self._event: int | None = None
 
     def exclusive(self) -> "AbstractContextManager[object]":
-        """Keep other threads off the GPU inside the block, and run deferred work after it."""
+        """Make the GPU's context current and keep other threads off the GPU inside the block. Blocks may be nested.
+
+        Deferred work runs at the end of the outermost block.
+        """
         return self._exclusive
 
-    def defer(self, work: Callable[[], None]) -> None:
-        """Run `work` once no thread is inside `exclusive`, which may be at once. Its `SAEError` is ignored."""
+    def defer(self, work: Callable[[], None], *, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Run `work` at the end of the next or current block of `exclusive`; at once, if no thread is inside one.
+
+        Its `SAEError` is ignored. When Python has ended, nothing is done: modules and the driver may be gone.
+        """
+        if ending():
+            return
         self._deferred.append(work)
         if self._lock.acquire(blocking=False):
             try:
-                self._run_deferred()
+                if not self._depth:
+                    with contextlib.suppress(SAEError), self._exclusive:  # at exit, the driver may already be gone
+                        pass
             finally:
                 self._lock.release()
-
-    def _run_deferred(self) -> None:
-        while self._depth == 0 and self._deferred:
-            with contextlib.suppress(SAEError):  # when a process ends, the driver and its memory may already be gone
-                self._deferred.popleft()()
 
     def stream(self) -> int:
         """Create a stream that does not synchronize with the legacy default stream, and return its address."""
@@ -198,12 +204,11 @@ class Card:
         """Make work queued on `then` from now on wait for the work queued on `first` so far."""
         if first == then:
             return
-        with self.exclusive():
-            if self._event is None:
-                self._event = self._create("cuEventCreate", NO_TIMING)
-            # A wait is for what was recorded when it was queued, so one event serves every pair of streams.
-            self._call("cuEventRecord", self._event, first)
-            self._call("cuStreamWaitEvent", then, self._event, 0)
+        if self._event is None:
+            self._event = self._create("cuEventCreate", NO_TIMING)
+        # A wait is for what was recorded when it was queued, so one event serves every pair of streams.
+        self._call("cuEventRecord", self._event, first)
+        self._call("cuStreamWaitEvent", then, self._event, 0)
 
     def synchronize_all(self) -> None:
         """Wait until all work that is queued on the GPU is done."""
@@ -237,14 +242,6 @@ class Card:
         self._call(name, byref(handle), argument)
         return handle.value or 0
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        call = self._driver.call
-        call("cuCtxPushCurrent_v2", self._context)
-        try:
-            call(name, *arguments)
-        finally:
-            call("cuCtxPopCurrent_v2", byref(c_void_p()))
-
 
 class _Exclusive:
     """The block of `Card.exclusive`. A call enters several, and a generator's context takes five times as long."""
@@ -253,16 +250,34 @@ class _Exclusive:
         self._card = card
 
     def __enter__(self) -> None:
-        self._card._lock.acquire()
-        self._card._depth += 1
+        card = self._card
+        card._lock.acquire()
+        if not card._depth:
+            try:
+                card._call("cuCtxPushCurrent_v2", card._context)
+            except BaseException:
+                card._lock.release()
+                raise
+        card._depth += 1
 
     def __exit__(self, *_: object) -> None:
         card = self._card
-        card._depth -= 1
         try:
-            card._run_deferred()
+            if card._depth == 1:
+                self._finish()
         finally:
+            card._depth -= 1
             card._lock.release()
+
+    def _finish(self) -> None:
+        """Run the deferred work, and make the context current again that was current before the block."""
+        card = self._card
+        try:
+            while card._deferred:
+                with contextlib.suppress(SAEError):
+                    card._deferred.popleft()()
+        finally:
+            card._call("cuCtxPopCurrent_v2", byref(c_void_p()))
 
 
 class _Pinned:

@@ -3,18 +3,20 @@
 Memory is reused once its last tensor has died, in the order that the streams prescribe.
 """
 
+import itertools
 import math
-import weakref
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...arrays import dlpack
 from ...arrays.dtypes import DTYPES
+from ...arrays.exchange import exchange_of
 from ...arrays.tensor import Array, Tensor, check_contiguous
 from ...errors import InputError, SAEError
+from ..blocks import Form
 from .driver import Card
 
 KEPT_CALLS = 64
@@ -24,7 +26,15 @@ Batches of several sizes may alternate, and an allocation takes longer than runn
 """
 
 
-@dataclass
+LARGEST_SHARED = 1 << 20
+"""Largest size in bytes of a piece of memory that tensors share.
+
+It is in use as long as one of them is. So larger tensors, which would hold much memory, have pieces of their own.
+"""
+
+ALIGNMENT = 256  # as the driver aligns memory
+
+
 class _Piece:
     """A piece of GPU memory.
 
@@ -35,10 +45,13 @@ class _Piece:
         readers: Streams that its tensors were handed to. They may read the memory, and write it.
     """
 
-    pointer: int
-    nbytes: int
-    used: int
-    readers: set[int] = field(default_factory=set)
+    __slots__ = ("nbytes", "pointer", "readers", "used")
+
+    def __init__(self, pointer: int, nbytes: int, used: int) -> None:
+        self.pointer = pointer
+        self.nbytes = nbytes
+        self.used = used
+        self.readers: set[int] = set()
 
 
 class DeviceBuffer:
@@ -46,9 +59,11 @@ class DeviceBuffer:
 
     Args:
         memory: Memory of the session.
-        keeps: Object that holds the memory: another library's DLPack capsule, or memory of the session.
+        keeps: Object that holds the memory: another library's DLPack capsule, or a piece of the session's memory.
         readers: Streams that the memory was handed to. They may read it, and write it.
     """
+
+    __slots__ = ("_keeps", "_memory", "readers")
 
     def __init__(self, memory: "DeviceMemory", keeps: object, readers: set[int]) -> None:
         self.readers = readers
@@ -68,6 +83,16 @@ class DeviceBuffer:
         return self._memory.to_host(pointer, nbytes, self.readers)
 
 
+class _Lent(DeviceBuffer):
+    """The owner of a tensor in a piece of the session's memory, which takes the piece back when this object dies."""
+
+    __slots__ = ()
+    _keeps: _Piece
+
+    def __del__(self) -> None:
+        self._memory.take_back(self._keeps)
+
+
 class DeviceMemory:
     """Allocates tensors on a GPU that are written on one stream.
 
@@ -76,6 +101,7 @@ class DeviceMemory:
 
     Attributes:
         device: Name of the GPU, "cuda:N".
+        idle: Whether all work that the session has queued on the stream is done. The session sets it.
 
     Args:
         card: GPU that holds the memory.
@@ -87,58 +113,81 @@ class DeviceMemory:
         self.card = card
         self.stream = stream
         self.closed = False
+        self.idle = False
         self.device = f"cuda:{card.index}"
         self._calls_kept = KEPT_CALLS if keep else 0
         self._call = 0
         self._returned: deque[_Piece] = deque()
         self._free: list[_Piece] = []
 
-    def tensors(self, forms: "list[tuple[tuple[int, ...], str]]") -> list[Tensor]:
-        """Return an uninitialized tensor for each shape and dtype.
+    def tensors(self, forms: Sequence[Form]) -> list[Tensor]:
+        """Return an uninitialized tensor for each shape and dtype, inside `Card.exclusive`.
+
+        Neighbours of one shape and dtype share a piece of memory if they are small, and are copied at once then.
 
         Raises:
-            SAEError: The GPU is out of memory, or the session is closed.
+            SAEError: The GPU is out of memory.
         """
-        with self.card.exclusive():
-            self._check_open()
-            self._sort_returned()
-            return [self._tensor(shape, dtype) for shape, dtype in forms]
+        self._sort_returned()
+        tensors: list[Tensor] = []
+        for (shape, dtype), same in itertools.groupby(forms):
+            count = len(list(same))
+            nbytes = math.prod(shape) * DTYPES[dtype].numpy.itemsize
+            step = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            sharing = count if count * step <= LARGEST_SHARED else 1
+            for _ in range(count // sharing):
+                piece = self._piece(sharing * step)
+                owner = _Lent(self, piece, piece.readers)
+                tensors += [Tensor(piece.pointer + i * step, shape, dtype, self.device, owner) for i in range(sharing)]
+        return tensors
 
-    def import_array(self, x: Any) -> Tensor:
-        """Return a tensor that shares the memory of another library's array on the GPU, ready for the stream to read.
+    def import_array(self, x: Any, index: int) -> Tensor:
+        """Return a tensor that shares the memory of another library's array on the GPU.
+
+        The stream may read it after `settle`.
+
+        Args:
+            x: The array.
+            index: Index of the GPU that it is on.
 
         Raises:
             InputError: The array is not contiguous, or on another GPU, or its library refuses to export it.
             SAEError: The session is closed.
         """
-        _, index = x.__dlpack_device__()
         if index != self.card.index:
             raise InputError(
                 f"The {type(x).__name__} is on cuda:{index}, this session on cuda:{self.card.index}. Copy it there, or "
                 f'open the artifact with device="cuda:{index}".'
             )
-        with self.card.exclusive():
-            self._check_open()
-            try:
-                imported = dlpack.import_capsule(x, self.stream)
-            except BufferError as error:
-                raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
+        readers: set[int] = set()
+        if (exchange := exchange_of(x)) is not None and (imported := exchange.import_array(x)) is not None:
+            readers.add(exchange.current_stream(index))  # `settle` makes other streams wait for it
+        else:
+            with self.card.exclusive():
+                self.check_open()
+                self.idle = False  # the library may make the stream wait for its own work
+                try:
+                    imported = dlpack.import_capsule(x, self.stream)
+                except BufferError as error:
+                    raise InputError(f"The {type(x).__name__} cannot be read: {error}") from error
         check_contiguous(imported, x)
-        owner = DeviceBuffer(self, imported, set())
+        owner = DeviceBuffer(self, imported, readers)
         return Tensor(imported.pointer, imported.shape, imported.dtype, self.device, owner)
 
     def hand_over(self, stream: int, readers: set[int]) -> None:
         """Make a stream wait as `settle` does, and add it to the readers."""
-        with self.card.exclusive():
-            self.settle(stream, readers)
-            readers.add(stream)
+        self.settle(stream, readers)
+        readers.add(stream)
 
     def settle(self, stream: int, readers: set[int]) -> None:
-        """Make a stream wait for all work queued so far on the session's stream and on the readers' streams."""
+        """Make a stream wait for all work queued so far, by the session and by the readers on their streams."""
+        others = readers - {stream}
+        if self.idle and not others:
+            return
         with self.card.exclusive():
-            for before in readers - {stream}:
+            for before in others:
                 self._order(before, stream)
-            if not self.closed:  # `close` has already waited for it
+            if not self.idle:
                 self.card.order(self.stream, stream)
 
     def to_host(self, pointer: int, nbytes: int, readers: set[int]) -> Array:
@@ -160,21 +209,33 @@ class DeviceMemory:
         """Free the memory that no recent call has used."""
         self._sort_returned()
         self._call += 1
-        old = [piece for piece in self._free if self._call - piece.used > self._calls_kept]
-        self._free = [piece for piece in self._free if self._call - piece.used <= self._calls_kept]
-        self._release(old)
+        oldest = self._call - self._calls_kept
+        if old := [piece for piece in self._free if piece.used < oldest]:
+            self._free = [piece for piece in self._free if piece.used >= oldest]
+            self._release(old)
 
     def close(self) -> None:
-        """Free unused memory now, and the rest when it is returned. No work may be queued on the stream any more."""
+        """Free unused memory now, and the rest when it is returned. No call may queue work on the stream any more."""
         with self.card.exclusive():
             self.closed = True
             self._sort_returned()
             self._release(self._free)
             self._free = []
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse to go on after `close`.
+
+        Raises:
+            SAEError: The session is closed.
+        """
         if self.closed:
             raise SAEError("The session is closed.")
+
+    def take_back(self, piece: _Piece) -> None:
+        """Take back a piece whose tensor has died. The garbage collector may call this at any point of any thread."""
+        self._returned.append(piece)
+        if self.closed:
+            self.card.defer(self.close)
 
     def _order(self, first: int, then: int) -> None:
         """Make one stream wait for another. If that one was destroyed, wait for everything on the GPU."""
@@ -182,12 +243,6 @@ class DeviceMemory:
             self.card.order(first, then)
         except SAEError:
             self.card.synchronize_all()
-
-    def _tensor(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        piece = self._piece(math.prod(shape) * DTYPES[dtype].numpy.itemsize)
-        block = DeviceBuffer(self, piece, piece.readers)
-        weakref.finalize(block, self._take_back, piece).atexit = False
-        return Tensor(piece.pointer, shape, dtype, self.device, block)
 
     def _piece(self, nbytes: int) -> _Piece:
         for i, piece in enumerate(self._free):
@@ -203,20 +258,33 @@ class DeviceMemory:
         self._free = []
         return _Piece(self.card.allocate(nbytes), nbytes, self._call)
 
-    def _take_back(self, piece: _Piece) -> None:
-        # The garbage collector may call this at any point of any thread.
-        self._returned.append(piece)
-        if self.closed:
-            self.card.defer(self.close)
-
     def _sort_returned(self) -> None:
         while self._returned:
             piece = self._returned.popleft()
             self._free.append(piece)
-            readers, piece.readers = piece.readers, set()
-            for reader in readers:
-                self._order(reader, dlpack.LEGACY_STREAM if self.closed else self.stream)
+            if piece.readers:
+                readers, piece.readers = piece.readers, set()
+                for reader in readers:
+                    self._order(reader, dlpack.LEGACY_STREAM if self.closed else self.stream)
 
     def _release(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
             self.card.free(piece.pointer)  # the driver waits for all work that is queued on the GPU
+
+
+def join_neighbours(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> list[tuple[int, int, int]]:
+    """Return the copies of tensors of `DeviceMemory`, each as two addresses and a number of bytes.
+
+    Neighbours that lie in one piece of memory on both sides, at the same distance, are copied at once.
+    """
+    copies: list[tuple[int, int, int]] = []
+    owners: tuple[object, object] | None = None
+    for target, source in zip(targets, sources, strict=True):
+        together, owners = owners == (target.owner, source.owner), (target.owner, source.owner)
+        if together:
+            first, of, _ = copies[-1]
+            if target.pointer - first == source.pointer - of:
+                copies[-1] = first, of, target.pointer - first + target.nbytes
+                continue
+        copies.append((target.pointer, source.pointer, target.nbytes))
+    return copies

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from ...arrays.tensor import Tensor, TensorValue
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
-from ..blocks import output_dimensions
+from ..blocks import Form, output_forms
 from .binding import bind, run_options
 from .memory import DeviceMemory
 
@@ -42,6 +42,7 @@ class Replay:
 
     Attributes:
         session: ONNX Runtime session of the graph.
+        forms: Shapes and dtypes of the outputs, by name.
         inputs: Memory that it reads, by the name of the input.
         outputs: Memory that it writes, by the name of the output.
         binding: Binding of that memory.
@@ -49,6 +50,7 @@ class Replay:
     """
 
     session: ort.InferenceSession
+    forms: dict[str, Form]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     binding: Any
@@ -99,18 +101,17 @@ class Replays:
         self._replays.clear()
 
     def _new(self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> Replay:
-        dimensions = output_dimensions(spec, feeds)
-        dtypes = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
-        shapes = {name: feed.shape for name, feed in feeds.items() if name != K}
-        inputs = self._tensors(shapes, dtypes)
-        outputs = self._tensors(
-            {tensor.name: tuple(dimensions[d] if isinstance(d, str) else d for d in tensor.shape)
-             for tensor in spec.outputs}, dtypes,
-        )  # fmt: skip
+        copied = [tensor for tensor in spec.inputs if tensor.name != K]
+        names = [tensor.name for tensor in spec.outputs]
+        inputs = self._tensors(
+            [tensor.name for tensor in copied], [(feeds[tensor.name].shape, tensor.dtype) for tensor in copied]
+        )
+        forms = output_forms(spec, feeds, names)
+        outputs = self._tensors(names, forms)
         fed: dict[str, TensorValue] = {name: inputs.get(name, feeds[name]) for name in feeds}
         binding = bind(session, fed, outputs, self._memory.card.index)
-        return Replay(session, inputs, outputs, binding, run_options(str(next(self._ids))))
+        options = run_options(str(next(self._ids)))
+        return Replay(session, dict(zip(names, forms, strict=True)), inputs, outputs, binding, options)
 
-    def _tensors(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> dict[str, Tensor]:
-        tensors = self._memory.tensors([(tuple(shape), dtypes[name]) for name, shape in shapes.items()])
-        return dict(zip(shapes, tensors, strict=True))
+    def _tensors(self, names: Sequence[str], forms: Sequence[Form]) -> dict[str, Tensor]:
+        return dict(zip(names, self._memory.tensors(forms), strict=True))

@@ -57,5 +57,5 @@ class TensorRTBackend(CudaBackend):
             extra={} if asked.memory_limit is None else {"trt_max_workspace_size": str(asked.memory_limit)},
         )
         with self._card.exclusive(), building(options), files.at_path(graph) as path:
-            self._check_open()
+            self._memory.check_open()
             return start_session(str(path), self._device, options, threads=asked.threads)

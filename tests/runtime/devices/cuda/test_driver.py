@@ -1,6 +1,9 @@
 """The NVIDIA driver through its C functions, with a fake library that has contexts, streams, events and memory."""
 
 import ctypes
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -115,33 +118,38 @@ def test_the_driver_lists_its_version_and_the_gpus(library):
 @pytest.mark.parametrize("current", [[], [0xBAD]], ids=["no context", "that of another library"])
 def test_every_method_works_in_the_cards_context_and_restores_the_current_one(library, card, current):
     library.contexts = list(current)
-    stream, other = card.stream(), card.stream()
-    pointer, array = card.allocate(8), card.pinned(8)
-    card.copy(pointer, array.ctypes.data, 8, stream)
-    card.order(stream, other)
-    card.synchronize(stream)
-    card.synchronize_all()
-    del array
-    card.free(pointer)
-    card.destroy_stream(stream)
-    card.destroy_stream(other)
+    with card.exclusive():
+        stream, other = card.stream(), card.stream()
+        pointer, array = card.allocate(8), card.pinned(8)
+        card.copy(pointer, array.ctypes.data, 8, stream)
+        card.order(stream, other)
+        with card.exclusive():
+            card.synchronize(stream)
+        card.synchronize_all()
+        card.free(pointer)
+        card.destroy_stream(stream)
+        card.destroy_stream(other)
+        del array
+        assert "cuMemFreeHost" not in library.names()
     assert library.contexts == current
     assert [name for name, _ in library.live.values()] == ["cuEventCreate"]  # the card's own, for the whole process
 
 
 def test_streams_do_not_wait_for_the_default_stream(library, card):
-    stream = card.stream()
-    assert library.live == {stream: ("cuStreamCreate", 1)}  # CU_STREAM_NON_BLOCKING of cuda.h
-    card.destroy_stream(stream)
+    with card.exclusive():
+        stream = card.stream()
+        assert library.live == {stream: ("cuStreamCreate", 1)}  # CU_STREAM_NON_BLOCKING of cuda.h
+        card.destroy_stream(stream)
     assert library.live == {}
 
 
 def test_order_makes_one_stream_wait_for_the_other(library, card):
-    card.order(0x10, 0x20)
-    assert library.waits == [(0x20, 0x10)]
-    card.order(0x10, 0x10)  # a stream does not wait for itself
-    assert library.waits == [(0x20, 0x10)]
-    card.order(0x30, 0x10)
+    with card.exclusive():
+        card.order(0x10, 0x20)
+        assert library.waits == [(0x20, 0x10)]
+        card.order(0x10, 0x10)  # a stream does not wait for itself
+        assert library.waits == [(0x20, 0x10)]
+        card.order(0x30, 0x10)
     assert library.waits == [(0x20, 0x10), (0x10, 0x30)]
     assert list(library.live.values()) == [("cuEventCreate", 2)]  # CU_EVENT_DISABLE_TIMING; one for all of them
 
@@ -149,17 +157,19 @@ def test_order_makes_one_stream_wait_for_the_other(library, card):
 def test_addresses_have_64_bits(library, card):
     far = (1 << 47) + 5
     library.live[far] = "memory"
-    card.copy(far, far + 1, 1 << 33, far + 2)
-    assert dict(library.calls)["cuMemcpyAsync"] == [far, far + 1, 1 << 33, far + 2]
-    card.free(far)
-    assert dict(library.calls)["cuMemFree_v2"] == [far]
-    library.calls.clear()
-    card.copy(far, far + 1, 0, far + 2)
+    with card.exclusive():
+        card.copy(far, far + 1, 1 << 33, far + 2)
+        assert dict(library.calls)["cuMemcpyAsync"] == [far, far + 1, 1 << 33, far + 2]
+        card.free(far)
+        assert dict(library.calls)["cuMemFree_v2"] == [far]
+        library.calls.clear()
+        card.copy(far, far + 1, 0, far + 2)
     assert library.names() == []
 
 
 def test_pinned_memory_is_an_array_and_freed_with_its_last_view(library, card):
-    array = card.pinned(16)
+    with card.exclusive():
+        array = card.pinned(16)
     view = array.view(np.float32)[1:]
     view[:] = 1
     assert (array.shape, array.dtype, array.ctypes.data) == ((16,), np.uint8, library.buffers[0].ctypes.data)
@@ -171,8 +181,58 @@ def test_pinned_memory_is_an_array_and_freed_with_its_last_view(library, card):
 
 def test_an_error_quotes_the_driver_and_restores_the_current_context(card, library):
     library.failing["cuMemAlloc_v2"] = 2
-    with pytest.raises(SAEError, match="cuMemAlloc_v2 of the NVIDIA driver: error 2, out of memory"):
+    with pytest.raises(SAEError, match="cuMemAlloc_v2 of the NVIDIA driver: error 2, out of memory"), card.exclusive():
         card.allocate(1 << 40)
+    assert library.contexts == []
+
+
+def test_a_driver_that_has_ended_does_not_keep_other_threads_out(card, library):
+    """Finalizers run when a process ends, after the driver. Their work is dropped, and nothing is raised."""
+    library.failing["cuCtxPushCurrent_v2"] = 4
+    card.defer(lambda: card.free(0x1000))
+    with pytest.raises(SAEError, match="cuCtxPushCurrent_v2 of the NVIDIA driver: error 4"), card.exclusive():
+        pass
+    entered = []
+    thread = threading.Thread(target=lambda: entered.append(card._lock.acquire(timeout=5)))
+    thread.start()
+    thread.join()
+    assert entered == [True]
+
+
+AT_THE_END = """
+import builtins
+from runtime.devices.cuda import driver
+from tests.runtime.devices.cuda.test_driver import Library
+
+card = driver.Driver(Library()).card(0)
+with card.exclusive():
+    array = card.pinned(16)
+    driver.freed_with_the_module = card.pinned(16)
+    builtins.freed_after_every_module = card.pinned(16)
+"""
+
+
+def test_a_process_may_end_while_pinned_memory_is_in_use():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_much_deferred_work_runs_at_the_end_of_the_outermost_block(card, library):
+    done = []
+
+    def work():
+        with card.exclusive():
+            done.append(len(library.contexts))
+
+    with card.exclusive():
+        for _ in range(3000):
+            card.defer(work)
+        with card.exclusive():
+            pass
+        assert done == []
+    assert done == [1] * 3000
+    card.defer(work)
+    assert len(done) == 3001
     assert library.contexts == []
 
 
