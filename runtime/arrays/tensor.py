@@ -48,7 +48,7 @@ class Tensor:
 
     def __init__(self, pointer: int, shape: Sequence[int], dtype: str, device: str, owner: Memory | None) -> None:
         self.pointer = pointer
-        self.shape = tuple(map(int, shape))
+        self.shape = tuple(shape)
         self.dtype = dtype
         self.device = device
         self.size = math.prod(self.shape)

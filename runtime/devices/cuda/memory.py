@@ -3,6 +3,7 @@
 Memory is reused once its last tensor has died, in the order that the streams prescribe.
 """
 
+import functools
 import itertools
 import math
 from collections import deque
@@ -130,15 +131,11 @@ class DeviceMemory:
         """
         self._sort_returned()
         tensors: list[Tensor] = []
-        for (shape, dtype), same in itertools.groupby(forms):
-            count = len(list(same))
-            nbytes = math.prod(shape) * DTYPES[dtype].numpy.itemsize
-            step = -(-nbytes // ALIGNMENT) * ALIGNMENT
-            sharing = count if count * step <= LARGEST_SHARED else 1
-            for _ in range(count // sharing):
-                piece = self._piece(sharing * step)
-                owner = _Lent(self, piece, piece.readers)
-                tensors += [Tensor(piece.pointer + i * step, shape, dtype, self.device, owner) for i in range(sharing)]
+        for shape, dtype, step, count in _pieces(tuple(forms), LARGEST_SHARED):
+            piece = self._piece(step * count)
+            owner = _Lent(self, piece, piece.readers)
+            for i in range(count):
+                tensors.append(Tensor(piece.pointer + i * step, shape, dtype, self.device, owner))
         return tensors
 
     def import_array(self, x: Any, index: int) -> Tensor:
@@ -270,6 +267,18 @@ class DeviceMemory:
     def _release(self, pieces: list[_Piece]) -> None:
         for piece in pieces:
             self.card.free(piece.pointer)  # the driver waits for all work that is queued on the GPU
+
+
+@functools.lru_cache(maxsize=256)
+def _pieces(forms: tuple[Form, ...], largest: int) -> list[tuple[tuple[int, ...], str, int, int]]:
+    """Return the pieces of memory in which tensors lie: shape, dtype, step from one tensor to the next, and number."""
+    pieces = []
+    for (shape, dtype), same in itertools.groupby(forms):
+        count = len(list(same))
+        nbytes = math.prod(shape) * DTYPES[dtype].numpy.itemsize
+        step = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        pieces += [(shape, dtype, step, count)] if count * step <= largest else count * [(shape, dtype, step, 1)]
+    return pieces
 
 
 def join_neighbours(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> list[tuple[int, int, int]]:
