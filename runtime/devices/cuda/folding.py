@@ -49,11 +49,10 @@ class FoldedGraphs:
         memory: Memory of the GPU.
         weights: The parameters on the GPU.
         dtype: Dtype of the SAE.
-        start: Starts a folded session.
     """
 
-    def __init__(self, memory: DeviceMemory, weights: DeviceWeights, dtype: str, start: StartFolded) -> None:
-        self._memory, self._weights, self._dtype, self._start = memory, weights, dtype, start
+    def __init__(self, memory: DeviceMemory, weights: DeviceWeights, dtype: str) -> None:
+        self._memory, self._weights, self._dtype = memory, weights, dtype
         self._graphs: weakref.WeakKeyDictionary[ort.InferenceSession, _Foldable] = weakref.WeakKeyDictionary()
         self._matrices: dict[tuple[str, str], Tensor] = {}
         self._ones: Tensor | None = None
@@ -64,13 +63,22 @@ class FoldedGraphs:
         if folded is not None and self._weights.values():
             self._graphs[session] = _Foldable(graph, files, folded)
 
-    def choose(self, session: ort.InferenceSession, tokens: int) -> tuple[ort.InferenceSession, dict[str, Tensor]]:
-        """Return the session that runs so many tokens in place of `session`, and the inputs that only it has."""
+    def choose(
+        self, session: ort.InferenceSession, tokens: int, start: StartFolded
+    ) -> tuple[ort.InferenceSession, dict[str, Tensor]]:
+        """Return the session that runs so many tokens in place of `session`, and the inputs that only it has.
+
+        Args:
+            session: Session of a graph.
+            tokens: Number of tokens.
+            start: Starts a folded session. It is not kept, because it refers to the backend, which refers to this: the
+                memory of a backend that is dropped would then wait for the garbage collector.
+        """
         found = self._graphs.get(session) if tokens >= FEWEST_TOKENS else None
         if found is None:
             return session, {}
         if found.session is None:
-            found.session = self._start(found.graph, found.files, found.folded.model)
+            found.session = start(found.graph, found.files, found.folded.model)
         return found.session, {ONES: self._ones_for(tokens), MATRIX: self._matrix_of(found)}
 
     def close(self) -> None:

@@ -101,3 +101,19 @@ def test_memory_is_freed(machine, artifact_of):
     machine.sessions.clear()
     gc.collect()
     assert machine.left == before
+
+
+@pytest.mark.parametrize("tokens", [1, FEWEST_TOKENS])
+def test_a_dropped_session_frees_its_memory_without_the_garbage_collector(machine, artifact_of, tokens):
+    """A GPU that runs out of memory does not start Python's collector."""
+    before = machine.left
+    gc.collect()
+    gc.disable()
+    try:
+        sae = SAESession(artifact_of("standard", "float16").path, "cuda")
+        sae(normal(tokens, 10).astype(np.float16))
+        machine.sessions.clear()
+        del sae
+        assert machine.left == before
+    finally:
+        gc.enable()
