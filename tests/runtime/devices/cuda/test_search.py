@@ -4,12 +4,13 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 
-from runtime import Ablate, InputError, ProviderError, SAESession
+from runtime import Ablate, InputError, ProviderError, SAEError, SAESession
 from runtime.devices.cuda.search import BLOCK, FEATURES_PER_K, FEWEST_TOKENS, read_search_model
-from runtime.devices.start import CUDA
+from runtime.devices.start import CUDA, ORT_ERRORS
 from runtime.devices.tensorrt import backend
 from saeexport import export
 from saeexport.graphs.search import search_graph
@@ -131,3 +132,14 @@ def test_tensorrt_encodes_and_cuda_searches(machine, wide_sae, monkeypatch, tmp_
         assert encoder.options["user_compute_stream"] == search.options["user_compute_stream"]
         with pytest.raises(ProviderError, match=r"features.onnx takes k, .* k at most d_sae / 64"):
             sae.top_features(x, MOST + 1)
+
+
+def test_a_search_that_does_not_start_is_an_error_of_this_package(machine, wide_sae, monkeypatch):
+    def start(model, *more, real=ort.InferenceSession, **options):
+        if model == read_search_model("float32"):
+            raise ORT_ERRORS[0]("no memory is left on the device")
+        return real(model, *more, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    with SAESession(wide_sae(), "cuda") as sae, pytest.raises(SAEError, match="cannot run 'features' on cuda:0"):
+        sae.top_features(normal(MANY, 6), 2)
