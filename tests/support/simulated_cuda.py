@@ -91,6 +91,8 @@ class Card(driver.Card):
         return memory.ctypes.data
 
     def free(self, pointer):
+        for stream in list(self.machine.streams.values()):  # the driver waits for all work that is queued
+            stream.run()
         memory = self.machine.device.pop(pointer)
         memory[:] = POISON
         self.machine.left += memory.nbytes - 64
@@ -174,14 +176,15 @@ class Binding:
     """Replaces ONNX Runtime's binding."""
 
     def __init__(self):
-        self.inputs, self.outputs = {}, {}
+        self.inputs, self.outputs, self.kept = {}, {}, []
 
     def bind_input(self, name, device, index, element, shape, pointer):
         assert device == "cuda"
         self.inputs[name] = (element, tuple(shape), pointer)
 
     def bind_cpu_input(self, name, array):
-        self.inputs[name] = (array.dtype, array.shape, array.ctypes.data)
+        self.kept.append(array.copy())  # what is on the host is read before the run returns
+        self.inputs[name] = (array.dtype, array.shape, self.kept[-1].ctypes.data)
 
     def bind_output(self, name, device, index, element, shape, pointer):
         assert device == "cuda"
