@@ -24,7 +24,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The test suite has one process per core. A process that is done takes over tests of another.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-quick soak mutants check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-memory bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
+.PHONY: demo test test-quick soak mutants check dist docs gpu gpu-tensorrt parity bench bench-steer bench-watch bench-threads bench-memory bench-int8 bench-half bench-export bench-graft host examples example-retrieval example-node example-cpp example-web example-engines test-transformer-lens test-peers test-hosts \
   example-mlserver example-kserve example-triton example-containers example-batch \
   test-onnxruntime test-onnxruntime-jetson clean
 
@@ -119,6 +119,10 @@ bench-steer: .venv/ready
 # Measures the cost of a few features that are watched, compared with all of them.
 bench-watch: .venv/ready
 	.venv/bin/python -m benchmarks.costs.watch
+
+# Measures what it brings to bind threads to cores.
+bench-threads: .venv/ready
+	.venv/bin/python -m benchmarks.costs.threads
 
 # Measures the memory of all kinds of calls together, and the time of graphs that share their stages.
 bench-memory: .venv/develop

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.costs import export, graft, memory, steer, watch
+from benchmarks.costs import export, graft, memory, steer, threads, watch
 from benchmarks.cpu.__main__ import RESULTS as SPEED
 from benchmarks.cpu.contenders.uses import ALL_HOOKS, FEATURES, WATCH
 from benchmarks.gpu.report import tables as gpu
@@ -307,6 +307,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "edits": lambda: steer.table(results(steer.RESULTS)["rows"]),
     "watch": lambda: watch.table(results(watch.RESULTS)["rows"]),
     "watch-measured": lambda: measured(watch.RESULTS, "make bench-watch"),
+    "threads": lambda: threads.table(results(threads.RESULTS)["rows"]),
+    "threads-measured": lambda: measured(threads.RESULTS, "make bench-threads"),
     "memory": lambda: memory.memory_table(results(memory.RESULTS)["rows"]),
     "memory-times": lambda: memory.time_table(results(memory.RESULTS)["times"]),
     "memory-measured": lambda: measured(memory.RESULTS, "make bench-memory"),

@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from ..errors import ProviderError
 from .forks import survive_fork
-from .threads import thread_limit
+from .threads import bound_cores, thread_limit
 
 CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
@@ -71,7 +71,8 @@ def start_session(
         model: Path of the model, or its bytes.
         device: Device to run on.
         provider_options: Options of the device's execution provider.
-        threads: Number of CPU threads per call. None means one per core that this process may use.
+        threads: Number of CPU threads per call. None means one per core that this process may use. As many threads as
+            cores are bound to the cores.
         arena: Whether to keep freed host memory for the next call.
         parameters: Values in host memory of all initializers that the model keeps in another file, by name, as
             `onnxruntime.OrtValue`. They replace the file, and ONNX Runtime copies them while it loads the model.
@@ -93,6 +94,8 @@ def start_session(
     threads = threads or thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads
+        if (cores := bound_cores(threads)) is not None:
+            options.add_session_config_entry("session.intra_op_thread_affinities", cores)
     if device.kind != CPU and whole:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if parameters:

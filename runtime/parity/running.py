@@ -94,7 +94,8 @@ def run_in_calls(
             part = slice_feeds(spec, feeds, tokens, slice(start, end))
             if start == 0 and end < min(large, tokens):
                 part = _repeat_tokens(spec, part, end, large)
-            parts.append({name: widened(np.asarray(found))[: end - start] for name, found in run(part).items()})
+            # What repeated tokens gave comes after the first `end` rows.
+            parts.append({name: widened(np.asarray(found))[:end] for name, found in run(part).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -102,8 +103,9 @@ def _repeat_tokens(
     spec: GraphSpec, feeds: Mapping[str, TensorValue], tokens: int, wanted: int
 ) -> dict[str, TensorValue]:
     """Return inputs for more tokens, the given ones again and again."""
-    arrays = {tensor.name: np.asarray(feeds[tensor.name]) for tensor in spec.inputs}
-    return {
-        tensor.name: np.resize(array, (wanted, *array.shape[1:])) if is_per_token(tensor, array, tokens) else array
-        for tensor, array in zip(spec.inputs, arrays.values(), strict=True)
-    }
+    repeated = dict(feeds)
+    for tensor in spec.inputs:
+        array = np.asarray(feeds[tensor.name])
+        if is_per_token(tensor, array, tokens):
+            repeated[tensor.name] = np.resize(array, (wanted, *array.shape[1:]))
+    return repeated

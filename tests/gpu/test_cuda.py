@@ -10,6 +10,7 @@ import torch
 
 import saeexport
 from runtime import Ablate, SAESession, verify
+from runtime.arrays.dtypes import DTYPES
 from runtime.artifact.contracts import PORTABLE
 from runtime.devices.cuda.folding import FEWEST_TOKENS as FOLDED
 from runtime.devices.cuda.search import FEATURES_PER_K
@@ -223,3 +224,15 @@ def test_large_batches_give_what_small_ones_give(wide, dtype, precision, near):
         for name in HOOKS:
             small = torch.cat([torch.from_dlpack(part[name]).float() for part in parts])
             assert (large[name] - small).norm() <= near * small.norm(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 300])
+def test_watched_features_are_those_of_the_encoder(wide, dtype, tokens):
+    x, ids = normal(tokens, 64), [8000, 3, 77, 3]
+    array = x.astype(DTYPES[dtype].numpy)
+    tensor = on_gpu(x).to(getattr(torch, dtype))
+    with SAESession(wide(dtype), "cuda") as sae:
+        watch, acts = sae.watch(ids), np.asarray(sae.encode(array)).astype(np.float32)
+        for found in (watch(array), torch.from_dlpack(watch(tensor)).float().cpu().numpy()):
+            assert np.allclose(found.astype(np.float32), acts[:, ids], rtol=0.01, atol=0.02)

@@ -8,6 +8,7 @@ from ml_dtypes import bfloat16
 
 from runtime.devices.cuda.folding import FEWEST_TOKENS
 from runtime.parity.running import KeptGraphs, SessionRunner, run_in_calls
+from tests.support.samples import normal
 
 
 class Session:
@@ -55,6 +56,23 @@ def test_on_cuda_half_of_the_tokens_are_in_a_large_batch(tokens, calls):
     assert set(session.calls[0]) == set(x[: max(1, half), 0])
     lengths = [n for n in (half, tokens - 1 - half, 1) if n]
     assert (outputs["output"] == x + np.repeat(np.arange(len(lengths)) + 1, lengths)[:, None]).all()
+
+
+def test_only_inputs_with_a_row_for_each_token_are_repeated():
+    names = {"input": ("tokens", 2), "feature_ids": ("m",), "feature_scale": ("rows", "m"), "one": ("rows", "m")}
+    spec = SimpleNamespace(inputs=[SimpleNamespace(name=name, shape=shape) for name, shape in names.items()])
+    feeds = {"input": normal(8, 2), "feature_ids": np.arange(4), "feature_scale": normal(8, 4), "one": normal(1, 4)}
+    shapes = []
+
+    def run(given):
+        shapes.append({name: array.shape for name, array in given.items()})
+        return {"output": given["input"] * given["feature_scale"][:, :2]}
+
+    outputs = run_in_calls(run, spec, feeds, 8, large=11)
+    assert [shape["input"] for shape in shapes] == [(11, 2), (3, 2), (1, 2)]
+    assert [shape["feature_scale"] for shape in shapes] == [(11, 4), (3, 4), (1, 4)]
+    assert {(shape["feature_ids"], shape["one"]) for shape in shapes} == {((4,), (1, 4))}
+    assert np.array_equal(outputs["output"], feeds["input"] * feeds["feature_scale"][:, :2])
 
 
 def test_outputs_of_bfloat16_are_arrays_of_float32():
