@@ -61,8 +61,8 @@ def is_searched(device: str, manifest: Manifest, tokens: int, k: int) -> bool:
     """
     d_sae, requires = manifest.sae.d_sae, manifest.graphs[FEATURES].requires
     has_negative = requires is None or "Abs" in requires.operators  # `features` compares absolute values where needed
-    is_found = not has_negative and d_sae % BLOCK == 0 and k * FEATURES_PER_K <= d_sae
-    return is_found and tokens >= FEWEST_TOKENS[device]
+    is_possible = not has_negative and d_sae % BLOCK == 0 and k * FEATURES_PER_K <= d_sae
+    return is_possible and tokens >= FEWEST_TOKENS[device]
 
 
 def first_ids(d_sae: int) -> Array:
