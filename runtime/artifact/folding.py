@@ -52,7 +52,7 @@ def fold_bias(model: bytes, element_type: int) -> FoldedBias | None:
         nodes = [OnnxNode.of(message) for message in submessages(graph, proto.GRAPH_NODE)]
         shapes = {name: initializer_shape(message) for name, message in initializers(graph).items()}
         outputs = by_name(submessages(graph, proto.GRAPH_OUTPUT))
-    except UNREADABLE:  # ONNX Runtime says what is wrong with it
+    except UNREADABLE:  # the graph runs as it is, if ONNX Runtime can read it
         return None
     for product in nodes:
         added = _added_bias(product, nodes, shapes)

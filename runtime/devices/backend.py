@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Run a graph block by block and return some of its outputs, on the device of the graph's first input.
 
         Args:
-            session: Session of the graph, from `load_graph`.
+            session: Session of the graph, from `load_graph`, or what `search_session` returned.
             spec: Inputs and outputs of the graph, as the manifest lists them.
             feeds: Arrays by the name of the input.
             names: Names of the outputs to return.

@@ -95,7 +95,7 @@ def run_in_calls(
             if start == 0 and end < min(large, tokens):
                 part = _repeat_tokens(spec, part, end, large)
             # What repeated tokens gave comes after the first `end` rows.
-            parts.append({name: widened(np.asarray(found))[:end] for name, found in run(part).items()})
+            parts.append({name: widened(np.asarray(found)[:end]) for name, found in run(part).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -280,7 +280,10 @@ class Graphs(LoadedGraphs):
         spec = self.manifest.graphs[FEATURES]
         given = {tensor.name: feeds[tensor.name] for tensor in spec.inputs if tensor.name != K}
         tokens, given[K] = _tokens(spec, given), np.array([k], np.int64)
-        session = self.backend.search_session(self.manifest, tokens, k, lambda: self._session(ENCODE))
+        try:
+            session = self.backend.search_session(self.manifest, tokens, k, lambda: self._session(ENCODE))
+        except Exception as error:
+            self._explain(error, FEATURES, given)
         if session is None:
             return self.run(self.variant(FEATURES), given)
         names = [tensor.name for tensor in spec.outputs]

@@ -217,6 +217,9 @@ def test_large_batches_give_what_small_ones_give(wide, dtype, precision, near):
     x = on_gpu(normal(FOLDED, 64)).to(getattr(torch, dtype))
     with SAESession(wide(dtype), "cuda", precision=precision) as sae:
         large = {name: torch.from_dlpack(tensor).float() for name, tensor in sae.compute(x, HOOKS).items()}
+        folded = [graph.session for graph in sae._graphs.backend._folded._graphs.values()]
+        assert all(folded), "where the folded session does not start, the graph itself runs"
+        assert bool(folded) == hasattr(ort.OrtValue, "from_dlpack")
         parts = [sae.compute(part, HOOKS) for part in x.split(FOLDED // 4)]
         for name in HOOKS:
             small = torch.cat([torch.from_dlpack(part[name]).float() for part in parts])

@@ -98,6 +98,8 @@ class Card(driver.Card):
 
     def free(self, pointer):
         self.check_context()
+        for stream in list(self.machine.streams.values()):  # the driver waits for all work that is queued
+            stream.run()
         memory = self.machine.device.pop(pointer)
         memory[:] = POISON
         self.machine.left += memory.nbytes - 64

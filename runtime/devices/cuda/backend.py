@@ -82,7 +82,7 @@ class CudaBackend:
         self._not_captured = run_options(NOT_CAPTURED)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._sae = sae = artifact.manifest.sae
-        self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype, self._start)
+        self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype)
         # In float32 the product takes nearly all of the time. A limit of the memory is for what it has to hold.
         is_fast = sae.dtype != FLOAT32 or options.precision == TF32
         self._folds_bias = is_fast and options.memory_limit is None and not sae.architecture.startswith(CUSTOM)
@@ -285,7 +285,7 @@ class CudaBackend:
         targets: Mapping[str, Tensor],
         tokens: int = 0,
     ) -> None:
-        session, more = self._folded.choose(session, tokens)
+        session, more = self._folded.choose(session, tokens, self._start)
         session.run_with_iobinding(self._bindings.find_or_bind(session, {**feeds, **more}, targets), self._not_captured)
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:

@@ -16,6 +16,8 @@ from ...arrays.dtypes import DTYPES, FLOAT32
 from ...arrays.tensor import Array, Tensor
 from ...artifact.folding import BIAS_ROWS, MATRIX, ONES, FoldedBias, fold_bias
 from ...artifact.held import HeldFiles
+from ...errors import SAEError
+from ..start import is_from_onnx_runtime
 from .memory import DeviceMemory
 from .weights import DeviceWeights
 
@@ -49,29 +51,50 @@ class FoldedGraphs:
         memory: Memory of the GPU.
         weights: The parameters on the GPU.
         dtype: Dtype of the SAE.
-        start: Starts a folded session.
     """
 
-    def __init__(self, memory: DeviceMemory, weights: DeviceWeights, dtype: str, start: StartFolded) -> None:
-        self._memory, self._weights, self._dtype, self._start = memory, weights, dtype, start
+    def __init__(self, memory: DeviceMemory, weights: DeviceWeights, dtype: str) -> None:
+        self._memory, self._weights, self._dtype = memory, weights, dtype
         self._graphs: weakref.WeakKeyDictionary[ort.InferenceSession, _Foldable] = weakref.WeakKeyDictionary()
         self._matrices: dict[tuple[str, str], Tensor] = {}
         self._ones: Tensor | None = None
 
     def add(self, session: ort.InferenceSession, graph: str, files: HeldFiles) -> None:
         """Let a graph, which runs in `session`, be folded. Without shared parameters on the GPU none is."""
-        folded = fold_bias(files.graphs[graph].content, DTYPES[self._dtype].onnx)
-        if folded is not None and self._weights.values():
+        shared = self._weights.values()
+        folded = fold_bias(files.graphs[graph].content, DTYPES[self._dtype].onnx) if shared else None
+        if folded is not None and {folded.matrix, folded.bias} <= shared.keys():
             self._graphs[session] = _Foldable(graph, files, folded)
 
-    def choose(self, session: ort.InferenceSession, tokens: int) -> tuple[ort.InferenceSession, dict[str, Tensor]]:
-        """Return the session that runs so many tokens in place of `session`, and the inputs that only it has."""
+    def choose(
+        self, session: ort.InferenceSession, tokens: int, start: StartFolded
+    ) -> tuple[ort.InferenceSession, dict[str, Tensor]]:
+        """Return the session that runs so many tokens in place of `session`, and the inputs that only it has.
+
+        Where the folded session cannot be made, as on a GPU without memory for one more matrix, that is `session`
+        itself, from then on.
+
+        Args:
+            session: Session of a graph.
+            tokens: Number of tokens.
+            start: Starts a folded session. It is not kept, because it refers to the backend, which refers to this: the
+                memory of a backend that is dropped would then wait for the garbage collector.
+        """
         found = self._graphs.get(session) if tokens >= FEWEST_TOKENS else None
         if found is None:
             return session, {}
-        if found.session is None:
-            found.session = self._start(found.graph, found.files, found.folded.model)
-        return found.session, {ONES: self._ones_for(tokens), MATRIX: self._matrix_of(found)}
+        try:
+            inputs = {ONES: self._ones_for(tokens), MATRIX: self._matrix_of(found.folded)}
+            if found.session is None:
+                folded = start(found.graph, found.files, found.folded.model)
+                found.files.check_unchanged()  # since the graph was loaded
+                found.session = folded
+            return found.session, inputs
+        except Exception as error:
+            if not (isinstance(error, SAEError) or is_from_onnx_runtime(error)):
+                raise
+            del self._graphs[session]
+            return session, {}
 
     def close(self) -> None:
         """Free the sessions and the matrix."""
@@ -92,16 +115,17 @@ class FoldedGraphs:
             self._copy(self._ones.pointer, ones)
         return self._ones[:tokens]
 
-    def _matrix_of(self, graph: _Foldable) -> Tensor:
-        folded = graph.folded
+    def _matrix_of(self, folded: FoldedBias) -> Tensor:
         key = (folded.matrix, folded.bias)
         if key not in self._matrices:
-            d_in, d_sae = folded.shape
+            (d_in, d_sae), card, stream = folded.shape, self._memory.card, self._memory.stream
+            stored, bias = (self._weights.values()[name].data_ptr() for name in key)
             (matrix,) = self._memory.tensors([((d_in + BIAS_ROWS, d_sae), self._dtype)])
-            stored = self._weights.values()[folded.matrix]
-            self._memory.card.copy(matrix.pointer, stored.data_ptr(), matrix[:d_in].nbytes, self._memory.stream)
-            rows = bias_rows(graph.files.parameters(graph.graph)[folded.bias].array, self._pieces)
-            self._copy(matrix[d_in:].pointer, rows)
+            card.copy(matrix.pointer, stored, matrix[:d_in].nbytes, stream)
+            on_host = np.empty(d_sae, DTYPES[self._dtype].numpy)
+            card.copy(on_host.ctypes.data, bias, on_host.nbytes, stream)
+            card.synchronize(stream)
+            self._copy(matrix[d_in:].pointer, bias_rows(on_host, self._pieces))
             self._matrices[key] = matrix
         return self._matrices[key]
 

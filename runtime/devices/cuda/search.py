@@ -5,7 +5,6 @@ graph of this package searches its activations, which stay on the GPU: it first 
 largest maxima, and then the strongest features among their members.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ GROUP = 16
 BLOCK = 128
 """Number of activations that are summed in the dtype of the SAE. The number of features has to be a multiple."""
 
-FEWEST_TOKENS = {CUDA: 128, TENSORRT: 1}
+FEWEST_TOKENS = {CUDA: 128, TENSORRT: 0}
 """Smallest number of tokens that are searched, by kind of device.
 
 With fewer tokens `features` takes less time on CUDA. TensorRT cannot run it, because it does not take `k`.
@@ -55,16 +54,15 @@ def is_searched(device: str, manifest: Manifest, tokens: int, k: int) -> bool:
     """Tell whether the strongest features are found by the search graph, and not by `features`.
 
     Args:
-        device: Kind of device.
+        device: Kind of device, `CUDA` or `TENSORRT`.
         manifest: Manifest of the artifact.
         tokens: Number of tokens.
         k: Number of features to find.
     """
-    if tokens < FEWEST_TOKENS.get(device, math.inf):
-        return False
     d_sae, requires = manifest.sae.d_sae, manifest.graphs[FEATURES].requires
     has_negative = requires is None or "Abs" in requires.operators  # `features` compares absolute values where needed
-    return not has_negative and d_sae % BLOCK == 0 and k * FEATURES_PER_K <= d_sae
+    is_possible = not has_negative and d_sae % BLOCK == 0 and k * FEATURES_PER_K <= d_sae
+    return is_possible and tokens >= FEWEST_TOKENS[device]
 
 
 def first_ids(d_sae: int) -> Array:

@@ -1,16 +1,20 @@
 """On a simulated GPU, large batches run with the bias in the product of the encoder, and give the same results."""
 
 import gc
+import shutil
 
 import ml_dtypes
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from runtime import Ablate, SAESession
 from runtime.artifact.folding import BIAS_ROWS, MATRIX
 from runtime.devices.cuda.folding import FEWEST_TOKENS, bias_rows
+from runtime.devices.start import ORT_ERRORS
+from runtime.errors import SAEError
 from tests.support.samples import HOOKS, normal
-from tests.support.simulated_cuda import DeviceArray, taken_by
+from tests.support.simulated_cuda import Card, DeviceArray, taken_by
 
 KINDS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 ULP = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
@@ -101,3 +105,68 @@ def test_memory_is_freed(machine, artifact_of):
     machine.sessions.clear()
     gc.collect()
     assert machine.left == before
+
+
+@pytest.mark.parametrize("tokens", [1, FEWEST_TOKENS])
+def test_a_dropped_session_frees_its_memory_without_the_garbage_collector(machine, artifact_of, tokens):
+    """A GPU that runs out of memory does not start Python's collector."""
+    before = machine.left
+    gc.collect()
+    gc.disable()
+    try:
+        sae = SAESession(artifact_of("standard", "float16").path, "cuda")
+        sae(normal(tokens, 10).astype(np.float16))
+        machine.sessions.clear()
+        del sae
+        assert machine.left == before
+    finally:
+        gc.enable()
+
+
+MATRIX_BYTES, ONES_BYTES = (10 + BIAS_ROWS) * 48 * 2, FEWEST_TOKENS * BIAS_ROWS * 2
+
+
+@pytest.mark.parametrize("nbytes", [MATRIX_BYTES, ONES_BYTES])
+def test_without_memory_for_the_matrix_the_graph_itself_runs(machine, artifact_of, monkeypatch, nbytes):
+    def allocate(card, wanted, real=Card.allocate):
+        if wanted == nbytes:
+            raise SAEError("cuMemAlloc_v2 of the NVIDIA driver: error 2, out of memory.")
+        return real(card, wanted)
+
+    monkeypatch.setattr(Card, "allocate", allocate)
+    assert_runs_without_folding(machine, artifact_of("standard", "float16").path)
+
+
+def test_where_onnx_runtime_refuses_the_folded_graph_the_graph_itself_runs(machine, artifact_of, monkeypatch):
+    def start(model, *more, real=ort.InferenceSession, **options):
+        if isinstance(model, bytes) and MATRIX.encode() in model:
+            raise ORT_ERRORS[0]("no memory is left on the device")
+        return real(model, *more, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    assert_runs_without_folding(machine, artifact_of("standard", "float16").path)
+
+
+def assert_runs_without_folding(machine, path):
+    x = normal(FEWEST_TOKENS, 10).astype(np.float16)
+    with SAESession(path, "cuda") as sae, SAESession(path, "cpu") as cpu:
+        for _ in range(2):
+            assert np.array_equal(sae.encode(x), cpu.encode(x))
+        machine.sessions[:] = [session for session in machine.sessions if session not in folded(machine)]
+        sae.encode(x)
+        assert not folded(machine)  # it is not tried again
+
+
+def test_a_file_that_changes_after_its_graph_was_loaded_changes_nothing(machine, artifact_of, tmp_path):
+    path = shutil.copytree(artifact_of("standard", "float16").path, tmp_path / "sae")
+    x = normal(FEWEST_TOKENS, 10).astype(np.float16)
+    with SAESession(path, "cpu") as cpu:
+        wanted = cpu.encode(x)
+    with SAESession(path, "cuda") as sae:
+        sae.encode(x[:3])
+        with (path / sae.artifact.manifest.weights).open("r+b") as file:
+            content = file.read()
+            start = 8 + int.from_bytes(content[:8], "little")
+            file.seek(start)
+            file.write(bytes(len(content) - start))
+        assert np.array_equal(sae.encode(x), wanted)

@@ -4,12 +4,14 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 
-from runtime import Ablate, InputError, ProviderError, SAESession
+from runtime import Ablate, InputError, ProviderError, SAEError, SAESession
+from runtime.devices.cuda.folding import FEWEST_TOKENS as FOLDED
 from runtime.devices.cuda.search import BLOCK, FEATURES_PER_K, FEWEST_TOKENS, read_search_model
-from runtime.devices.start import CUDA
+from runtime.devices.start import CUDA, ORT_ERRORS
 from runtime.devices.tensorrt import backend
 from saeexport import export
 from saeexport.graphs.search import search_graph
@@ -125,9 +127,53 @@ def test_tensorrt_encodes_and_cuda_searches(machine, wide_sae, monkeypatch, tmp_
         found = sae.top_features(x, MOST)
         assert np.array_equal(found.values, wanted.values)
         assert np.array_equal(found.l0, wanted.l0)
+        assert sae.top_features(x[:0], MOST).indices.shape == (0, MOST)
         (search,), (encoder,) = searches(machine), [s for s in machine.sessions if isinstance(s.model, str)]
         assert encoder.model.endswith("encode.onnx")
         assert search.provider == "CUDAExecutionProvider"
         assert encoder.options["user_compute_stream"] == search.options["user_compute_stream"]
         with pytest.raises(ProviderError, match=r"features.onnx takes k, .* k at most d_sae / 64"):
             sae.top_features(x, MOST + 1)
+
+
+def test_a_search_that_does_not_start_is_an_error_of_this_package(machine, wide_sae, monkeypatch):
+    def start(model, *more, real=ort.InferenceSession, **options):
+        if model == read_search_model("float32"):
+            raise ORT_ERRORS[0]("no memory is left on the device")
+        return real(model, *more, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    with SAESession(wide_sae(), "cuda") as sae, pytest.raises(SAEError, match="cannot run 'features' on cuda:0"):
+        sae.top_features(normal(MANY, 6), 2)
+
+
+@pytest.mark.parametrize("arena", [True, False])
+def test_on_a_callers_stream_nothing_is_waited_for(machine, wide_sae, arena):
+    x = normal(2 * FOLDED, 6).astype(np.float16)
+    with SAESession(wide_sae("float16"), "cpu") as cpu:
+        wanted = cpu.top_features(x, MOST)
+    mine, theirs = machine.card(0).stream(), machine.card(0).stream()
+    with SAESession(wide_sae("float16"), "cuda", stream=mine, arena=arena) as sae:
+        sae.top_features(DeviceArray(machine, x, theirs), MOST)  # makes the sessions and the matrix
+        waits = machine.waits
+        results = [sae.top_features(DeviceArray(machine, given, theirs), MOST) for given in (x, x[::-1], x[:FOLDED])]
+        assert machine.waits == waits
+        for found, of in zip(results, (slice(None), slice(None, None, -1), slice(FOLDED)), strict=True):
+            assert np.array_equal(taken_by(machine, found.values, theirs), wanted.values[of])
+            assert np.array_equal(taken_by(machine, found.l0), wanted.l0[of])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sums_that_overflow_are_no_nan(machine, wide_sae, dtype):
+    """The sum of the activations shows NaN, and is infinite for activations that are large."""
+    largest = np.finfo(DTYPES[dtype]).max
+    x = normal(MANY, 6).astype(DTYPES[dtype])
+    x[:4] = [[np.inf] * 6, [0] * 6, [largest] * 6, [largest / 64] * 6]
+    with SAESession(wide_sae(dtype), "cpu", graphs="portable" if dtype == "float32" else "auto") as cpu:
+        wanted = cpu.top_features(x, MOST)
+    with SAESession(wide_sae(dtype), "cuda") as sae:
+        found = sae.top_features(x, MOST)
+    assert searches(machine)
+    assert np.array_equal(found.values, wanted.values, equal_nan=True)
+    assert np.array_equal(found.l0, wanted.l0)
+    assert np.array_equal(found.indices == -1, wanted.indices == -1)
