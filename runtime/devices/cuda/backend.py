@@ -177,44 +177,29 @@ class CudaBackend:
 
         They are tensors on the GPU if the first input is, or else arrays on the host.
         """
-        tokens = sum(sizes)
         on_gpu = is_on_gpu(feeds[spec.inputs[0].name])
         waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
             self._begin(feeds)
             # Of a batch in several blocks, no block is replayed: `cuda_graph` has the sizes of batches.
             can_replay = len(sizes) == 1 and not isinstance(session, EncodeAndSearch)
-            replay = self._replays.find_or_create(session, spec, feeds, tokens) if can_replay else None
+            replay = self._replays.find_or_create(session, spec, feeds, sizes[0]) if can_replay else None
             forms = [replay.forms[name] for name in names] if replay else output_forms(spec, feeds, names)
-            results = self._memory.tensors(forms) if on_gpu else []
-            arrays = [] if on_gpu else self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in forms])
+            results: list[TensorValue] = []
+            if on_gpu:
+                results += self._memory.tensors(forms)
+            else:
+                results += self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in forms])
             if replay is not None:
                 self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
                 replay.run()
-                outputs = [replay.outputs[name] for name in names]
-                if on_gpu:
-                    for target, source, nbytes in join_neighbours(results, outputs):
-                        self._card.copy(target, source, nbytes, self.stream)
-                else:
-                    self._queue_results(outputs, arrays)
+                self._queue_results([replay.outputs[name] for name in names], results)
             else:
-                start = 0
-                for size in filter(None, sizes):  # an empty batch has one block of size 0
-                    block, is_whole = slice(start, start + size), size == tokens
-                    parts = feeds if is_whole else slice_feeds(spec, feeds, tokens, block)
-                    if on_gpu:
-                        targets = results if is_whole else [result[block] for result in results]
-                    else:
-                        targets = self._memory.tensors([((size, *shape[1:]), dtype) for shape, dtype in forms])
-                    bound = dict(zip(names, targets, strict=True))
-                    self._run_block(session, self._move_to_gpu(parts, waits), bound, size)
-                    if not on_gpu:
-                        self._queue_results(targets, [array[block] for array in arrays])
-                    start += size
+                self._run_blocks(session, spec, feeds, dict(zip(names, results, strict=True)), sizes, waits)
             if waits:
                 self._wait()
             self._memory.trim()
-        return list(results) if on_gpu else list(arrays)
+        return results
 
     def add(self, a: TensorValue, b: TensorValue) -> TensorValue:
         """Return the sum of two arrays with the same shape, dtype and device."""
@@ -261,6 +246,29 @@ class CudaBackend:
             self._replays.close()
             self._weights.close()
             _closer(self._card, self._memory, self._owns_stream)()
+
+    def _run_blocks(
+        self,
+        session: "ort.InferenceSession | EncodeAndSearch",
+        spec: GraphSpec,
+        feeds: Mapping[str, TensorValue],
+        results: Mapping[str, TensorValue],
+        sizes: Sequence[int],
+        waits: bool,
+    ) -> None:
+        """Queue the blocks of a batch, and write their outputs to `results`, on the GPU or in pinned memory."""
+        tokens, start = sum(sizes), 0
+        for size in filter(None, sizes):  # an empty batch has one block of size 0
+            block = slice(start, start + size)
+            parts = feeds if size == tokens else slice_feeds(spec, feeds, tokens, block)
+            rows = [result if size == tokens else result[block] for result in results.values()]
+            written = [row for row in rows if isinstance(row, Tensor)]
+            targets = written or self._memory.tensors([(row.shape, str(row.dtype)) for row in rows])
+            bound = dict(zip(results, targets, strict=True))
+            self._run_block(session, self._move_to_gpu(parts, waits), bound, size)
+            if not written:
+                self._queue_results(targets, rows)
+            start += size
 
     def _run_block(
         self,
@@ -320,10 +328,14 @@ class CudaBackend:
             source = feed.pointer if isinstance(feed, Tensor) else host_arrays[name].ctypes.data
             self._card.copy(targets[name].pointer, source, targets[name].nbytes, self.stream)
 
-    def _queue_results(self, results: Sequence[Tensor], arrays: Sequence[Array]) -> None:
-        """Queue copies of results to arrays in pinned memory."""
-        for result, array in zip(results, arrays, strict=True):
-            self._card.copy(array.ctypes.data, result.pointer, result.nbytes, self.stream)
+    def _queue_results(self, sources: Sequence[Tensor], results: Sequence[TensorValue]) -> None:
+        """Queue copies of outputs to the results of a call, on the GPU or in pinned memory."""
+        targets = [result for result in results if isinstance(result, Tensor)]
+        for target, source, nbytes in join_neighbours(targets, sources) if targets else ():
+            self._card.copy(target, source, nbytes, self.stream)
+        arrays = [result for result in results if not isinstance(result, Tensor)]
+        for array, tensor in zip(arrays, sources if arrays else (), strict=True):
+            self._card.copy(array.ctypes.data, tensor.pointer, tensor.nbytes, self.stream)
 
     def _begin(self, feeds: Mapping[str, TensorValue]) -> None:
         """Prepare for work on the stream: it waits for every stream that may still write the memory of an input."""
