@@ -147,8 +147,7 @@ class CudaBackend:
         with self._card.exclusive():
             self._begin({})
             if self._search is None:
-                cuda = Device(CUDA, self._device.index)
-                session = start_session(read_search_model(manifest.sae.dtype), cuda, self.cuda_options())
+                session = self.load_model(read_search_model(manifest.sae.dtype), one_thread=True)
                 ids = self._move_to_gpu({FIRST_IDS: first_ids(manifest.sae.d_sae)}, waits=True)[FIRST_IDS]
                 self._wait()
                 assert isinstance(ids, Tensor)

@@ -100,6 +100,14 @@ def test_few_tokens_and_what_the_graph_cannot_find_are_left_to_features(machine,
     assert not searches(machine)
 
 
+def test_the_search_has_the_options_of_the_session_and_no_threads_of_its_own(machine, wide_sae):
+    with SAESession(wide_sae(), "cuda", arena=False) as sae:
+        sae.top_features(normal(MANY, 6), 2)
+    (search,) = searches(machine)
+    assert search.session_options.intra_op_num_threads == 1
+    assert not search.session_options.enable_cpu_mem_arena
+
+
 def test_edited_activations_are_searched_too(machine, wide_sae):
     x = normal(MANY, 6)
     with SAESession(wide_sae(), "cuda") as sae, SAESession(wide_sae(), "cpu") as cpu:
