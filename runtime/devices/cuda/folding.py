@@ -21,7 +21,7 @@ from ..start import is_from_onnx_runtime
 from .memory import DeviceMemory
 from .weights import DeviceWeights
 
-FEWEST_TOKENS = 512
+FEWEST_TOKENS = 128
 """Smallest number of tokens that are run by a folded graph."""
 
 TF32_PIECES = 3
