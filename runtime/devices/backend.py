@@ -8,7 +8,7 @@ import onnxruntime as ort
 from ..arrays.tensor import TensorValue
 from ..artifact.folder import Artifact
 from ..artifact.held import HeldFiles
-from ..artifact.manifest import GraphSpec, Manifest
+from ..artifact.manifest import GraphSpec
 from .cpu import CpuBackend
 from .options import Options
 from .start import CPU, CUDA, Device
@@ -33,13 +33,10 @@ class Backend(Protocol):
             one_thread: Whether the session runs on the thread that calls it, instead of those of the options.
         """
 
-    def search_session(
-        self, manifest: Manifest, tokens: int, k: int, load_encoder: Callable[[], ort.InferenceSession]
-    ) -> Any:
+    def search_session(self, tokens: int, k: int, load_encoder: Callable[[], ort.InferenceSession]) -> Any:
         """Return what `run` takes in place of a session of `features`; None where `features` takes less time.
 
         Args:
-            manifest: Manifest of the artifact.
             tokens: Number of tokens.
             k: Number of features to find.
             load_encoder: Returns a session of `encode`, from `load_graph`.

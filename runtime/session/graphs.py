@@ -281,7 +281,7 @@ class Graphs(LoadedGraphs):
         given = {tensor.name: feeds[tensor.name] for tensor in spec.inputs if tensor.name != K}
         tokens, given[K] = _tokens(spec, given), np.array([k], np.int64)
         try:
-            session = self.backend.search_session(self.manifest, tokens, k, lambda: self._session(ENCODE))
+            session = self.backend.search_session(tokens, k, lambda: self._session(ENCODE))
         except Exception as error:
             self._explain(error, FEATURES, given)
         if session is None:

@@ -26,7 +26,7 @@ from ...arrays.pool import BufferPool
 from ...arrays.tensor import Array, Tensor, TensorValue, as_given
 from ...artifact.folder import Artifact
 from ...artifact.held import HeldFiles
-from ...artifact.manifest import CUSTOM, GraphSpec, Manifest
+from ...artifact.manifest import CUSTOM, GraphSpec
 from ...artifact.names import HOOK_ACTS_POST, K
 from ...errors import InputError
 from ..blocks import output_forms, slice_feeds
@@ -81,11 +81,12 @@ class CudaBackend:
         self._bindings = Bindings(device.index)
         self._not_captured = run_options(NOT_CAPTURED)
         self._replays = Replays(self._memory, options.cuda_graph)
+        self._manifest = artifact.manifest
         self._sae = sae = artifact.manifest.sae
         self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype)
-        # In float32 the product takes nearly all of the time. A limit of the memory is for what it has to hold.
-        is_fast = sae.dtype != FLOAT32 or options.precision == TF32
-        self._folds_bias = is_fast and options.memory_limit is None and not sae.architecture.startswith(CUSTOM)
+        # In float32 the product takes nearly all of the time, and a limit of the memory leaves none for another matrix.
+        fast_products = sae.dtype != FLOAT32 or options.precision == TF32
+        self._folds_bias = fast_products and options.memory_limit is None and not sae.architecture.startswith(CUSTOM)
         self._adders: dict[str, ort.InferenceSession] = {}
         self._search: tuple[ort.InferenceSession, Tensor] | None = None
         # Frees the memory of a session that is dropped without being closed.
@@ -138,17 +139,17 @@ class CudaBackend:
             return start_session(model, cuda, self.cuda_options(), threads=threads, arena=self._options.arena)
 
     def search_session(
-        self, manifest: Manifest, tokens: int, k: int, load_encoder: Callable[[], ort.InferenceSession]
+        self, tokens: int, k: int, load_encoder: Callable[[], ort.InferenceSession]
     ) -> EncodeAndSearch | None:
         """Return what takes the place of `features`, or None; see `search.py`."""
-        if not is_searched(self._device.kind, manifest, tokens, k):
+        if not is_searched(self._device.kind, self._manifest, tokens, k):
             return None
         encoder = load_encoder()
         with self._card.exclusive():
             self._begin({})
             if self._search is None:
-                session = self.load_model(read_search_model(manifest.sae.dtype), one_thread=True)
-                ids = self._move_to_gpu({FIRST_IDS: first_ids(manifest.sae.d_sae)}, waits=True)[FIRST_IDS]
+                session = self.load_model(read_search_model(self._sae.dtype), one_thread=True)
+                ids = self._move_to_gpu({FIRST_IDS: first_ids(self._sae.d_sae)}, waits=True)[FIRST_IDS]
                 self._wait()
                 assert isinstance(ids, Tensor)
                 self._search = session, ids
