@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from runtime import SAESession
+from runtime import SAEError, SAESession
 from runtime.devices.cuda import binding, memory
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import LEGACY, DeviceArray, taken_by
@@ -54,6 +54,20 @@ def test_a_binding_is_that_of_its_shape_and_its_number_of_features(machine, expe
             k[0] = count
             found = sae.run_graph("features", feeds)
             assert np.array_equal(found["indices"], expected.top_features(normal(4, 6), count).indices)
+
+
+def test_a_refused_k_does_not_spoil_the_next_one(machine, expected):
+    array = DeviceArray(machine, normal(4, 6))
+    with SAESession(TINY, "cuda") as sae:
+        for dtype in (np.int64, np.uint64, np.int64):  # the same bytes
+            feeds = {"input": array, "k": np.array([3], dtype)}
+            if dtype == np.int64:
+                wanted = expected.top_features(normal(4, 6), 3).indices
+                assert np.array_equal(sae.run_graph("features", feeds)["indices"], wanted)
+            else:
+                with pytest.raises(SAEError, match="Unexpected input data type"):
+                    sae.run_graph("features", feeds)
+            gc.collect()  # the memory of the results
 
 
 def test_few_bindings_are_kept(machine, monkeypatch):
