@@ -71,6 +71,8 @@ def exchange_of(x: Any) -> Exchange | None:
 
 @functools.cache
 def _exchange(api: Any) -> Exchange | None:
+    if not dlpack.is_capsule(api, NAME):
+        return None
     fields = _API.unpack(ctypes.string_at(dlpack.capsule_pointer(api, NAME), _API.size))
     major, export, current_stream = fields[0], fields[4], fields[7]
     return Exchange(export, current_stream) if major == MAJOR_VERSION and export and current_stream else None

@@ -161,6 +161,7 @@ class DeviceMemory:
             )
         readers: set[int] = set()
         if (exchange := exchange_of(x)) is not None and (imported := exchange.import_array(x)) is not None:
+            self.check_open()
             readers.add(exchange.current_stream(index))  # `settle` makes other streams wait for it
         else:
             with self.card.exclusive():

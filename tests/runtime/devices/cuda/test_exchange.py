@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from runtime import InputError, SAESession
+from runtime import InputError, SAEError, SAESession
 from runtime.arrays import dlpack, exchange
 from tests.support.samples import TINY, normal
 from tests.support.simulated_cuda import LEGACY, DeviceArray
@@ -93,3 +93,19 @@ def test_an_error_is_that_of_dlpack(machine):
     Array.__dlpack__ = refuse
     with SAESession(TINY, "cuda") as sae, pytest.raises(InputError, match="The Array cannot be read: the layout is"):
         sae(Array(machine, normal(3, 6)))
+
+
+@pytest.mark.parametrize("api", [8, _new_capsule(8, b"other", None)], ids=["an address", "another capsule"])
+def test_an_attribute_that_is_not_their_capsule_is_ignored(machine, expected, api):
+    Array = type("Array", (DeviceArray,), {exchange.ATTRIBUTE: api})
+    with SAESession(TINY, "cuda") as sae:
+        assert np.array_equal(sae(Array(machine, normal(3, 6))).numpy(), expected(normal(3, 6)))
+
+
+def test_a_closed_session_refuses_them(machine):
+    Array, calls = library_with_functions(LEGACY)
+    sae = SAESession(TINY, "cuda")
+    sae.close()
+    with pytest.raises(SAEError, match="closed"):
+        sae.compute(Array(machine, normal(3, 6)), ["hook_sae_input"])  # which runs nothing
+    assert calls == ["export", "delete"]
