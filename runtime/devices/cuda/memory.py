@@ -161,9 +161,10 @@ class DeviceMemory:
                 f'open the artifact with device="cuda:{index}".'
             )
         readers: set[int] = set()
-        if (exchange := exchange_of(x)) is not None and (imported := exchange.import_array(x)) is not None:
+        if (exchange := exchange_of(x)) is not None and (given := exchange.import_array(x, index)) is not None:
             self.check_open()
-            readers.add(exchange.current_stream(index))  # `settle` makes other streams wait for it
+            imported, stream = given
+            readers.add(stream)  # `settle` makes other streams wait for it
         else:
             with self.card.exclusive():
                 self.check_open()
