@@ -17,7 +17,7 @@ Export = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(ctypes
 CurrentStream = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
 
 
-def library_with_functions(stream, major=1, refuses=False):
+def library_with_functions(stream, major=1, refuses=False, has_functions=True):
     """Return a class of arrays, whose library works on one stream, and the calls of its functions.
 
     A library without a current stream refuses to tell one.
@@ -53,7 +53,7 @@ def library_with_functions(stream, major=1, refuses=False):
         out[0] = stream
         return 0
 
-    functions = [ctypes.cast(f, ctypes.c_void_p).value for f in (export, current_stream)]
+    functions = [ctypes.cast(f, ctypes.c_void_p).value if has_functions else 0 for f in (export, current_stream)]
     api = exchange._API.pack(major, 3, 0, 0, functions[0], 0, 0, functions[1])
     kept = ctypes.create_string_buffer(api)
     capsule = _new_capsule(ctypes.addressof(kept), exchange.NAME, None)
@@ -83,8 +83,8 @@ def test_the_default_stream_of_the_library_is_waited_for(machine, expected):
 
 @pytest.mark.parametrize(
     ("how", "called"),
-    [({"major": 2}, []), ({"refuses": True}, ["stream"]), ({"stream": None}, [])],
-    ids=["a later version", "refused", "no current stream"],
+    [({"major": 2}, []), ({"has_functions": False}, []), ({"refuses": True}, ["stream"]), ({"stream": None}, [])],
+    ids=["a later version", "not implemented", "refused", "no current stream"],
 )
 def test_what_the_functions_do_not_give_is_imported_by_dlpack(machine, expected, how, called):
     Array, calls = library_with_functions(**{"stream": LEGACY, **how})
