@@ -52,11 +52,11 @@ class Exchange:
         """
         stream, managed = ctypes.c_void_p(), ctypes.c_void_p()
         try:
-            refused = self._current_stream(dlpack.CUDA, index, ctypes.byref(stream))
-            refused = refused or self._export(x, ctypes.byref(managed))
+            if not self._current_stream(dlpack.CUDA, index, ctypes.byref(stream)):
+                self._export(x, ctypes.byref(managed))
         except Exception:  # of any kind: the library's
             return None
-        if refused or managed.value is None:
+        if managed.value is None:
             return None
         return dlpack.ImportedTensor.versioned(managed.value), stream.value or dlpack.LEGACY_STREAM
 
