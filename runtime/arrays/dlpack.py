@@ -50,7 +50,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 _new = _function("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)
-_is_valid = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
+is_capsule = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
 capsule_pointer = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _rename = _function("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
 # In a destructor the capsule has no reference left; a py_object would revive it.
@@ -119,7 +119,7 @@ def import_capsule(producer: Any, stream: int | None = None) -> ImportedTensor:
         Exception: The producer's own error, if it refuses.
     """
     capsule = producer.__dlpack__() if stream is None else producer.__dlpack__(stream=stream)
-    if not _is_valid(capsule, NAME):
+    if not is_capsule(capsule, NAME):
         raise InputError(
             f"{type(producer).__name__}.__dlpack__ returned {capsule!r}; it must be a DLPack capsule that was not used "
             "before."

@@ -37,26 +37,28 @@ class Exchange:
             current_stream
         )
 
-    def current_stream(self, index: int) -> int:
-        """Return the address of the stream on which the library queues its work on a GPU now."""
-        stream = ctypes.c_void_p()
-        self._current_stream(dlpack.CUDA, index, ctypes.byref(stream))
-        return stream.value or dlpack.LEGACY_STREAM
+    def import_array(self, x: Any, index: int) -> tuple[dlpack.ImportedTensor, int] | None:
+        """Return an array of the library as a tensor, without a copy, and the stream that has to be waited for.
 
-    def import_array(self, x: Any) -> dlpack.ImportedTensor | None:
-        """Return an array of the library as a tensor, without a copy. No stream waits for the library's work.
+        The library has queued its work on that stream. No stream waits for it yet. The result is None if the library
+        refuses, and then its `__dlpack__` says why.
 
-        The result is None if the library refuses, and then its `__dlpack__` says why.
+        Args:
+            x: The array.
+            index: Index of the GPU that it is on.
 
         Raises:
             InputError: The dtype is not in `DTYPES`.
         """
-        managed = ctypes.c_void_p()
+        stream, managed = ctypes.c_void_p(), ctypes.c_void_p()
         try:
-            self._export(x, ctypes.byref(managed))
+            if not self._current_stream(dlpack.CUDA, index, ctypes.byref(stream)):
+                self._export(x, ctypes.byref(managed))
         except Exception:  # of any kind: the library's
             return None
-        return None if managed.value is None else dlpack.ImportedTensor.versioned(managed.value)
+        if managed.value is None:
+            return None
+        return dlpack.ImportedTensor.versioned(managed.value), stream.value or dlpack.LEGACY_STREAM
 
 
 def exchange_of(x: Any) -> Exchange | None:
@@ -71,6 +73,8 @@ def exchange_of(x: Any) -> Exchange | None:
 
 @functools.cache
 def _exchange(api: Any) -> Exchange | None:
+    if not dlpack.is_capsule(api, NAME):
+        return None
     fields = _API.unpack(ctypes.string_at(dlpack.capsule_pointer(api, NAME), _API.size))
     major, export, current_stream = fields[0], fields[4], fields[7]
     return Exchange(export, current_stream) if major == MAJOR_VERSION and export and current_stream else None

@@ -10,7 +10,9 @@ import torch
 
 import saeexport
 from runtime import Ablate, SAESession, verify
+from runtime.arrays import dlpack
 from runtime.arrays.dtypes import DTYPES
+from runtime.arrays.exchange import ATTRIBUTE, exchange_of
 from runtime.artifact.contracts import PORTABLE
 from runtime.devices.cuda.folding import FEWEST_TOKENS as FOLDED
 from runtime.devices.cuda.search import FEATURES_PER_K
@@ -114,12 +116,29 @@ def test_queued_work_is_waited_for(golden):
             assert np.array_equal((torch.from_dlpack(output) + 0).cpu().numpy(), expected)
 
 
-def test_work_queued_on_pytorchs_stream_is_waited_for(sae, golden):
+@pytest.fixture(params=[torch.cuda.default_stream, torch.cuda.Stream], ids=["the default stream", "another stream"])
+def current(request):
+    """The stream on which PyTorch works."""
+    with torch.cuda.stream(request.param()):
+        yield torch.cuda.current_stream()
+    torch.cuda.synchronize()
+
+
+def test_work_queued_on_pytorchs_stream_is_waited_for(sae, golden, current):
     expected = sae(golden)
     x, late = on_gpu(golden), torch.zeros(golden.shape, device="cuda")
     torch.cuda._sleep(50_000_000)
     late.copy_(x)
     assert np.array_equal(torch.from_dlpack(sae(late)).cpu().numpy(), expected)
+
+
+@pytest.mark.skipif(ATTRIBUTE not in vars(torch.Tensor), reason="this PyTorch has no such functions")
+def test_pytorchs_functions_tell_its_current_stream(current):
+    x = torch.arange(24.0, device="cuda").reshape(2, 3, 4)[1:]
+    imported, stream = exchange_of(x).import_array(x, 0)
+    assert stream == (current.cuda_stream or dlpack.LEGACY_STREAM)
+    assert (imported.pointer, imported.shape, imported.dtype) == (x.data_ptr(), (1, 3, 4), "float32")
+    assert (imported.device, imported.contiguous) == ((dlpack.CUDA, 0), True)
 
 
 def test_memory_waits_for_a_reader_on_another_stream(golden):

@@ -240,6 +240,7 @@ class CudaBackend:
             if self._memory.closed:
                 return
             self._wait()
+            self._memory.idle = True
             self._adders.clear()
             self._search = None
             self._folded.close()
@@ -347,7 +348,7 @@ class CudaBackend:
 
     def _wait(self) -> None:
         self._card.synchronize(self.stream)
-        self._memory.idle = True
+        self._memory.idle = self._owns_stream
         self._staged.clear()
 
 

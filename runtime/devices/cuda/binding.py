@@ -43,7 +43,7 @@ class Bindings:
         """Return a binding of a session's inputs and outputs; see `bind`."""
         kept = self._kept.setdefault(session, {})
         key = tuple([
-            (name, tensor.shape, tensor.pointer if isinstance(tensor, Tensor) else tensor.tobytes())
+            (name, tensor.shape, tensor.pointer if isinstance(tensor, Tensor) else (tensor.dtype, tensor.tobytes()))
             for name, tensor in (*feeds.items(), *targets.items())
         ])  # fmt: skip
         if key not in kept:

@@ -102,7 +102,8 @@ class DeviceMemory:
 
     Attributes:
         device: Name of the GPU, "cuda:N".
-        idle: Whether all work that the session has queued on the stream is done. The session sets it.
+        idle: Whether all work that may write a tensor on the stream is known to be done. The session sets it. On a
+            caller's stream that is when the session is closed, because the caller queues work there, too.
 
     Args:
         card: GPU that holds the memory.
@@ -157,8 +158,10 @@ class DeviceMemory:
                 f'open the artifact with device="cuda:{index}".'
             )
         readers: set[int] = set()
-        if (exchange := exchange_of(x)) is not None and (imported := exchange.import_array(x)) is not None:
-            readers.add(exchange.current_stream(index))  # `settle` makes other streams wait for it
+        if (exchange := exchange_of(x)) is not None and (given := exchange.import_array(x, index)) is not None:
+            self.check_open()
+            imported, stream = given
+            readers.add(stream)  # `settle` makes other streams wait for it
         else:
             with self.card.exclusive():
                 self.check_open()
@@ -185,7 +188,7 @@ class DeviceMemory:
             for before in others:
                 self._order(before, stream)
             if not self.idle:
-                self.card.order(self.stream, stream)
+                self._order(self.stream, stream)
 
     def to_host(self, pointer: int, nbytes: int, readers: set[int]) -> Array:
         """Return a copy of GPU memory as a uint8 array, after all work queued here and by its readers."""

@@ -17,13 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from ...arrays.tensor import Tensor, TensorValue
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
-from ..blocks import Form, output_forms
+from ..blocks import Form, output_dimensions, output_forms
 from .binding import bind, run_options
 from .memory import DeviceMemory
 
@@ -79,11 +78,15 @@ class Replays:
     def find_or_create(
         self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue], tokens: int
     ) -> Replay | None:
-        """Return the replay for these inputs, or None if they are to be run without a capture."""
+        """Return the replay for these inputs, or None if they are to be run without a capture.
+
+        Raises:
+            InputError: As for `output_dimensions`.
+        """
         if tokens not in self._sizes or session in self._released:
             return None
         # The host reads k during the capture, so each k needs a graph of its own.
-        k = int(np.asarray(feeds[K])[0]) if K in feeds else None
+        k = output_dimensions(spec, feeds).get(K)
         key = (id(session), spec.file, k, *(feed.shape for feed in feeds.values()))
         if key not in self._replays:
             if len(self._replays) == MAX_CAPTURES:

@@ -58,3 +58,12 @@ def test_a_released_graph_is_captured_again(machine, expected):
 def test_invalid_sizes_are_refused(machine, sizes):
     with pytest.raises(InputError, match="cuda_graph is .*; it must be a list of batch sizes"):
         SAESession(TINY, "cuda", cuda_graph=sizes)
+
+
+@pytest.mark.parametrize("k", [np.array(2), np.array([2.7]), np.array([2, 3]), np.array([], np.int64)])
+def test_a_k_that_is_not_one_whole_number_is_refused_after_a_capture(machine, k):
+    with SAESession(TINY, "cuda", cuda_graph=[4]) as sae:
+        array = DeviceArray(machine, normal(4, 6))
+        sae.run_graph("features", {"input": array, "k": np.array([2])})
+        with pytest.raises(InputError, match="it must be an array with one whole number"):
+            sae.run_graph("features", {"input": array, "k": k})

@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from runtime import InputError, SAESession
+from runtime import InputError, SAEError, SAESession
 from runtime.arrays import dlpack, exchange
 from tests.support.samples import TINY, normal
 from tests.support.simulated_cuda import LEGACY, DeviceArray
@@ -17,8 +17,11 @@ Export = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(ctypes
 CurrentStream = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
 
 
-def library_with_functions(stream, major=1, refuses=False):
-    """Return a class of arrays, whose library works on one stream, and the calls of its functions."""
+def library_with_functions(stream, major=1, refuses=False, has_functions=True):
+    """Return a class of arrays, whose library works on one stream, and the calls of its functions.
+
+    A library without a current stream refuses to tell one.
+    """
     calls, structures = [], {}
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -44,11 +47,13 @@ def library_with_functions(stream, major=1, refuses=False):
     @CurrentStream
     def current_stream(kind, index, out):
         assert (kind, index) == (dlpack.CUDA, 0)
+        if stream is None:
+            return -1
         calls.append("stream")
         out[0] = stream
         return 0
 
-    functions = [ctypes.cast(f, ctypes.c_void_p).value for f in (export, current_stream)]
+    functions = [ctypes.cast(f, ctypes.c_void_p).value if has_functions else 0 for f in (export, current_stream)]
     api = exchange._API.pack(major, 3, 0, 0, functions[0], 0, 0, functions[1])
     kept = ctypes.create_string_buffer(api)
     capsule = _new_capsule(ctypes.addressof(kept), exchange.NAME, None)
@@ -65,7 +70,7 @@ def test_the_stream_waits_for_the_current_stream_of_the_library(machine, expecte
             array = Array(machine, np.zeros_like(x), theirs)
             array.write(x)  # queued, and not yet written
             assert np.array_equal(sae(array).numpy(), expected(x))
-    assert calls == 2 * ["export", "stream", "delete"]
+    assert calls == 2 * ["stream", "export", "delete"]
 
 
 def test_the_default_stream_of_the_library_is_waited_for(machine, expected):
@@ -76,12 +81,16 @@ def test_the_default_stream_of_the_library_is_waited_for(machine, expected):
         assert np.array_equal(sae(array).numpy(), expected(normal(3, 6)))
 
 
-@pytest.mark.parametrize("how", [{"major": 2}, {"refuses": True}], ids=["a later version", "refused"])
-def test_what_the_functions_do_not_give_is_imported_by_dlpack(machine, expected, how):
-    Array, calls = library_with_functions(LEGACY, **how)
+@pytest.mark.parametrize(
+    ("how", "called"),
+    [({"major": 2}, []), ({"has_functions": False}, []), ({"refuses": True}, ["stream"]), ({"stream": None}, [])],
+    ids=["a later version", "not implemented", "refused", "no current stream"],
+)
+def test_what_the_functions_do_not_give_is_imported_by_dlpack(machine, expected, how, called):
+    Array, calls = library_with_functions(**{"stream": LEGACY, **how})
     with SAESession(TINY, "cuda") as sae:
         assert np.array_equal(sae(Array(machine, normal(3, 6))).numpy(), expected(normal(3, 6)))
-    assert calls == []
+    assert calls == called
 
 
 def test_an_error_is_that_of_dlpack(machine):
@@ -93,3 +102,19 @@ def test_an_error_is_that_of_dlpack(machine):
     Array.__dlpack__ = refuse
     with SAESession(TINY, "cuda") as sae, pytest.raises(InputError, match="The Array cannot be read: the layout is"):
         sae(Array(machine, normal(3, 6)))
+
+
+@pytest.mark.parametrize("api", [8, _new_capsule(8, b"other", None)], ids=["an address", "another capsule"])
+def test_an_attribute_that_is_not_their_capsule_is_ignored(machine, expected, api):
+    Array = type("Array", (DeviceArray,), {exchange.ATTRIBUTE: api})
+    with SAESession(TINY, "cuda") as sae:
+        assert np.array_equal(sae(Array(machine, normal(3, 6))).numpy(), expected(normal(3, 6)))
+
+
+def test_a_closed_session_refuses_them(machine):
+    Array, calls = library_with_functions(LEGACY)
+    sae = SAESession(TINY, "cuda")
+    sae.close()
+    with pytest.raises(SAEError, match="closed"):
+        sae.compute(Array(machine, normal(3, 6)), ["hook_sae_input"])  # which runs nothing
+    assert calls == ["stream", "export", "delete"]

@@ -109,6 +109,17 @@ def test_a_destroyed_stream_is_not_an_error(machine, expected):
         assert np.array_equal(sae(x).numpy(), expected(normal(3, 6)))
 
 
+def test_a_result_outlives_its_session_and_the_stream(machine, expected):
+    mine = machine.card(0).stream()
+    sae = SAESession(TINY, "cuda", stream=mine)
+    output = sae(DeviceArray(machine, normal(3, 6), mine))
+    del sae  # without being closed
+    machine.sessions.clear()
+    gc.collect()
+    machine.card(0).destroy_stream(mine)
+    assert np.array_equal(output.numpy(), expected(normal(3, 6)))
+
+
 class OnHost:
     """A bfloat16 array on the host. numpy refuses its dtype."""
 

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from runtime import SAESession
+from runtime import SAEError, SAESession
 from runtime.devices.cuda import binding, memory
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import LEGACY, DeviceArray, taken_by
@@ -54,6 +54,30 @@ def test_a_binding_is_that_of_its_shape_and_its_number_of_features(machine, expe
             k[0] = count
             found = sae.run_graph("features", feeds)
             assert np.array_equal(found["indices"], expected.top_features(normal(4, 6), count).indices)
+
+
+def test_a_refused_k_does_not_spoil_the_next_one(machine, expected):
+    array = DeviceArray(machine, normal(4, 6))
+    with SAESession(TINY, "cuda") as sae:
+        for dtype in (np.int64, np.uint64, np.int64):  # the same bytes
+            feeds = {"input": array, "k": np.array([3], dtype)}
+            if dtype == np.int64:
+                wanted = expected.top_features(normal(4, 6), 3).indices
+                assert np.array_equal(sae.run_graph("features", feeds)["indices"], wanted)
+            else:
+                with pytest.raises(SAEError, match="Unexpected input data type"):
+                    sae.run_graph("features", feeds)
+            gc.collect()  # the memory of the results
+
+
+def test_a_binding_keeps_the_k_that_it_was_made_for(machine, expected, bound):
+    array, k = DeviceArray(machine, normal(4, 6)), np.array([3])
+    with SAESession(TINY, "cuda") as sae:
+        sae.run_graph("features", {"input": array, "k": k})
+        k[0] = 2
+        found = sae.run_graph("features", {"input": array, "k": np.array([3])})
+        assert np.array_equal(found["indices"], expected.top_features(normal(4, 6), 3).indices)
+        assert len(bound) == 1
 
 
 def test_few_bindings_are_kept(machine, monkeypatch):
@@ -129,6 +153,39 @@ def test_a_complete_result_is_not_waited_for(machine, expected):
         output.__dlpack__(stream=theirs)
         assert machine.streams[theirs].queue
         assert np.array_equal(output.numpy(), expected(normal(3, 6)))
+
+
+def test_after_a_call_that_failed_the_stream_is_waited_for(machine, monkeypatch):
+    theirs = machine.card(0).stream()
+
+    def fail(stream):
+        raise SAEError("error 700")
+
+    with SAESession(TINY, "cuda") as sae:
+        acts = sae.encode(DeviceArray(machine, normal(3, 6)))
+        with monkeypatch.context() as patch, pytest.raises(SAEError, match="error 700"):
+            patch.setattr(machine.card(0), "synchronize", fail)
+            sae.decode(acts)
+        acts.__dlpack__(stream=theirs)
+        assert machine.streams[theirs].queue
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "dropped"])
+@pytest.mark.parametrize("owns_stream", [True, False])
+def test_the_stream_of_a_closed_session_is_not_used_any_more(machine, closes, owns_stream):
+    mine, theirs = machine.card(0).stream(), machine.card(0).stream()
+    sae = SAESession(TINY, "cuda", stream=None if owns_stream else mine)
+    output = sae(DeviceArray(machine, normal(3, 6), mine))
+    sae._graphs.backend._memory.idle = False  # as after a call that failed
+    if closes:
+        sae.close()
+    del sae
+    machine.sessions.clear()
+    gc.collect()
+    waits = machine.waits
+    output.__dlpack__(stream=theirs)
+    is_waited_for = not closes and not owns_stream  # nobody has waited for it yet
+    assert (machine.waits, bool(machine.streams[theirs].queue)) == (waits, is_waited_for)
 
 
 def test_an_input_that_is_passed_on_is_waited_for(machine):

@@ -65,6 +65,16 @@ def test_memory_is_not_reused_before_its_readers_are_done(machine, expected):
         assert np.array_equal(read[0], expected(first))
 
 
+def test_work_of_the_caller_on_its_stream_is_waited_for_after_a_call_that_waits(machine):
+    mine, theirs = machine.card(0).stream(), machine.card(0).stream()
+    with SAESession(TINY, "cuda", stream=mine) as sae:
+        x = DeviceArray(machine, normal(3, 6), mine)
+        passed_on = sae.compute(x, ["hook_sae_input"])["hook_sae_input"]
+        sae(normal(3, 6))
+        x.write(normal(3, 6, seed=2))
+        assert np.array_equal(taken_by(machine, passed_on, theirs), normal(3, 6, seed=2))
+
+
 def test_host_results_are_complete_on_a_callers_stream_too(machine, expected):
     with SAESession(TINY, "cuda", stream=machine.card(0).stream()) as sae:
         x = normal(3, 6)
