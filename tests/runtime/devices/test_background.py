@@ -162,11 +162,12 @@ def test_no_stage_is_being_started_any_more_when_the_start_of_another_has_failed
 def test_a_process_that_is_interrupted_while_stages_start_ends_like_any_other(tmp_path):
     ended = python(
         f"""
-        import _thread, threading
+        import _thread, signal, threading
         import numpy as np
         from runtime import SAESession
         from runtime.devices import cpu
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
         start = cpu.start_session
 
         def interrupt_and_start(*args, **options):
