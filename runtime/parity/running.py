@@ -75,8 +75,8 @@ def run_in_calls(
     """Run a graph on all tokens in several calls; the last call has a single token.
 
     What a graph computes may depend on the number of tokens, and a service calls it with many and with few. A CPU
-    variant also runs in batches of `SERVICE_BATCH`, and a graph on CUDA in a batch that is large enough for another
-    session.
+    variant also runs in batches of `SERVICE_BATCH`. A graph on CUDA has a session for large batches and one for others:
+    each runs about half of the tokens.
 
     Args:
         run: Runs the graph: `run(feeds)` returns its outputs by name.
@@ -84,10 +84,12 @@ def run_in_calls(
         feeds: Inputs for all tokens.
         tokens: Number of all tokens.
         for_cpu: Whether the graph is a CPU variant.
-        large: Smallest size of a large batch, for which the first half of the tokens is repeated; 0 for none.
+        large: Smallest size of a large batch, for which the first half of the tokens is repeated if need be; the other
+            half runs in smaller ones. 0 for no large batch.
     """
     half = tokens // 2
-    steps = range(half, tokens - 1, SERVICE_BATCH) if for_cpu else [half] if large else []
+    small = SERVICE_BATCH if for_cpu else large - 1
+    steps = range(half, tokens - 1, small) if for_cpu or large else []
     parts = []
     for start, end in itertools.pairwise([0, *steps, tokens - 1, tokens]):
         if end > start:

@@ -45,16 +45,17 @@ def test_the_last_call_has_a_single_token_and_a_cpu_variant_runs_in_batches_of_e
 
 @pytest.mark.parametrize(("tokens", "calls"), [
     (21, [FEWEST_TOKENS, 10, 1]), (3, [FEWEST_TOKENS, 1, 1]), (2, [FEWEST_TOKENS, 1]), (1, [1]),
-    (2 * FEWEST_TOKENS + 2, [FEWEST_TOKENS + 1, FEWEST_TOKENS, 1]),
+    (2 * FEWEST_TOKENS + 2, [FEWEST_TOKENS + 1, FEWEST_TOKENS - 1, 1, 1]),
+    (1024, [512, *[FEWEST_TOKENS - 1] * 4, 3, 1]),
 ])  # fmt: skip
-def test_on_cuda_half_of_the_tokens_are_in_a_large_batch(tokens, calls):
+def test_on_cuda_half_of_the_tokens_are_in_a_large_batch_and_the_others_in_none(tokens, calls):
     session = Session("cuda:0")
     x = np.arange(2.0 * tokens, dtype=np.float32).reshape(tokens, 2)
     outputs = SessionRunner(session)("model", {"input": x}, tokens)
     assert [len(call) for call in session.calls] == calls
     half = tokens // 2
     assert set(session.calls[0]) == set(x[: max(1, half), 0])
-    lengths = [n for n in (half, tokens - 1 - half, 1) if n]
+    lengths = [half, *calls[1:]] if half else calls
     assert (outputs["output"] == x + np.repeat(np.arange(len(lengths)) + 1, lengths)[:, None]).all()
 
 
