@@ -141,7 +141,7 @@ class CudaBackend:
     def search_session(
         self, tokens: int, k: int, load_encoder: Callable[[], ort.InferenceSession]
     ) -> EncodeAndSearch | None:
-        """Return what takes the place of `features`, or None; see `search.py`."""
+        """Return the sessions that find the strongest features of many tokens; None where `features` is to run."""
         if not is_searched(self._device.kind, self._manifest, tokens, k):
             return None
         encoder = load_encoder()
@@ -181,7 +181,7 @@ class CudaBackend:
         waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
             self._begin(feeds)
-            # Of a batch in several blocks, no block is replayed: `cuda_graph` has the sizes of batches.
+            # A batch in several blocks is not replayed: `cuda_graph` lists sizes of batches, not of blocks.
             can_replay = len(sizes) == 1 and not isinstance(session, EncodeAndSearch)
             replay = self._replays.find_or_create(session, spec, feeds, sizes[0]) if can_replay else None
             forms = [replay.forms[name] for name in names] if replay else output_forms(spec, feeds, names)
@@ -208,8 +208,7 @@ class CudaBackend:
         with self._card.exclusive():
             self._begin({"a": a, "b": b})
             if a.dtype not in self._adders:
-                cuda = Device(CUDA, self._device.index)
-                self._adders[a.dtype] = start_session(read_adding_model(a.dtype), cuda, self.cuda_options())
+                self._adders[a.dtype] = self.load_model(read_adding_model(a.dtype), one_thread=True)
             (total,) = self._memory.tensors([(a.shape, a.dtype)])
             feeds = self._move_to_gpu({"x": a.reshape(-1), "y": b.reshape(-1)}, waits=self._owns_stream)
             self._run_bound(self._adders[a.dtype], feeds, {"z": total.reshape(-1)})

@@ -76,6 +76,14 @@ def test_hook_functions_get_tensors_on_the_device(sae, machine, expected):
         assert np.array_equal(taken_by(machine, output), wanted), where
 
 
+def test_the_addition_has_the_options_of_the_session_and_no_threads_of_its_own(machine):
+    with SAESession(TINY, "cuda", arena=False) as sae:
+        sae.run_with_hooks(DeviceArray(machine, normal(4, 6)), [("hook_sae_recons", lambda tensor, hook: None)])
+    (adder,) = [session for session in machine.sessions if session.model == read_adding_model("float32")]
+    assert adder.session_options.intra_op_num_threads == 1
+    assert not adder.session_options.enable_cpu_mem_arena
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_adding_model_is_the_one_that_onnx_builds(dtype):
     kind = getattr(TensorProto, {"float32": "FLOAT"}.get(dtype, dtype.upper()))
