@@ -64,8 +64,8 @@ class Exchange:
 def exchange_of(x: Any) -> Exchange | None:
     """Return the functions of the library of an array; None if the array is to be imported by `__dlpack__`.
 
-    So it is for libraries without the functions, for subclasses, which may compute their values, and for tensors of
-    PyTorch that require a gradient, which only `__dlpack__` refuses.
+    That is the case for libraries without the functions, for subclasses, which may compute their values, and for
+    tensors of PyTorch that require a gradient, which only `__dlpack__` refuses.
     """
     api = vars(type(x)).get(ATTRIBUTE)
     return None if api is None or getattr(x, "requires_grad", False) else _exchange(api)

@@ -30,7 +30,7 @@ def search_graph(dtype: str) -> ir.Model:
     The k strongest features lie in k groups with the largest maxima. TopK, which takes most of the time where it is
     given every feature, gets the maxima, and then the members of these groups. A group has every n-th feature, n being
     the number of groups, so that the maxima are those of `GROUP` slices of the activations, which ONNX Runtime computes
-    faster than maxima of neighbours. Sums over the features are products with ones: ReduceSum takes twice as long.
+    faster than maxima of neighbours. Sums over the features are products with ones, which are faster than ReduceSum.
     """
     kind = ir.DataType(DTYPES[dtype].onnx)
     acts = ir.val(HOOK_ACTS_POST, kind, [TOKENS, "d_sae"])

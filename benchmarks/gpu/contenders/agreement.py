@@ -60,9 +60,9 @@ def compute_reference(x: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def watched_features(expected: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """Return the ids of the features to watch: of each set of inputs, strong ones of the first row.
+    """Return the ids of the features to watch: the strongest of the first row of each set of inputs.
 
-    So that some are on in every set, and a wrong result is seen.
+    Some of them are on in every set, so that a wrong result is noticed.
     """
     each = WATCHED // len(expected)
     return torch.cat([reference[HOOK_ACTS_POST][0].topk(each).indices for reference in expected])

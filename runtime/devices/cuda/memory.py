@@ -125,7 +125,7 @@ class DeviceMemory:
     def tensors(self, forms: Sequence[Form]) -> list[Tensor]:
         """Return an uninitialized tensor for each shape and dtype, inside `Card.exclusive`.
 
-        Neighbours of one shape and dtype share a piece of memory if they are small, and are copied at once then.
+        Small tensors of one shape and dtype that follow each other share a piece of memory, and can be copied at once.
 
         Raises:
             SAEError: The GPU is out of memory.
