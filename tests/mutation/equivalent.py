@@ -50,7 +50,11 @@ REASONS = {
     ],
     "An empty call is left out, and the last one has one token in any case.": [
         "runtime/parity/running.py: run_in_calls: tokens - 1 -> tokens",
-        "runtime/parity/running.py: run_in_calls: 1 -> 0",
+        "runtime/parity/running.py: run_in_calls: 1 -> 0 (place 2)",
+    ],
+    "Without large batches the step is negative, and the range is empty.": [
+        "runtime/parity/running.py: run_in_calls: range(half, tokens - 1, small) if for_cpu or large else [] -> "
+        "range(half, tokens - 1, small)",
     ],
 }
 
