@@ -8,8 +8,9 @@ import numpy as np
 
 from ..arrays.dtypes import widened
 from ..arrays.tensor import TensorValue
-from ..artifact.contracts import ACTIVATE, contracts_of
+from ..artifact.contracts import ACTIVATE, FEATURES, contracts_of
 from ..artifact.manifest import GraphSpec
+from ..artifact.names import INDICES, INPUT, L0, VALUES, K
 from ..devices.blocks import is_per_token, slice_feeds
 from ..devices.cuda.folding import FEWEST_TOKENS
 from ..devices.start import CUDA
@@ -59,9 +60,16 @@ class SessionRunner:
         self._kept.make_room(graph)
         session = self._session
         for_cpu = contracts_of(session.cfg.dtype)[graph].for_cpu
-        large = FEWEST_TOKENS if session.device.startswith(CUDA) else 0
-        run = functools.partial(session.run_graph, graph)
+        on_cuda = session.device.startswith(CUDA)
+        # On CUDA, another graph finds the strongest features of many tokens.
+        run = self._find_strongest if on_cuda and graph == FEATURES else functools.partial(session.run_graph, graph)
+        large = FEWEST_TOKENS if on_cuda else 0
         return run_in_calls(run, session.artifact.manifest.graphs[graph], feeds, tokens, for_cpu, large)
+
+    def _find_strongest(self, feeds: Mapping[str, TensorValue]) -> dict[str, TensorValue]:
+        """Return the outputs of `features`, as `top_features` finds them."""
+        indices, values, l0 = self._session.top_features(feeds[INPUT], int(np.asarray(feeds[K])[0]))
+        return {INDICES: indices, VALUES: values, L0: l0}
 
 
 def run_in_calls(

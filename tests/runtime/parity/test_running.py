@@ -59,6 +59,26 @@ def test_on_cuda_half_of_the_tokens_are_in_a_large_batch_and_the_others_in_none(
     assert (outputs["output"] == x + np.repeat(np.arange(len(lengths)) + 1, lengths)[:, None]).all()
 
 
+def test_on_cuda_the_strongest_features_are_those_of_top_features():
+    """For many tokens that is another graph; see `runtime/devices/cuda/search.py`."""
+    session, asked = Session("cuda:0"), []
+
+    def top_features(x, k):
+        asked.append((len(x), k))
+        return x[:, :1].astype(np.int64), x[:, :1], x[:, 0]
+
+    session.top_features = top_features
+    inputs = [*session.artifact.manifest.graphs["model"].inputs, SimpleNamespace(name="k", shape=(1,))]
+    session.artifact.manifest.graphs["features"] = SimpleNamespace(inputs=inputs)
+    x = np.arange(42.0, dtype=np.float32).reshape(21, 2)
+    outputs = SessionRunner(session)("features", {"input": x, "k": np.array([5])}, 21)
+    assert asked == [(FEWEST_TOKENS, 5), (10, 5), (1, 5)]
+    assert session.calls == []
+    assert np.array_equal(outputs["indices"], x[:, :1])
+    assert np.array_equal(outputs["values"], x[:, :1])
+    assert np.array_equal(outputs["l0"], x[:, 0])
+
+
 def test_only_inputs_with_a_row_for_each_token_are_repeated():
     names = {"input": ("tokens", 2), "feature_ids": ("m",), "feature_scale": ("rows", "m"), "one": ("rows", "m")}
     spec = SimpleNamespace(inputs=[SimpleNamespace(name=name, shape=shape) for name, shape in names.items()])

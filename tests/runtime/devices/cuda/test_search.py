@@ -8,12 +8,13 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from runtime import Ablate, InputError, ProviderError, SAEError, SAESession
+from runtime import Ablate, InputError, ProviderError, SAEError, SAESession, verify
 from runtime.devices.cuda.folding import FEWEST_TOKENS as FOLDED
 from runtime.devices.cuda.search import BLOCK, FEATURES_PER_K, FEWEST_TOKENS, read_search_model
 from runtime.devices.start import CUDA, ORT_ERRORS
 from runtime.devices.tensorrt import backend
 from saeexport import export
+from saeexport.graphs.passes.widen import widen
 from saeexport.graphs.search import search_graph
 from tests.support.samples import normal
 from tests.support.simulated_cuda import DeviceArray, taken_by
@@ -59,6 +60,21 @@ def tokens(n, dtype="float32"):
 def test_the_search_graph_is_the_one_that_saeexport_builds(dtype):
     assert ir.to_proto(search_graph(dtype)).SerializeToString() == read_search_model(dtype)
     onnx.checker.check_model(onnx.load_from_string(read_search_model(dtype)), full_check=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_verify_judges_the_search(machine, wide_sae, monkeypatch, dtype):
+    path = wide_sae(dtype)
+    assert verify(path, "cuda").failures == []
+    assert searches(machine)
+    broken = search_graph(dtype)
+    *_, last = (node for node in broken.graph if node.op_type == "TopK")
+    last.attributes["largest"] = ir.AttrInt64("largest", 0)
+    model = ir.to_proto(widen(broken) if dtype == "bfloat16" else broken).SerializeToString()
+    monkeypatch.setattr("runtime.devices.cuda.backend.read_search_model", lambda dtype: model)
+    failures = verify(path, "cuda").failures
+    assert failures
+    assert all(failure.startswith("features: ") for failure in failures)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
