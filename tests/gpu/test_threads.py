@@ -80,17 +80,10 @@ CALLS = (from_host_to_host, on_the_gpu, a_late_input, a_result_passed_on, edits,
 )
 def test_every_thread_gets_its_results(batches, options):
     wrong, done = [], []
-    one_at_a_time, all_are_ready = threading.Lock(), threading.Barrier(THREADS, timeout=300)
 
     def work(seed):
         draws, stream = random.Random(seed), torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            with one_at_a_time:  # CUDA graphs are captured for each thread, while nothing else uses the GPU
-                for call in CALLS:
-                    for batch in batches:
-                        call(session, batch)
-                torch.cuda.synchronize()
-            all_are_ready.wait()
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
                 call, batch = draws.choice(CALLS), draws.choice(batches)
@@ -108,6 +101,30 @@ def test_every_thread_gets_its_results(batches, options):
             thread.join()
     assert wrong == []
     assert {call for call, _ in done} == set(CALLS)
+
+
+def test_captures_while_another_thread_allocates_and_frees_memory(batches):
+    x, hooks, *_ = batches[-1]
+    ended, failed = threading.Event(), []
+
+    def allocate():
+        try:
+            while not ended.is_set():
+                torch.empty(1 << 24, device=DEVICE)
+                torch.cuda.empty_cache()
+        except Exception as error:
+            failed.append(error)
+
+    other = threading.Thread(target=allocate)
+    with SAESession(MINILM, DEVICE, cuda_graph=range(1, 25)) as session:
+        other.start()
+        try:
+            for tokens in range(1, 25):
+                assert is_near(session(x[:tokens]), hooks["hook_sae_output"][:tokens])
+        finally:
+            ended.set()
+            other.join()
+    assert failed == []
 
 
 def test_sessions_leave_no_memory():

@@ -32,6 +32,11 @@ class Stream:
 
     def __init__(self):
         self.queue = []
+        self.captured = None
+
+    def append(self, work):
+        """Queue work, or add it to the CUDA graph that is being captured."""
+        (self.queue if self.captured is None else self.captured).append(work)
 
     def run(self, upto=None):
         """Run the queued work, or the first `upto` items ever queued."""
@@ -81,9 +86,10 @@ class Card(driver.Card):
         self.check_context()
         if first not in self.machine.streams:
             raise SAEError("cuEventRecord of the NVIDIA driver: error 400, invalid resource handle.")
+        assert not self.machine.capturing, "a captured order would be repeated by every launch"
         if first != then:
             before, upto = self.machine.streams[first], self.machine.streams[first].queued
-            self.machine.streams[then].queue.append(lambda: before.run(upto))
+            self.machine.streams[then].append(lambda: before.run(upto))
 
     def allocate(self, nbytes):
         self.check_context()
@@ -98,6 +104,7 @@ class Card(driver.Card):
 
     def free(self, pointer):
         self.check_context()
+        assert not self.machine.capturing, "freeing breaks a capture"
         for stream in list(self.machine.streams.values()):  # the driver waits for all work that is queued
             stream.run()
         memory = self.machine.device.pop(pointer)
@@ -114,9 +121,30 @@ class Card(driver.Card):
         self.check_context()
         if not self.machine.is_fast(source):  # the driver reads pageable memory before it returns
             kept = ctypes.string_at(source, nbytes)
-            self.machine.streams[stream].queue.append(lambda: ctypes.memmove(target, kept, nbytes))
+            self.machine.streams[stream].append(lambda: ctypes.memmove(target, kept, nbytes))
         else:
-            self.machine.streams[stream].queue.append(lambda: ctypes.memmove(target, source, nbytes))
+            self.machine.streams[stream].append(lambda: ctypes.memmove(target, source, nbytes))
+
+    def capture(self, stream, queue):
+        self.check_context()
+        captured = self.machine.streams[stream].captured = []
+        self.machine.capturing = True
+        try:
+            queue()
+        finally:
+            self.machine.capturing, self.machine.streams[stream].captured = False, None
+        self.machine.graphs.append(captured)
+        return len(self.machine.graphs)
+
+    def launch(self, graph, stream):
+        self.check_context()
+        self.machine.launches.append(graph)
+        for work in self.machine.graphs[graph - 1]:
+            self.machine.streams[stream].append(work)
+
+    def destroy_graph(self, graph):
+        self.check_context()
+        self.machine.graphs[graph - 1] = None
 
 
 class Machine:
@@ -127,6 +155,7 @@ class Machine:
     def __init__(self, capability=(9, 0), gpus=1, memory=1 << 40):
         self.streams = {LEGACY: Stream()}
         self.device, self.pinned, self.sessions = {}, [], []
+        self.graphs, self.launches = [], []
         self.left, self.allocations, self.waits, self.capturing = memory, 0, 0, False
         self.cards = {}
         self._gpus = [driver.GPU(i, "Simulated GPU", capability, memory) for i in range(gpus)]
@@ -153,7 +182,7 @@ class Session:
         ((self.provider, self.options),) = providers
         self.machine, self.session_options, self.model = machine, options, model
         self.real = start_on_a_cpu(model, options)
-        self.captured, self.runs = {}, []
+        self.runs = 0
         machine.sessions.append(self)
 
     def get_providers(self):
@@ -167,18 +196,10 @@ class Session:
 
     def run_with_iobinding(self, binding, options):
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
-        graph_id = self._graph_id(options)
-        self.runs.append(graph_id)
-        if graph_id != "-1":
-            places = {name: place[-1] for name, place in [*binding.inputs.items(), *binding.outputs.items()]}
-            assert self.captured.setdefault(graph_id, places) == places, "a replay uses the memory of its capture"
+        assert options.get_run_config_entry("gpu_graph_id") == "-1"
+        self.runs += 1
         stream = self.machine.streams[int(self.options["user_compute_stream"])]
-        stream.queue.append(lambda: binding.compute(self.real))
-
-    def _graph_id(self, options):
-        graph_id = options.get_run_config_entry("gpu_graph_id")
-        assert graph_id == "-1" or self.options.get("enable_cuda_graph") == "1"
-        return graph_id
+        stream.append(lambda: binding.compute(self.real))
 
 
 class Binding:

@@ -34,7 +34,7 @@ from ..loading import parameter_values, start_on_checked_bytes
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
-from .binding import NOT_CAPTURED, Bindings, is_on_gpu, run_options
+from .binding import Bindings, is_on_gpu, run_options
 from .driver import Card, driver
 from .folding import FoldedGraphs
 from .memory import KEPT_CALLS, DeviceMemory, join_neighbours
@@ -79,7 +79,6 @@ class CudaBackend:
         self._staged: list[Array] = []
         self._weights = DeviceWeights(files.weights, self._memory)
         self._bindings = Bindings(device.index)
-        self._not_captured = run_options(NOT_CAPTURED)
         self._replays = Replays(self._memory, options.cuda_graph)
         self._manifest = artifact.manifest
         self._sae = sae = artifact.manifest.sae
@@ -106,8 +105,6 @@ class CudaBackend:
         }
         if self._options.memory_limit is not None:
             options["gpu_mem_limit"] = str(self._options.memory_limit)
-        if self._options.cuda_graph:
-            options["enable_cuda_graph"] = "1"
         return options
 
     def load_graph(self, graph: str, files: HeldFiles) -> ort.InferenceSession:
@@ -294,7 +291,7 @@ class CudaBackend:
         tokens: int = 0,
     ) -> None:
         session, more = self._folded.choose(session, tokens, self._start)
-        session.run_with_iobinding(self._bindings.find_or_bind(session, {**feeds, **more}, targets), self._not_captured)
+        session.run_with_iobinding(self._bindings.find_or_bind(session, {**feeds, **more}, targets), run_options())
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""

@@ -1,5 +1,6 @@
 """Binds the inputs and outputs of a graph to GPU memory by address."""
 
+import functools
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +9,6 @@ import onnxruntime as ort
 
 from ...arrays.dtypes import DTYPES
 from ...arrays.tensor import Tensor, TensorValue
-
-NOT_CAPTURED = "-1"
-"""The `gpu_graph_id` of a run that is neither captured nor replayed."""
-
 
 KEPT_BINDINGS = 64
 """Number of bindings of a session that are kept. Each takes a few kilobytes."""
@@ -75,17 +72,15 @@ def bind(
     return binding
 
 
-def run_options(graph_id: str) -> ort.RunOptions:
+@functools.cache
+def run_options() -> ort.RunOptions:
     """Return the options of a run that queues its work and returns.
-
-    Args:
-        graph_id: Id of the CUDA graph to capture or replay, or `NOT_CAPTURED`, also in a session without CUDA graphs:
-            before each run ONNX Runtime 1.31 asks its options for the id, and looks for a missing one by an exception,
-            which takes as long as a small graph.
 
     Source: onnxruntime_run_options_config_keys.h.
     """
     options = ort.RunOptions()
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    options.add_run_config_entry("gpu_graph_id", graph_id)
+    # ONNX Runtime captures nothing here. But before each run its release 1.31 asks for the id of a CUDA graph, and it
+    # looks for a missing one by an exception, which takes as long as a small graph.
+    options.add_run_config_entry("gpu_graph_id", "-1")
     return options

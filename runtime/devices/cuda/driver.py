@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream and the legacy default stream do not wait for each other
 NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do does not break the capture
+HOST_NODE = 3  # CU_GRAPH_NODE_TYPE_HOST
 
 POINTER = ctypes.c_uint64
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -54,6 +56,14 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemAllocHost_v2": (c_void_p, c_size_t),
     "cuMemFreeHost": (c_void_p,),
     "cuMemcpyAsync": (POINTER, POINTER, c_size_t, c_void_p),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, c_void_p),
+    "cuGraphGetNodes": (c_void_p, c_void_p, c_void_p),
+    "cuGraphNodeGetType": (c_void_p, c_void_p),
+    "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_ulonglong),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGraphExecDestroy": (c_void_p,),
 }
 """The driver's functions that are used, with the types of their arguments. Each returns a `CUresult`, 0 for success."""
 
@@ -145,9 +155,8 @@ class Card:
 
     Every other method is called inside `exclusive`, where the GPU's context is current, in any thread.
 
-    During the capture of a CUDA graph, no other thread may queue work on the GPU, allocate or free its memory, or wait
-    for it, and `exclusive` lets in one thread at a time. The garbage collector may run at any point of any thread, even
-    of a capture, so finalizers pass their work to `defer`.
+    `exclusive` lets in one thread at a time. The garbage collector may run at any point of any thread, even while a
+    CUDA graph is captured, which freeing memory would break. So finalizers pass their work to `defer`.
 
     Args:
         driver: Driver of the machine.
@@ -235,6 +244,51 @@ class Card:
         """Queue a copy of `nbytes` bytes between two addresses, each on this GPU or on the host."""
         if nbytes:
             self._call("cuMemcpyAsync", target, source, nbytes, stream)
+
+    def capture(self, stream: int, queue: Callable[[], object]) -> int:
+        """Return a CUDA graph of the work that `queue` queues on a stream. The work is not run yet.
+
+        Raises:
+            SAEError: Work cannot be captured, such as waiting for the GPU, or the host takes part in it: what it frees
+                after the work, every launch would free again.
+            Exception: As raised by `queue`.
+        """
+        captured, graph = c_void_p(), c_void_p()
+        self._call("cuStreamBeginCapture_v2", stream, THREAD_LOCAL)
+        try:
+            try:
+                queue()
+            except BaseException:
+                with contextlib.suppress(SAEError):  # the capture is invalid, and the stream as it was before
+                    self._call("cuStreamEndCapture", stream, byref(captured))
+                raise
+            self._call("cuStreamEndCapture", stream, byref(captured))
+            if HOST_NODE in self._node_types(captured):
+                raise SAEError("The host takes part in the captured work, which a CUDA graph cannot repeat.")
+            self._call("cuGraphInstantiateWithFlags", byref(graph), captured, 0)
+        finally:
+            if captured:
+                self._call("cuGraphDestroy", captured)
+        return graph.value or 0
+
+    def _node_types(self, graph: c_void_p) -> set[int]:
+        count, kind = c_size_t(), c_int()
+        self._call("cuGraphGetNodes", graph, None, byref(count))
+        nodes = (c_void_p * count.value)()
+        self._call("cuGraphGetNodes", graph, nodes, byref(count))
+        kinds = set()
+        for node in nodes:
+            self._call("cuGraphNodeGetType", node, byref(kind))
+            kinds.add(kind.value)
+        return kinds
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Queue the work of a CUDA graph on a stream."""
+        self._call("cuGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Destroy a CUDA graph. Work of it that is queued still runs."""
+        self._call("cuGraphExecDestroy", graph)
 
     def _create(self, name: str, argument: int) -> int:
         """Call a driver function that creates an object, and return its handle or address."""

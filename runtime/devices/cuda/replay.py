@@ -1,21 +1,14 @@
 """CUDA graphs. For a few tokens, launching kernels takes longer than running them; a replay launches all at once.
 
 A replay reads and writes the memory of its capture, so inputs are copied there and results from there, on the stream.
-ONNX Runtime tells captures apart by the id that a run names and by the calling thread. A service should therefore call
-a session from few threads, and call each size once in each of them before it takes requests.
+The driver captures what ONNX Runtime queues. ONNX Runtime's own captures (`enable_cuda_graph`) belong to one thread and
+fail when another thread allocates GPU memory meanwhile, and starting one takes longer.
 
-During a capture, no other thread of the process may allocate GPU memory, free it, or wait for the GPU. The sessions of
-this package on one GPU wait for each other; other libraries do not. ONNX Runtime before its releases of May 2026 waits
-for the end of a replay, even on a caller's stream (microsoft/onnxruntime#28686).
-
-Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html, "Using CUDA Graphs".
+Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/, "CUDA Graphs".
 """
 
-import itertools
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import onnxruntime as ort
 
@@ -32,32 +25,60 @@ MAX_CAPTURES = 32
 Each holds memory for its inputs and outputs. Further shapes are run without a capture.
 """
 
+RUNS_BEFORE = 2
+"""Number of runs before a capture. In them ONNX Runtime and cuBLAS allocate memory, which a capture does not allow."""
+
 Key = tuple[object, ...]
 
 
-@dataclass(frozen=True)
 class Replay:
-    """A CUDA graph, which its first run captures and every later run replays.
+    """A run of a graph that is captured as a CUDA graph the first time and replayed from then on.
 
     Attributes:
         session: ONNX Runtime session of the graph.
         forms: Shapes and dtypes of the outputs, by name.
         inputs: Memory that it reads, by the name of the input.
         outputs: Memory that it writes, by the name of the output.
-        binding: Binding of that memory.
-        options: Run options with the id of the capture.
+
+    Args:
+        session: As above.
+        spec: The graph.
+        feeds: Inputs of the first run, of which the shapes and `k` matter.
+        memory: Memory of the GPU.
     """
 
-    session: ort.InferenceSession
-    forms: dict[str, Form]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    binding: Any
-    options: ort.RunOptions
+    def __init__(
+        self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue], memory: DeviceMemory
+    ) -> None:
+        names = [tensor.name for tensor in spec.outputs]
+        copied = {tensor.name: (feeds[tensor.name].shape, tensor.dtype) for tensor in spec.inputs if tensor.name != K}
+        self.session = session
+        self.forms: dict[str, Form] = dict(zip(names, output_forms(spec, feeds, names), strict=True))
+        self.inputs: dict[str, Tensor] = dict(zip(copied, memory.tensors(list(copied.values())), strict=True))
+        self.outputs: dict[str, Tensor] = dict(zip(names, memory.tensors(list(self.forms.values())), strict=True))
+        self._binding = bind(session, {**feeds, **self.inputs}, self.outputs, memory.card.index)
+        self._card, self._stream = memory.card, memory.stream
+        self._graph: int | None = None
 
     def run(self) -> None:
-        """Queue one run on the session's stream."""
-        self.session.run_with_iobinding(self.binding, self.options)
+        """Queue one run on the session's stream.
+
+        Raises:
+            SAEError: The run cannot be captured.
+        """
+        if self._graph is None:
+            for _ in range(RUNS_BEFORE):
+                self._queue()
+            self._graph = self._card.capture(self._stream, self._queue)
+        self._card.launch(self._graph, self._stream)
+
+    def _queue(self) -> None:
+        self.session.run_with_iobinding(self._binding, run_options())
+
+    def __del__(self) -> None:
+        card, graph = self._card, self._graph
+        if graph is not None:
+            card.defer(lambda: card.destroy_graph(graph))
 
 
 class Replays:
@@ -72,7 +93,6 @@ class Replays:
         self._memory = memory
         self._sizes = frozenset(sizes)
         self._replays: dict[Key, Replay] = {}
-        self._ids = itertools.count(1)
         self._released: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()  # a call may still use them
 
     def find_or_create(
@@ -91,7 +111,7 @@ class Replays:
         if key not in self._replays:
             if len(self._replays) == MAX_CAPTURES:
                 return None
-            self._replays[key] = self._new(session, spec, feeds)
+            self._replays[key] = Replay(session, spec, feeds, self._memory)
         return self._replays[key]
 
     def release_session(self, session: ort.InferenceSession) -> None:
@@ -102,19 +122,3 @@ class Replays:
     def close(self) -> None:
         """Free all captures."""
         self._replays.clear()
-
-    def _new(self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue]) -> Replay:
-        copied = [tensor for tensor in spec.inputs if tensor.name != K]
-        names = [tensor.name for tensor in spec.outputs]
-        inputs = self._tensors(
-            [tensor.name for tensor in copied], [(feeds[tensor.name].shape, tensor.dtype) for tensor in copied]
-        )
-        forms = output_forms(spec, feeds, names)
-        outputs = self._tensors(names, forms)
-        fed: dict[str, TensorValue] = {name: inputs.get(name, feeds[name]) for name in feeds}
-        binding = bind(session, fed, outputs, self._memory.card.index)
-        options = run_options(str(next(self._ids)))
-        return Replay(session, dict(zip(names, forms, strict=True)), inputs, outputs, binding, options)
-
-    def _tensors(self, names: Sequence[str], forms: Sequence[Form]) -> dict[str, Tensor]:
-        return dict(zip(names, self._memory.tensors(forms), strict=True))

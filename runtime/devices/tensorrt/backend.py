@@ -25,9 +25,7 @@ class TensorRTBackend(CudaBackend):
         self, device: Device, options: Options, artifact: Artifact, files: HeldFiles, block_tokens: int
     ) -> None:
         if options.cuda_graph:
-            raise InputError(
-                'cuda_graph is for device="cuda": TensorRT does not tell captures of different sizes apart.'
-            )
+            raise InputError('cuda_graph is for device="cuda". TensorRT launches few kernels for a graph as it is.')
         super().__init__(device, options, artifact, files, block_tokens)
         self._artifact = artifact
         self._shapes = Shapes(block_tokens, usual_tokens=min(USUAL_TOKENS, block_tokens))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from runtime import Ablate, InputError, SAESession
+from runtime import Ablate, InputError, SAEError, SAESession
+from runtime.devices.cuda.replay import RUNS_BEFORE
 from tests.support.samples import TINY, normal
 from tests.support.simulated_cuda import DeviceArray
 
@@ -16,9 +17,8 @@ def test_a_graph_is_captured_once_per_shape_and_follows_its_inputs(machine, expe
             x = normal(tokens, 6, seed=len(kept))
             y = sae(DeviceArray(machine, x) if on_device else x)
             kept.append((y, expected(x)))
-        session = machine.sessions[-1]
-        assert session.options["enable_cuda_graph"] == "1"
-        assert session.runs == ["1", "2", "-1", "1", "2", "-1"]
+        assert machine.launches == [1, 2, 1, 2]
+        assert machine.sessions[-1].runs == 2 * (RUNS_BEFORE + 1) + 2
         for y, wanted in kept:  # a later replay does not change earlier results
             assert np.array_equal(np.asarray(y), wanted)
 
@@ -28,10 +28,10 @@ def test_interventions_and_features_are_captured_by_their_shapes(machine, expect
         x = normal(2, 6)
         for edits in ({1: Ablate()}, {2: Ablate()}, {1: Ablate(), 2: Ablate()}):
             assert np.array_equal(sae.steer(x, edits)[0], expected.steer(x, edits)[0])
-        assert machine.sessions[-1].runs == ["1", "1", "2"]
+        assert machine.launches == [1, 1, 2]
         for k in (3, 3, 4):
             assert np.array_equal(sae.top_features(x, k).indices, expected.top_features(x, k).indices)
-        assert machine.sessions[-1].runs == ["3", "3", "4"]
+        assert machine.launches == [1, 1, 2, 3, 3, 4]
 
 
 def test_captures_are_bounded(machine, expected, monkeypatch):
@@ -40,7 +40,7 @@ def test_captures_are_bounded(machine, expected, monkeypatch):
         for tokens in (1, 2, 3, 3, 1):
             x = normal(tokens, 6, seed=tokens)
             assert np.array_equal(sae(x), expected(x))
-        assert machine.sessions[-1].runs == ["1", "2", "-1", "-1", "1"]
+        assert machine.launches == [1, 2, 1]
 
 
 def test_a_released_graph_is_captured_again(machine, expected):
@@ -51,7 +51,32 @@ def test_a_released_graph_is_captured_again(machine, expected):
         sae.release("model")
         assert np.array_equal(sae(x), expected(x))
         assert machine.sessions[-1] is not first
-        assert machine.sessions[-1].runs == ["2"]
+        assert machine.launches == [1, 2]
+        assert machine.graphs[0] is None  # it was destroyed
+
+
+def test_graphs_are_destroyed_with_their_session(machine):
+    with SAESession(TINY, "cuda", cuda_graph=[1, 2]) as sae:
+        sae(normal(1, 6))
+        sae(normal(2, 6))
+        assert None not in machine.graphs
+    assert machine.graphs == [None, None]
+
+
+def test_a_capture_that_fails_is_an_error_and_made_again(machine, expected, monkeypatch):
+    real = machine.card(0).capture
+
+    def fail(stream, queue):
+        raise SAEError("cuStreamEndCapture of the NVIDIA driver: error 901, the capture was invalidated.")
+
+    x = normal(1, 6)
+    with SAESession(TINY, "cuda", cuda_graph=[1]) as sae:
+        monkeypatch.setattr(machine.card(0), "capture", fail)
+        with pytest.raises(SAEError, match="error 901"):
+            sae(x)
+        monkeypatch.setattr(machine.card(0), "capture", real)
+        assert np.array_equal(sae(x), expected(x))
+        assert machine.launches == [1]
 
 
 @pytest.mark.parametrize("sizes", [[0], [-1], [1.5], ["8"], [True]])

@@ -13,6 +13,7 @@ from runtime.devices.cuda import driver
 from runtime.devices.cuda.driver import FUNCTIONS, Driver
 
 CONTEXT = 0xC0
+KERNEL, COPY, HOST = 0, 1, 3  # CUgraphNodeType of cuda.h
 ANYWHERE = ("cuInit", "cuDriver", "cuGetErrorString", "cuDevice", "cuCtx")  # functions that need no current context
 
 
@@ -47,12 +48,13 @@ class Library:
         live: Streams, events and memory that were created and not freed, by their handle.
         recorded: The stream that each event was recorded on, by the event.
         waits: Pairs of a stream and the stream that it waits for.
+        nodes: Kinds of the nodes of every captured graph.
     """
 
     def __init__(self, failing=()):
         self.calls, self.failing, self.handles = [], dict(failing), iter(range(0x1000, 1 << 60, 0x1000))
         self.contexts, self.live, self.recorded, self.waits = [], {}, {}, []
-        self.buffers = []
+        self.buffers, self.nodes = [], [KERNEL, COPY]
         for name in FUNCTIONS:
             setattr(self, name, Function(self, name))
 
@@ -88,6 +90,18 @@ class Library:
             self.recorded[arguments[0]] = arguments[1]
         elif name == "cuStreamWaitEvent":
             self.waits.append((arguments[0], self.recorded[arguments[1]]))
+        elif name in ("cuStreamEndCapture", "cuGraphInstantiateWithFlags"):
+            created = arguments[1] if name == "cuStreamEndCapture" else arguments[0]
+            created._obj.value = next(self.handles)
+            self.live[created._obj.value] = name
+        elif name in ("cuGraphDestroy", "cuGraphExecDestroy"):
+            del self.live[getattr(arguments[0], "value", arguments[0])]
+        elif name == "cuGraphGetNodes":
+            arguments[2]._obj.value = len(self.nodes)
+            if arguments[1] is not None:
+                arguments[1][:] = range(1, len(self.nodes) + 1)
+        elif name == "cuGraphNodeGetType":
+            arguments[1]._obj.value = self.nodes[arguments[0] - 1]
 
     def names(self):
         """Return the names of the functions that were called since the last time, without those of contexts."""
@@ -177,6 +191,37 @@ def test_pinned_memory_is_an_array_and_freed_with_its_last_view(library, card):
     assert library.names() == ["cuMemAllocHost_v2"]
     del view
     assert library.names() == ["cuMemFreeHost"]
+
+
+def test_captured_work_is_launched_and_destroyed(card, library):
+    with card.exclusive():
+        graph = card.capture(0x10, lambda: card.copy(0x20, 0x30, 8, 0x10))
+        assert list(library.live) == [graph]
+        assert dict(library.calls)["cuStreamBeginCapture_v2"] == [0x10, 1]  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        assert library.names().count("cuMemcpyAsync") == 1
+        card.launch(graph, 0x40)
+        assert library.calls == [("cuGraphLaunch", [graph, 0x40])]
+        card.destroy_graph(graph)
+    assert library.live == {}
+
+
+@pytest.mark.parametrize(
+    ("failing", "nodes", "message"),
+    [
+        ({"cuMemcpyAsync": 900}, [KERNEL], "cuMemcpyAsync of the NVIDIA driver: error 900"),
+        ({"cuMemcpyAsync": 900, "cuStreamEndCapture": 901}, [KERNEL], "cuMemcpyAsync of the NVIDIA driver: error 900"),
+        ({"cuStreamEndCapture": 901}, [KERNEL], "cuStreamEndCapture of the NVIDIA driver: error 901"),
+        ({"cuGraphInstantiateWithFlags": 2}, [KERNEL], "cuGraphInstantiateWithFlags .* error 2"),
+        ({}, [KERNEL, HOST], "The host takes part in the captured work"),
+    ],
+)
+def test_a_capture_that_fails_ends_and_leaves_no_graph(card, library, failing, nodes, message):
+    library.nodes = nodes
+    library.failing.update(failing)
+    with card.exclusive(), pytest.raises(SAEError, match=message):
+        card.capture(0x10, lambda: card.copy(0x20, 0x30, 8, 0x10))
+    assert "cuStreamEndCapture" in library.names()
+    assert library.live == {}
 
 
 def test_an_error_quotes_the_driver_and_restores_the_current_context(card, library):

@@ -47,9 +47,9 @@ def test_empty_interventions_and_batches_stay_within_the_profile(opened, machine
         assert [
             session.model.endswith("model.onnx") for session in machine.sessions if isinstance(session.model, str)
         ] == [True]
-        runs = len(machine.sessions[-1].runs)
+        runs = machine.sessions[-1].runs
         assert sae(normal(0, 6)).shape == (0, 6)
-        assert len(machine.sessions[-1].runs) == runs
+        assert machine.sessions[-1].runs == runs
 
 
 def test_verify_checks_every_graph_but_features(machine, monkeypatch, tmp_path):
