@@ -85,7 +85,9 @@ class CudaBackend:
         self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype)
         # In float32 the product takes nearly all of the time, and a limit of the memory leaves none for another matrix.
         fast_products = sae.dtype != FLOAT32 or options.precision == TF32
-        self._folds_bias = fast_products and options.memory_limit is None and not sae.architecture.startswith(CUSTOM)
+        # The encoder is told by its width, and a custom class may have other products that are wide.
+        has_wide_encoder = sae.d_sae > sae.d_in and not sae.architecture.startswith(CUSTOM)
+        self._folds_bias = fast_products and has_wide_encoder and options.memory_limit is None
         self._adders: dict[str, ort.InferenceSession] = {}
         self._search: tuple[ort.InferenceSession, Tensor] | None = None
         # Frees the memory of a session that is dropped without being closed.

@@ -77,6 +77,14 @@ def test_what_is_not_folded(machine, artifact_of, architecture, options):
     assert not folded(machine)
 
 
+def test_a_narrow_sae_is_not_folded(machine, tmp_path):
+    """Its decoder looks like an encoder: it has more columns than rows."""
+    export(sae_of("standard", d_in=16, d_sae=8), tmp_path / "sae", normal(64, 16))
+    with SAESession(tmp_path / "sae", "cuda", precision="tf32") as sae:
+        sae(normal(FEWEST_TOKENS, 16))
+    assert not folded(machine)
+
+
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])
 def test_few_tokens_are_not_folded(machine, artifact_of, architecture):
     with SAESession(artifact_of(architecture).path, "cuda", precision="tf32") as sae:
