@@ -1,6 +1,9 @@
 """Tests that need a GPU. `make gpu` runs them and does not let any be skipped."""
 
 import json
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +162,7 @@ def test_memory_waits_for_a_reader_on_another_stream(golden):
 
 
 def test_cuda_graphs_follow_their_inputs(golden):
+    warnings.filterwarnings("error", message=".*without a CUDA graph")
     with SAESession(MINILM, "cuda", cuda_graph=[1, 8]) as session, SAESession(MINILM, "cuda") as plain:
         for tokens in (1, 8, 3, 1, 8, 3):
             for start in (0, 10):
@@ -169,6 +173,31 @@ def test_cuda_graphs_follow_their_inputs(golden):
                         assert np.array_equal(np.asarray(y), expected[name]), (tokens, name)
             assert np.array_equal(session.steer(x, {3: Ablate()})[0], plain.steer(x, {3: Ablate()})[0])
             assert np.array_equal(session.top_features(x, 5).dense(3072), plain.top_features(x, 5).dense(3072))
+
+
+DROPPED = """
+import sys
+import numpy as np, torch
+from runtime import SAESession
+
+stream = torch.cuda.Stream()
+with torch.cuda.stream(stream):
+    for _ in range(5):
+        sae = SAESession(sys.argv[1], "cuda", precision="tf32", stream=stream)
+        x = torch.randn(4096, sae.cfg.d_in, device="cuda")
+        for call in (sae, sae.encode, lambda x: sae.top_features(x, 4)):
+            call(x)
+        torch.cuda._sleep(50_000_000)
+        for call in (sae, sae.encode, lambda x: sae.top_features(x, 4)):
+            call(x)
+        del sae, call
+torch.cuda.synchronize()
+"""
+
+
+def test_a_session_may_be_dropped_while_its_work_is_queued():
+    done = subprocess.run([sys.executable, "-c", DROPPED, str(MINILM)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def memory_of_two_more_graphs(path, d_in):

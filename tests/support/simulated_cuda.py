@@ -6,6 +6,7 @@ or a missing order between two streams therefore gives wrong values here, as it 
 """
 
 import ctypes
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,9 @@ LEGACY = 1
 class Stream:
     """A queue of work that has not run yet."""
 
-    def __init__(self):
+    def __init__(self, blocking=False):
         self.queue = []
-        self.captured = None
+        self.blocking, self.captured = blocking, None
 
     def append(self, work):
         """Queue work, or add it to the CUDA graph that is being captured."""
@@ -65,6 +66,10 @@ class Card(driver.Card):
         address = 0x1000 * (len(self.machine.streams) + 1)
         self.machine.streams[address] = Stream()
         return address
+
+    def is_non_blocking(self, stream):
+        self.check_context()
+        return not self.machine.streams[stream].blocking
 
     def destroy_stream(self, stream):
         self.machine.streams.pop(stream).run()
@@ -153,9 +158,10 @@ class Machine:
     version = "13.0"
 
     def __init__(self, capability=(9, 0), gpus=1, memory=1 << 40):
-        self.streams = {LEGACY: Stream()}
+        self.streams = {LEGACY: Stream(blocking=True)}
         self.device, self.pinned, self.sessions = {}, [], []
         self.graphs, self.launches = [], []
+        self.died_early = []  # what sessions that died had queued and not run
         self.left, self.allocations, self.waits, self.capturing = memory, 0, 0, False
         self.cards = {}
         self._gpus = [driver.GPU(i, "Simulated GPU", capability, memory) for i in range(gpus)]
@@ -182,7 +188,8 @@ class Session:
         ((self.provider, self.options),) = providers
         self.machine, self.session_options, self.model = machine, options, model
         self.real = start_on_a_cpu(model, options)
-        self.runs = 0
+        self.runs, self.runs_by_shapes, self.pending = 0, {}, []
+        self.parts = Parts(machine, self.pending)
         machine.sessions.append(self)
 
     def get_providers(self):
@@ -198,8 +205,28 @@ class Session:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
         assert options.get_run_config_entry("gpu_graph_id") == "-1"
         self.runs += 1
+        shapes = tuple(shape for _, shape, _ in binding.inputs.values())
+        before = self.runs_by_shapes[shapes] = self.runs_by_shapes.get(shapes, -1) + 1
+        assert before >= 2 or not self.machine.capturing, "the first two runs allocate memory, which breaks a capture"
         stream = self.machine.streams[int(self.options["user_compute_stream"])]
-        stream.append(lambda: binding.compute(self.real))
+        self.pending.append(binding)
+        stream.append(functools.partial(_compute, binding, self.real, self.pending))
+
+
+class Parts:
+    """What dies with a session, after the callbacks of its weak references."""
+
+    def __init__(self, machine, pending):
+        self.machine, self.pending = machine, pending
+
+    def __del__(self):
+        self.machine.died_early += self.pending
+
+
+def _compute(binding, session, pending):
+    binding.compute(session)
+    if binding in pending:  # a launch of a CUDA graph computes again
+        pending.remove(binding)
 
 
 class Binding:

@@ -68,11 +68,12 @@ class CudaBackend:
         self._owns_stream = options.stream is None
         with self._card.exclusive():
             self.stream = self._card.stream() if self._owns_stream else stream_handle(options.stream)
-        if options.cuda_graph and self.stream == dlpack.LEGACY_STREAM:
-            raise InputError(
-                "stream is CUDA's default stream, which cannot capture CUDA graphs. With cuda_graph, pass another "
-                "stream, such as torch.cuda.Stream()."
-            )
+            is_default = self.stream == dlpack.LEGACY_STREAM
+            if options.cuda_graph and (is_default or not self._card.is_non_blocking(self.stream)):
+                raise InputError(
+                    "stream is CUDA's default stream, or waits for it, and cannot capture CUDA graphs. With "
+                    "cuda_graph, pass another one, such as torch.cuda.Stream() or cupy.cuda.Stream(non_blocking=True)."
+                )
         self._memory = DeviceMemory(self._card, self.stream, keep=options.arena)
         self._pinned = BufferPool(options.arena, self._card.pinned, calls=KEPT_CALLS)
         self._staging = BufferPool(options.arena, self._card.pinned, calls=KEPT_CALLS)
@@ -124,7 +125,20 @@ class CudaBackend:
             start_session, device=self._device, provider_options=self.cuda_options(),
             threads=self._options.threads, arena=self._options.arena, weights=self._weights.values(),
         )  # fmt: skip
-        return start_on_checked_bytes(graph, files, parameter_values(graph, files, part), start, part)
+        return self._kept_until_done(
+            start_on_checked_bytes(graph, files, parameter_values(graph, files, part), start, part)
+        )
+
+    def _kept_until_done(self, session: ort.InferenceSession) -> ort.InferenceSession:
+        """Return a session that lives until its runs are done.
+
+        On a caller's stream, calls return early. ONNX Runtime may have queued a function of the host that frees memory
+        after a run, and that ends the process if the session is gone by then.
+        """
+        if not self._owns_stream:
+            wait = functools.partial(self._card.synchronize, self.stream)
+            weakref.finalize(session, self._card.defer, wait).atexit = False
+        return session
 
     def load_model(self, model: bytes, one_thread: bool) -> ort.InferenceSession:
         """Start an ONNX Runtime session of a model with its parameters inside, also for TensorRT with CUDA's provider.
@@ -135,7 +149,8 @@ class CudaBackend:
         with self._card.exclusive():
             self._memory.check_open()
             threads = 1 if one_thread else self._options.threads
-            return start_session(model, cuda, self.cuda_options(), threads=threads, arena=self._options.arena)
+            options, arena = self.cuda_options(), self._options.arena
+            return self._kept_until_done(start_session(model, cuda, options, threads=threads, arena=arena))
 
     def search_session(
         self, tokens: int, k: int, load_encoder: Callable[[], ort.InferenceSession]
@@ -242,7 +257,6 @@ class CudaBackend:
             self._adders.clear()
             self._search = None
             self._folded.close()
-            self._replays.close()
             self._weights.close()
             _closer(self._card, self._memory, self._owns_stream)()
 

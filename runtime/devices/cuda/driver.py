@@ -12,7 +12,7 @@ import functools
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
@@ -29,7 +29,9 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream and the legacy default st
 NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do does not break the capture
-HOST_NODE = 3  # CU_GRAPH_NODE_TYPE_HOST
+COPY_NODE, HOST_NODE = 1, 3  # CU_GRAPH_NODE_TYPE_MEMCPY, CU_GRAPH_NODE_TYPE_HOST
+COPY_WORDS, SOURCE_TYPE = 25, 4  # of the 64-bit words of a CUDA_MEMCPY3D, the number and the one with srcMemoryType
+DEVICE_MEMORY = 2  # CU_MEMORYTYPE_DEVICE
 
 POINTER = ctypes.c_uint64
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -47,6 +49,7 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuCtxSynchronize": (),
     "cuStreamCreate": (c_void_p, c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
+    "cuStreamGetFlags": (c_void_p, c_void_p),
     "cuStreamSynchronize": (c_void_p,),
     "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
     "cuEventCreate": (c_void_p, c_uint),
@@ -60,6 +63,7 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuStreamEndCapture": (c_void_p, c_void_p),
     "cuGraphGetNodes": (c_void_p, c_void_p, c_void_p),
     "cuGraphNodeGetType": (c_void_p, c_void_p),
+    "cuGraphMemcpyNodeGetParams": (c_void_p, c_void_p),
     "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_ulonglong),
     "cuGraphLaunch": (c_void_p, c_void_p),
     "cuGraphDestroy": (c_void_p,),
@@ -155,8 +159,8 @@ class Card:
 
     Every other method is called inside `exclusive`, where the GPU's context is current, in any thread.
 
-    `exclusive` lets in one thread at a time. The garbage collector may run at any point of any thread, even while a
-    CUDA graph is captured, which freeing memory would break. So finalizers pass their work to `defer`.
+    `exclusive` lets in one thread at a time. The garbage collector may run at any point, also in a thread that captures
+    a CUDA graph, where freeing memory would break the capture. So finalizers pass their work to `defer`.
 
     Args:
         driver: Driver of the machine.
@@ -205,6 +209,12 @@ class Card:
         """Destroy a stream. Work that is queued on it still runs."""
         self._call("cuStreamDestroy_v2", stream)
 
+    def is_non_blocking(self, stream: int) -> bool:
+        """Tell whether a stream and the legacy default stream do not wait for each other."""
+        flags = c_uint()
+        self._call("cuStreamGetFlags", stream, byref(flags))
+        return bool(flags.value & NON_BLOCKING)
+
     def synchronize(self, stream: int) -> None:
         """Wait until all work that is queued on a stream is done."""
         self._call("cuStreamSynchronize", stream)
@@ -249,8 +259,8 @@ class Card:
         """Return a CUDA graph of the work that `queue` queues on a stream. The work is not run yet.
 
         Raises:
-            SAEError: Work cannot be captured, such as waiting for the GPU, or the host takes part in it: what it frees
-                after the work, every launch would free again.
+            SAEError: Work cannot be captured, such as waiting for the GPU, or the host takes part in it: each launch
+                would copy what the memory of the host holds by then, and free again what the host frees after the work.
             Exception: As raised by `queue`.
         """
         captured, graph = c_void_p(), c_void_p()
@@ -259,28 +269,32 @@ class Card:
             try:
                 queue()
             except BaseException:
-                with contextlib.suppress(SAEError):  # the capture is invalid, and the stream as it was before
+                with contextlib.suppress(SAEError):  # it ends the capture, whatever it returns
                     self._call("cuStreamEndCapture", stream, byref(captured))
                 raise
             self._call("cuStreamEndCapture", stream, byref(captured))
-            if HOST_NODE in self._node_types(captured):
-                raise SAEError("The host takes part in the captured work, which a CUDA graph cannot repeat.")
+            if any(map(self._needs_host, self._nodes(captured))):
+                raise SAEError("The host takes part in the work, which a CUDA graph cannot repeat.")
             self._call("cuGraphInstantiateWithFlags", byref(graph), captured, 0)
         finally:
             if captured:
                 self._call("cuGraphDestroy", captured)
         return graph.value or 0
 
-    def _node_types(self, graph: c_void_p) -> set[int]:
-        count, kind = c_size_t(), c_int()
+    def _nodes(self, graph: c_void_p) -> Iterable[int]:
+        count = c_size_t()
         self._call("cuGraphGetNodes", graph, None, byref(count))
         nodes = (c_void_p * count.value)()
         self._call("cuGraphGetNodes", graph, nodes, byref(count))
-        kinds = set()
-        for node in nodes:
-            self._call("cuGraphNodeGetType", node, byref(kind))
-            kinds.add(kind.value)
-        return kinds
+        return nodes
+
+    def _needs_host(self, node: int) -> bool:
+        kind, copy = c_int(), (c_ulonglong * COPY_WORDS)()
+        self._call("cuGraphNodeGetType", node, byref(kind))
+        if kind.value == COPY_NODE:
+            self._call("cuGraphMemcpyNodeGetParams", node, byref(copy))
+        copies_from_host = kind.value == COPY_NODE and copy[SOURCE_TYPE] & 0xFFFFFFFF != DEVICE_MEMORY
+        return kind.value == HOST_NODE or copies_from_host
 
     def launch(self, graph: int, stream: int) -> None:
         """Queue the work of a CUDA graph on a stream."""

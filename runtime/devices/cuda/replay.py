@@ -1,12 +1,13 @@
 """CUDA graphs. For a few tokens, launching kernels takes longer than running them; a replay launches all at once.
 
 A replay reads and writes the memory of its capture, so inputs are copied there and results from there, on the stream.
-The driver captures what ONNX Runtime queues. ONNX Runtime's own captures (`enable_cuda_graph`) belong to one thread and
-fail when another thread allocates GPU memory meanwhile, and starting one takes longer.
+The driver captures what ONNX Runtime queues. ONNX Runtime's own captures (`enable_cuda_graph`) belong to a thread, and
+fail when another thread allocates GPU memory meanwhile.
 
 Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/, "CUDA Graphs".
 """
 
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,9 @@ import onnxruntime as ort
 from ...arrays.tensor import Tensor, TensorValue
 from ...artifact.manifest import GraphSpec
 from ...artifact.names import K
+from ...errors import SAEError
 from ..blocks import Form, output_dimensions, output_forms
+from ..start import is_from_onnx_runtime
 from .binding import bind, run_options
 from .memory import DeviceMemory
 
@@ -28,11 +31,16 @@ Each holds memory for its inputs and outputs. Further shapes are run without a c
 RUNS_BEFORE = 2
 """Number of runs before a capture. In them ONNX Runtime and cuBLAS allocate memory, which a capture does not allow."""
 
+ATTEMPTS = 3
+"""Number of calls that try to capture. A capture fails if another thread waits for all work of the GPU meanwhile."""
+
 Key = tuple[object, ...]
 
 
 class Replay:
     """A run of a graph that is captured as a CUDA graph the first time and replayed from then on.
+
+    A call in which the capture fails has run the graph, and so have all later calls if none could capture it.
 
     Attributes:
         session: ONNX Runtime session of the graph.
@@ -50,6 +58,9 @@ class Replay:
     def __init__(
         self, session: ort.InferenceSession, spec: GraphSpec, feeds: Mapping[str, TensorValue], memory: DeviceMemory
     ) -> None:
+        self._card, self._stream = memory.card, memory.stream
+        self._graph: int | None = None
+        self._file, self._attempts = spec.file, ATTEMPTS
         names = [tensor.name for tensor in spec.outputs]
         copied = {tensor.name: (feeds[tensor.name].shape, tensor.dtype) for tensor in spec.inputs if tensor.name != K}
         self.session = session
@@ -57,20 +68,26 @@ class Replay:
         self.inputs: dict[str, Tensor] = dict(zip(copied, memory.tensors(list(copied.values())), strict=True))
         self.outputs: dict[str, Tensor] = dict(zip(names, memory.tensors(list(self.forms.values())), strict=True))
         self._binding = bind(session, {**feeds, **self.inputs}, self.outputs, memory.card.index)
-        self._card, self._stream = memory.card, memory.stream
-        self._graph: int | None = None
 
     def run(self) -> None:
-        """Queue one run on the session's stream.
+        """Queue one run on the session's stream."""
+        if self._graph is not None:
+            self._card.launch(self._graph, self._stream)
+            return
+        for _ in range(RUNS_BEFORE if self._attempts else 1):
+            self._queue()
+        if self._attempts:
+            self._attempts -= 1
+            self._capture()
 
-        Raises:
-            SAEError: The run cannot be captured.
-        """
-        if self._graph is None:
-            for _ in range(RUNS_BEFORE):
-                self._queue()
+    def _capture(self) -> None:
+        try:
             self._graph = self._card.capture(self._stream, self._queue)
-        self._card.launch(self._graph, self._stream)
+        except Exception as error:
+            if not (isinstance(error, SAEError) or is_from_onnx_runtime(error)):
+                raise
+            if not self._attempts:
+                warnings.warn(f"{self._file} is run without a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 
     def _queue(self) -> None:
         self.session.run_with_iobinding(self._binding, run_options())
@@ -107,7 +124,7 @@ class Replays:
             return None
         # The host reads k during the capture, so each k needs a graph of its own.
         k = output_dimensions(spec, feeds).get(K)
-        key = (id(session), spec.file, k, *(feed.shape for feed in feeds.values()))
+        key = (id(session), k, *(feed.shape for feed in feeds.values()))
         if key not in self._replays:
             if len(self._replays) == MAX_CAPTURES:
                 return None
@@ -118,7 +135,3 @@ class Replays:
         """Free the captures of an ONNX Runtime session, and make no more of it."""
         self._released.add(session)
         self._replays = {key: replay for key, replay in self._replays.items() if replay.session is not session}
-
-    def close(self) -> None:
-        """Free all captures."""
-        self._replays.clear()

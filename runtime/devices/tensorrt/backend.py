@@ -25,7 +25,7 @@ class TensorRTBackend(CudaBackend):
         self, device: Device, options: Options, artifact: Artifact, files: HeldFiles, block_tokens: int
     ) -> None:
         if options.cuda_graph:
-            raise InputError('cuda_graph is for device="cuda". TensorRT launches few kernels for a graph as it is.')
+            raise InputError('cuda_graph is for device="cuda", not for TensorRT, which launches few kernels anyway.')
         super().__init__(device, options, artifact, files, block_tokens)
         self._artifact = artifact
         self._shapes = Shapes(block_tokens, usual_tokens=min(USUAL_TOKENS, block_tokens))
@@ -56,4 +56,4 @@ class TensorRTBackend(CudaBackend):
         )
         with self._card.exclusive(), building(options), files.at_path(graph) as path:
             self._memory.check_open()
-            return start_session(str(path), self._device, options, threads=asked.threads)
+            return self._kept_until_done(start_session(str(path), self._device, options, threads=asked.threads))

@@ -14,7 +14,19 @@ from runtime.devices.cuda.driver import FUNCTIONS, Driver
 
 CONTEXT = 0xC0
 KERNEL, COPY, HOST = 0, 1, 3  # CUgraphNodeType of cuda.h
+FROM_HOST, FROM_DEVICE = 1, 2  # CUmemorytype
+CREATED = {"cuStreamEndCapture": "cuGraphDestroy", "cuGraphInstantiateWithFlags": "cuGraphExecDestroy"}
 ANYWHERE = ("cuInit", "cuDriver", "cuGetErrorString", "cuDevice", "cuCtx")  # functions that need no current context
+
+
+class Copy(ctypes.Structure):
+    """The beginning of a CUDA_MEMCPY3D of cuda.h, and its size."""
+
+    _fields_ = (
+        ("source_x_y_z_lod", ctypes.c_size_t * 4), ("source_type", ctypes.c_uint), ("padding", ctypes.c_uint),
+        ("source_addresses_pitch_height", ctypes.c_size_t * 6), ("target", ctypes.c_size_t * 11),
+        ("width_height_depth", ctypes.c_size_t * 3),
+    )  # fmt: skip
 
 
 class Function:
@@ -29,6 +41,8 @@ class Function:
             for argument, kind in zip(arguments, self.argtypes, strict=True)
         ]
         self.library.calls.append((self.name, [getattr(value, "value", value) for value in converted]))
+        if self.name == "cuStreamEndCapture":  # it ends the capture, whatever it returns
+            self.library.capturing.remove(arguments[0])
         if self.name == "cuGetErrorString":
             arguments[1]._obj.value = b"out of memory"
             return 0
@@ -49,12 +63,15 @@ class Library:
         recorded: The stream that each event was recorded on, by the event.
         waits: Pairs of a stream and the stream that it waits for.
         nodes: Kinds of the nodes of every captured graph.
+        copy: What its copies copy.
+        capturing: The streams that capture.
     """
 
     def __init__(self, failing=()):
-        self.calls, self.failing, self.handles = [], dict(failing), iter(range(0x1000, 1 << 60, 0x1000))
+        self.calls, self.failing, self.handles = [], dict(failing), iter(range(1 << 40, 1 << 60, 0x1000))
         self.contexts, self.live, self.recorded, self.waits = [], {}, {}, []
-        self.buffers, self.nodes = [], [KERNEL, COPY]
+        self.buffers, self.nodes, self.capturing = [], [KERNEL, COPY], []
+        self.copy = Copy(source_type=FROM_DEVICE, padding=0xFFFFFFFF)
         for name in FUNCTIONS:
             setattr(self, name, Function(self, name))
 
@@ -90,18 +107,26 @@ class Library:
             self.recorded[arguments[0]] = arguments[1]
         elif name == "cuStreamWaitEvent":
             self.waits.append((arguments[0], self.recorded[arguments[1]]))
-        elif name in ("cuStreamEndCapture", "cuGraphInstantiateWithFlags"):
+        elif name == "cuStreamGetFlags":
+            arguments[1]._obj.value = self.live[arguments[0]][1]
+        elif name == "cuStreamBeginCapture_v2":
+            self.capturing.append(arguments[0])
+        elif name in CREATED:
             created = arguments[1] if name == "cuStreamEndCapture" else arguments[0]
             created._obj.value = next(self.handles)
             self.live[created._obj.value] = name
-        elif name in ("cuGraphDestroy", "cuGraphExecDestroy"):
-            del self.live[getattr(arguments[0], "value", arguments[0])]
+        elif name in CREATED.values():
+            created = self.live.pop(getattr(arguments[0], "value", arguments[0]))
+            assert CREATED[created] == name
         elif name == "cuGraphGetNodes":
             arguments[2]._obj.value = len(self.nodes)
             if arguments[1] is not None:
                 arguments[1][:] = range(1, len(self.nodes) + 1)
         elif name == "cuGraphNodeGetType":
             arguments[1]._obj.value = self.nodes[arguments[0] - 1]
+        elif name == "cuGraphMemcpyNodeGetParams":
+            assert ctypes.sizeof(arguments[1]._obj) == ctypes.sizeof(Copy)
+            ctypes.memmove(arguments[1]._obj, ctypes.byref(self.copy), ctypes.sizeof(Copy))
 
     def names(self):
         """Return the names of the functions that were called since the last time, without those of contexts."""
@@ -153,6 +178,10 @@ def test_streams_do_not_wait_for_the_default_stream(library, card):
     with card.exclusive():
         stream = card.stream()
         assert library.live == {stream: ("cuStreamCreate", 1)}  # CU_STREAM_NON_BLOCKING of cuda.h
+        assert card.is_non_blocking(stream)
+        library.live[0x20] = ("cuStreamCreate", 0)
+        assert not card.is_non_blocking(0x20)
+        del library.live[0x20]
         card.destroy_stream(stream)
     assert library.live == {}
 
@@ -193,35 +222,63 @@ def test_pinned_memory_is_an_array_and_freed_with_its_last_view(library, card):
     assert library.names() == ["cuMemFreeHost"]
 
 
+STREAM = (1 << 47) + 0x10
+
+
 def test_captured_work_is_launched_and_destroyed(card, library):
+    def queue():
+        assert library.capturing == [STREAM]
+        card.copy(0x20, 0x30, 8, STREAM)
+
     with card.exclusive():
-        graph = card.capture(0x10, lambda: card.copy(0x20, 0x30, 8, 0x10))
+        graph = card.capture(STREAM, queue)
         assert list(library.live) == [graph]
-        assert dict(library.calls)["cuStreamBeginCapture_v2"] == [0x10, 1]  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        assert dict(library.calls)["cuStreamBeginCapture_v2"] == [STREAM, 1]  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        assert dict(library.calls)["cuGraphInstantiateWithFlags"][2] == 0
         assert library.names().count("cuMemcpyAsync") == 1
-        card.launch(graph, 0x40)
-        assert library.calls == [("cuGraphLaunch", [graph, 0x40])]
+        card.launch(graph, STREAM + 1)
+        assert library.calls == [("cuGraphLaunch", [graph, STREAM + 1])]
         card.destroy_graph(graph)
     assert library.live == {}
+    assert library.capturing == []
 
 
 @pytest.mark.parametrize(
-    ("failing", "nodes", "message"),
+    ("failing", "nodes", "source", "message"),
     [
-        ({"cuMemcpyAsync": 900}, [KERNEL], "cuMemcpyAsync of the NVIDIA driver: error 900"),
-        ({"cuMemcpyAsync": 900, "cuStreamEndCapture": 901}, [KERNEL], "cuMemcpyAsync of the NVIDIA driver: error 900"),
-        ({"cuStreamEndCapture": 901}, [KERNEL], "cuStreamEndCapture of the NVIDIA driver: error 901"),
-        ({"cuGraphInstantiateWithFlags": 2}, [KERNEL], "cuGraphInstantiateWithFlags .* error 2"),
-        ({}, [KERNEL, HOST], "The host takes part in the captured work"),
+        ({"cuMemcpyAsync": 900}, [KERNEL], FROM_DEVICE, "cuMemcpyAsync of the NVIDIA driver: error 900"),
+        ({"cuMemcpyAsync": 900, "cuStreamEndCapture": 901}, [KERNEL], FROM_DEVICE, "cuMemcpyAsync .* error 900"),
+        ({"cuStreamEndCapture": 901}, [KERNEL], FROM_DEVICE, "cuStreamEndCapture of the NVIDIA driver: error 901"),
+        ({"cuGraphInstantiateWithFlags": 2}, [KERNEL], FROM_DEVICE, "cuGraphInstantiateWithFlags .* error 2"),
+        ({}, [KERNEL, HOST, COPY], FROM_DEVICE, "The host takes part in the work"),
+        ({}, [KERNEL, COPY, KERNEL], FROM_HOST, "The host takes part in the work"),
     ],
 )
-def test_a_capture_that_fails_ends_and_leaves_no_graph(card, library, failing, nodes, message):
-    library.nodes = nodes
+def test_a_capture_that_fails_ends_and_leaves_no_graph(card, library, failing, nodes, source, message):
+    library.nodes, library.copy.source_type = nodes, source
     library.failing.update(failing)
     with card.exclusive(), pytest.raises(SAEError, match=message):
-        card.capture(0x10, lambda: card.copy(0x20, 0x30, 8, 0x10))
-    assert "cuStreamEndCapture" in library.names()
+        card.capture(STREAM, lambda: card.copy(0x20, 0x30, 8, STREAM))
+    assert library.capturing == []
     assert library.live == {}
+
+
+def test_ctrl_c_ends_a_capture(card, library):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with card.exclusive(), pytest.raises(KeyboardInterrupt):
+        card.capture(STREAM, interrupted)
+    assert library.capturing == []
+    assert library.live == {}
+
+
+def test_a_capture_that_does_not_begin_is_not_ended(card, library):
+    """The stream may be that of a capture of the caller's own."""
+    library.failing["cuStreamBeginCapture_v2"] = 401
+    with card.exclusive(), pytest.raises(SAEError, match="cuStreamBeginCapture_v2 of the NVIDIA driver: error 401"):
+        card.capture(STREAM, lambda: None)
+    assert "cuStreamEndCapture" not in library.names()
 
 
 def test_an_error_quotes_the_driver_and_restores_the_current_context(card, library):

@@ -11,6 +11,7 @@ import torch
 
 from runtime import InputError, SAEError, SAESession, Tensor
 from runtime.arrays import dlpack
+from runtime.devices.cuda.folding import FEWEST_TOKENS
 from saeexport import export
 from tests.support.samples import HOOKS, TINY, normal
 from tests.support.simulated_cuda import LEGACY, DeviceArray
@@ -155,6 +156,29 @@ def test_a_session_that_is_dropped_frees_its_memory(machine):
     machine.sessions.clear()
     gc.collect()
     assert (left - machine.left, len(machine.streams)) == (0, streams)
+
+
+@pytest.mark.parametrize("ending", ["release", "close", "drop"])
+def test_a_session_of_onnx_runtime_outlives_what_it_has_queued(machine, artifact_of, ending):
+    """On a caller's stream, calls return early."""
+    stream = machine.card(0).stream()
+    sae = SAESession(artifact_of("standard").path, "cuda", stream=stream, precision="tf32")
+    for tokens in (3, FEWEST_TOKENS):
+        sae(DeviceArray(machine, normal(tokens, 10), stream))
+    watched = sae.watch([1])
+    watched(DeviceArray(machine, normal(3, 10), stream))
+    del watched
+    assert machine.streams[stream].queue
+    machine.sessions.clear()
+    if ending == "release":
+        sae.release("model")
+    elif ending == "close":
+        sae.close()
+    else:
+        del sae
+    gc.collect()
+    assert machine.died_early == []
+    assert not machine.streams[stream].queue
 
 
 def test_alternating_sizes_do_not_allocate_or_wait(machine):

@@ -102,8 +102,15 @@ def test_the_default_stream_of_torch_is_the_legacy_one(machine, expected):
         x = normal(6)
         assert np.array_equal(sae(x), expected(x))
         assert machine.sessions[-1].options["user_compute_stream"] == "1"
-    with pytest.raises(InputError, match="default stream, which cannot capture CUDA graphs"):
-        SAESession(TINY, "cuda", stream=0, cuda_graph=[1])
+
+
+def test_a_stream_that_the_default_stream_waits_for_cannot_capture(machine):
+    blocking = machine.card(0).stream()
+    machine.streams[blocking].blocking = True  # as CuPy makes them
+    for stream in (0, blocking):
+        SAESession(TINY, "cuda", stream=stream).close()
+        with pytest.raises(InputError, match="or waits for it, and cannot capture CUDA graphs"):
+            SAESession(TINY, "cuda", stream=stream, cuda_graph=[1])
 
 
 def test_streams_of_other_libraries(machine, expected):
