@@ -1,6 +1,6 @@
 """Runs the graphs of an artifact on the inputs of a reference and judges their outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -22,15 +22,13 @@ from ..artifact.names import (
     VALUES,
     K,
 )
+from ..devices.cuda.search import FEATURES_PER_K
 from ..errors import ArtifactError, InputError, ProviderError, SAEError
 from ..session.features import TopFeatures
 from .decisions import Stage, Stages, adopt_decisions, follow_graph, follow_steered_graph
 from .judge import judge
 from .reference import Hooks, Reference, SteeredReference
 from .report import Report, Verdict, and_more
-
-PROBE_K = 1
-"""A second `k` with which `features` is run. With `k` above L0 the graph need not search for the largest features."""
 
 Run: TypeAlias = Callable[[str, dict[str, TensorValue], int], Hooks]
 """Runs a graph: `run(name, inputs, tokens)` returns its outputs, those of bfloat16 in float32 arrays."""
@@ -87,7 +85,9 @@ class _GraphProof:
         outputs, clean = self.run_graph(graph), self.steered.clean
         stages = self.stages_for(dot + family)
         if kind == FEATURES:
-            return _judge_features(graph, outputs, self.run_graph(graph, {K: np.array([PROBE_K])}), clean, stages)
+            ks = _probe_ks(_max_l0(clean), self.manifest.sae.d_sae)
+            probes = {k: self.run_graph(graph, {K: np.array([k])}) for k in ks}
+            return _judge_features(graph, outputs, probes, clean, stages)
         expected = [tensor.name for tensor in self.manifest.graphs[graph].outputs]
         if kind == STEER:
             return self._judge_steer(graph, expected, outputs, stages)
@@ -177,24 +177,35 @@ def _max_l0(reference: Reference) -> int:
     return int((reference.original[HOOK_ACTS_POST] != 0).sum(axis=1).max(initial=0))
 
 
-def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, clean: Reference, stages: Stages) -> list[Verdict]:
+def _probe_ks(max_l0: int, d_sae: int) -> list[int]:
+    """Return other `k` with which `features` is run. With `k` above L0, it need not search for the largest features.
+
+    They are 1, half of the most features that are on, and no more of them than a GPU searches for with a graph of its
+    own (`runtime/devices/cuda/search.py`).
+    """
+    half = max_l0 // 2
+    return sorted({1, half, min(half, d_sae // FEATURES_PER_K)} - {0})
+
+
+def _judge_features(
+    graph: str, outputs: Hooks, probes: Mapping[int, Hooks], clean: Reference, stages: Stages
+) -> list[Verdict]:
     """Judge the largest features of each token, as a dense acts_post, and their count and order exactly.
 
     Args:
         graph: Name of the graph, for the messages.
         outputs: Its outputs with `k` above L0.
-        fewer: Its outputs with `k = PROBE_K`, which must be the first of `outputs`.
+        probes: Its outputs with smaller `k`, by `k`. They must be the first of `outputs`.
         clean: The reference without an intervention.
         stages: The stages of the same artifact.
     """
-    shapes = [
-        (name, fewer[name].shape, (*outputs[name].shape[:1], *((PROBE_K,) if name != L0 else ()))) for name in outputs
-    ]
-    if wrong_shapes := [found for found in shapes if found[1] != found[2]]:
-        return [
-            Verdict(graph, name, None, None, (f"{graph}: {name} is {found} for k = {PROBE_K}, not {expected}.",))
-            for name, found, expected in wrong_shapes
-        ]
+    if wrong_shapes := [
+        Verdict(graph, name, None, None, (f"{graph}: {name} is {found.shape} for k = {k}, not {expected}.",))
+        for k, fewer in probes.items()
+        for name, found in fewer.items()
+        if found.shape != (expected := (len(outputs[name]), *((k,) if name != L0 else ())))
+    ]:
+        return wrong_shapes
     top = TopFeatures(outputs[INDICES], outputs[VALUES], outputs[L0])
     d_sae = clean.original[HOOK_ACTS_POST].shape[1]
     try:
@@ -203,22 +214,20 @@ def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, clean: Reference, 
         return [Verdict(graph, INDICES, None, None, (f"{graph}: {INDICES}: {error}",))]
     verdicts = judge(graph, [HOOK_ACTS_POST], dense, _follow(dense, clean, stages))
     size = np.abs(top.values)
-    k = size.shape[1]
-    named = np.take_along_axis(dense[HOOK_ACTS_POST], np.clip(fewer[INDICES], 0, d_sae - 1), axis=1)
-    is_off = fewer[VALUES] == 0
-    same = ((fewer[VALUES] == outputs[VALUES][:, :PROBE_K]) & ((fewer[VALUES] == named) | is_off)).all(axis=1)
-    unused = ((top.indices == -1) == (top.values == 0)).all(axis=1) & ((fewer[INDICES] == -1) == is_off).all(axis=1)
-    # A negative number for each place without a feature makes the places distinct.
-    places = np.sort(np.where(top.values != 0, top.indices, -1 - np.arange(k)), axis=1)
+    most = size.shape[1]
+    unused = ((top.indices == -1) == (top.values == 0)).all(axis=1)
     for name, correct, what in (
-        (INDICES, (places[:, 1:] != places[:, :-1]).all(axis=1), "indices name a feature twice for token {}"),
+        (INDICES, _are_distinct(outputs), "indices name a feature twice for token {}"),
         (INDICES, unused, "indices are not -1 exactly where values are 0 for token {}"),
         (L0, top.l0 == (dense[HOOK_ACTS_POST] != 0).sum(axis=1), "l0 is not the number of features on for token {}"),
         (VALUES, (size[:, :-1] >= size[:, 1:]).all(axis=1), "values are not in descending order for token {}"),
-        (
-            K,
-            same & (fewer[L0] == outputs[L0]),
-            f"with k = {PROBE_K}, token {{}} gets another feature or another l0 than with k = {k}",
+        *(
+            (
+                K,
+                _are_first(fewer, outputs, dense[HOOK_ACTS_POST]),
+                f"with k = {k}, token {{}} gets other features or another l0 than with k = {most}",
+            )
+            for k, fewer in probes.items()
         ),
     ):
         wrong = np.flatnonzero(~correct)
@@ -226,3 +235,30 @@ def _judge_features(graph: str, outputs: Hooks, fewer: Hooks, clean: Reference, 
         if failures or name not in (INDICES, K):
             verdicts.append(Verdict(graph, name, None, None, failures))
     return verdicts
+
+
+def _are_distinct(outputs: Hooks) -> Array:
+    """Tell for each token whether `features` names no feature twice."""
+    values = outputs[VALUES]
+    # A negative number for each place without a feature makes the places distinct.
+    places = np.sort(np.where(values != 0, outputs[INDICES], -1 - np.arange(values.shape[1])), axis=1)
+    distinct: Array = (places[:, 1:] != places[:, :-1]).all(axis=1)
+    return distinct
+
+
+def _are_first(fewer: Hooks, outputs: Hooks, dense: Array) -> Array:
+    """Tell for each token whether outputs with a smaller `k` are the first of others; equal values may be swapped.
+
+    Args:
+        fewer: The outputs with the smaller `k`.
+        outputs: The outputs with the larger one.
+        dense: The activations that these amount to.
+    """
+    values, indices = fewer[VALUES], fewer[INDICES]
+    is_off = values == 0
+    named = np.take_along_axis(dense, np.clip(indices, 0, dense.shape[1] - 1), axis=1)
+    right = (
+        (values == outputs[VALUES][:, : values.shape[1]]) & ((indices == -1) == is_off) & ((values == named) | is_off)
+    )
+    first: Array = right.all(axis=1) & _are_distinct(fewer) & (fewer[L0] == outputs[L0])
+    return first

@@ -67,7 +67,10 @@ class SessionRunner:
         return run_in_calls(run, session.artifact.manifest.graphs[graph], feeds, tokens, for_cpu, large)
 
     def _find_strongest(self, feeds: Mapping[str, TensorValue]) -> dict[str, TensorValue]:
-        """Return the outputs of `features`, as `top_features` finds them."""
+        """Return the outputs of `features`, as `top_features` finds them.
+
+        `encode` stays loaded beside `features`. On a GPU all graphs share the weights.
+        """
         indices, values, l0 = self._session.top_features(feeds[INPUT], int(np.asarray(feeds[K])[0]))
         return {INDICES: indices, VALUES: values, L0: l0}
 

@@ -101,13 +101,15 @@ def test_a_correct_program_passes_with_a_verdict_for_each_output():
     assert {tokens for _, _, tokens in program.calls} == {3}
 
 
-def test_features_are_asked_for_more_than_are_on_and_for_one():
-    for width, on, k in ((4, 3, 4), (40, 3, 14), (40, 0, 8)):
+def test_features_are_asked_for_more_than_are_on_and_for_fewer():
+    for width, on, ks in (
+        (4, 3, [4, 1]), (40, 4, [16, 1, 2]), (40, 0, [8, 1]), (640, 9, [26, 1, 4]), (200, 9, [26, 1, 3, 4])
+    ):  # fmt: skip
         pre = -np.ones((3, width), np.float32)
         pre[:2, :on] = 1
         program = Program(make_reference(pre))
         assert program.judged("features").failures == []
-        assert [feeds[K].tolist() for graph, feeds, _ in program.calls if graph == "features"] == [[k], [1]]
+        assert [feeds[K].tolist() for graph, feeds, _ in program.calls if graph == "features"] == [[k] for k in ks]
 
 
 def test_the_target_is_an_input():
@@ -196,7 +198,7 @@ def name_the_second(outputs, feeds):
         outputs[INDICES][0, 0], outputs[VALUES][0, 0] = 3, 2.0
 
 
-OTHER = "with k = 1, token {} gets another feature or another l0 than with k = 4."
+OTHER = "with k = 1, token {} gets other features or another l0 than with k = 4."
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
@@ -204,7 +206,7 @@ OTHER = "with k = 1, token {} gets another feature or another l0 than with k = 4
     (change(INDICES, ([0, 2], [1, 1]), [1, 0]), "indices name a feature twice for token 0 (and 1 more like it)."),
     (change(INDICES, (2, 3), 0), "indices are not -1 exactly where values are 0 for token 2."),
     (change(INDICES, (1, 0), 2), "indices are not -1 exactly where values are 0 for token 1."),
-    (change(INDICES, (1, 0), 2, k=1), "indices are not -1 exactly where values are 0 for token 1."),
+    (change(INDICES, (1, 0), 2, k=1), OTHER.format(1)),
     (change(L0, 2, 2), "l0 is not the number of features on for token 2."),
     (change(L0, 1, 7), "l0 is not the number of features on for token 1."),
     (swap, "values are not in descending order for token 2."),
@@ -217,6 +219,28 @@ OTHER = "with k = 1, token {} gets another feature or another l0 than with k = 4
 ])  # fmt: skip
 def test_a_wrong_list_of_features_is_seen(spoil, message):
     assert f"features: {message}" in Program(spoil=spoiling("features", spoil)).judged("features").failures
+
+
+@pytest.mark.parametrize(("name", "index", "value"), [
+    (INDICES, (0, 1), 0),  # the first feature again, whose activation is the same
+    (INDICES, (0, 1), 2), (INDICES, (0, 1), -1), (INDICES, (1, 1), 2), (VALUES, (2, 1), 4.5), (L0, 0, 3),
+])  # fmt: skip
+def test_a_wrong_list_of_some_of_the_features_is_seen(name, index, value):
+    reference = make_reference([[5.0, 5.0, 2.0, 1.0], [3.0, -1.0, -1.0, -1.0], [5.0, 4.0, 1.0, 2.0]])
+    assert Program(reference).judged("features").failures == []
+    failures = Program(reference, spoiling("features", change(name, index, value, k=2))).judged("features").failures
+    (failure,) = failures
+    token = index if isinstance(index, int) else index[0]
+    assert failure == f"features: with k = 2, token {token} gets other features or another l0 than with k = 4."
+
+
+def test_equal_features_may_be_in_another_order():
+    def the_other(outputs, feeds):
+        if feeds[K].tolist() == [1]:
+            outputs[INDICES][0, 0] = 1
+
+    reference = make_reference([[5.0, 5.0, -1.0, -1.0], [3.0, -1.0, -1.0, -1.0], [5.0, 4.0, 1.0, 2.0]])
+    assert Program(reference, spoiling("features", the_other)).judged("features").failures == []
 
 
 @pytest.mark.parametrize("name", [INDICES, VALUES, L0])

@@ -150,7 +150,7 @@ def test_what_is_wrong_for_few_features_only(artifact, capsys, graph, output):
                            make("Mod", ["moved", "d_sae"], [output])])  # fmt: skip
 
     rewrite(artifact, f"{graph}.onnx", features_gate(one_more_if_k_is_one))
-    expected = f"{graph}: with k = 1, token 0 gets another feature or another l0 than with k = 16"
+    expected = f"{graph}: with k = 1, token 0 gets other features or another l0 than with k = 16"
     assert expected in failures_of(artifact, capsys)
 
 
@@ -259,10 +259,10 @@ def test_a_feature_that_is_named_twice_is_seen(artifact):
     indices[:, 1] = indices[:, 0]
     outputs = {"indices": indices, "values": values, "l0": (acts != 0).sum(axis=1)}
     fewer = {name: array[:, :1] if array.ndim > 1 else array for name, array in outputs.items()}
-    verdicts = _judge_features("features", outputs, fewer, reference, stages)
+    verdicts = _judge_features("features", outputs, {1: fewer}, reference, stages)
     assert any("indices name a feature twice" in failure for verdict in verdicts for failure in verdict.failures)
     none = {name: array[:, :0] if array.ndim > 1 else array for name, array in outputs.items()}
     failures = [
-        f for verdict in _judge_features("features", outputs, none, reference, stages) for f in verdict.failures
+        f for verdict in _judge_features("features", outputs, {1: none}, reference, stages) for f in verdict.failures
     ]
     assert "features: values is (16, 0) for k = 1, not (16, 1)." in failures

@@ -14,6 +14,7 @@ from runtime.devices.cuda.search import BLOCK, FEATURES_PER_K, FEWEST_TOKENS, re
 from runtime.devices.start import CUDA, ORT_ERRORS
 from runtime.devices.tensorrt import backend
 from saeexport import export
+from saeexport.graphs.passes.tools.building import Nodes
 from saeexport.graphs.passes.widen import widen
 from saeexport.graphs.search import search_graph
 from tests.support.samples import normal
@@ -63,13 +64,17 @@ def test_the_search_graph_is_the_one_that_saeexport_builds(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_verify_judges_the_search(machine, wide_sae, monkeypatch, dtype):
+@pytest.mark.parametrize("wrong", ["members", "groups"])
+def test_verify_judges_the_search(machine, wide_sae, monkeypatch, dtype, wrong):
     path = wide_sae(dtype)
     assert verify(path, "cuda").failures == []
     assert searches(machine)
     broken = search_graph(dtype)
-    *_, last = (node for node in broken.graph if node.op_type == "TopK")
-    last.attributes["largest"] = ir.AttrInt64("largest", 0)
+    first, last = (node for node in broken.graph if node.op_type == "TopK")
+    if wrong == "members":
+        last.attributes["largest"] = ir.AttrInt64("largest", 0)
+    else:  # search only one group, which is right for k = 1
+        first.replace_input_with(1, Nodes(broken.graph).vector([1]))
     model = ir.to_proto(widen(broken) if dtype == "bfloat16" else broken).SerializeToString()
     monkeypatch.setattr("runtime.devices.cuda.backend.read_search_model", lambda dtype: model)
     failures = verify(path, "cuda").failures
