@@ -79,8 +79,9 @@ class SAESession:
         block_tokens: Number of tokens to run at a time; None means 64 MiB of features, on a GPU 512 MiB. Apart from the
             result, the memory of a call does not grow with the batch.
         stream: CUDA stream of PyTorch or CuPy, or its address. All work is queued on it, and a call with an array on
-            the GPU returns at once; keep an input that was made on another stream until its results are complete. None
-            creates a stream, and a call returns when its results are complete.
+            the GPU returns at once; keep an input that was made on another stream until its results are complete. A
+            stream that is given by its address has to live as long as the session. None creates a stream, and a call
+            returns when its results are complete.
         cuda_graph: Numbers of tokens for which the launches are captured once and then replayed
             (`runtime/devices/cuda/replay.py`). Batches of other sizes are run without a capture.
         cache: Folder for TensorRT's engines; None means the default folder in the user's cache.

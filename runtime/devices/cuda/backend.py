@@ -136,7 +136,7 @@ class CudaBackend:
         after a run, and that ends the process if the session is gone by then.
         """
         if not self._owns_stream:
-            wait = functools.partial(self._card.synchronize, self.stream)
+            wait = functools.partial(_wait_for, self._card, self.stream, self._options.stream)
             weakref.finalize(session, self._card.defer, wait).atexit = False
         return session
 
@@ -362,6 +362,11 @@ class CudaBackend:
         self._card.synchronize(self.stream)
         self._memory.idle = self._owns_stream
         self._staged.clear()
+
+
+def _wait_for(card: Card, stream: int, owner: object) -> None:
+    """Wait for the work of a stream. Its owner, which may destroy it, is only kept alive until then."""
+    card.synchronize(stream)
 
 
 def _closer(card: Card, memory: DeviceMemory, own_stream: bool) -> Callable[[], None]:

@@ -181,6 +181,33 @@ def test_a_session_of_onnx_runtime_outlives_what_it_has_queued(machine, artifact
     assert not machine.streams[stream].queue
 
 
+def test_a_stream_that_dies_with_the_session_lives_until_its_work_is_done(machine, artifact_of, monkeypatch):
+    card, unraisable = machine.card(0), []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
+
+    class Stream:
+        """Destroys itself, as CuPy's do."""
+
+        def __init__(self):
+            self.ptr = card.stream()
+
+        def __del__(self):
+            card.destroy_stream(self.ptr)
+
+    streams = set(machine.streams)
+    sae = SAESession(artifact_of("standard").path, "cuda", stream=Stream(), precision="tf32")
+    for tokens in (3, FEWEST_TOKENS):
+        sae(DeviceArray(machine, normal(tokens, 10)))
+    # A session that the backend itself holds dies after its options, which hold the stream.
+    array = sae._graphs.backend.import_array(DeviceArray(machine, normal(3, 10)))
+    sae._graphs.backend.add(array, array)
+    machine.sessions.clear()
+    del sae, array
+    gc.collect()
+    assert (unraisable, machine.died_early) == ([], [])
+    assert set(machine.streams) == streams
+
+
 def test_alternating_sizes_do_not_allocate_or_wait(machine):
     stream = machine.card(0).stream()
     with SAESession(TINY, "cuda", stream=stream) as sae:
