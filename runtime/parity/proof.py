@@ -86,8 +86,8 @@ class _GraphProof:
         stages = self.stages_for(dot + family)
         if kind == FEATURES:
             ks = _probe_ks(_max_l0(clean), self.manifest.sae.d_sae)
-            probes = {k: self.run_graph(graph, {K: np.array([k])}) for k in ks}
-            return _judge_features(graph, outputs, probes, clean, stages)
+            fewer = {k: self.run_graph(graph, {K: np.array([k])}) for k in ks}
+            return _judge_features(graph, {int(np.asarray(self.sources[K])[0]): outputs, **fewer}, clean, stages)
         expected = [tensor.name for tensor in self.manifest.graphs[graph].outputs]
         if kind == STEER:
             return self._judge_steer(graph, expected, outputs, stages)
@@ -187,34 +187,32 @@ def _probe_ks(max_l0: int, d_sae: int) -> list[int]:
     return sorted({1, half, min(half, d_sae // FEATURES_PER_K)} - {0})
 
 
-def _judge_features(
-    graph: str, outputs: Hooks, probes: Mapping[int, Hooks], clean: Reference, stages: Stages
-) -> list[Verdict]:
+def _judge_features(graph: str, by_k: Mapping[int, Hooks], clean: Reference, stages: Stages) -> list[Verdict]:
     """Judge the largest features of each token, as a dense acts_post, and their count and order exactly.
 
     Args:
         graph: Name of the graph, for the messages.
-        outputs: Its outputs with `k` above L0.
-        probes: Its outputs with smaller `k`, by `k`. They must be the first of `outputs`.
+        by_k: Its outputs by `k`. The largest `k` is above L0, and what others give must be the first of what it gives.
         clean: The reference without an intervention.
         stages: The stages of the same artifact.
     """
+    tokens, d_sae = clean.original[HOOK_ACTS_POST].shape
     if wrong_shapes := [
         Verdict(graph, name, None, None, (f"{graph}: {name} is {found.shape} for k = {k}, not {expected}.",))
-        for k, fewer in probes.items()
-        for name, found in fewer.items()
-        if found.shape != (expected := (len(outputs[name]), *((k,) if name != L0 else ())))
+        for k, outputs in by_k.items()
+        for name, found in outputs.items()
+        if found.shape != (expected := (tokens, *((k,) if name != L0 else ())))
     ]:
         return wrong_shapes
+    most = max(by_k)
+    outputs = by_k[most]
     top = TopFeatures(outputs[INDICES], outputs[VALUES], outputs[L0])
-    d_sae = clean.original[HOOK_ACTS_POST].shape[1]
     try:
         dense = {HOOK_ACTS_POST: top.dense(d_sae)}
     except InputError as error:
         return [Verdict(graph, INDICES, None, None, (f"{graph}: {INDICES}: {error}",))]
     verdicts = judge(graph, [HOOK_ACTS_POST], dense, _follow(dense, clean, stages))
     size = np.abs(top.values)
-    most = size.shape[1]
     unused = ((top.indices == -1) == (top.values == 0)).all(axis=1)
     for name, correct, what in (
         (INDICES, _are_distinct(outputs), "indices name a feature twice for token {}"),
@@ -227,7 +225,8 @@ def _judge_features(
                 _are_first(fewer, outputs, dense[HOOK_ACTS_POST]),
                 f"with k = {k}, token {{}} gets other features or another l0 than with k = {most}",
             )
-            for k, fewer in probes.items()
+            for k, fewer in by_k.items()
+            if k != most
         ),
     ):
         wrong = np.flatnonzero(~correct)
@@ -247,7 +246,7 @@ def _are_distinct(outputs: Hooks) -> Array:
 
 
 def _are_first(fewer: Hooks, outputs: Hooks, dense: Array) -> Array:
-    """Tell for each token whether outputs with a smaller `k` are the first of others; equal values may be swapped.
+    """Tell for each token whether outputs with a smaller `k` are the first of others, but for the order of equal sizes.
 
     Args:
         fewer: The outputs with the smaller `k`.
@@ -257,8 +256,7 @@ def _are_first(fewer: Hooks, outputs: Hooks, dense: Array) -> Array:
     values, indices = fewer[VALUES], fewer[INDICES]
     is_off = values == 0
     named = np.take_along_axis(dense, np.clip(indices, 0, dense.shape[1] - 1), axis=1)
-    right = (
-        (values == outputs[VALUES][:, : values.shape[1]]) & ((indices == -1) == is_off) & ((values == named) | is_off)
-    )
+    same_size = np.abs(values) == np.abs(outputs[VALUES][:, : values.shape[1]])
+    right = same_size & ((indices == -1) == is_off) & ((values == named) | is_off)
     first: Array = right.all(axis=1) & _are_distinct(fewer) & (fewer[L0] == outputs[L0])
     return first

@@ -69,7 +69,7 @@ class SessionRunner:
     def _find_strongest(self, feeds: Mapping[str, TensorValue]) -> dict[str, TensorValue]:
         """Return the outputs of `features`, as `top_features` finds them.
 
-        `encode` stays loaded beside `features`. On a GPU all graphs share the weights.
+        `encode` stays loaded beside `features`. On a GPU, graphs share the weights if ONNX Runtime can.
         """
         indices, values, l0 = self._session.top_features(feeds[INPUT], int(np.asarray(feeds[K])[0]))
         return {INDICES: indices, VALUES: values, L0: l0}

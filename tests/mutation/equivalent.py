@@ -30,23 +30,18 @@ REASONS = {
         "np.errstate(invalid='ignore')",
     ],
     "It is the default of NumPy's function, here with two dimensions.": [
-        "runtime/parity/proof.py: _judge_features: np.take_along_axis(dense[HOOK_ACTS_POST], np.clip(fewer[INDICES], "
-        "0, d_sae - 1), axis=1) -> np.take_along_axis(dense[HOOK_ACTS_POST], np.clip(fewer[INDICES], 0, d_sae - 1))",
-        "runtime/parity/proof.py: _judge_features: np.sort(np.where(top.values != 0, top.indices, -1 - np.arange(k)), "
-        "axis=1) -> np.sort(np.where(top.values != 0, top.indices, -1 - np.arange(k)))",
+        "runtime/parity/proof.py: _are_first: np.take_along_axis(dense, np.clip(indices, 0, dense.shape[1] - 1), "
+        "axis=1) -> np.take_along_axis(dense, np.clip(indices, 0, dense.shape[1] - 1))",
+        "runtime/parity/proof.py: _are_distinct: np.sort(np.where(values != 0, outputs[INDICES], "
+        "-1 - np.arange(values.shape[1])), axis=1) -> np.sort(np.where(values != 0, outputs[INDICES], "
+        "-1 - np.arange(values.shape[1])))",
     ],
-    "There is one column, because `PROBE_K` is 1.": [
-        "runtime/parity/proof.py: _judge_features: ((fewer[VALUES] == outputs[VALUES][:, :PROBE_K]) & "
-        "((fewer[VALUES] == named) | is_off)).all(axis=1) -> ((fewer[VALUES] == outputs[VALUES][:, :PROBE_K]) & "
-        "((fewer[VALUES] == named) | is_off)).any(axis=1)",
-        "runtime/parity/proof.py: _judge_features: ((fewer[INDICES] == -1) == is_off).all(axis=1) -> "
-        "((fewer[INDICES] == -1) == is_off).any(axis=1)",
-    ],
-    "Where the first value is 0, all are, also that of feature 0.": [
-        "runtime/parity/proof.py: _judge_features: (fewer[VALUES] == named) | is_off -> fewer[VALUES] == named",
+    "In which order a graph is run with several `k` does not matter.": [
+        "runtime/parity/proof.py: _probe_ks: sorted({1, half, min(half, d_sae // FEATURES_PER_K)} - {0}) -> "
+        "{1, half, min(half, d_sae // FEATURES_PER_K)} - {0}",
     ],
     "A place without a feature is behind one with a feature, so that the numbers stay distinct.": [
-        "runtime/parity/proof.py: _judge_features: 1 -> 0 (place 12)",
+        "runtime/parity/proof.py: _are_distinct: 1 -> 0",
     ],
     "An empty call is left out, and the last one has one token in any case.": [
         "runtime/parity/running.py: run_in_calls: tokens - 1 -> tokens",

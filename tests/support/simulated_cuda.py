@@ -189,7 +189,7 @@ class Session:
         self.machine, self.session_options, self.model = machine, options, model
         self.real = start_on_a_cpu(model, options)
         self.runs, self.runs_by_shapes, self.pending = 0, {}, []
-        self.parts = Parts(machine, self.pending)
+        self._sess = Parts(machine, self.pending)
         machine.sessions.append(self)
 
     def get_providers(self):
@@ -214,7 +214,7 @@ class Session:
 
 
 class Parts:
-    """What dies with a session, after the callbacks of its weak references."""
+    """The C++ object of a session, which dies with it, after the callbacks of its weak references."""
 
     def __init__(self, machine, pending):
         self.machine, self.pending = machine, pending

@@ -28,7 +28,7 @@ from ...artifact.folder import Artifact
 from ...artifact.held import HeldFiles
 from ...artifact.manifest import CUSTOM, GraphSpec
 from ...artifact.names import HOOK_ACTS_POST, K
-from ...errors import InputError
+from ...errors import InputError, SAEError
 from ..blocks import output_forms, slice_feeds
 from ..loading import parameter_values, start_on_checked_bytes
 from ..options import TF32, Options, stream_handle
@@ -83,12 +83,10 @@ class CudaBackend:
         self._replays = Replays(self._memory, options.cuda_graph)
         self._manifest = artifact.manifest
         self._sae = sae = artifact.manifest.sae
-        self._folded = FoldedGraphs(self._memory, self._weights, sae.dtype)
+        self._folded = FoldedGraphs(self._memory, self._weights, sae)
         # In float32 the product takes nearly all of the time, and a limit of the memory leaves none for another matrix.
         fast_products = sae.dtype != FLOAT32 or options.precision == TF32
-        # The encoder is told by its width, and a custom class may have other products that are wide.
-        has_wide_encoder = sae.d_sae > sae.d_in and not sae.architecture.startswith(CUSTOM)
-        self._folds_bias = fast_products and has_wide_encoder and options.memory_limit is None
+        self._folds_bias = fast_products and options.memory_limit is None and not sae.architecture.startswith(CUSTOM)
         self._adders: dict[str, ort.InferenceSession] = {}
         self._search: tuple[ort.InferenceSession, Tensor] | None = None
         # Frees the memory of a session that is dropped without being closed.
@@ -136,8 +134,9 @@ class CudaBackend:
         after a run, and that ends the process if the session is gone by then.
         """
         if not self._owns_stream:
-            wait = functools.partial(_wait_for, self._card, self.stream, self._options.stream)
-            weakref.finalize(session, self._card.defer, wait).atexit = False
+            # Another thread may have the card, and then the wait is deferred: what it waits for lives until then.
+            kept = session._sess, session.values_in_use, self._options.stream
+            weakref.finalize(session, self._card.defer, functools.partial(_wait_for, self._card, self.stream, kept))
         return session
 
     def load_model(self, model: bytes, one_thread: bool) -> ort.InferenceSession:
@@ -364,9 +363,12 @@ class CudaBackend:
         self._staged.clear()
 
 
-def _wait_for(card: Card, stream: int, owner: object) -> None:
-    """Wait for the work of a stream. Its owner, which may destroy it, is only kept alive until then."""
-    card.synchronize(stream)
+def _wait_for(card: Card, stream: int, kept: object) -> None:
+    """Wait for the work of a stream, or for everything if it was destroyed. `kept` only lives until then."""
+    try:
+        card.synchronize(stream)
+    except SAEError:
+        card.synchronize_all()
 
 
 def _closer(card: Card, memory: DeviceMemory, own_stream: bool) -> Callable[[], None]:

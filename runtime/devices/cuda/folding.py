@@ -16,6 +16,7 @@ from ...arrays.dtypes import DTYPES, FLOAT32
 from ...arrays.tensor import Array, Tensor
 from ...artifact.folding import BIAS_ROWS, MATRIX, ONES, FoldedBias, fold_bias
 from ...artifact.held import HeldFiles
+from ...artifact.manifest import SAEConfig
 from ...errors import SAEError
 from ..start import is_from_onnx_runtime
 from .memory import DeviceMemory
@@ -50,11 +51,12 @@ class FoldedGraphs:
     Args:
         memory: Memory of the GPU.
         weights: The parameters on the GPU.
-        dtype: Dtype of the SAE.
+        sae: Configuration of the SAE.
     """
 
-    def __init__(self, memory: DeviceMemory, weights: DeviceWeights, dtype: str) -> None:
-        self._memory, self._weights, self._dtype = memory, weights, dtype
+    def __init__(self, memory: DeviceMemory, weights: DeviceWeights, sae: SAEConfig) -> None:
+        self._memory, self._weights, self._dtype = memory, weights, sae.dtype
+        self._encoder_shape = sae.d_in, sae.d_sae
         self._graphs: weakref.WeakKeyDictionary[ort.InferenceSession, _Foldable] = weakref.WeakKeyDictionary()
         self._matrices: dict[tuple[str, str], Tensor] = {}
         self._ones: Tensor | None = None
@@ -63,7 +65,9 @@ class FoldedGraphs:
         """Let a graph, which runs in `session`, be folded. Without shared parameters on the GPU none is."""
         shared = self._weights.values()
         folded = fold_bias(files.graphs[graph].content, DTYPES[self._dtype].onnx) if shared else None
-        if folded is not None and {folded.matrix, folded.bias} <= shared.keys():
+        # The decoder of a narrow SAE, or of a transcoder with a wide output, also has more columns than rows.
+        is_encoder = folded is not None and folded.shape == self._encoder_shape
+        if folded is not None and is_encoder and {folded.matrix, folded.bias} <= shared.keys():
             self._graphs[session] = _Foldable(graph, files, folded)
 
     def choose(

@@ -239,20 +239,33 @@ def test_equal_features_may_be_in_another_order():
         if feeds[K].tolist() == [1]:
             outputs[INDICES][0, 0] = 1
 
-    reference = make_reference([[5.0, 5.0, -1.0, -1.0], [3.0, -1.0, -1.0, -1.0], [5.0, 4.0, 1.0, 2.0]])
-    assert Program(reference, spoiling("features", the_other)).judged("features").failures == []
+    pre = [[5.0, 5.0, -1.0, -1.0], [3.0, -1.0, -1.0, -1.0], [5.0, 4.0, 1.0, 2.0]]
+    assert Program(make_reference(pre), spoiling("features", the_other)).judged("features").failures == []
+
+
+def test_features_of_equal_size_and_other_sign_may_be_in_another_order():
+    def the_other(outputs, feeds):
+        if feeds[K].tolist() == [1]:
+            outputs[INDICES][0, 0], outputs[VALUES][0, 0] = 1, -5.0
+
+    pre = np.float32([[5.0, -5.0, 1.0, 1.0], [3.0, -1.0, -1.0, -1.0], [5.0, 4.0, 1.0, 2.0]])
+    program = Program(make_reference(pre, pre), spoiling("features", the_other))
+    program.activate = lambda pre: pre
+    assert program.judged("features").failures == []
 
 
 @pytest.mark.parametrize("name", [INDICES, VALUES, L0])
-def test_features_of_another_shape_are_reported(name):
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_features_of_another_shape_are_reported(name, k):
     def shorter(outputs, feeds):
-        if feeds[K].tolist() == [1]:
+        if feeds[K].tolist() == [k]:
             outputs[name] = outputs[name][:2]
 
-    (verdict,) = Program(spoil=spoiling("features", shorter)).judged("features").verdicts
-    expected = (3,) if name == L0 else (3, 1)
+    reference = make_reference([[5.0, 5.0, 2.0, 1.0], [3.0, -1.0, -1.0, -1.0], [5.0, 4.0, 1.0, 2.0]])
+    (verdict,) = Program(reference, spoiling("features", shorter)).judged("features").verdicts
+    expected = (3,) if name == L0 else (3, k)
     found = (2, *expected[1:])
-    assert verdict.failures == (f"features: {name} is {found} for k = 1, not {expected}.",)
+    assert verdict.failures == (f"features: {name} is {found} for k = {k}, not {expected}.",)
 
 
 def test_a_place_without_a_feature_is_no_feature():

@@ -259,10 +259,12 @@ def test_a_feature_that_is_named_twice_is_seen(artifact):
     indices[:, 1] = indices[:, 0]
     outputs = {"indices": indices, "values": values, "l0": (acts != 0).sum(axis=1)}
     fewer = {name: array[:, :1] if array.ndim > 1 else array for name, array in outputs.items()}
-    verdicts = _judge_features("features", outputs, {1: fewer}, reference, stages)
+    verdicts = _judge_features("features", {16: outputs, 1: fewer}, reference, stages)
     assert any("indices name a feature twice" in failure for verdict in verdicts for failure in verdict.failures)
     none = {name: array[:, :0] if array.ndim > 1 else array for name, array in outputs.items()}
     failures = [
-        f for verdict in _judge_features("features", outputs, {1: none}, reference, stages) for f in verdict.failures
+        f
+        for verdict in _judge_features("features", {16: outputs, 1: none}, reference, stages)
+        for f in verdict.failures
     ]
     assert "features: values is (16, 0) for k = 1, not (16, 1)." in failures

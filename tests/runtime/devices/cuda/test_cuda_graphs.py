@@ -62,12 +62,29 @@ def test_a_released_graph_is_captured_again(machine, expected):
         assert machine.graphs[0] is None  # it was destroyed
 
 
-def test_graphs_are_destroyed_with_their_session(machine):
-    with SAESession(TINY, "cuda", cuda_graph=[1, 2]) as sae:
-        sae(normal(1, 6))
-        sae(normal(2, 6))
-        assert None not in machine.graphs
+def test_two_graphs_with_the_same_inputs_are_captured_each(machine, expected):
+    x = normal(1, 6)
+    with SAESession(TINY, "cuda", cuda_graph=[1]) as sae:
+        for _ in range(2):
+            assert np.array_equal(sae(x), expected(x))
+            assert np.array_equal(sae.encode(x), expected.encode(x))
+    assert machine.launches == [1, 2]
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_graphs_are_destroyed_with_their_session(machine, monkeypatch, closes):
+    unraisable = []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
+    sae = SAESession(TINY, "cuda", cuda_graph=[1, 2])
+    sae(normal(1, 6))
+    sae(normal(2, 6))
+    assert None not in machine.graphs
+    if closes:
+        sae.close()
+    del sae
+    gc.collect()
     assert machine.graphs == [None, None]
+    assert unraisable == []
 
 
 def failing(monkeypatch, card, error):

@@ -14,7 +14,7 @@ from runtime.devices.cuda.driver import FUNCTIONS, Driver
 
 CONTEXT = 0xC0
 KERNEL, COPY, HOST = 0, 1, 3  # CUgraphNodeType of cuda.h
-FROM_HOST, FROM_DEVICE = 1, 2  # CUmemorytype
+FROM_HOST, FROM_DEVICE, FROM_ANYWHERE = 1, 2, 4  # CUmemorytype
 CREATED = {"cuStreamEndCapture": "cuGraphDestroy", "cuGraphInstantiateWithFlags": "cuGraphExecDestroy"}
 ANYWHERE = ("cuInit", "cuDriver", "cuGetErrorString", "cuDevice", "cuCtx")  # functions that need no current context
 
@@ -125,6 +125,7 @@ class Library:
         elif name == "cuGraphNodeGetType":
             arguments[1]._obj.value = self.nodes[arguments[0] - 1]
         elif name == "cuGraphMemcpyNodeGetParams":
+            assert self.nodes[arguments[0] - 1] == COPY
             assert ctypes.sizeof(arguments[1]._obj) == ctypes.sizeof(Copy)
             ctypes.memmove(arguments[1]._obj, ctypes.byref(self.copy), ctypes.sizeof(Copy))
 
@@ -252,6 +253,7 @@ def test_captured_work_is_launched_and_destroyed(card, library):
         ({"cuGraphInstantiateWithFlags": 2}, [KERNEL], FROM_DEVICE, "cuGraphInstantiateWithFlags .* error 2"),
         ({}, [KERNEL, HOST, COPY], FROM_DEVICE, "The host takes part in the work"),
         ({}, [KERNEL, COPY, KERNEL], FROM_HOST, "The host takes part in the work"),
+        ({}, [COPY], FROM_ANYWHERE, "The host takes part in the work"),
     ],
 )
 def test_a_capture_that_fails_ends_and_leaves_no_graph(card, library, failing, nodes, source, message):

@@ -77,12 +77,16 @@ def test_what_is_not_folded(machine, artifact_of, architecture, options):
     assert not folded(machine)
 
 
-def test_a_narrow_sae_is_not_folded(machine, tmp_path):
-    """Its decoder looks like an encoder: it has more columns than rows."""
-    export(sae_of("standard", d_in=16, d_sae=8), tmp_path / "sae", normal(64, 16))
-    with SAESession(tmp_path / "sae", "cuda", precision="tf32") as sae:
+def test_a_decoder_that_is_wide_is_not_folded(machine, tmp_path):
+    export(sae_of("standard", d_in=16, d_sae=8), tmp_path / "narrow", normal(64, 16))
+    export(sae_of("transcoder", d_in=8, d_sae=16, d_out=32), tmp_path / "transcoder", normal(64, 8))
+    with SAESession(tmp_path / "narrow", "cuda", precision="tf32") as sae:
         sae(normal(FEWEST_TOKENS, 16))
-    assert not folded(machine)
+    with SAESession(tmp_path / "transcoder", "cuda", precision="tf32") as sae:
+        sae.decode(normal(FEWEST_TOKENS, 16))
+        assert not folded(machine)
+        sae(normal(FEWEST_TOKENS, 8))
+    assert len(folded(machine)) == 1
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])

@@ -158,27 +158,81 @@ def test_a_session_that_is_dropped_frees_its_memory(machine):
     assert (left - machine.left, len(machine.streams)) == (0, streams)
 
 
-@pytest.mark.parametrize("ending", ["release", "close", "drop"])
-def test_a_session_of_onnx_runtime_outlives_what_it_has_queued(machine, artifact_of, ending):
-    """On a caller's stream, calls return early."""
+def queue_work(machine, path):
+    """Return a session that has queued work on a caller's stream, where calls return early, and the stream."""
     stream = machine.card(0).stream()
-    sae = SAESession(artifact_of("standard").path, "cuda", stream=stream, precision="tf32")
-    for tokens in (3, FEWEST_TOKENS):
+    sae = SAESession(path, "cuda", stream=stream, precision="tf32")
+    for tokens in (FEWEST_TOKENS, 3):
         sae(DeviceArray(machine, normal(tokens, 10), stream))
-    watched = sae.watch([1])
-    watched(DeviceArray(machine, normal(3, 10), stream))
-    del watched
-    assert machine.streams[stream].queue
     machine.sessions.clear()
-    if ending == "release":
-        sae.release("model")
-    elif ending == "close":
-        sae.close()
-    else:
+    assert len(machine.streams[stream].queue) >= 2  # of the folded session and of the other
+    return sae, stream
+
+
+def release(sae):
+    sae.release("model")
+
+
+@pytest.mark.parametrize("end", [release, SAESession.close, lambda sae: None], ids=["release", "close", "drop"])
+@pytest.mark.parametrize("card_is_taken", [False, True])
+def test_a_session_of_onnx_runtime_outlives_what_it_has_queued(machine, artifact_of, end, card_is_taken):
+    sae, stream = queue_work(machine, artifact_of("standard").path)
+    with machine.card(0).exclusive() if card_is_taken else contextlib.nullcontext():
+        end(sae)
         del sae
-    gc.collect()
+        gc.collect()
+        assert machine.died_early == []
     assert machine.died_early == []
     assert not machine.streams[stream].queue
+
+
+def test_it_does_also_while_another_thread_has_the_card(machine, artifact_of):
+    sae, stream = queue_work(machine, artifact_of("standard").path)
+    taken, dropped = threading.Event(), threading.Event()
+
+    def take():
+        with machine.card(0).exclusive():
+            taken.set()
+            dropped.wait(10)
+
+    other = threading.Thread(target=take)
+    other.start()
+    taken.wait(10)
+    del sae
+    gc.collect()
+    assert machine.died_early == []
+    dropped.set()
+    other.join()
+    assert machine.died_early == []
+    assert not machine.streams[stream].queue
+
+
+def test_a_watch_outlives_what_it_has_queued(machine, artifact_of):
+    stream = machine.card(0).stream()
+    with SAESession(artifact_of("standard").path, "cuda", stream=stream) as sae:
+        watched = sae.watch([1])
+        watched(DeviceArray(machine, normal(3, 10), stream))
+        machine.sessions.clear()
+        assert machine.streams[stream].queue
+        del watched
+        gc.collect()
+        assert not machine.streams[stream].queue
+    assert machine.died_early == []
+
+
+def test_a_session_outlives_its_work_on_a_stream_that_was_destroyed(machine, artifact_of, monkeypatch):
+    sae, stream = queue_work(machine, artifact_of("standard").path)
+    card, waited = machine.card(0), []
+
+    def fail(stream):
+        raise SAEError("cuStreamSynchronize of the NVIDIA driver: error 400, invalid resource handle.")
+
+    monkeypatch.setattr(card, "synchronize", fail)
+    monkeypatch.setattr(card, "synchronize_all", lambda: waited.append(machine.streams[stream].run()))
+    sae.release("model")
+    gc.collect()
+    assert waited
+    assert machine.died_early == []
 
 
 def test_a_stream_that_dies_with_the_session_lives_until_its_work_is_done(machine, artifact_of, monkeypatch):
