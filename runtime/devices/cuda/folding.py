@@ -66,8 +66,7 @@ class FoldedGraphs:
         shared = self._weights.values()
         folded = fold_bias(files.graphs[graph].content, DTYPES[self._dtype].onnx) if shared else None
         # The decoder of a narrow SAE, or of a transcoder with a wide output, also has more columns than rows.
-        is_encoder = folded is not None and folded.shape == self._encoder_shape
-        if folded is not None and is_encoder and {folded.matrix, folded.bias} <= shared.keys():
+        if folded is not None and folded.shape == self._encoder_shape and {folded.matrix, folded.bias} <= shared.keys():
             self._graphs[session] = _Foldable(graph, files, folded)
 
     def choose(
