@@ -176,27 +176,46 @@ def test_cuda_graphs_follow_their_inputs(golden):
 
 
 DROPPED = """
-import sys
-import numpy as np, torch
+import sys, threading, time
+import torch
 from runtime import SAESession
+from runtime.devices.cuda.driver import driver
+
+path, way = sys.argv[1:]
+taken = threading.Event()
+
+
+def take():
+    with driver().card(0).exclusive():
+        taken.set()
+        time.sleep(0.01)
+
 
 stream = torch.cuda.Stream()
 with torch.cuda.stream(stream):
     for _ in range(5):
-        sae = SAESession(sys.argv[1], "cuda", precision="tf32", stream=stream)
+        sae = SAESession(path, "cuda", precision="tf32", stream=stream)
         x = torch.randn(4096, sae.cfg.d_in, device="cuda")
         for call in (sae, sae.encode, lambda x: sae.top_features(x, 4)):
             call(x)
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(50_000_000)  # about 30 ms
         for call in (sae, sae.encode, lambda x: sae.top_features(x, 4)):
             call(x)
+        if way == "at exit":
+            sys.exit()
+        if way == "while another thread has the GPU":
+            taken.clear()
+            threading.Thread(target=take).start()
+            taken.wait()
         del sae, call
 torch.cuda.synchronize()
 """
 
 
-def test_a_session_may_be_dropped_while_its_work_is_queued():
-    done = subprocess.run([sys.executable, "-c", DROPPED, str(MINILM)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("way", ["in its thread", "while another thread has the GPU", "at exit"])
+def test_a_session_may_be_dropped_while_its_work_is_queued(way):
+    command = [sys.executable, "-c", DROPPED, str(MINILM), way]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,6 +3,7 @@
 import gc
 import re
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -60,6 +61,27 @@ def test_a_released_graph_is_captured_again(machine, expected):
         assert machine.sessions[-1] is not first
         assert machine.launches == [2]
         assert machine.graphs[0] is None  # it was destroyed
+
+
+def test_a_call_that_still_uses_a_released_graph_captures_nothing(machine, expected, monkeypatch):
+    """A capture would keep the session of the graph, which nothing would release a second time."""
+    x = normal(1, 6)
+    with SAESession(TINY, "cuda", cuda_graph=[1]) as sae:
+        backend = sae._graphs.backend
+        run = backend.run
+
+        def release_and_run(session, *arguments):
+            sae.release("model")
+            return run(session, *arguments)
+
+        monkeypatch.setattr(backend, "run", release_and_run)
+        for _ in range(2):
+            assert np.array_equal(sae(x), expected(x))
+        assert machine.graphs == []
+        released = [weakref.ref(session) for session in machine.sessions]
+        machine.sessions.clear()
+        gc.collect()
+        assert {session() for session in released} == {None}
 
 
 def test_two_graphs_with_the_same_inputs_are_captured_each(machine, expected):

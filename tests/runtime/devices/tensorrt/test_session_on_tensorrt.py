@@ -1,5 +1,7 @@
 """Sessions on TensorRT with a simulated GPU: each graph has its own options and engine, and results stay the same."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,18 @@ def test_each_graph_has_its_engine(opened, machine, tmp_path):
     assert model["trt_engine_cache_path"] != steer["trt_engine_cache_path"]
     assert model["trt_engine_cache_path"].startswith(str(tmp_path))
     assert model["user_compute_stream"] == steer["user_compute_stream"]
+
+
+def test_a_session_of_onnx_runtime_outlives_what_it_has_queued(opened, machine):
+    stream = machine.card(0).stream()
+    sae = opened(stream=stream)
+    sae(DeviceArray(machine, normal(3, 6), stream))
+    machine.sessions.clear()
+    assert machine.streams[stream].queue
+    del sae
+    gc.collect()
+    assert machine.died_early == []
+    assert not machine.streams[stream].queue
 
 
 def test_empty_interventions_and_batches_stay_within_the_profile(opened, machine):
