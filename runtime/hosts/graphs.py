@@ -19,6 +19,7 @@ from ..arrays.limits import check_fits
 from ..arrays.tensor import Array
 from ..artifact.held import HeldFolder, open_folder, read_graph
 from ..artifact.manifest import GraphSpec, TensorSpec
+from ..artifact.names import INTERVENTION
 from ..devices.capabilities import resolve_device_name, why_not_on
 from ..devices.cpu import CpuBackend
 from ..devices.loading import parameter_values, start_on_checked_bytes
@@ -31,7 +32,7 @@ from ..session.loading import LoadedGraphs
 from .feeds import dimensions, numpy_dtype
 from .folder import GraftedHost, read_host
 from .manifest import MANIFEST
-from .names import DATA, EDITS, SWITCHES, at, sae_folder
+from .names import DATA, SWITCHES, at, sae_folder
 
 TOO_LONG = ". A sequence may have more tokens than the host takes: host.tokenize(text, max_length=N) cuts it."
 
@@ -70,7 +71,7 @@ class HostGraphs(LoadedGraphs):
         for role, given, known in (("inputs", feeds, inputs), ("outputs", names, outputs)):
             if unknown := [str(name) for name in given if name not in known]:
                 raise InputError(f"{graph!r} has no {role} {', '.join(unknown)}; it has {', '.join(known)}.")
-        defaults = {at(hook, name) for hook in self._hooks for name in (*SWITCHES, *EDITS)}
+        defaults = {at(hook, name) for hook in self._hooks for name in (*SWITCHES, *INTERVENTION)}
         if missing := [name for name in inputs if name not in feeds and name not in defaults]:
             raise InputError(f"{graph!r} also needs the inputs {', '.join(missing)}.")
 
@@ -208,7 +209,7 @@ def run_with_binding(session: ort.InferenceSession, feeds: Mapping[str, Array], 
     """
     binding, held = session.io_binding(), []
     for name, feed in feeds.items():
-        array = np.ascontiguousarray(feed)
+        array = np.asarray(feed, order="C")
         held.append(array)
         kind = DTYPES[BFLOAT16].element_type if array.dtype.name == BFLOAT16 else array.dtype
         # Not `bind_cpu_input`, which does not find the inputs with a default.

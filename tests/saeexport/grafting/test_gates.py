@@ -1,5 +1,6 @@
 """Every gate of the proof closes: what it is there to notice is done, and the graft is refused."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnx.helper
 import onnx_ir as ir
 import pytest
 
-from runtime import verify
+from runtime import HostSession, verify
 from runtime.errors import GraftError, ParityError
 from saeexport.grafting import expected, prove
 from saeexport.grafting.graft import graft
@@ -292,3 +293,23 @@ def test_decoding_that_ignores_the_cache_is_refused(graft_into, monkeypatch):
     monkeypatch.setattr(prove._Proving, "decode", forgets)
     with pytest.raises((ParityError, GraftError), match="token by token|cannot run"):
         graft_into(TinyHost(cache=True), HOOK)
+
+
+@pytest.mark.parametrize("dtype", ["float", "bfloat16"])
+def test_a_host_may_take_and_give_scalars(tmp_path, sae_at, dtype):
+    host = TinyHost(dtype=dtype)
+    model = onnx.load(host.write(tmp_path / "host.onnx"))
+    (scale,) = (tensor for tensor in model.graph.initializer if tensor.name == "scale")
+    model.graph.initializer.remove(scale)
+    scalar = functools.partial(onnx.helper.make_tensor_value_info, elem_type=scale.data_type, shape=[])
+    model.graph.input.append(scalar("scale"))
+    model.graph.output.append(scalar("square"))
+    model.graph.node.insert(0, onnx.helper.make_node("Mul", ["scale", "scale"], ["square"]))
+    onnx.save(model, tmp_path / "host.onnx")
+    feeds = {**host.feeds(), "scale": onnx.numpy_helper.to_array(scale).astype(np.float32)}
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    saes = {f"{HOOK}@{value_at(host, HOOK)}": sae_at(host, HOOK)}
+    folder = graft(tmp_path / "host.onnx", saes, tmp_path / "out", force=True, reference=tmp_path / "feeds.npz")
+    assert verify(folder.folder, "cpu").failures == []
+    with HostSession(folder.folder, "cpu") as session:
+        assert session(feeds)["square"].shape == ()
