@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -178,8 +178,10 @@ def export_all(
     )
     found = find_checkpoints(given, FORMATS, leave_out=Path(tree))
     records = _Records.read(Path(tree))
+    # The Hub has progress bars of its own.
+    quiet = quiet_downloads() if any(map(hub_address, given)) else contextlib.nullcontext()
     entries = []
-    with tqdm(found, desc="exporting", unit="SAE", disable=None, leave=False) as bar, _quiet(given), stages_in(bar):
+    with tqdm(found, desc="exporting", unit="SAE", disable=None, leave=False) as bar, quiet, stages_in(bar):
         for checkpoint in bar:
             bar.set_description(f"exporting {checkpoint.name}")
             find_files = functools.partial(_files_of, checkpoint, activations, labels)
@@ -287,10 +289,3 @@ def _kept(path: Path, recorded: Mapping[str, Any] | None, wanted: Mapping[str, A
     except (ArtifactError, OSError):
         return None
     return artifact
-
-
-@contextlib.contextmanager
-def _quiet(sources: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
-    """Leave out the Hub's own progress bars, if a source is on the Hub."""
-    with quiet_downloads() if any(map(hub_address, sources)) else contextlib.nullcontext():
-        yield

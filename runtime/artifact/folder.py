@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..arrays.arguments import as_path
-from ..errors import ArtifactError
+from ..errors import ArtifactError, IntegrityError
 from .files import Identity, OpenedFile, identify, open_file
 from .labels import LABELS, Labels, check_labels_size, read_labels
 from .manifest import MANIFEST, Manifest, SAEConfig
@@ -72,19 +72,18 @@ class Artifact:
         """
         return open_file(self.folder / name, self.manifest.files[name])
 
-    def file(self, name: str, check: bool = True) -> Path:
+    def file(self, name: str) -> Path:
         """Return the path of a file of the artifact after checking its size and, unless it is unchanged, its sha256.
 
         Args:
             name: Name of the file in the manifest.
-            check: Whether to compare the sha256. The size is compared in any case.
 
         Raises:
             IntegrityError: The file is missing, is not an ordinary file, or its size or sha256 differs from the
                 manifest.
         """
         with self.open(name) as file:
-            if check and self._checked.get(name) != file.identity:
+            if self._checked.get(name) != file.identity:
                 file.check()
                 self._checked[name] = file.identity
         return file.path
@@ -101,6 +100,16 @@ class Artifact:
         """
         for name in self.manifest.files:
             self.file(name)
+
+    def damage(self) -> list[str]:
+        """Return what is wrong with each file that is missing, truncated or changed, as sentences."""
+        problems = []
+        for name in self.manifest.files:
+            try:
+                self.file(name)
+            except IntegrityError as error:
+                problems.append(str(error))
+        return problems
 
     def read_labels(self) -> Labels:
         """Return the labels of the features; there are none if the artifact was exported without.

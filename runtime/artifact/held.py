@@ -251,7 +251,7 @@ def open_folder(
             "those that are signed. Leave out one of the two."
         )
     for _ in range(ATTEMPTS):
-        folder = read(path) if public_key is None else read_signed(path, public_key, read, manifest)
+        folder = read_signed(path, public_key, read, manifest)
         try:
             files = hold(folder)
         except IntegrityError:

@@ -14,25 +14,11 @@ from typing import Any, Protocol, TypeVar
 
 from ..arrays.arguments import as_path
 from ..errors import InputError, SAEError, SignatureError
-from .folder import Artifact, read_artifact
-from .manifest import MANIFEST
 
 SIGNATURE = "model.sig"
 """Name of the file with the signature. It is the only file of the folder that the signature does not cover."""
 
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
-
-
-def read_signed_artifact(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> Artifact:
-    """Return the artifact in the folder `path` if its manifest is the one that the owner of a key has signed.
-
-    Raises:
-        SignatureError: As for `check_signature`, or another artifact has taken the place of the one that was checked.
-        InputError: `public_key` cannot be read as a key or as certificates.
-        SAEError: model-signing is not installed.
-        ArtifactError: The owner of the key has signed something that is not an artifact.
-    """
-    return read_signed(path, public_key, read_artifact, MANIFEST)
 
 
 class Folder(Protocol):
@@ -52,11 +38,11 @@ Signed = TypeVar("Signed", bound=Folder)
 
 def read_signed(
     path: str | os.PathLike[str],
-    public_key: str | os.PathLike[str],
+    public_key: str | os.PathLike[str] | None,
     read: Callable[[str | os.PathLike[str]], Signed],
     manifest: str,
 ) -> Signed:
-    """Return a folder, as `read` reads it, if its manifest is the one that the owner of a key has signed.
+    """Return a folder, as `read` reads it. With a key, its manifest must be the one that the owner has signed.
 
     The signature is checked first, and then the manifest that was read is compared with it. The manifest has the sha256
     of every other file, and a file is compared with it where it is read. So nothing can be exchanged in between.
@@ -67,6 +53,8 @@ def read_signed(
         SAEError: model-signing is not installed.
         ArtifactError: The owner of the key has signed something that `read` does not read.
     """
+    if public_key is None:
+        return read(path)
     signed = check_signature(path, public_key).get(manifest)
     folder = read(path)
     if folder.sha256 != signed:

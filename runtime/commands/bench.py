@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from ..arrays.limits import check_fits
 from ..arrays.tensor import feed_of
-from ..artifact.names import HOOK_INPUT, HOOK_NAMES
+from ..artifact.names import HOOK_INPUT
 from ..errors import SAEError
 from ..parity.golden import load_golden
-from ..session.batch import select_hooks
 from ..session.session import SAESession
 from ..tables import format_table
 
@@ -54,11 +53,10 @@ def bench_command(options: argparse.Namespace) -> int:
         graphs=options.graphs,
         cuda_graph=options.tokens if options.cuda_graph else (),
     ) as session:
-        hooks = session.hook_names if options.hooks is None else select_hooks(options.hooks)
-        if unknown := set(options.hooks or ()) - set(hooks):
-            raise SAEError(f"{', '.join(sorted(unknown))}: no such hook. There are {', '.join(HOOK_NAMES)}.")
+        hooks = session.hook_names if options.hooks is None else options.hooks
+        plan = session.explain(hooks, max(options.tokens))
         print(f"{session!r}, onnxruntime {onnxruntime.__version__}")
-        print(session.explain(hooks, max(options.tokens)))
+        print(plan)
         timings = bench(session, hooks, options.tokens, options.seconds)
         print(format_timings(list(tqdm(timings, total=len(options.tokens), disable=None, leave=False))))
     return 0

@@ -11,7 +11,6 @@ from ..arrays.tensor import Array
 from ..artifact.files import identify
 from ..artifact.manifest import SAEConfig
 from ..artifact.writing import check_output_file
-from ..errors import InputError
 from ..session.features import TopFeatures, import_arrow
 from ..session.session import SAESession
 from .parts import write_in_parts
@@ -84,9 +83,7 @@ def checked_k(k: Any, cfg: SAEConfig) -> int | None:
     Raises:
         InputError: It is not a whole number in `[1, d_sae]`.
     """
-    if k is not None and not 1 <= (k := as_integer("k", k, 1)) <= cfg.d_sae:
-        raise InputError(f"k is {k}; it must lie in [1, d_sae = {cfg.d_sae}].")
-    return k
+    return None if k is None else as_integer("k", k, 1, cfg.d_sae, most_is="d_sae = ")
 
 
 def version_of(source: Path) -> tuple[int, int]:

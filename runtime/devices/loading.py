@@ -14,9 +14,10 @@ from typing import Protocol
 import numpy as np
 import onnxruntime as ort
 
-from ..arrays.dtypes import BFLOAT16
+from ..arrays.dtypes import BFLOAT16, DTYPES
+from ..arrays.tensor import Array
 from ..artifact.held import HeldFolder
-from ..artifact.onnxfile import Parameter, with_locations
+from ..artifact.onnxfile import with_locations
 from ..errors import ProviderError
 from .start import is_from_onnx_runtime
 
@@ -83,16 +84,21 @@ def parameter_values(graph: str, files: HeldFolder, part: bytes | None = None) -
     Raises:
         ProviderError: The artifact is in bfloat16, and this ONNX Runtime is too old for it.
     """
-    return {name: _ort_value(parameter) for name, parameter in files.parameters(graph, part).items()}
+    return {name: ort_value(parameter.array) for name, parameter in files.parameters(graph, part).items()}
 
 
-def _ort_value(parameter: Parameter) -> ort.OrtValue:
-    """Return a parameter as an `OrtValue` on the same memory."""
-    if parameter.array.dtype.name != BFLOAT16:
-        return ort.OrtValue.ortvalue_from_numpy(parameter.array)
+def ort_value(array: Array) -> ort.OrtValue:
+    """Return an array as an `OrtValue`, on the same memory if the array is contiguous.
+
+    Raises:
+        ProviderError: The array is in bfloat16, and this ONNX Runtime is too old for it.
+    """
+    array = np.asarray(array, order="C")
+    if array.dtype.name != BFLOAT16:  # numpy's own dtypes do not include it
+        return ort.OrtValue.ortvalue_from_numpy(array)
     if not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
         raise ProviderError(
-            f"The artifact is in bfloat16, which runs with ONNX Runtime 1.20 or later; {ort.__version__} is installed: "
+            f"bfloat16 runs with ONNX Runtime 1.20 or later; {ort.__version__} is installed: "
             "pip install --upgrade onnxruntime"
         )
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(parameter.array.view(np.uint16), parameter.element_type)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), DTYPES[BFLOAT16].onnx)

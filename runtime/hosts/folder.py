@@ -10,7 +10,6 @@ from ..artifact.files import Identity, OpenedFile, identify, open_file
 from ..artifact.folder import Artifact, describe_content, read_artifact
 from ..artifact.manifest import MANIFEST as SAE_MANIFEST
 from ..artifact.parse import parse
-from ..artifact.signature import read_signed
 from ..artifact.strict_json import check_size
 from ..errors import ArtifactError, IntegrityError
 from .checks import check_host_manifest
@@ -80,11 +79,7 @@ class GraftedHost:
             except ArtifactError as error:
                 problems.append(str(error))
         for sae in self.saes.values():
-            for name in sae.manifest.files:
-                try:
-                    sae.file(name)
-                except ArtifactError as error:
-                    problems.append(str(error))
+            problems += sae.damage()
         return problems
 
 
@@ -95,16 +90,6 @@ def is_host(path: str | os.PathLike[str]) -> bool:
         InputError: `path` is not a path.
     """
     return os.path.lexists(as_path("path", path) / MANIFEST)
-
-
-def read_signed_host(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> GraftedHost:
-    """Return the grafted host in the folder `path` if its manifest is the one that the owner of a key has signed.
-
-    Raises:
-        ArtifactError: As for `read_host`.
-        SignatureError: As for `runtime.artifact.signature.read_signed`, as are `InputError` and `SAEError`.
-    """
-    return read_signed(path, public_key, read_host, MANIFEST)
 
 
 def read_host(path: str | os.PathLike[str]) -> GraftedHost:

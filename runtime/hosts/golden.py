@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays.tensor import Array
+from ..artifact.names import INTERVENTION
 from ..artifact.tensorfile import tensors_in
 from ..errors import IntegrityError
 from ..session.interventions import Intervention
 from .feeds import complete_feeds, is_token
 from .folder import GraftedHost
-from .names import EDITS, SPLICE, at
+from .names import SPLICE, at
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def load_golden_host(host: GraftedHost) -> GoldenHost:
     edits: dict[str, Intervention] = {}
     if SPLICE in manifest.graphs:
         needed += [f"{what}/{name}" for what in ("splice", "edited") for name in names]
-        needed += [f"edit/{at(hook, name)}" for hook in manifest.hooks for name in EDITS]
+        needed += [f"edit/{at(hook, name)}" for hook in manifest.hooks for name in INTERVENTION]
     if missing := [name for name in needed if name not in tensors]:
         raise IntegrityError(f"{path} has no tensor {', '.join(missing)}. Graft the SAEs again.")
     try:
@@ -85,7 +86,7 @@ def load_golden_host(host: GraftedHost) -> GoldenHost:
 
 
 def _intervention(edit: Mapping[str, Array], hook: str) -> Intervention:
-    ids, scale, shift = (edit[at(hook, name)] for name in EDITS)
+    ids, scale, shift = (edit[at(hook, name)] for name in INTERVENTION)
     if len(scale) != 1 or len(shift) != 1:
         raise ValueError(f"the edit at {hook} has several rows.")
     return Intervention(ids, scale[0], shift[0])

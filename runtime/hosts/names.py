@@ -1,6 +1,6 @@
 """The names of a grafted host: its graphs, its files, and the inputs and outputs that belong to a hook."""
 
-from ..artifact.names import FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT, HOOK_INPUT, TARGET
+from ..artifact.names import HOOK_INPUT, TARGET
 
 TAP, SPLICE, FEATURES = "tap", "splice", "features"
 MODES = (TAP, SPLICE, FEATURES)
@@ -31,7 +31,6 @@ LOGITS = "logits"
 
 ATTACH, USE_ERROR_TERM = "attach", "use_error_term"
 SWITCHES = (ATTACH, USE_ERROR_TERM)
-EDITS = (FEATURE_IDS, FEATURE_SCALE, FEATURE_SHIFT)
 
 
 def stage(i: int) -> str:

@@ -12,8 +12,6 @@ from ..errors import InputError, IntegrityError, SAEError
 from .folder import GraftedHost
 from .names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS, TOKENIZER
 
-RIGHT, LEFT = "right", "left"
-
 
 @dataclass(frozen=True)
 class EncodedText:
@@ -65,14 +63,13 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()  # a text that is too long is refused by the host, and not cut silently
 
-    def encode(self, text: Any, max_length: int | None = None, side: str = RIGHT) -> dict[str, Array]:
+    def encode(self, text: Any, max_length: int | None = None) -> dict[str, Array]:
         """Return `input_ids`, `attention_mask` and `token_type_ids`, `(texts, tokens)` int64.
 
         Args:
             text: A text, or a list of texts, which are padded to the length of the longest.
             max_length: Largest number of tokens of a text, special tokens included; the rest of the text is cut off.
                 None keeps it.
-            side: "right" or "left", where the padding is.
 
         Raises:
             InputError: `text` is not a text or a list of texts, or `max_length` is not a positive whole number, or
@@ -84,7 +81,7 @@ class Tokenizer:
         encoded = self.encode_each(texts, max_length)
         if not all(each.ids for each in encoded):
             raise InputError("A text has no tokens. Leave it out.")
-        return self.pad(encoded, side)
+        return self.pad(encoded)
 
     def encode_each(self, texts: list[str], max_length: int | None = None) -> list[EncodedText]:
         """Return the tokens of each text, which may be none.
@@ -109,16 +106,14 @@ class Tokenizer:
             for each in encodings
         ]
 
-    def pad(self, encoded: Sequence[EncodedText], side: str = RIGHT) -> dict[str, Array]:
-        """Return what `encode` returns, for texts whose tokens are known."""
+    def pad(self, encoded: Sequence[EncodedText]) -> dict[str, Array]:
+        """Return what `encode` returns, for texts whose tokens are known. They are padded on the right."""
         shape = len(encoded), max(len(each.ids) for each in encoded)
         arrays = {INPUT_IDS: np.full(shape, self._pad, np.int64), ATTENTION_MASK: np.zeros(shape, np.int64),
                   TOKEN_TYPE_IDS: np.zeros(shape, np.int64)}  # fmt: skip
         for row, each in enumerate(encoded):
-            n = len(each.ids)
-            place = slice(n) if side == RIGHT else slice(shape[1] - n, None)
             for name, values in ((INPUT_IDS, each.ids), (ATTENTION_MASK, 1), (TOKEN_TYPE_IDS, each.type_ids)):
-                arrays[name][row, place] = values
+                arrays[name][row, : len(each.ids)] = values
         return arrays
 
     def _shortened(self, encoding: Any, max_length: int) -> Any:

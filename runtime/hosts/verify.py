@@ -24,18 +24,19 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT32, widened
 from ..arrays.tensor import Array
+from ..artifact.folder import read_artifact
 from ..artifact.names import HOOK_ACTS_POST, HOOK_ERROR, HOOK_NAMES
-from ..errors import ArtifactError, InputError, IntegrityError, ProviderError, SAEError, SignatureError
+from ..artifact.signature import read_signed
+from ..errors import ArtifactError, InputError, IntegrityError, ParityError, ProviderError, SAEError, SignatureError
 from ..parity.report import Report, Verdict
-from ..parity.verify import assert_parity as assert_artifact_parity
 from ..parity.verify import verify as verify_artifact
 from .attaching import Setup
 from .feeds import complete_feeds
-from .folder import is_host, read_host, read_signed_host
+from .folder import is_host, read_host
 from .generation import read_step_by_step
 from .golden import GoldenHost, load_golden_host
 from .hook_proof import HookProof
-from .manifest import GraftParity, OutputParity
+from .manifest import MANIFEST, GraftParity, OutputParity
 from .names import FEATURES, SPLICE, TAP, activation_name, at, stage
 from .rule import as_errors, host_error, host_errors, needed_move
 from .running import HostRunner
@@ -92,10 +93,13 @@ def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
         ArtifactError: The folder is neither an artifact nor a grafted host.
         ProviderError: The device cannot be used.
     """
-    if is_host(path):
-        verify_host(path, device).raise_for_failures()
-    else:
-        assert_artifact_parity(path, device)
+    if not is_host(path) and read_artifact(path).manifest.parity is None:
+        raise ParityError(
+            f"{path} has int8 weights: it is not the original. Its manifest says how much it loses (python -m runtime "
+            "inspect). To check that this machine computes what the exporter's did, "
+            "use verify(path).raise_for_failures()."
+        )
+    verify(path, device).raise_for_failures()
 
 
 def verify_host(
@@ -103,7 +107,7 @@ def verify_host(
 ) -> Report:
     """Verify the files of a grafted host, and its graphs on the golden batch; see `verify`."""
     try:
-        host = read_host(path) if public_key is None else read_signed_host(path, public_key)
+        host = read_signed(path, public_key, read_host, MANIFEST)
     except SignatureError as error:
         return Report(f"{path}: not signed as asked", problems=[str(error)])
     facts = {"made_with": host.manifest.producer, "sha256": host.sha256}

@@ -5,11 +5,11 @@ import os
 from ..arrays.dtypes import FLOAT32
 from ..artifact.contracts import FEATURES, contracts_of
 from ..artifact.folder import Artifact, read_artifact
-from ..artifact.manifest import Manifest
+from ..artifact.manifest import MANIFEST, Manifest
 from ..artifact.names import HOOK_ACTS_POST, L0, VALUES
-from ..artifact.signature import read_signed_artifact
+from ..artifact.signature import read_signed
 from ..devices.start import CPU, TENSORRT
-from ..errors import ArtifactError, IntegrityError, ParityError, SignatureError
+from ..errors import ArtifactError, IntegrityError, SignatureError
 from ..session.described import check_unloaded
 from ..session.session import SAESession
 from .golden import load_golden
@@ -26,28 +26,9 @@ def verify(
     *,
     public_key: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Verify the files of an artifact, and every output of every graph that runs on the device.
+    """Verify an artifact; see `runtime.hosts.verify.verify`, which also takes grafted hosts.
 
-    The report names the graphs that were not run, such as those that no CPU computes in half precision, and the
-    packages that have another version here than where the artifact was made. Of a graph that was not run, the weights
-    that it was exported for and its inputs and outputs are checked.
-
-    Args:
-        path: Folder of the artifact.
-        device: Device to run on, as `SAESession` takes it.
-        precision: "float32", or "tf32" for a GPU that computes float32 products in TF32. TF32 has wider budgets of its
-            own, measured at export.
-        public_key: PEM file with the key or the certificates that the artifact must be signed with, as `SAESession`
-            takes it. None does not ask for a signature.
-
-    Returns:
-        The report. `report.failures` is empty if the artifact passes. If a file was changed, or the signature is not
-        the one that was asked for, nothing is run.
-
-    Raises:
-        ArtifactError: The folder is not an artifact.
-        ProviderError: The device cannot be used.
-        InputError: `public_key` cannot be read.
+    Of a graph that was not run, the weights that it was exported for and its inputs and outputs are checked.
     """
     artifact = read_intact(path, public_key)
     if isinstance(artifact, Report):  # do not run what was changed
@@ -68,15 +49,10 @@ def read_intact(path: str | os.PathLike[str], public_key: str | os.PathLike[str]
         InputError: `public_key` cannot be read.
     """
     try:
-        artifact = read_artifact(path) if public_key is None else read_signed_artifact(path, public_key)
+        artifact = read_signed(path, public_key, read_artifact, MANIFEST)
     except SignatureError as error:
         return Report(f"{path}: not signed as asked", problems=[str(error)])
-    problems = []
-    for name in artifact.manifest.files:
-        try:
-            artifact.file(name)
-        except IntegrityError as error:
-            problems.append(str(error))
+    problems = artifact.damage()
     return Report(f"{path}: not intact", problems=problems, artifact=artifact) if problems else artifact
 
 
@@ -91,30 +67,6 @@ def open_verified(artifact: Artifact, device: str, precision: str = FLOAT32) -> 
         session.close()
         raise IntegrityError(f"{artifact.path} was replaced while it was verified. Verify it again.")
     return session
-
-
-def assert_parity(path: str | os.PathLike[str], device: str = "auto") -> None:
-    """Raise an error unless the artifact computes on this machine what PyTorch computed at export.
-
-    It is meant for the test suite of a service.
-
-    Args:
-        path: Folder of the artifact.
-        device: Device to run on, as `SAESession` takes it.
-
-    Raises:
-        ParityError: The artifact does not, or has int8 weights. The message lists every reason: hook, worst index, both
-            values, error and budget.
-        ArtifactError: The folder is not an artifact.
-        ProviderError: The device cannot be used.
-    """
-    if read_artifact(path).manifest.parity is None:
-        raise ParityError(
-            f"{path} has int8 weights: it is not the original. Its manifest says how much it loses (python -m runtime "
-            "inspect). To check that this machine computes what the exporter's did, "
-            "use verify(path).raise_for_failures()."
-        )
-    verify(path, device).raise_for_failures()
 
 
 def judge_session(session: SAESession, steered: SteeredReference) -> Report:

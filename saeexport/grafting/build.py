@@ -9,13 +9,13 @@ from runtime.artifact.contracts import ACTS, ENCODE, MODEL, STEER, WIDE
 from runtime.artifact.names import HOOK_ACTS_POST, HOOK_INPUT
 from runtime.hosts.names import FEATURES, SPLICE, TAP
 
-from .cut import Cut, cut_stages
+from ..graphs.portable import IR_VERSION
+from .cut import cut_stages
 from .grafts import Graft
 from .host import values_of
 from .insert import Inserted
 from .order import in_order
 from .unfuse import unfuse
-from .write import IR_VERSION
 
 INSERTED = {TAP: (WIDE[MODEL], MODEL), SPLICE: (WIDE[STEER], STEER), FEATURES: (ACTS, WIDE[ENCODE], ENCODE)}
 """The graph of an SAE that each mode inserts: the first one that the SAE has. `acts` has standard operators only, and
@@ -103,7 +103,7 @@ def build_stages(model: ir.Model, grafts: Sequence[Graft]) -> dict[str, ir.Graph
     for name in {hook.value for hook in hooks}:
         unfuse(graph, values[name])
     graph.sort()
-    return cut_stages(graph, [Cut(hook.name, hook.value) for hook in hooks])
+    return cut_stages(graph, hooks)
 
 
 def _unfuse(graph: ir.Graph, total: ir.Value, read: dict[str, ir.Value]) -> ir.Value:

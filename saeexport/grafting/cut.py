@@ -10,29 +10,17 @@ at hook i, and the last stage computes the rest. Tensors go from stage to stage 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from runtime.hosts.names import stage
 
+from ..graphs.passes.tools.subgraph import ancestors, reads
 from .host import values_of
+from .order import HookInHost
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A hook at which a host is cut.
-
-    Attributes:
-        hook: Name of the hook.
-        value: Name of the value in the host.
-    """
-
-    hook: str
-    value: str
-
-
-def cut_stages(graph: ir.Graph, cuts: Sequence[Cut]) -> dict[str, ir.Graph]:
+def cut_stages(graph: ir.Graph, cuts: Sequence[HookInHost]) -> dict[str, ir.Graph]:
     """Return the stages of a host by their names, `stage.0` to `stage.N`.
 
     Between two SAEs at one value nothing is computed: the stage is left out, and the tensor at the second hook is what
@@ -50,14 +38,14 @@ def cut_stages(graph: ir.Graph, cuts: Sequence[Cut]) -> dict[str, ir.Graph]:
 class _Cutter:
     """Divides the nodes of a graph among stages, and copies each stage."""
 
-    def __init__(self, graph: ir.Graph, cuts: Sequence[Cut]) -> None:
+    def __init__(self, graph: ir.Graph, cuts: Sequence[HookInHost]) -> None:
         self._graph, self._cuts = graph, cuts
         values = values_of(graph)
         self._at = [values[cut.value] for cut in cuts]
-        self._hook_of = {value: cut.hook for value, cut in zip(self._at, cuts, strict=True)}  # the last one at a value
+        self._hook_of = {value: cut.name for value, cut in zip(self._at, cuts, strict=True)}  # the last one at a value
         self._stage_of: dict[ir.Node, int] = {}
         for i, value in enumerate(self._at):
-            for node in _ancestors(value):
+            for node in ancestors(value):
                 self._stage_of.setdefault(node, i)
         self._readers: dict[ir.Value, list[ir.Node]] = {}
         for node in graph:
@@ -81,7 +69,7 @@ class _Cutter:
         }
         outputs |= {self._names[value]: value for node in nodes for value in self._across(node)}
         if i < len(self._cuts):
-            outputs = {self._cuts[i].hook: self._at[i], **outputs}
+            outputs = {self._cuts[i].name: self._at[i], **outputs}
         else:
             outputs |= {str(value.name): value for value in self._graph.outputs if value in self._hook_of}
         needed = [value for value in read if value not in own and value not in constants]
@@ -119,36 +107,3 @@ class _Cutter:
             if value not in self._hook_of
             and any(self._stage(user) > self._stage(node) for user in self._readers.get(value, ()))
         ]
-
-
-def _ancestors(value: ir.Value) -> set[ir.Node]:
-    """Return the nodes that a value depends on."""
-    found: set[ir.Node] = set()
-    todo = [value.producer()]
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            todo.extend(read.producer() for read in reads(node))
-    return found
-
-
-def reads(node: ir.Node) -> list[ir.Value]:
-    """Return the values that a node reads, those that its subgraphs read from outside included."""
-    found = [value for value in node.inputs if value is not None]
-    for graph in subgraphs_of(node):
-        inside = {*graph.inputs, *graph.initializers.values()} | {v for n in graph for v in n.outputs}
-        found += [value for inner in graph for value in reads(inner) if value not in inside]
-        found += [value for value in graph.outputs if value is not None and value not in inside]
-    return found
-
-
-def subgraphs_of(node: ir.Node) -> list[ir.Graph]:
-    """Return the graphs that a node has as attributes, such as the branches of an If."""
-    graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs += attribute.as_graphs()
-    return graphs

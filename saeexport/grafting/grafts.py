@@ -50,11 +50,6 @@ class Graft:
         return self.hook if self.target is None else self.target.hook
 
     @property
-    def replaced(self) -> str:
-        """Name of the value that the output replaces."""
-        return self.value if self.target is None else self.target.value
-
-    @property
     def sae(self) -> SAEConfig:
         """The configuration of the SAE."""
         return self.artifact.manifest.sae

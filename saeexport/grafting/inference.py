@@ -18,8 +18,8 @@ from .sessions import start_on_cpu
 NAMES = {ir.DataType(dtype.onnx): name for name, dtype in DTYPES.items()} | {ir.DataType.BOOL: "bool"}
 """The dtypes that the inputs, outputs and hooks of a host may have, by their numbers in ONNX."""
 
-TYPES = {f"tensor({'float' if name == 'float32' else 'double' if name == 'float64' else name})": dtype
-         for dtype, name in NAMES.items()}  # fmt: skip
+TYPES = {f"tensor({dtype.onnx_name})": ir.DataType(dtype.onnx) for dtype in DTYPES.values()}
+TYPES["tensor(bool)"] = ir.DataType.BOOL
 """The dtypes by their names in ONNX Runtime."""
 
 

@@ -8,9 +8,9 @@ from runtime.errors import GraftError
 from runtime.hosts.manifest import Evidence
 from runtime.hosts.names import sae_folder
 
+from ..graphs.passes.tools.subgraph import subgraphs_of
 from .asked import Asked, AskedHook
 from .candidates import Reference
-from .cut import subgraphs_of
 from .grafts import Graft, Target, check_target, trailing_dimensions
 from .host import Host
 from .locate import Located, find

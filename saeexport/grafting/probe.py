@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 
-from runtime.arrays.dtypes import DTYPES
 from runtime.arrays.tensor import Array
+from runtime.devices.loading import ort_value
 from runtime.devices.start import ORT_ERRORS
 from runtime.errors import GraftError
 
@@ -92,14 +90,7 @@ def _run(proto: onnx.ModelProto, folder: Path, feeds: Mapping[str, Array]) -> li
         if missing := sorted(taken - set(feeds)):
             raise GraftError(f"The host takes {', '.join(missing)}, for which there are no values. Pass --reference "
                              "FILE with a value for each of its inputs.")  # fmt: skip
-        inputs = {name: _ort_value(feed) for name, feed in feeds.items() if name in taken}
+        inputs = {name: ort_value(feed) for name, feed in feeds.items() if name in taken}
         return [value.numpy() for value in session.run_with_ort_values(None, inputs)]
     except ORT_ERRORS as error:
         raise GraftError(f"ONNX Runtime cannot run the host on the CPU: {error}") from error
-
-
-def _ort_value(array: Array) -> ort.OrtValue:
-    kind = DTYPES.get(array.dtype.name)
-    if kind is not None and array.dtype.name == "bfloat16":  # numpy's own dtypes do not include it
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), kind.element_type)
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

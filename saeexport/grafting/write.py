@@ -12,7 +12,8 @@ from runtime.errors import GraftError
 from runtime.hosts.names import DATA
 
 from ..graphs.passes.strip import strip_remarks
-from .cut import reads
+from ..graphs.passes.tools.subgraph import reads
+from ..graphs.portable import IR_VERSION
 from .describe import describe_graph, name_dimensions
 from .unfuse import hide_residuals
 
@@ -22,7 +23,6 @@ ALIGNMENT = 4096
 SMALLEST = 1024
 """Constants of more bytes than this are in the weights file, the others in each graph that needs them."""
 
-IR_VERSION = 10
 """Oldest version of the format of ONNX that the graphs have; it loads in every ONNX Runtime since 1.19."""
 
 

@@ -96,9 +96,7 @@ class TopKConfig(HookedSAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.k = as_integer("k", self.k)
-        if not 1 <= self.k <= self.d_sae:
-            raise InputError(f"k is {self.k}; it must lie in [1, d_sae = {self.d_sae}].")
+        self.k = as_integer("k", self.k, 1, self.d_sae, most_is="d_sae = ")
 
 
 class TopKSAE(HookedSAE):

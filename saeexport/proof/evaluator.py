@@ -50,11 +50,6 @@ class HalfGraphs:
         return {name: y.astype(kinds[name]) for name, y in zip(kinds, outputs, strict=True)}
 
 
-def evaluate_graph(path: Path, feeds: dict[str, TensorValue]) -> dict[str, Array]:
-    """Return the outputs of one graph, as `HalfGraphs.run` does."""
-    return HalfGraphs().run(path.stem, path, feeds)
-
-
 def widened_feed(feed: TensorValue) -> Array:
     """Return an input as the widened graph takes it: float32 for half precision."""
     array = widened(np.asarray(feed))

@@ -34,7 +34,7 @@ from ..loading import parameter_values, start_on_checked_bytes
 from ..options import TF32, Options, stream_handle
 from ..start import CUDA, Device, start_session
 from .adding import read_adding_model
-from .binding import Bindings, is_on_gpu, run_options
+from .binding import Bindings, run_options
 from .driver import Card, driver
 from .folding import FoldedGraphs
 from .memory import KEPT_CALLS, DeviceMemory, join_neighbours
@@ -190,7 +190,7 @@ class CudaBackend:
 
         They are tensors on the GPU if the first input is, or else arrays on the host.
         """
-        on_gpu = is_on_gpu(feeds[spec.inputs[0].name])
+        on_gpu = isinstance(feeds[spec.inputs[0].name], Tensor)
         waits = self._owns_stream or not on_gpu
         with self._card.exclusive():
             self._begin(feeds)
@@ -235,9 +235,9 @@ class CudaBackend:
 
     def move_to_device_of(self, array: TensorValue, tensor: TensorValue) -> TensorValue:
         """Return `array` on the device of `tensor`, the GPU or the host."""
-        if isinstance(array, Tensor) and not is_on_gpu(tensor):
+        if isinstance(array, Tensor) and not isinstance(tensor, Tensor):
             return array.numpy()
-        if is_on_gpu(tensor) and not is_on_gpu(array):
+        if isinstance(tensor, Tensor) and not isinstance(array, Tensor):
             with self._card.exclusive():
                 self._begin({})
                 moved = self._move_to_gpu({"array": array}, waits=self._owns_stream)["array"]
@@ -310,7 +310,7 @@ class CudaBackend:
 
     def _move_to_gpu(self, feeds: Mapping[str, TensorValue], waits: bool) -> dict[str, TensorValue]:
         """Return the inputs, copied to the GPU where they are on the host; except `k`, which the host reads."""
-        on_host = {name: feed for name, feed in feeds.items() if not is_on_gpu(feed) and name != K}
+        on_host = {name: feed for name, feed in feeds.items() if not isinstance(feed, Tensor) and name != K}
         if not on_host:
             return dict(feeds)
         shapes = [(feed.shape, str(feed.dtype)) for feed in on_host.values()]
@@ -329,7 +329,7 @@ class CudaBackend:
                 to pageable memory, which the driver reads before it returns; the caller's array may itself be pinned.
         """
         host_arrays = {name: np.array(feed, order="C", copy=not waits or None)
-                 for name, feed in feeds.items() if not is_on_gpu(feed)}  # fmt: skip
+                 for name, feed in feeds.items() if not isinstance(feed, Tensor)}  # fmt: skip
         if waits:
             pinned = self._staging.arrays([(array.shape, array.dtype) for array in host_arrays.values()])
             for name, array in zip(host_arrays, pinned, strict=True):

@@ -14,11 +14,6 @@ KEPT_BINDINGS = 64
 """Number of bindings of a session that are kept. Each takes a few kilobytes."""
 
 
-def is_on_gpu(feed: TensorValue) -> bool:
-    """Tell whether an array is on a GPU."""
-    return isinstance(feed, Tensor)
-
-
 class Bindings:
     """The last bindings of each session.
 

@@ -73,7 +73,8 @@ class DeviceBuffer:
 
     def ready_for(self, stream: int) -> None:
         """Make a stream wait for all work queued on the memory so far, and record that the stream has it."""
-        self._memory.hand_over(stream, self.readers)
+        self._memory.settle(stream, self.readers)
+        self.readers.add(stream)
 
     def settle(self, stream: int) -> None:
         """Make a stream wait for the session's stream, and for the streams that the memory was handed to."""
@@ -173,11 +174,6 @@ class DeviceMemory:
         check_contiguous(imported, x)
         owner = DeviceBuffer(self, imported, readers)
         return Tensor(imported.pointer, imported.shape, imported.dtype, self.device, owner)
-
-    def hand_over(self, stream: int, readers: set[int]) -> None:
-        """Make a stream wait as `settle` does, and add it to the readers."""
-        self.settle(stream, readers)
-        readers.add(stream)
 
     def settle(self, stream: int, readers: set[int]) -> None:
         """Make a stream wait for all work queued so far, by the session and by the readers on their streams."""

@@ -22,7 +22,7 @@ from typing import IO
 
 from ...arrays.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ...artifact.folder import Artifact
-from ...artifact.manifest import INT8, GraphSpec
+from ...artifact.manifest import GraphSpec
 from ...artifact.names import TOKENS, K
 from ...errors import InputError, ProviderError
 from ..cuda.driver import GPU
@@ -51,28 +51,23 @@ class Shapes:
 
     Attributes:
         tokens: Largest number of tokens in one run, which is a block.
-        usual_tokens: Number of tokens that the engine is tuned for. None means `tokens`.
+        usual_tokens: Number of tokens that the engine is tuned for.
         edits: Largest number of edits in an intervention.
         usual_edits: Number of edits that the engine is tuned for.
     """
 
     tokens: int
-    usual_tokens: int | None = None
+    usual_tokens: int
     edits: int = 64
     usual_edits: int = 1
 
     def __post_init__(self) -> None:
         for what, usual, most in (
-            ("tokens", self.usual, self.tokens),
+            ("tokens", self.usual_tokens, self.tokens),
             ("edits", self.usual_edits, self.edits),
         ):
             if not 1 <= usual <= most:
                 raise InputError(f"An engine for at most {most} {what}, usually {usual}: 1 <= usual <= most must hold.")
-
-    @property
-    def usual(self) -> int:
-        """Number of tokens that the engine is tuned for."""
-        return self.tokens if self.usual_tokens is None else self.usual_tokens
 
 
 @dataclass(frozen=True)
@@ -120,11 +115,6 @@ def provider_options(
         ProviderError: TensorRT cannot run the graph, or not in this precision.
     """
     manifest = artifact.manifest
-    if manifest.weights_dtype == INT8:
-        raise ProviderError(
-            f"{artifact.path} has int8 weights, whose operators only ONNX Runtime's CPU provider implements. "
-            'Open it with device="cpu", or export the SAE again without weights="int8".'
-        )
     options = (
         _profile(manifest.graphs[graph], shapes) | _precision(manifest.sae.dtype, precision, gpu) | {**(extra or {})}
     )
@@ -156,7 +146,7 @@ def _profile(spec: GraphSpec, shapes: Shapes) -> dict[str, str]:
     # The strengths of edits have one row for all tokens, or one per token. An intervention without edits, m = 0, is run
     # by the graph without interventions, so the engine does not need that shape.
     ranges = {
-        TOKENS: (1, shapes.usual, shapes.tokens),
+        TOKENS: (1, shapes.usual_tokens, shapes.tokens),
         "rows": (1, 1, shapes.tokens),
         "m": (1, shapes.usual_edits, shapes.edits),
     }
@@ -177,12 +167,6 @@ def _profile(spec: GraphSpec, shapes: Shapes) -> dict[str, str]:
 
 def _precision(dtype: str, precision: str, gpu: GPU) -> dict[str, str]:
     """Return the options that make TensorRT compute in an artifact's dtype, and in no lower precision."""
-    if precision not in (FLOAT32, TF32) or (precision == TF32 and dtype != FLOAT32):
-        raise ProviderError(
-            f"precision is {precision!r}, and the artifact is in {dtype}. TensorRT computes in the artifact's dtype; "
-            'precision="tf32" is for float32. For another dtype, export the SAE with dtype=, which '
-            "also measures the loss."
-        )
     if dtype in (FLOAT16, BFLOAT16):
         switch = {FLOAT16: "trt_fp16_enable", BFLOAT16: "trt_bf16_enable"}[dtype]
         # The squares and means of a normalisation are float32 in the graph, and must stay float32.

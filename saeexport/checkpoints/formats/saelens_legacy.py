@@ -46,7 +46,7 @@ _TRAINING = (  # options of the training
     "dead_feature_window dead_feature_threshold n_eval_batches eval_batch_size_prompts resume seed verbose "
     "n_checkpoints checkpoint_path log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb "
     "wandb_project wandb_id wandb_entity wandb_log_frequency eval_every_n_wandb_logs run_name log_weights_to_wandb "
-    "decoder_heuristic_init_norm n_eval_seqs store_batch_size train_batch_size"
+    "decoder_heuristic_init_norm n_eval_seqs"
 )
 _BEFORE_RELEASES = (  # options of the training in configs that are older than SAELens 0.1, as of gpt2-small-res-jb
     "dead_feature_estimation_method feature_reinit_scale feature_sampling_method resample_batches"

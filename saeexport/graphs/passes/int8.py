@@ -66,9 +66,9 @@ def _rows_to_int8(matrix: Array, name: str) -> dict[str, Array]:
     width = max(divisor for divisor in range(1, BLOCK + 1) if columns % divisor == 0)
     quantized = np.empty((matrix.size // width, width), np.int8)
     scales = np.empty(len(quantized), np.float32)
-    step, per_row = max(1, ROWS_AT_A_TIME), columns // width
-    for start in range(0, len(matrix), step):
-        blocks = matrix[start : start + step].reshape(-1, width)
+    per_row = columns // width
+    for start in range(0, len(matrix), ROWS_AT_A_TIME):
+        blocks = matrix[start : start + ROWS_AT_A_TIME].reshape(-1, width)
         where = slice(start * per_row, start * per_row + len(blocks))
         scales[where] = _scales(blocks)
         quantized[where] = np.rint(blocks / scales[where, None])

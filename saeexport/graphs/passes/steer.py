@@ -29,6 +29,7 @@ from runtime.artifact.names import (
 
 from .tools.building import Nodes
 from .tools.parameters import is_matrix, rows_of
+from .tools.subgraph import ancestors
 
 CLEAN = "clean."
 
@@ -40,9 +41,9 @@ def add_interventions(model: ir.Model, spec: GraphSpec) -> ir.Model:
     acts_post = outputs[HOOK_ACTS_POST]
     edited = _Editing(graph, acts_post, spec)
     after = _readers(acts_post)
-    decoder = after & _ancestors(outputs[HOOK_RECONS])
-    clean = _ancestors(outputs[HOOK_ERROR]) if HOOK_ERROR in outputs else set()
-    to_output = after & (_ancestors(outputs[HOOK_OUTPUT]) - clean)
+    decoder = after & ancestors(outputs[HOOK_RECONS])
+    clean = ancestors(outputs[HOOK_ERROR]) if HOOK_ERROR in outputs else set()
+    to_output = after & (ancestors(outputs[HOOK_OUTPUT]) - clean)
     copies = edited.copy([node for node in list(graph) if node in decoder | to_output])
 
     for name in (HOOK_RECONS, HOOK_OUTPUT):
@@ -132,16 +133,4 @@ def _readers(value: ir.Value) -> set[ir.Node]:
             if use.node not in found:
                 found.add(use.node)
                 todo.extend(use.node.outputs)
-    return found
-
-
-def _ancestors(value: ir.Value) -> set[ir.Node]:
-    """Return all nodes that a value depends on."""
-    found: set[ir.Node] = set()
-    todo = [value]
-    while todo:
-        node = todo.pop().producer()
-        if node is not None and node not in found:
-            found.add(node)
-            todo.extend(input for input in node.inputs if input is not None)
     return found

@@ -212,7 +212,7 @@ WRONG = {
         "neither a .npy file nor a Parquet file. An SAE",
     ),
     "broken": (lambda path: path.write_bytes(b"PAR1" * 9) and path, {}, "not a Parquet file that pyarrow reads"),
-    "k": (lambda path: parquet(path, normal(4, 6)), {"k": 17}, r"k is 17; it must lie in \[1, d_sae = 16\]"),
+    "k": (lambda path: parquet(path, normal(4, 6)), {"k": 17}, r"k is 17; it must be from 1 to d_sae = 16"),
     "the source": (lambda path: path.with_name("f.parquet"), {}, "f.parquet is the file that is read, and would be"),
     "kept twice": (
         lambda path: parquet(path, normal(4, 6), id=pa.array(range(4))),

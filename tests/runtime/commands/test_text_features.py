@@ -254,7 +254,7 @@ WRONG = {
     ),
     "the source": (lambda path: path.with_name("f.parquet"), {}, "f.parquet is the file that is read, and would be"),
     "rows": (lambda path: lines(path, ["w1"]), {"rows": "words"}, "rows is 'words'; it must be one of texts, tokens"),
-    "k": (lambda path: lines(path, ["w1"]), {"k": 25}, r"k is 25; it must lie in \[1, d_sae = 24\]"),
+    "k": (lambda path: lines(path, ["w1"]), {"k": 25}, r"k is 25; it must be from 1 to d_sae = 24"),
     "max_length": (lambda path: lines(path, ["w1"]), {"max_length": 2}, "2 of the tokens are special ones"),
 }
 

@@ -176,7 +176,7 @@ def test_nothing_is_copied(tmp_path, monkeypatch):
         ("gated", {"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is True; a gated SAE has no"),
         ("topk", {"k": "absent"}, "cfg.json has no 'k'"),
         ("topk", {"k": 2.5}, "k is 2.5; it must be of the type int"),
-        ("topk", {"k": 17}, r"The config of .* does not fit: k is 17; it must lie in \[1, d_sae = 16\]"),
+        ("topk", {"k": 17}, r"The config of .* does not fit: k is 17; it must be from 1 to d_sae = 16"),
         ("topk", {"k": True}, "k is True; it must be of the type int"),
         ("standard", {"d_in": "6"}, "d_in is '6'; it must be of the type int"),
         ("standard", {"apply_b_dec_to_input": 1}, "apply_b_dec_to_input is 1; it must be of the type bool"),

@@ -119,7 +119,7 @@ def test_nothing_is_copied(tmp_path):
         ({"signed": True, "transcode": True}, "cfg.json: signed is True; only SAEs of sparsify have negative"),
         ({"pre_act_bias": 2}, "unknown options, .*: pre_act_bias = 2"),
         ({"k": None}, "cfg.json has no 'k'"),
-        ({"k": 17}, r"k is 17; it must lie in \[1, d_sae = 16\]"),
+        ({"k": 17}, r"k is 17; it must be from 1 to d_sae = 16"),
         ({"d_in": None}, "cfg.json has no 'd_in'"),
         ({"num_latents": 15}, r"W_enc \[6, 16\].* of its config has .*W_enc \[6, 15\]"),
         ({"transcode": "yes"}, "transcode is 'yes'; it must be of the type bool"),

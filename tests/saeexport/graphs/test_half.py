@@ -23,7 +23,7 @@ from runtime.parity.fidelity import features_of
 from saeexport import ExportError, HookedSAE, export
 from saeexport.cli import main as saeexport_main
 from saeexport.graphs import write as graphs
-from saeexport.proof.evaluator import evaluate_graph
+from saeexport.proof.evaluator import HalfGraphs
 from saeexport.proof.truth import reference_of
 from tests.support.samples import HOOKS, TINY, make_sae, normal
 from tests.support.zoo import ARCHITECTURES, sae_of
@@ -167,7 +167,7 @@ def test_portable_graphs_compute_what_their_cpu_variants_compute(half, name, arc
     with SAESession(path, "cpu") as session:
         feeds = {tensor.name: feeds[tensor.name] for tensor in session.artifact.manifest.graphs[name].inputs}
         expected = {k: widened(np.asarray(v)) for k, v in session.run_graph(f"{name}.wide", feeds).items()}
-    found = evaluate_graph(path / f"{name}.onnx", feeds)
+    found = HalfGraphs().run(name, path / f"{name}.onnx", feeds)
     assert {k: (y.shape, y.dtype) for k, y in found.items()} == {k: (y.shape, y.dtype) for k, y in expected.items()}
     # The CPU variants round a product and its bias once, the portable graphs twice, as PyTorch does.
     alike = (decided(found) == decided(expected)).all(-1)

@@ -62,7 +62,7 @@ def test_targets_must_fit_the_activations(tmp_path, targets, message):
 @pytest.mark.parametrize(
     ("architecture", "more", "message"),
     [
-        ("topk", {"k": 0}, r"k is 0; it must lie in \[1, d_sae = 48\]"),
+        ("topk", {"k": 0}, r"k is 0; it must be from 1 to d_sae = 48"),
         ("topk", {"k": 49}, "k is 49"),
         ("transcoder", {"d_out": 0}, "d_out is 0"),
         ("transcoder", {"apply_b_dec_to_input": True}, "apply_b_dec_to_input is True"),

@@ -15,7 +15,7 @@ from saeexport import export
 from saeexport.original import running
 from saeexport.original.precision import HalfProducts, InFloat64
 from saeexport.original.running import all_hooks, computing, edited_hooks, run_to_hook, torch_hook
-from saeexport.proof.evaluator import evaluate_graph
+from saeexport.proof.evaluator import HalfGraphs
 from tests.support.breaking import edit_graph
 from tests.support.samples import HOOKS, make_sae, normal
 from tests.support.zoo import ARCHITECTURES, D_IN, sae_of, target_of
@@ -81,10 +81,10 @@ def test_a_chain_of_products_is_rounded_as_pytorch_rounds_it(dtype):
 def test_what_onnx_runtime_refuses_in_half_precision_is_said_in_an_error_of_ours(tmp_path):
     path = export(make_sae(), tmp_path / "sae", normal(40, 6), dtype="float16").path
     with pytest.raises(SAEError, match="ONNX Runtime cannot run it with casts around each operator: "):
-        evaluate_graph(path / "model.onnx", {"input": normal(3, 7).astype(np.float16)})
+        HalfGraphs().run("model", path / "model.onnx", {"input": normal(3, 7).astype(np.float16)})
     edit_graph(lambda model: setattr(model.graph.node[0], "op_type", "Softmax13"))(path / "model.onnx")
     with pytest.raises(ArtifactError, match="ONNX Runtime cannot load it with casts around each operator: "):
-        evaluate_graph(path / "model.onnx", {"input": normal(3, 6).astype(np.float16)})
+        HalfGraphs().run("model", path / "model.onnx", {"input": normal(3, 6).astype(np.float16)})
 
 
 def test_the_truth_of_half_precision_is_in_float64():

@@ -1,4 +1,4 @@
-"""Extracts the part of a graph between some of its values as a model, such as the encoder."""
+"""What the values of a graph depend on, and the part between some of its values as a model, such as the encoder."""
 
 from collections.abc import Sequence
 
@@ -29,3 +29,36 @@ def depends_on(model: ir.Model, output: str, source: str, between: str) -> bool:
         node = value.producer()
         todo.extend(input for input in (node.inputs if node else ()) if input is not None)
     return False
+
+
+def ancestors(value: ir.Value) -> set[ir.Node]:
+    """Return the nodes that a value depends on."""
+    found: set[ir.Node] = set()
+    todo = [value.producer()]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo.extend(read.producer() for read in reads(node))
+    return found
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """Return the values that a node reads, those that its subgraphs read from outside included."""
+    found = [value for value in node.inputs if value is not None]
+    for graph in subgraphs_of(node):
+        inside = {*graph.inputs, *graph.initializers.values()} | {v for n in graph for v in n.outputs}
+        found += [value for inner in graph for value in reads(inner) if value not in inside]
+        found += [value for value in graph.outputs if value is not None and value not in inside]
+    return found
+
+
+def subgraphs_of(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs that a node has as attributes, such as the branches of an If."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs += attribute.as_graphs()
+    return graphs
