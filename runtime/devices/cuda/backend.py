@@ -135,7 +135,8 @@ class CudaBackend:
         """
         if not self._owns_stream:
             # Another thread may have the card, and then the wait is deferred: what it waits for lives until then.
-            kept = session._sess, session.values_in_use, self._options.stream
+            # Python frees the last of a tuple first, so that the session dies before its values and its stream.
+            kept = self._options.stream, session.values_in_use, session._sess
             weakref.finalize(session, self._card.defer, functools.partial(_wait_for, self._card, self.stream, kept))
         return session
 
@@ -203,14 +204,16 @@ class CudaBackend:
                 results += self._memory.tensors(forms)
             else:
                 results += self._pinned.arrays([(shape, DTYPES[dtype].numpy) for shape, dtype in forms])
-            if replay is not None:
-                self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
-                replay.run()
-                self._queue_results([replay.outputs[name] for name in names], results)
-            else:
-                self._run_blocks(session, spec, feeds, dict(zip(names, results, strict=True)), sizes, waits)
-            if waits:
-                self._wait()
+            try:
+                if replay is not None:
+                    self._queue_copies({name: feeds[name] for name in replay.inputs}, replay.inputs, waits)
+                    replay.run()
+                    self._queue_results([replay.outputs[name] for name in names], results)
+                else:
+                    self._run_blocks(session, spec, feeds, dict(zip(names, results, strict=True)), sizes, waits)
+            finally:
+                if waits:  # after an error, too: the caller may drop the session now, which queued work still uses
+                    self._wait()
             self._memory.trim()
         return results
 

@@ -193,13 +193,19 @@ class Card:
         if ending():
             return
         self._deferred.append(work)
-        if self._lock.acquire(blocking=False):
-            try:
-                if not self._depth:
-                    with contextlib.suppress(SAEError), self._exclusive:  # at exit, the driver may already be gone
+        self._run_deferred()
+
+    def _run_deferred(self) -> None:
+        """Run the deferred work, unless a thread is inside a block of `exclusive`, at whose end it runs."""
+        with contextlib.suppress(SAEError):  # at exit, the driver may already be gone
+            while self._deferred and self._lock.acquire(blocking=False):
+                try:
+                    if self._depth:
+                        return
+                    with self._exclusive:
                         pass
-            finally:
-                self._lock.release()
+                finally:
+                    self._lock.release()
 
     def stream(self) -> int:
         """Create a stream that does not synchronize with the legacy default stream, and return its address."""
@@ -330,12 +336,15 @@ class _Exclusive:
 
     def __exit__(self, *_: object) -> None:
         card = self._card
+        is_outermost = card._depth == 1
         try:
-            if card._depth == 1:
+            if is_outermost:
                 self._finish()
         finally:
             card._depth -= 1
             card._lock.release()
+        if is_outermost and card._deferred:  # since `_finish` looked, by a thread that did not get the lock
+            card._run_deferred()
 
     def _finish(self) -> None:
         """Run the deferred work, and make the context current again that was current before the block."""

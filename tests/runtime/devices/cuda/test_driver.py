@@ -303,6 +303,29 @@ def test_a_driver_that_has_ended_does_not_keep_other_threads_out(card, library):
     assert entered == [True]
 
 
+@pytest.mark.parametrize("in_thread", [True, False], ids=["another thread", "a finalizer"])
+def test_work_that_is_deferred_while_a_block_ends_runs(card, library, in_thread):
+    """It comes after the block has looked for deferred work, and before it gives the lock back."""
+    real, done = card._call, []
+
+    def call(name, *arguments):
+        if name == "cuCtxPopCurrent_v2" and not done:
+            done.append("deferred")
+            if in_thread:
+                thread = threading.Thread(target=card.defer, args=(lambda: done.append("run"),))
+                thread.start()
+                thread.join()
+            else:
+                card.defer(lambda: done.append("run"))
+        real(name, *arguments)
+
+    card._call = call
+    with card.exclusive():
+        pass
+    assert done == ["deferred", "run"]
+    assert library.contexts == []
+
+
 AT_THE_END = """
 import builtins
 from runtime.devices.cuda import driver

@@ -12,9 +12,10 @@ import torch
 from runtime import InputError, SAEError, SAESession, Tensor
 from runtime.arrays import dlpack
 from runtime.devices.cuda.folding import FEWEST_TOKENS
+from runtime.devices.start import ORT_ERRORS
 from saeexport import export
 from tests.support.samples import HOOKS, TINY, normal
-from tests.support.simulated_cuda import LEGACY, DeviceArray
+from tests.support.simulated_cuda import LEGACY, DeviceArray, Parts, Session
 from tests.support.zoo import sae_of
 
 
@@ -186,6 +187,29 @@ def test_a_session_of_onnx_runtime_outlives_what_it_has_queued(machine, artifact
     assert not machine.streams[stream].queue
 
 
+@pytest.mark.parametrize("end", [release, SAESession.close, lambda sae: None], ids=["release", "close", "drop"])
+def test_it_does_also_when_a_later_block_fails(machine, monkeypatch, end):
+    """On the session's own stream a call waits for its results, and if it fails for what it has queued until then."""
+    real, runs = Session.run_with_iobinding, []
+
+    def fail_at_the_second(session, binding, options):
+        runs.append(session)
+        if len(runs) == 2:
+            raise ORT_ERRORS[0]("Failed to allocate memory")
+        real(session, binding, options)
+
+    sae = SAESession(TINY, "cuda", block_tokens=4)
+    monkeypatch.setattr(Session, "run_with_iobinding", fail_at_the_second)
+    with pytest.raises(SAEError, match="Failed to allocate memory"):
+        sae(DeviceArray(machine, normal(8, 6)))
+    runs.clear()
+    machine.sessions.clear()
+    end(sae)
+    del sae
+    gc.collect()
+    assert machine.died_early == []
+
+
 def test_it_does_also_while_another_thread_has_the_card(machine, artifact_of):
     sae, stream = queue_work(machine, artifact_of("standard").path)
     taken, dropped = threading.Event(), threading.Event()
@@ -235,21 +259,38 @@ def test_a_session_outlives_its_work_on_a_stream_that_was_destroyed(machine, art
     assert machine.died_early == []
 
 
+class OwnedStream:
+    """A stream that destroys itself, as CuPy's do."""
+
+    def __init__(self, card):
+        self.card, self.ptr = card, card.stream()
+
+    def __del__(self):
+        self.card.destroy_stream(self.ptr)
+
+
+@pytest.mark.parametrize("card_is_taken", [False, True])
+def test_a_stream_dies_after_the_session_of_onnx_runtime(machine, monkeypatch, card_is_taken):
+    card, died = machine.card(0), []
+    monkeypatch.setattr(Parts, "__del__", lambda parts: died.append("session"))
+    monkeypatch.setattr(card, "destroy_stream", lambda stream: died.append("stream"))
+    sae = SAESession(TINY, "cuda", stream=OwnedStream(card))
+    sae(DeviceArray(machine, normal(3, 6)))
+    machine.sessions.clear()
+    gc.collect()
+    died.clear()  # the session that looked whether the GPU can run the artifact
+    with card.exclusive() if card_is_taken else contextlib.nullcontext():
+        del sae
+        gc.collect()
+    assert died == ["session", "stream"]
+
+
 def test_a_stream_that_dies_with_the_session_lives_until_its_work_is_done(machine, artifact_of, monkeypatch):
     card, unraisable = machine.card(0), []
     monkeypatch.setattr("sys.unraisablehook", unraisable.append)
 
-    class Stream:
-        """Destroys itself, as CuPy's do."""
-
-        def __init__(self):
-            self.ptr = card.stream()
-
-        def __del__(self):
-            card.destroy_stream(self.ptr)
-
     streams = set(machine.streams)
-    sae = SAESession(artifact_of("standard").path, "cuda", stream=Stream(), precision="tf32")
+    sae = SAESession(artifact_of("standard").path, "cuda", stream=OwnedStream(card), precision="tf32")
     for tokens in (3, FEWEST_TOKENS):
         sae(DeviceArray(machine, normal(tokens, 10)))
     # A session that the backend itself holds dies after its options, which hold the stream.
