@@ -303,26 +303,45 @@ def test_a_driver_that_has_ended_does_not_keep_other_threads_out(card, library):
     assert entered == [True]
 
 
-@pytest.mark.parametrize("in_thread", [True, False], ids=["another thread", "a finalizer"])
-def test_work_that_is_deferred_while_a_block_ends_runs(card, library, in_thread):
-    """It comes after the block has looked for deferred work, and before it gives the lock back."""
-    real, done = card._call, []
+class WatchedLock:
+    """A lock that calls a function before it is released for the n-th time."""
 
-    def call(name, *arguments):
-        if name == "cuCtxPopCurrent_v2" and not done:
-            done.append("deferred")
-            if in_thread:
-                thread = threading.Thread(target=card.defer, args=(lambda: done.append("run"),))
-                thread.start()
-                thread.join()
-            else:
-                card.defer(lambda: done.append("run"))
-        real(name, *arguments)
+    def __init__(self, lock, n, work):
+        self.lock, self.left, self.work = lock, n, work
+        self.acquire = lock.acquire
 
-    card._call = call
+    def release(self):
+        self.left -= 1
+        if self.left == 0:
+            self.work()
+        self.lock.release()
+
+
+def enter(card):
     with card.exclusive():
         pass
-    assert done == ["deferred", "run"]
+
+
+@pytest.mark.parametrize(("use", "release"), [
+    (enter, 1), (lambda card: card.defer(lambda: None), 1), (lambda card: card.defer(lambda: None), 2),
+], ids=["the end of a block", "the end of deferred work", "after deferred work"])  # fmt: skip
+@pytest.mark.parametrize("in_thread", [True, False], ids=["another thread", "a finalizer in this thread"])
+def test_work_that_is_deferred_while_the_lock_is_given_back_runs(card, library, use, release, in_thread):
+    """It comes after somebody has looked for deferred work, and before another thread gets the lock."""
+    done = []
+
+    def defer():
+        if in_thread:
+            thread = threading.Thread(target=card.defer, args=(lambda: done.append(True),))
+            thread.start()
+            thread.join()
+        else:
+            card.defer(lambda: done.append(True))
+
+    card._lock = WatchedLock(card._lock, release, defer)
+    use(card)
+    assert card._lock.left <= 0
+    assert done == [True]
     assert library.contexts == []
 
 
