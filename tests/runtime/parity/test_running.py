@@ -19,6 +19,7 @@ class Session:
         self.cfg = SimpleNamespace(dtype="float32")
         tensor = SimpleNamespace(name="input", shape=("tokens", 2))
         graphs = dict.fromkeys(("model", "model.sparse"), SimpleNamespace(inputs=[tensor]))
+        graphs["features"] = SimpleNamespace(inputs=[tensor, SimpleNamespace(name="k", shape=(1,))])
         self.artifact = SimpleNamespace(manifest=SimpleNamespace(graphs=graphs))
 
     def run_graph(self, graph, feeds):
@@ -68,8 +69,6 @@ def test_on_cuda_the_strongest_features_are_those_of_top_features():
         return x[:, :1].astype(np.int64), x[:, :1], x[:, 0]
 
     session.top_features = top_features
-    inputs = [*session.artifact.manifest.graphs["model"].inputs, SimpleNamespace(name="k", shape=(1,))]
-    session.artifact.manifest.graphs["features"] = SimpleNamespace(inputs=inputs)
     x = np.arange(42.0, dtype=np.float32).reshape(21, 2)
     outputs = SessionRunner(session)("features", {"input": x, "k": np.array([5])}, 21)
     assert asked == [(FEWEST_TOKENS, 5), (10, 5), (1, 5)]
@@ -77,6 +76,13 @@ def test_on_cuda_the_strongest_features_are_those_of_top_features():
     assert np.array_equal(outputs["indices"], x[:, :1])
     assert np.array_equal(outputs["values"], x[:, :1])
     assert np.array_equal(outputs["l0"], x[:, 0])
+
+
+def test_on_a_cpu_they_are_those_of_the_graph():
+    session = Session()
+    outputs = SessionRunner(session)("features", {"input": np.zeros((3, 2), np.float32), "k": np.array([5])}, 3)
+    assert [len(call) for call in session.calls] == [2, 1]
+    assert outputs.keys() == {"output"}
 
 
 def test_only_inputs_with_a_row_for_each_token_are_repeated():
