@@ -167,6 +167,7 @@ class _Proving:
             tensors |= golden
         if self.failures:
             raise ParityError("\n".join([f"{self.path} was not written: parity is not met", *self.failures]))
+        # Not `ascontiguousarray`, which makes an array of a scalar.
         save_file({name: np.asarray(widened(y), order="C") for name, y in tensors.items()}, self.folder / GOLDEN)
         return Proof(kind, HostGolden(GOLDEN, int(self.mask.sum()), self.given.source), parity)
 
