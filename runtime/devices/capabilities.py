@@ -90,7 +90,10 @@ def resolve_device_name(artifact: Artifact, device: str) -> str:
         return device
     if device == "auto":
         return CPU
-    raise ProviderError(f"{device} was asked for, but {artifact.path} has int8 weights, which run on a CPU only.")
+    raise ProviderError(
+        f"{device} was asked for, but {artifact.path} has int8 weights, which run on a CPU only. Open it with "
+        'device="cpu", or export the SAE in float32 or half precision.'
+    )
 
 
 def check_runs(artifact: Artifact, device: Device, options: Options) -> None:

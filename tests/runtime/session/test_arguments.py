@@ -193,8 +193,11 @@ def test_a_device_that_does_not_exist_is_named_whatever_the_weights_are(tmp_path
     path = export(sae_of("standard"), tmp_path / "sae", weights="int8").path
     with pytest.raises(runtime.ProviderError, match='device is \'foo\'; it must be "auto", "cpu", "cuda"'):
         SAESession(path, "foo")
-    with pytest.raises(runtime.ProviderError, match="int8 weights, which run on a CPU only"):
-        SAESession(path, "cuda")
+    for device in ("cuda", "tensorrt"):
+        with pytest.raises(
+            runtime.ProviderError, match='int8 weights, which run on a CPU only. Open it with device="cpu"'
+        ):
+            SAESession(path, device)
 
 
 def test_the_message_says_what_to_do(session):

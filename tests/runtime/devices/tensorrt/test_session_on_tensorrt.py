@@ -54,6 +54,13 @@ def test_a_session_of_onnx_runtime_outlives_what_it_has_queued(opened, machine):
     assert not machine.streams[stream].queue
 
 
+def test_tf32_is_for_float32(machine, half):
+    with pytest.raises(
+        InputError, match=r'precision="tf32" applies to float32 artifacts; .* is in bfloat16. Leave it out'
+    ):
+        SAESession(half, "tensorrt", precision="tf32")
+
+
 def test_empty_interventions_and_batches_stay_within_the_profile(opened, machine):
     with opened() as sae:
         x = normal(3, 6)
