@@ -28,7 +28,7 @@ def verify(
 ) -> Report:
     """Verify an artifact; see `runtime.hosts.verify.verify`, which also takes grafted hosts.
 
-    Of a graph that does not run on the device, only the inputs, the outputs and the checksum of the weights are checked.
+    Of a graph that does not run on the device, only inputs, outputs and the checksum of the weights are checked.
     """
     artifact = read_intact(path, public_key)
     if isinstance(artifact, Report):  # do not run what was changed
